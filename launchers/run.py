@@ -1,0 +1,179 @@
+"""`duet`: compose -> check -> merge -> choose the scale -> score -> rows -> table. The only module that knows Hydra."""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from launchers import export, plots, rows, table
+from launchers.cells import Cell, Setup, finish
+from launchers.hints import hint
+from launchers.rows import Row
+from merging.cache import GIB, Cache
+from merging.errors import UserError
+from merging.methods import Base, Expert
+from tasks.grid import Fixed, Grid
+
+log = logging.getLogger(__name__)
+DECIDES = ("backbone", "experts", "suite", "method", "scale", "seed")  # what changes a number
+LISTED = "rows.json"  # in a job's folder: the row files it makes or finds
+
+
+def run(config: DictConfig) -> list[str]:
+    """One Hydra job: the base, the chosen method and the experts. Returns the row files."""
+    folder, here = Path(config.output) / "results", Path(HydraConfig.get().runtime.output_dir)
+    with instantiate(config.tracker) as tracker:
+        wanted = cell(config)
+        tracker.start(wanted.config, wanted.run_id, f"{wanted.label} {wanted.setup.grid.suite.name}")
+        references = [reference(config, label) for label in ("base", "expert") if label != wanted.label]
+        files = [str((folder / f"{each.run_id}.json").resolve()) for each in (wanted, *references)]
+        (here / LISTED).write_text(json.dumps(files))
+        found = [finish(each, folder, _Quiet(tracker, each.label), found_level=logging.DEBUG) for each in references]
+        row = finish(wanted, folder, tracker, config.redo, config.save)
+        shown = sorted([row, *found], key=lambda each: each.created)
+        tracker.finish(row, shown, plots.heatmap(shown, here / "heatmap.png"))
+    return files
+
+
+def cell(config: DictConfig) -> Cell:
+    """The cell that the configuration names."""
+    decides = resolved(config)
+    label = HydraConfig.get().runtime.choices["method"]
+    return Cell(label, instantiate(config.method), instantiate(config.scale), decides, setup_of(config, decides))
+
+
+def reference(config: DictConfig, label: str) -> Cell:
+    """The base or the experts on the same setup; no knob of the run's own method touches them."""
+    method = {"base": Base, "expert": Expert}[label]()
+    decides = resolved(config) | {"method": {"_target_": f"merging.methods.{type(method).__name__}"}, "scale": None}
+    return Cell(label, method, Fixed(), decides, setup_of(config, decides))
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The part of the configuration that decides the numbers, as plain values."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    decides = {name: plain[name] for name in DECIDES}
+    decides["experts"].pop("workers", None)
+    if decides["method"]["_target_"].endswith((".Base", ".Expert")):
+        decides["scale"] = None
+    return decides
+
+
+def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
+    """Experts and grid of this backbone, suite and seed, shared by the jobs of one process."""
+    key = json.dumps([decides[name] for name in ("backbone", "experts", "suite")], sort_keys=True)
+    if key not in _SETUPS:
+        store = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
+        suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
+        source = instantiate(config.experts)
+        _SETUPS[key] = Setup(source.open(suite, backbone, store), Grid(suite, backbone), source.family)
+    return _SETUPS[key]
+
+
+_SETUPS: dict[str, Setup] = {}
+
+
+class _Quiet:
+    """The run's tracker, for a reference method: its accuracies are told under its own name."""
+
+    def __init__(self, tracker: Any, label: str):
+        self._tracker, self._label = tracker, label
+
+    def log_task(self, task: str, accuracy: float) -> None:
+        self._tracker.log_task(task, accuracy, self._label)
+
+
+class Report(Callback):
+    """Checks the output folder first; shows the table and the heat map when the run, or the whole sweep, has ended."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        check_output(Path(config.output))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        check_output(Path(config.output))
+
+    def on_run_end(self, config: DictConfig, **_: Any) -> None:
+        show(Path(config.hydra.run.dir))
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        show(Path(config.hydra.sweep.dir))
+
+
+def check_output(folder: Path) -> None:
+    """Exits with one paragraph unless files can be made in `folder`; Hydra would show a traceback."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        sys.exit(f"Cannot write to output={folder}: {error.strerror}. Name a folder that you may write to.")
+
+
+def show(folder: Path) -> None:
+    """Print one table of all rows made under `folder`, failed ones too; write table.md and heatmap.png there."""
+    listed = sorted({file for found in folder.rglob(LISTED) for file in json.loads(found.read_text())})
+    made: list[Row] = rows.read([file for file in listed if Path(file).exists()])
+    if not made:
+        return
+    table.show(made, Console(width=None if sys.stdout.isatty() else table.WIDTH))
+    (folder / "table.md").write_text(export.markdown(made))
+    picture = plots.heatmap(made, folder / "heatmap.png")
+    log.info("table %s, heat map %s, rows %s", folder / "table.md", picture, Path(listed[0]).parent)
+
+
+@hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
+def job(config: DictConfig) -> list[str]:
+    """What Hydra calls. A failure is logged, a UserError as one paragraph, and the other jobs of a sweep go on."""
+    try:
+        return run(config)
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not _COMMAND.is_here():  # a job sent elsewhere: only Hydra can carry the failure home
+            raise CompactHydraException(str(cause)) if isinstance(cause, UserError) else error from None
+        _COMMAND.failed += 1
+        log.error(cause, exc_info=not isinstance(cause, UserError))
+        return []
+
+
+@dataclass
+class _Command:
+    """The process in which `main` runs, and how many of its jobs failed."""
+
+    process: int | None = None
+    failed: int = 0
+
+    def is_here(self) -> bool:
+        return self.process == os.getpid()
+
+
+_COMMAND = _Command()
+
+
+def main() -> None:
+    """The console script."""
+    _COMMAND.process, _COMMAND.failed = os.getpid(), 0
+    try:
+        job()
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was finished is kept; run the same command to go on.", file=sys.stderr)
+        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 1 and (advice := hint(sys.argv[1:])):
+            print(advice, file=sys.stderr)
+        raise
+    sys.exit(1 if _COMMAND.failed else 0)
+
+
+if __name__ == "__main__":
+    main()

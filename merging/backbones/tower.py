@@ -1,0 +1,58 @@
+"""Image towers built from facts (JSON-able values), with the parameter names of open_clip."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+PREFIX = "visual."  # of the tower's parameters in a whole CLIP
+
+
+class ImageTower(nn.Module):
+    """An open_clip image encoder under the name `visual`: normalised float images [N, 3, H, W] -> features [N, D]."""
+
+    def __init__(self, embed_dim: int, vision_cfg: Mapping[str, object], quick_gelu: bool = False):
+        from open_clip.model import _build_vision_tower  # here, because importing it takes seconds
+
+        super().__init__()
+        self.visual = _build_vision_tower(embed_dim, dict(vision_cfg), quick_gelu)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.visual(images)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Architecture facts. `mean` and `std` (per channel, of values in [0, 1]) normalise the images."""
+
+    name: str
+    embed_dim: int
+    vision_cfg: Mapping[str, object]
+    quick_gelu: bool = False
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+
+    def facts(self) -> dict[str, object]:
+        """What `build` needs, for the header of a saved model."""
+        return {"embed_dim": self.embed_dim, "vision_cfg": dict(self.vision_cfg), "quick_gelu": self.quick_gelu}
+
+    def build(self) -> ImageTower:
+        """The tower with random weights, in evaluation mode."""
+        return ImageTower(**self.facts()).eval()  # type: ignore[arg-type]
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] -> normalised fp32."""
+        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
+        return (images.float() - 255 * mean) / (255 * std)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image, counted by torch's own counter."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        size = int(self.vision_cfg["image_size"])  # type: ignore[call-overload]
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.build()(torch.zeros(1, 3, size, size))
+        return counter.get_total_flops() // 2

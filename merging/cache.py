@@ -1,0 +1,104 @@
+"""The only cache: content-keyed, atomic, checksummed, capped. Deleting its folder loses time and nothing else."""
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from merging.files import write_atomically
+
+GIB = 1 << 30
+
+
+class Cache:
+    """Values by key under `folder`; the least recently used are dropped beyond `cap_bytes`.
+
+    The key names the content it was made from and how, so that an entry never goes stale.
+    """
+
+    def __init__(self, folder: str | Path, cap_bytes: int = 20 * GIB):
+        self.folder, self.cap_bytes = Path(folder), cap_bytes
+        self._written = 0  # bytes since the folder was last measured
+
+    def path(self, key: str) -> Path:
+        """Where the entry of `key` lies, present or not."""
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        return self.folder / digest[:2] / digest[2:34]
+
+    def get(self, key: str) -> bytes | None:
+        """The stored bytes, or None; an entry that fails its checksum is removed."""
+        path = self.path(key)
+        try:
+            stored = path.read_bytes()
+        except OSError:  # absent, or not readable: storing it again says why
+            return None
+        checksum, payload = stored[:8], memoryview(stored)[8:]
+        if checksum != b"%08x" % zlib.crc32(payload):
+            path.unlink(missing_ok=True)
+            return None
+        with contextlib.suppress(OSError):  # another process may trim it just now
+            os.utime(path)
+        return bytes(payload)
+
+    def put(self, key: str, payload: bytes) -> None:
+        """Store bytes under `key`, then make room."""
+
+        def write(file) -> None:
+            file.write(b"%08x" % zlib.crc32(payload))
+            file.write(payload)
+
+        write_atomically(self.path(key), write, durable=False)  # a torn entry fails its checksum
+        self._written += len(payload)
+        if self._written == len(payload) or self._written > self.cap_bytes // 16:
+            self._trim()
+            self._written = 1
+
+    def text(self, key: str, make: Callable[[], str]) -> str:
+        """The string stored under `key`, made and stored if absent or damaged."""
+        stored = self.get(key)
+        if stored is not None:
+            return stored.decode()
+        self.put(key, (value := make()).encode())
+        return value
+
+    def tensors(
+        self,
+        key: str,
+        make: Callable[[], dict[str, Tensor]],
+        enough: Callable[[dict[str, Tensor]], bool] = lambda stored: True,
+    ) -> dict[str, Tensor]:
+        """The named tensors stored under `key`, made and stored if absent, damaged or not `enough`."""
+        stored = self.get(key)
+        if stored is not None and enough(found := load(stored)):
+            return found
+        value = {name: tensor.contiguous() for name, tensor in make().items()}
+        self.put(key, save(value))
+        return value
+
+    def _trim(self) -> None:
+        """Drop the least recently used entries until the folder fits under the cap."""
+        entries = []
+        for path in self.folder.glob("??/*"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # another process trimmed it
+                continue
+            entries.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self.cap_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def key_of(*parts: object) -> str:
+    """A cache key from JSON-able parts."""
+    return json.dumps([*parts, torch.__version__.split("+")[0]], sort_keys=True)

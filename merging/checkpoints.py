@@ -1,0 +1,219 @@
+"""Checkpoints: the header is read at once, weights on demand, the content id only when asked for."""
+
+import hashlib
+import json
+import mmap
+import struct
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from merging.cache import Cache
+from merging.errors import UserError
+from merging.files import write_atomically
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Spec(NamedTuple):
+    """What a header says of one tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+class Checkpoint(Protocol):
+    """Named tensors. `name` is for messages; `id` is the sha256 of the content."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    def specs(self) -> Mapping[str, Spec]: ...
+    def tensor(self, key: str) -> Tensor: ...
+    def release(self) -> None: ...
+
+
+class SafetensorsFile:
+    """A safetensors file, memory mapped.
+
+    Tensors are views of a private map: valid as long as they live, and writing to one never reaches the file.
+    Raises UserError for a file that is missing, truncated, corrupt or of an unknown dtype, from its header alone.
+    """
+
+    def __init__(self, path: str | Path, cache: Cache | None = None):
+        self.path, self._cache = Path(path), cache
+        self._specs: dict[str, Spec] = {}
+        self._starts: dict[str, int] = {}
+        try:
+            self._read_header()
+        except FileNotFoundError:
+            raise UserError(f"There is no checkpoint at {self.path}. Give the path of a safetensors file.") from None
+        except IsADirectoryError:
+            raise UserError(f"{self.path} is a folder. Give the path of the safetensors file inside it.") from None
+        except OSError as error:
+            raise UserError(
+                f"Cannot read {self.path}: {error.strerror or error}. Give a file that you may read."
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            raise UserError(
+                f"{self.path} is not a readable safetensors file ({error}). It may be truncated or damaged: "
+                f"copy or download it again, or convert the weights with safetensors.torch.save_file."
+            ) from error
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def _read_header(self) -> None:
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if 8 + length > size:
+                raise ValueError(f"its header claims {length} bytes, the file has {size}")
+            header = json.loads(file.read(length))
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        for key, entry in header.items():
+            spec = Spec(torch.Size(entry["shape"]), DTYPES[entry["dtype"]])
+            start, end = entry["data_offsets"]
+            if min(0, start, *spec.shape) < 0 or end - start != spec.bytes or 8 + length + end > size:
+                raise ValueError(f"{key} claims bytes {start} to {end}, the data section has {size - 8 - length}")
+            self._specs[key], self._starts[key] = spec, 8 + length + start
+
+    @cached_property
+    def _map(self) -> mmap.mmap:
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def specs(self) -> Mapping[str, Spec]:
+        return self._specs
+
+    def tensor(self, key: str) -> Tensor:
+        """The tensor as stored; no byte is read before it is used."""
+        shape, dtype = self._specs[key]
+        if shape.numel() == 0:
+            return torch.empty(shape, dtype=dtype)
+        flat = torch.frombuffer(self._map, dtype=dtype, count=shape.numel(), offset=self._starts[key])
+        return flat.view(shape)
+
+    def release(self) -> None:
+        """Hand the pages read so far back to the system; a later use reads them again."""
+        if "_map" in self.__dict__:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    @cached_property
+    def id(self) -> str:
+        """sha256 of the file, remembered in the cache under path, size and modification time."""
+        stat = self.path.stat()
+        key = f"sha256 {self.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+        return self._digest() if self._cache is None else self._cache.text(key, self._digest)
+
+    def _digest(self) -> str:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+class StateDict:
+    """Tensors in memory as a checkpoint; the id covers names, dtypes, shapes and bytes."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: str = "a state dict"):
+        self._tensors, self._name = {key: tensor.detach() for key, tensor in tensors.items()}, name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def specs(self) -> Mapping[str, Spec]:
+        return {key: Spec(tensor.shape, tensor.dtype) for key, tensor in self._tensors.items()}
+
+    def tensor(self, key: str) -> Tensor:
+        return self._tensors[key]
+
+    def release(self) -> None:
+        """Nothing to hand back."""
+
+    @cached_property
+    def id(self) -> str:
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self._tensors.items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(raw_bytes(tensor))
+        return digest.hexdigest()
+
+
+class Part:
+    """The tensors of a checkpoint whose keys start with a prefix, such as the image tower of a CLIP."""
+
+    def __init__(self, whole: Checkpoint, prefix: str):
+        self._whole, self.prefix = whole, prefix
+        self._specs = {key: spec for key, spec in whole.specs().items() if key.startswith(prefix)}
+
+    @property
+    def name(self) -> str:
+        return self._whole.name
+
+    @property
+    def id(self) -> str:
+        return self._whole.id
+
+    def specs(self) -> Mapping[str, Spec]:
+        return self._specs
+
+    def tensor(self, key: str) -> Tensor:
+        return self._whole.tensor(key)
+
+    def release(self) -> None:
+        self._whole.release()
+
+
+def open_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint, cache: Cache | None = None) -> Checkpoint:
+    """A checkpoint from a safetensors path or a state dict; a checkpoint passes through."""
+    if isinstance(source, str | Path):
+        return SafetensorsFile(source, cache)
+    return StateDict(source) if isinstance(source, Mapping) else source
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The tensor's bytes in C order, without a copy where it is contiguous."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def write_safetensors(
+    path: str | Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
+) -> Path:
+    """Write tensors one at a time, in the order of `specs`, so that memory holds one of them. Atomic."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for key, spec in specs.items():
+        header[key] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [end, end + spec.bytes]}
+        end += spec.bytes
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for expected, (key, tensor) in zip(specs, tensors, strict=True):
+            if key != expected or Spec(tensor.shape, tensor.dtype) != specs[key]:
+                raise ValueError(f"{key} {tensor.dtype} {tuple(tensor.shape)} does not match the header of {path}")
+            file.write(raw_bytes(tensor))
+
+    return write_atomically(path, write)

@@ -1,0 +1,185 @@
+"""Experts: everything a merge method may look at, read one parameter at a time."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from merging import factors
+from merging.banks import Bank
+from merging.cache import Cache, key_of
+from merging.checkpoints import Checkpoint, Spec, open_checkpoint
+from merging.errors import UserError
+from merging.factors import SVD
+from merging.merged import Merged, Routing
+from merging.naming import Naming
+from merging.preflight import check_experts
+from merging.threads import each
+
+Source = str | Path | Mapping[str, Tensor] | Checkpoint
+Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A base and its experts, seen as task vectors tau_t = theta_t - theta_0 in fp32."""
+
+    tasks: tuple[str, ...]
+    origin: Checkpoint
+    checkpoints: tuple[Checkpoint, ...]
+    naming: Naming = field(default_factory=Naming)
+    cache: Cache | None = None
+    sparsifier: Sparsifier | None = None
+
+    @classmethod
+    def open(
+        cls,
+        base: Source,
+        experts: Sequence[Source],
+        tasks: Sequence[str] | None = None,
+        cache: Cache | None = None,
+        **facts,
+    ) -> "Experts":
+        """Open paths, state dicts or checkpoints; tasks default to task0, task1, ...
+
+        Raises UserError, from headers alone, unless all have the same keys and shapes.
+        """
+        names = tuple(tasks) if tasks is not None else tuple(f"task{i}" for i in range(len(experts)))
+        origin, opened = open_checkpoint(base, cache), tuple(open_checkpoint(expert, cache) for expert in experts)
+        check_experts(origin, opened, names)
+        return cls(names, origin, opened, cache=cache, **facts)
+
+    def specs(self) -> dict[str, Spec]:
+        """Shape and dtype of every floating parameter, keys sorted; the dtype is the wider of base and expert."""
+        expert = self.checkpoints[0].specs()
+        return {
+            key: Spec(spec.shape, torch.promote_types(spec.dtype, expert[key].dtype))
+            for key, spec in sorted(self.origin.specs().items())
+            if spec.dtype.is_floating_point
+        }
+
+    def keys(self, kind: str | None = None) -> tuple[str, ...]:
+        """Floating keys in fixed order, all or of one kind (ffn, attention, norm, other)."""
+        return tuple(key for key in self.specs() if kind is None or self.naming.kind(key) == kind)
+
+    def base(self, key: str) -> Tensor:
+        """The pretrained parameter in fp32."""
+        return self.origin.tensor(key).float()
+
+    def task_vector(self, key: str, task: int, out: Tensor | None = None) -> Tensor:
+        """tau_t of one expert, fp32, in `out` if given. Raises UserError on NaN or Inf, naming the parameter."""
+        expert = self.checkpoints[task]
+        base = self.origin.tensor(key)
+        tau = torch.empty(base.shape) if out is None else out
+        torch.sub(expert.tensor(key).float(), base.float(), out=tau)
+        if not tau.sum().isfinite() and not tau.isfinite().all():
+            raise UserError(
+                f"{key} is not finite (NaN or Inf) in the expert for {self.tasks[task]} ({expert.name}) or in the base "
+                f"({self.origin.name}). Its training diverged or its file is damaged: use another checkpoint."
+            )
+        return tau if self.sparsifier is None else self.sparsifier(key, self.tasks[task], tau)
+
+    def tau(self, key: str, out: Tensor | None = None) -> Tensor:
+        """Task vectors of one parameter, [T, *shape] fp32, in task order."""
+        shape = self.origin.specs()[key].shape
+        stack = torch.empty(len(self.tasks), *shape) if out is None else out
+
+        def fill(task: int, out: Tensor) -> None:
+            tau = self.task_vector(key, task, out)
+            if tau.data_ptr() != out.data_ptr():
+                out.copy_(tau)
+
+        each(fill, range(len(self.tasks)), stack)
+        return stack
+
+    def stream(self, keys: Sequence[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(key, tau) in fixed order. `tau` is one buffer used again for the next key: copy what is to be kept."""
+        keys = self.keys() if keys is None else keys
+        specs = self.origin.specs()
+        largest = max((specs[key].shape.numel() for key in keys), default=0)
+        buffer = torch.empty(len(self.tasks) * largest)
+        for key in keys:
+            shape = (len(self.tasks), *specs[key].shape)
+            yield key, self.tau(key, buffer[: torch.Size(shape).numel()].view(shape))
+            self.release()
+
+    def map(
+        self, merge: Callable[[str, Tensor], Tensor], keys: Sequence[str] | None = None, heavy: bool = False
+    ) -> dict[str, Tensor]:
+        """`merge(key, tau)` for every parameter, with at most one parameter of all experts in memory.
+
+        `heavy` is for decompositions: one single-threaded worker per torch thread, each with a parameter of its own.
+        """
+        if heavy:
+            return self._map_in_threads(merge, self.keys() if keys is None else keys)
+        merged = {}
+        for key, tau in self.stream(keys):
+            value = merge(key, tau)
+            shares = value.untyped_storage().data_ptr() == tau.untyped_storage().data_ptr()
+            merged[key] = value.clone() if shares else value
+        return merged
+
+    def _map_in_threads(self, merge: Callable[[str, Tensor], Tensor], keys: Sequence[str]) -> dict[str, Tensor]:
+        def work(key: str) -> Tensor:
+            value = merge(key, self.tau(key))
+            self.release()
+            return value
+
+        pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+        with threadpool_limits(1):  # numpy and scipy bring a BLAS that torch's setting does not reach
+            try:
+                return dict(zip(keys, pool.map(work, keys), strict=True))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def svd(self, key: str, tau: Tensor, rank: int) -> list[SVD]:
+        """Leading `rank` singular triplets of each task vector [T, m, n].
+
+        Decomposed once per content: a smaller rank is cut from what the cache holds, a larger one replaces it.
+        """
+        return self._factors(f"tau {key}", tau, rank)
+
+    def svd_of_sum(self, key: str, tau: Tensor) -> SVD:
+        """All singular triplets of sum_t tau_t of a parameter [T, m, n], decomposed once per content."""
+        return self._factors(f"sum {key}", tau.sum(0, keepdim=True), min(tau.shape[1:]))[0]
+
+    def _factors(self, what: str, matrices: Tensor, rank: int) -> list[SVD]:
+        def make() -> dict[str, Tensor]:
+            parts = [factors.svd(matrix, rank) for matrix in matrices]
+            return {name: torch.stack([getattr(part, name) for part in parts]) for name in SVD._fields}
+
+        if self.cache is None:
+            stacked = make()
+        else:
+            key = key_of("svd", what, self.origin.id, [expert.id for expert in self.checkpoints])
+            stacked = self.cache.tensors(key, make, lambda stored: stored["s"].shape[1] >= rank)
+        parts = zip(*(stacked[name] for name in SVD._fields), strict=True)
+        return [SVD(u[:, :rank], s[:rank], vh[:rank]) for u, s, vh in parts]
+
+    def merged(
+        self,
+        shared: Mapping[str, Tensor],
+        scale: float | None = None,
+        own: Mapping[str, Bank] | None = None,
+        routing: Routing | None = None,
+    ) -> Merged:
+        """The result of a method: changes of the base for every input, and banks for those that depend on it."""
+        return Merged(self.origin, self.tasks, self.specs(), shared, own or {}, routing, scale)
+
+    def release(self) -> None:
+        """Give back the file pages read so far."""
+        for checkpoint in (self.origin, *self.checkpoints):
+            checkpoint.release()
+
+    def sparsified(self, sparsifier: Sparsifier) -> "Experts":
+        """The same experts, every task vector passed through `sparsifier` (DARE, neuron masks) after earlier ones."""
+        earlier = self.sparsifier
+
+        def both(key: str, task: str, tau: Tensor) -> Tensor:
+            return sparsifier(key, task, tau if earlier is None else earlier(key, task, tau))
+
+        return replace(self, sparsifier=both, cache=None)

@@ -1,0 +1,118 @@
+"""Singular value decompositions and polar factors: the only place that decomposes.
+
+Everything goes through the Gram matrix of the short side in double precision, where products of fp32 numbers are exact.
+Rounding a matrix to fp32 creates singular values of up to `EPS * ||A||_F` out of nothing: twice that is the limit below
+which a direction counts as absent. Near that limit vectors are known to a few digits only, however they are computed.
+
+Several threads may decompose at once (the interpreter lock is not held); each should then use one BLAS thread.
+"""
+
+import ctypes
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.linalg import cython_lapack
+from torch import Tensor
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+class SVD(NamedTuple):
+    """A ~ u diag(s) vh: u [m, k], s [k] descending, vh [k, n]."""
+
+    u: Tensor
+    s: Tensor
+    vh: Tensor
+
+
+def svd(matrix: Tensor, rank: int | None = None) -> SVD:
+    """The leading `rank` singular triplets of [m, n] (default and at most min(m, n)), in fp32 on the matrix's device.
+
+    A triplet beyond the numerical rank is zero in all three parts, so u and vh have orthonormal or zero vectors. The
+    largest entry of each vector of the short side is positive. Raises ValueError for a matrix that is not finite.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        u, s, vh = svd(matrix.T, rank)
+        return SVD(vh.T, s, u.T)
+    tall = _double(matrix)
+    _, v = _leading(tall, tall.shape[1] if rank is None else min(rank, tall.shape[1]))
+    v *= np.sign(np.take_along_axis(v, np.abs(v).argmax(0, keepdims=True), 0))
+    u = tall @ v
+    s = np.linalg.norm(u, axis=0)  # more exact than the square root of the eigenvalue
+    order = np.argsort(-s, kind="stable")
+    u, s, v = u[:, order], s[order], v[:, order]
+    present = s > _absent(tall)
+    parts = u * np.divide(1, s, where=present, out=np.zeros_like(s)), s * present, (v * present).T
+    return SVD(*(_single(part, matrix) for part in parts))
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """U V^T of [m, n] = U S V^T over the numerical rank: the nearest matrix with orthonormal columns or rows, fp32.
+
+    `(polar(matrix) * matrix).sum()` is the sum of singular values. Raises ValueError for a matrix that is not finite.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        return polar(matrix.T).T
+    tall = _double(matrix)
+    values, v = _leading(tall, tall.shape[1])
+    s = np.sqrt(values.clip(0))
+    half = v * np.divide(1, np.sqrt(s), where=s > _absent(tall), out=np.zeros_like(s))
+    return _single(tall @ (half @ half.T), matrix)
+
+
+def _double(matrix: Tensor) -> np.ndarray:
+    return matrix.detach().cpu().double().numpy()
+
+
+def _single(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32, order="C")).to(like.device)
+
+
+def _absent(matrix: np.ndarray) -> float:
+    """The singular value that rounding to fp32 may create."""
+    return 2 * EPS * float(np.linalg.norm(matrix))
+
+
+def _leading(tall: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` largest eigenvalues [count] of tall^T tall, descending, and their eigenvectors [n, count].
+
+    Bisection finds a few pairs for half the price of all; from a quarter of them on, all at once is cheaper.
+    """
+    gram = tall.T @ tall
+    size = len(gram)
+    if not np.isfinite(np.trace(gram)):
+        raise ValueError("the matrix holds NaN or infinity")
+    values, vectors = _syevr(gram, 0 if 4 * count > size else size - max(count, 1))
+    return values[::-1][:count], vectors.T[:, ::-1][:, :count]
+
+
+def _syevr(symmetric: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues from the `first` on, ascending, and eigenvectors as rows (LAPACK); overwrites its argument."""
+    size = len(symmetric)
+    values, vectors = np.empty(size), np.empty((size - first, size))
+    # 64-bit zeros also serve a LAPACK with 32-bit integers (little-endian machines)
+    work, indices, support = np.empty(72 * size), np.zeros(10 * size, np.int64), np.zeros(2 * size, np.int64)
+    found, status, unused = ctypes.c_int64(), ctypes.c_int64(), ctypes.byref(ctypes.c_double())
+    number = lambda value: ctypes.byref(ctypes.c_int64(value))  # noqa: E731
+    _dsyevr(
+        *(b"V", b"I", b"L", number(size), symmetric.ctypes, number(size)),
+        *(unused, unused, number(first + 1), number(size), unused),
+        *(ctypes.byref(found), values.ctypes, vectors.ctypes, number(size), support.ctypes),
+        *(work.ctypes, number(work.size), indices.ctypes, number(indices.size), ctypes.byref(status)),
+    )
+    if status.value or found.value != len(vectors):
+        raise np.linalg.LinAlgError(f"dsyevr found {found.value} of {len(vectors)} eigenvalues (status {status.value})")
+    return values[: len(vectors)], vectors
+
+
+def _routine(name: str, arguments: int):
+    """scipy's LAPACK as a plain C function: scipy.linalg.eigh runs the same code, but keeps the interpreter lock."""
+    prototype, objects = ctypes.PYFUNCTYPE, ctypes.pythonapi
+    signature = prototype(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", objects))
+    address = prototype(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", objects))
+    capsule = cython_lapack.__pyx_capi__[name]
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address(capsule, signature(capsule)))
+
+
+_dsyevr = _routine("dsyevr", 21)

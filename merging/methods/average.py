@@ -1,0 +1,15 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+from merging.experts import Experts
+from merging.merged import Merged
+
+
+@dataclass(frozen=True)
+class Average:
+    """Weight averaging: the mean of the experts. Wortsman et al., 2022, arXiv 2203.05482."""
+
+    needs: ClassVar[str] = "nothing"
+
+    def __call__(self, experts: Experts) -> Merged:
+        return experts.merged(experts.map(lambda key, tau: tau.mean(0)))

@@ -1,0 +1,15 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+from merging.experts import Experts
+from merging.merged import Merged
+
+
+@dataclass(frozen=True)
+class Base:
+    """The pretrained model as it is: what every method starts from (zero-shot accuracy)."""
+
+    needs: ClassVar[str] = "nothing"
+
+    def __call__(self, experts: Experts) -> Merged:
+        return experts.merged({})

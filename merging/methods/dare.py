@@ -1,0 +1,36 @@
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from merging.experts import Experts
+from merging.merged import Merged
+from merging.methods.method import Method
+from merging.methods.task_arithmetic import TaskArithmetic
+from merging.ops import generator
+from merging.preflight import check_range
+
+
+@dataclass(frozen=True)
+class Dare:
+    """DARE: drop random entries of each task vector, rescale the rest, then merge. Yu et al., 2024, arXiv 2311.03099.
+
+    drop: 0 changes nothing, 0.9 keeps a tenth, each multiplied by 10. seed: of the masks, which do not depend on the
+    order of tasks or parameters. then: the method that merges what is left.
+    """
+
+    drop: float = 0.5
+    seed: int = 0
+    then: Method = field(default_factory=TaskArithmetic)
+    needs: ClassVar[str] = "nothing"
+
+    def __post_init__(self) -> None:
+        check_range("dare: drop", self.drop, 0.0, 0.999)
+
+    def __call__(self, experts: Experts) -> Merged:
+        return self.then(experts.sparsified(self._drop))
+
+    def _drop(self, key: str, task: str, tau: Tensor) -> Tensor:
+        keep = torch.rand(tau.shape, generator=generator("dare", self.seed, key, task)) >= self.drop
+        return tau * keep / (1 - self.drop)

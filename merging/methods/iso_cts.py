@@ -1,0 +1,42 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from merging.experts import Experts
+from merging.factors import SVD, polar, svd
+from merging.merged import Merged
+from merging.preflight import check_range
+
+
+@dataclass(frozen=True)
+class IsoCts:
+    """Iso-CTS: Iso-C whose weakest common directions give way to task-specific ones.
+
+    Marczak et al., 2025, arXiv 2502.04959.
+    common: share of the directions taken from the summed task matrix, 1 is Iso-C (up to rounding), 0 is made of task
+    directions alone. What is not a matrix is averaged. scale: 0 is the base; 1.5 to 1.9 is usual for eight tasks.
+    """
+
+    common: float = 0.8
+    scale: float = 1.0
+    needs: ClassVar[str] = "nothing"
+
+    def __post_init__(self) -> None:
+        check_range("iso_cts: common", self.common, 0.0, 1.0)
+
+    def __call__(self, experts: Experts) -> Merged:
+        def merge(key: str, tau: Tensor) -> Tensor:
+            if tau.ndim != 3:
+                return tau.mean(0)
+            tasks, full = len(tau), min(tau.shape[1:])
+            specific = min(round((full - int(full * self.common)) / tasks), full // tasks)  # directions per task
+            u, s, vh = experts.svd_of_sum(key, tau)
+            kept = full - specific * tasks
+            common = SVD(u[:, :kept], s[:kept], vh[:kept])
+            parts = [svd(each - common.u @ (common.u.T @ each), specific) for each in tau] + [common]
+            u, vh = polar(torch.cat([part.u for part in parts], 1)), polar(torch.cat([part.vh for part in parts], 0))
+            return u @ vh * torch.cat([part.s for part in parts]).mean()
+
+        return experts.merged(experts.map(merge, heavy=True), self.scale)

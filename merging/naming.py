@@ -1,0 +1,26 @@
+"""What a parameter is, read off its name."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Patterns searched in a parameter's name; the defaults cover open_clip and Hugging Face (even `layrnorm`)."""
+
+    ffn: str = r"\bmlp\b|\.fc[12]\.|\bc_fc\b|\bc_proj\b|intermediate\.|(?<!attention\.)output\.dense"
+    attention: str = r"\battn\b|attention|[qkv]_proj|in_proj|out_proj"
+    norm: str = r"\bln_|laye?r_?norm|\bnorm\d?\b|LayerNorm"
+    block: str = r"(?:resblocks|layers?|blocks|h)\.(\d+)\."
+
+    def kind(self, key: str) -> str:
+        """ffn | attention | norm | other; norms first, because they sit beside attention in many names."""
+        for kind in ("norm", "ffn", "attention"):
+            if re.search(getattr(self, kind), key):
+                return kind
+        return "other"
+
+    def depth(self, key: str) -> int | None:
+        """Index of the transformer block, None outside the blocks."""
+        match = re.search(self.block, key)
+        return int(match[1]) if match else None

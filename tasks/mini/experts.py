@@ -1,0 +1,27 @@
+"""The mini8 family: the shipped base and experts fine-tuned from it by this run."""
+
+from dataclasses import dataclass, field
+
+from merging.backbones.tower import PREFIX, Backbone
+from merging.cache import Cache
+from merging.checkpoints import Part, SafetensorsFile
+from merging.experts import Experts
+from tasks.finetune import Recipe, make_experts
+from tasks.mini.model import BASE
+from tasks.suite import Suite
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """Where base and experts come from. `seed` orders the training images; `workers` null is one process per core."""
+
+    family: str = "mini8"
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    workers: int | None = None
+
+    def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
+        """Experts for the tasks of `suite`, from the cache or trained now."""
+        base = Part(SafetensorsFile(BASE, cache), PREFIX)
+        made = make_experts(base, backbone, suite, self.recipe, self.seed, cache, self.workers)
+        return Experts.open(base, made, suite.names, cache)

@@ -1,0 +1,55 @@
+"""The mini CLIP in open_clip's own classes, and the pretrained base shipped beside this file."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from open_clip.model import CLIP
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from tasks.mini.generate import CLASSES
+from tasks.mini.words import CONTEXT, TEMPLATES, tokenize, vocabulary
+
+BASE = Path(__file__).with_name("base.safetensors")
+TOWER = {
+    "embed_dim": 128,
+    "vision_cfg": {"layers": 5, "width": 192, "head_width": 32, "patch_size": 8, "image_size": 32},
+}
+
+
+def build() -> CLIP:
+    """A fresh mini CLIP (2.3 M image and 0.2 M text parameters), initialised from torch's global generator."""
+    text = {"context_length": CONTEXT, "vocab_size": len(vocabulary()), "width": 96, "heads": 3, "layers": 1}
+    return CLIP(**TOWER, text_cfg=text)
+
+
+def prepare(images: Tensor) -> Tensor:
+    """uint8 [N, 3, 32, 32] -> float32 in [-1, 1], what both towers were trained on."""
+    return images.float().div_(127.5).sub_(1)
+
+
+@cache
+def load_base() -> CLIP:
+    """The shipped base in fp32, in evaluation mode; shared, so do not write into it."""
+    model = build()
+    model.load_state_dict({key: value.float() for key, value in load_file(BASE).items()})
+    return model.eval()
+
+
+@torch.inference_mode()
+def zero_shot_head(task: str, model: CLIP | None = None) -> Tensor:
+    """Unit text features of a task's classes averaged over the templates, [classes, 128]."""
+    model = load_base() if model is None else model
+    per_template = [
+        functional.normalize(model.encode_text(tokenize([template.format(name) for name in CLASSES[task]])), dim=-1)
+        for template in TEMPLATES
+    ]
+    return functional.normalize(torch.stack(per_template).mean(0), dim=-1)
+
+
+@cache
+def head(task: str) -> Tensor:
+    """The frozen zero-shot head of the shipped base, scaled by its temperature, [classes, 128]."""
+    return zero_shot_head(task).clone() * load_base().logit_scale.exp().detach()

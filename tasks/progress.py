@@ -1,0 +1,47 @@
+"""A progress bar with ETA on a terminal, one log line per phase otherwise."""
+
+import logging
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """`with Progress("what", total) as progress`: then `advance()` or `at(done)`."""
+
+    def __init__(self, what: str, total: int):
+        self._what = what
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> "Progress":
+        self._start = time.perf_counter()
+        log.info("%s ...", self._what)
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._bar.stop()
+        if kind is None:
+            log.info("%s: done in %.0f s", self._what, time.perf_counter() - self._start)
+
+    def advance(self) -> None:
+        self._bar.advance(self._task)
+
+    def at(self, done: int) -> None:
+        self._bar.update(self._task, completed=done)
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)

@@ -1,0 +1,46 @@
+"""Made-up rows for the tests of this folder."""
+
+from typing import Any
+
+from launchers.rows import Row, run_id
+
+TASKS = ["scenes", "cars", "aerial", "land", "street", "signs", "digits", "textures"]
+
+
+def make_row(method: str = "ties", level: float = 0.6, tasks: list[str] = TASKS, **changes: Any) -> Row:
+    """A finished row; task number i has accuracy level + i / 100."""
+    seed = changes.get("seed", 0)
+    config = {"suite": "mini8", "seed": seed, "method": {"_target_": f"merging.methods.{method}"}}
+    config["method"].update(changes.pop("knobs", {}))
+    checkpoints = changes.pop("checkpoints", {"base": "b" * 8, **{task: task for task in tasks}})
+    fields: dict[str, Any] = {
+        "run_id": run_id(config, checkpoints),
+        "status": "ok",
+        "method": method,
+        "config": config,
+        "suite": "mini8",
+        "tasks": list(tasks),
+        "accuracy": {task: level + index / 100 for index, task in enumerate(tasks)},
+        "validation": None,
+        "scale": None if method in ("base", "expert") else 0.3,
+        "scale_source": "-" if method in ("base", "expert") else "search:val",
+        "needs": "nothing",
+        "router": "oracle" if method == "expert" else "none",
+        "granularity": "none",
+        "family": "mini8",
+        "checkpoints": checkpoints,
+        "splits": {task: {"name": "test", "id": f"{task}-test", "size": 500} for task in tasks},
+        "seed": seed,
+        "code": "1a2b3c4",
+        "stored_bytes": 12_345_678,
+        "macs": 10**7,
+        "seconds": {"merge": 0.42, "search": 3.0, "score": 1.5},
+        "created": "2025-01-01T00:00:00+00:00",
+        "error": None,
+    }
+    return Row(**(fields | changes))
+
+
+def failed_row(method: str = "tsv_m", error: str = "ValueError: rank 0\n  at line 3", **changes: Any) -> Row:
+    """A row of a cell that raised."""
+    return make_row(method, status="error", error=error, accuracy={}, stored_bytes=0, seconds={}, **changes)

@@ -1,0 +1,53 @@
+"""Bad input ends with one paragraph that says what, where and what would be right; nothing is left behind."""
+
+import re
+
+import console
+import pytest
+
+MISTAKES = {
+    "group": (["method=tise"], r"(?s)tise.*average.*ties.*tsv_m"),
+    "key": (["method=ties", "method.densty=0.1"], r"There is no method\.densty\. Did you mean density\? method has: "),
+    "top key": (["sede=1"], r"There is no sede\. Did you mean seed\?"),
+    "knob": (["method=ties", "method.density=0"], r"ties: density=0 is out of range: it must lie in \(0\.0, 1\.0\]"),
+    "nested knob": (["method=dare", "method@method.then=ties", "method.then.density=2"], r"density=2 is out of range"),
+    "choice": (["method=ties", "method.merge=max"], r"merge='max' is unknown\. Choose sum or mean"),
+    "recipe": (["experts.recipe.lr=0"], r"recipe: lr=0\S* is out of range"),
+    "no task": (["suite.tasks=[]"], r"the list of tasks is empty"),
+    "unknown task": (["suite.tasks=[carz]"], r"no task 'carz' in the suite mini8\. It has: scenes, cars, "),
+    "same task twice": (["suite.tasks=[cars,cars]"], r"cars is listed more than once"),
+    "empty split": (["suite.sizes.test=0"], r"suite\.sizes\.test=0 leaves the split test"),
+    "no scales": (["scale=search", "scale.scales=[]"], r"scale\.scales is empty"),
+    "test for search": (["scale=search", "scale.split=test"], r"would choose on the split that is reported"),
+    "tracker": (["tracker=wandb", "tracker.mode=onlin"], r"tracker\.mode is 'onlin'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_explained(duet_here, tmp_path, arguments, message):
+    code, page, errors = duet_here(tmp_path / "outputs", *arguments)
+
+    assert code == 1 and page == ""
+    assert "Traceback" not in errors
+    assert re.search(message, errors), errors
+    assert not list((tmp_path / "outputs").rglob("*.json"))
+
+
+def test_the_console_script_ends_the_same_way(tmp_path):
+    process = console.duet(tmp_path / "outputs", "method=ties", "method.density=7")
+    assert process.returncode == 1 and process.stdout == ""
+    assert re.fullmatch(r"[\d:]{8} ties: density=7 is out of range: it must lie in \(0\.0, 1\.0\]\.\n", process.stderr)
+
+
+def test_an_output_folder_that_cannot_be_written(duet_here, unwritable):
+    for mode in ([], ["-m"]):
+        code, _, errors = duet_here(unwritable, *mode)
+        assert code == 1 and "Traceback" not in errors
+        assert re.search(rf"Cannot write to output={unwritable}: Not a directory", errors), errors
+
+
+def test_a_model_that_cannot_be_saved(duet_here, output, unwritable):
+    for method, message in (("average", rf"Cannot write {unwritable}"), ("expert", "cannot be saved as one model")):
+        code, _, errors = duet_here(output, f"method={method}", f"save={unwritable}/model.safetensors")
+        assert code == 1 and "Traceback" not in errors
+        assert re.search(message, errors), errors

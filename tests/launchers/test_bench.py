@@ -1,0 +1,38 @@
+"""The benchmark measures real processes: a tiny tower goes the whole way."""
+
+import math
+
+from launchers import bench
+from launchers.measure import write_section
+
+
+def test_default_tower_is_vit_b_32():
+    assert sum(map(math.prod, bench.Tower().shapes().values())) == 87_456_000
+
+
+def test_floor_and_methods_are_measured_and_printed(tmp_path, capsys):
+    page = tmp_path / "performance.md"
+    command = ["merge", "--folder", str(tmp_path), "--width", "16", "--depth", "1", "--output", str(page)]
+    bench.main([*command, "--methods", "Ties", "TsvM"])
+    text = capsys.readouterr().out
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
+    head, _, *rows = [[cell.strip() for cell in line] for line in lines]
+    assert head == ["", "seconds", "of it merge + save", "CPU seconds", "peak memory, MiB", "times the floor"]
+    titles = ["floor: read all, write one", "content ids, once per file", "Ties", "TsvM, cold", "TsvM, warm"]
+    assert [row[0] for row in rows] == titles
+    assert all(float(row[index]) > 0 for row in rows for index in (1, 3, 4, 5))
+    assert all(0 <= float(row[2]) <= float(row[1]) for row in rows)
+    assert rows[0][5] == "1.00"
+    assert not list(tmp_path.glob("merged*"))
+    assert text.strip() in page.read_text()
+
+
+def test_section_is_replaced_and_the_rest_of_the_page_kept(tmp_path):
+    page = tmp_path / "performance.md"
+    page.write_text("# Speed\n\nBefore.\n")
+    for text in ("old", "new"):
+        write_section(page, "merge", text)
+    page.write_text(page.read_text() + "\nAfter.\n")
+    write_section(page, "merge", "newest")
+    section = "<!-- bench merge -->\nnewest\n<!-- end of bench merge -->"
+    assert page.read_text() == f"# Speed\n\nBefore.\n\n{section}\n\nAfter.\n"

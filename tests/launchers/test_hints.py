@@ -1,0 +1,40 @@
+"""A mistyped key is answered with what exists there."""
+
+import pytest
+
+from launchers.hints import hint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["sede=1"], "There is no sede. Did you mean seed? The configuration has: "),
+        (["method=ties", "method.densty=0.1"], "There is no method.densty. Did you mean density? method has: density,"),
+        (["suite.sizes.tran=3"], "There is no suite.sizes.tran. Did you mean train? suite.sizes has: train, val,"),
+        (["-m", "method=dare", "method.then.scal=1"], "There is no method.then.scal. Did you mean scale?"),
+        (
+            ["method=dare", "method@method.then=ties", "method.then.merg=1"],
+            "There is no method.then.merg. Did you mean merge?",
+        ),
+        (["scale=fixed", "scale.scales=[1]"], "There is no scale.scales. scale has: "),
+        (["method=ties,tsv_m", "method.densty=0.1"], "There is no method.densty. Did you mean density?"),
+        (["zzz.y=1", "seed=2"], "There is no zzz. The configuration has: "),
+    ],
+)
+def test_the_nearest_name_is_told_with_all_there_are(arguments, answer):
+    advice = hint(arguments)
+    assert advice is not None and advice.startswith(answer)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["seed=1", "method=ties", "method.density=0.1,0.2", "suite.tasks=[cars]"],
+        ["+new=1", "++method.new=2", "hydra.run.dir=x", "method@method.then=ties", "tracker=wandb", "tracker.tags=[a]"],
+        ["method=tise"],  # Hydra's own message lists the methods
+        ["seed=[1"],  # and names what it cannot read
+    ],
+)
+def test_what_exists_needs_no_hint(arguments):
+    assert hint(arguments) is None

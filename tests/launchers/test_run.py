@@ -1,0 +1,165 @@
+"""From the command line to rows, table and saved model."""
+
+import json
+import os
+import signal
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import console
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from wandb_file import read_run
+
+import merging
+from launchers import rows
+from merging.checkpoints import SafetensorsFile
+from tasks.grid import accuracy
+from tasks.mini.model import BASE
+
+SHIPPED = json.loads(BASE.with_suffix(".json").read_text())
+
+
+@pytest.fixture
+def built():
+    """Suite and backbone as the command line of the tests configures them."""
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("config", console.TINY)
+    return instantiate(config.suite), instantiate(config.backbone, _convert_="all")
+
+
+def found(output):
+    return sorted(rows.read(output / "results"), key=lambda row: (row.method, row.run_id))
+
+
+def listed(page, *methods):
+    """How often each method begins a line of the printed table."""
+    words = [line.split(" ")[0] for line in page.splitlines()]
+    return [words.count(method) for method in methods]
+
+
+def test_a_run_leaves_three_rows_and_a_table(first_run):
+    assert sorted(first_run.rows) == ["base", "expert", "task_arithmetic"]
+    assert listed(first_run.process.stdout, "base", "task_arithmetic", "expert") == [1, 1, 1]
+    (folder,) = (first_run.output / "runs").iterdir()
+    assert {"table.md", "heatmap.png", "rows.json", "run.log"} <= {path.name for path in folder.iterdir()}
+    assert os.listdir(first_run.output.parent) == ["outputs"]  # nothing beside it
+
+
+def test_rows_say_where_their_numbers_come_from(first_run, built):
+    suite, backbone = built
+    splits = {task.name: task.split("test") for task in suite.tasks}
+    for name, row in first_run.rows.items():
+        assert row.status == "ok" and row.error is None and row.needs == "nothing" and row.seed == 0
+        assert row.tasks == list(row.accuracy) == console.TASKS and row.family == "mini8" and row.code
+        assert row.splits == {t: {"name": "test", "id": s.id, "size": len(s)} for t, s in splits.items()}
+        assert list(row.checkpoints) == ["base", *console.TASKS] and len(set(row.checkpoints.values())) == 3
+        assert row.checkpoints["base"] == SHIPPED["sha256"]
+        assert set(row.seconds) == {"merge", "search", "score"} and row.macs == backbone.macs > 10**6
+        assert row.router == ("oracle" if name == "expert" else "none")
+        assert set(row.config) == {"backbone", "experts", "suite", "method", "scale", "seed"}
+    merged, base, expert = (first_run.rows[name] for name in ("task_arithmetic", "base", "expert"))
+    assert merged.scale in (0.3, 1.0) and merged.scale_source == "search:val"
+    assert list(merged.validation) == console.TASKS and base.validation is None and base.scale_source == "-"
+    assert expert.stored_bytes > merged.stored_bytes == base.stored_bytes > 4_000_000
+
+
+def test_a_second_run_finds_what_the_first_computed(first_run):
+    before = {path: path.stat().st_mtime_ns for path in (first_run.output / "results").iterdir()}
+    process = console.duet(first_run.output, "scale=search", "scale.scales=[0.3,1.0]")
+
+    assert process.returncode == 0 and process.stderr.count("found in") == 3
+    assert "fine-tuning" not in process.stderr and "mean accuracy" not in process.stderr
+    assert {path: path.stat().st_mtime_ns for path in (first_run.output / "results").iterdir()} == before
+    assert process.stdout == first_run.process.stdout
+
+
+def test_redo_computes_again_and_gets_the_same(output, duet_here):
+    assert duet_here(output, "method=average")[0] == 0
+    first = found(output)
+    code, _, errors = duet_here(output, "method=average", "redo=true")
+
+    assert code == 0 and "found in" not in errors and errors.count("mean accuracy") == 3
+    timing = {"seconds": {}, "created": ""}
+    assert [asdict(row) | timing for row in found(output)] == [asdict(row) | timing for row in first]
+
+
+def test_a_knob_makes_another_cell(output, duet_here):
+    """The base and the experts do not depend on it, and are found."""
+    duet_here(output, "method.scale=0.3")
+    assert duet_here(output, "method.scale=0.5")[2].count("found in") == 2
+    assert [row.method for row in found(output)] == ["base", "expert", "task_arithmetic", "task_arithmetic"]
+    assert {row.scale for row in found(output)} == {None, 0.3, 0.5}
+
+
+def test_a_sweep_is_one_table_and_a_tracked_run_per_job(output):
+    process = console.duet(output, "-m", "method=average,iso_c", "tracker=wandb", f"tracker.folder={output}")
+
+    assert process.returncode == 0, process.stderr
+    assert listed(process.stdout, "base", "average", "iso_c", "expert") == [1, 1, 1, 1]
+    every = {row.method: row for row in found(output)}
+    assert len(every) == 4 and len(list(output.glob("wandb/offline-run-*"))) == 2
+    for method in ("average", "iso_c"):
+        config, history, summary, exit_code = read_run(output, every[method].run_id)
+        assert exit_code == 0 and summary["status"] == "ok"
+        assert config["method"] == every[method].config["method"]
+        assert config["row"]["checkpoints"] == every[method].checkpoints
+        for task, value in every[method].accuracy.items():
+            assert history[f"accuracy/{task}"] == [value] == [summary[f"accuracy/{task}"]]
+    told = read_run(output, every["average"].run_id)[1]  # the first job also scored the references
+    assert {
+        f"{m}/{t}": [every[m].accuracy[t]] for m in ("base", "expert") for t in console.TASKS
+    }.items() <= told.items()
+
+
+def test_a_failing_job_does_not_stop_the_sweep(output, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    targets = "method._target_=throwing.Throws,merging.methods.Base,merging.methods.Average"
+    process = console.duet(output, "-m", "method=average", targets)
+
+    assert process.returncode == 1 and "ZeroDivisionError: nothing to merge by" in process.stderr
+    every = found(output)
+    (failed,) = [row for row in every if row.status == "error"]
+    assert failed.error == "ZeroDivisionError: nothing to merge by" and failed.accuracy == {}
+    assert failed.config["method"]["_target_"] == "throwing.Throws"
+    assert sum(row.method == "average" and row.status == "ok" for row in every) == 2
+    assert "failed" in process.stdout and listed(process.stdout, "base", "expert") == [1, 1]
+
+
+def test_a_saved_model_scores_what_the_row_says(output, duet_here, built, tmp_path):
+    suite, backbone = built
+    path = tmp_path / "models" / "merged.safetensors"
+    assert duet_here(output, f"save={path}")[0] == 0
+    model = merging.load(path)
+
+    (row,) = [row for row in found(output) if row.method == "task_arithmetic"]
+    assert {t.name: accuracy(model, backbone, t, t.split("test")) for t in suite.tasks} == row.accuracy
+    assert json.loads(SafetensorsFile(path).metadata["provenance"])["run_id"] == row.run_id
+
+
+def test_ctrl_c_leaves_status_130_and_one_line(tmp_path):
+    command = console.command(tmp_path / "outputs", "experts.recipe.steps=1000000")
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "fine-tuning" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 130 and "run the same command to go on" in errors and "Traceback" not in errors
+    assert not (tmp_path / "outputs" / "results").exists()
+
+
+def test_the_configuration_is_readable(duet_here, tmp_path):
+    code, page, _ = duet_here(tmp_path, "--cfg=job", "method=ties")
+    config = yaml.safe_load(page)
+    assert code == 0 and config["method"] == {
+        "_target_": "merging.methods.Ties", "density": 0.2, "merge": "sum", "scale": 0.3
+    }  # fmt: skip
+    assert config["suite"]["tasks"] == console.TASKS
+
+    code, page, _ = duet_here(tmp_path, "--help")
+    assert code == 0 and "duet -m method=ties" in page and "tsv_m" in page

@@ -1,0 +1,129 @@
+"""The table computes what it claims, loses nothing and says where its numbers come from."""
+
+import csv
+import io
+import statistics
+
+import pytest
+from cells import TASKS, failed_row, make_row
+
+from launchers import rows
+from launchers.columns import columns
+from launchers.notes import notes
+from launchers.summary import summarise
+from launchers.table import FORMATS, main, terminal
+from merging.errors import UserError
+
+REFERENCES = [make_row("base", 0.3), make_row("expert", 0.9)]
+
+
+def printed(results, header):
+    """Method -> text of one column."""
+    (summary,) = summarise(results)
+    found = {column.header: column.cells for column in columns(summary)}
+    return {line.label: cell.text for line, cell in zip(summary.lines, found[header], strict=True)}
+
+
+def test_norm_is_the_mean_of_ratios_beside_the_plain_mean():
+    merged = make_row("ties", tasks=["cars", "signs"], accuracy={"cars": 0.2, "signs": 0.9})
+    expert = make_row("expert", tasks=["cars", "signs"], accuracy={"cars": 0.4, "signs": 0.9})
+
+    assert printed([merged, expert], "norm") == {"ties": "75.0", "expert": "100.0"}  # not 0.55 / 0.65
+    assert printed([merged, expert], "mean") == {"ties": "55.0", "expert": "65.0"}
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"suite": "mini8b"}, {"checkpoints": {"base": "other"}}, {"splits": {}}]
+)
+def test_no_norm_without_the_matching_expert(other):
+    results = summarise([make_row("ties"), make_row("expert", 0.9, **other)])
+    ties = next(line for summary in results for line in summary.lines if line.label == "ties")
+
+    assert ties.norm is None and ties.normalised == {}
+    assert "no expert row" in " ".join(notes(results[0]))
+
+
+def test_order_and_bold():
+    results = [make_row("expert", 0.9), make_row("ties", 0.7), failed_row(), make_row("average", 0.5),
+               make_row("base", 0.3), make_row("routed", 0.8, router="entropy")]  # fmt: skip
+    (summary,) = summarise(results)
+    mean = next(column for column in columns(summary) if column.header == "mean")
+
+    assert [line.label for line in summary.lines] == ["base", "average", "ties", "routed", "tsv_m", "expert"]
+    assert [cell.bold for cell in mean.cells] == [False, False, True, False, False, False]  # best static one
+    assert mean.cells[4].text == "failed"
+    assert printed(results, "router")["routed"] == "entropy"
+
+
+def test_seeds_become_mean_and_sample_deviation():
+    levels = [0.5, 0.6, 0.65]
+    results = [make_row("ties", level, seed=seed) for seed, level in enumerate(levels)]
+    (line,) = summarise([*results, results[0]])[0].lines  # the same run twice counts once
+
+    assert len(line.rows) == 3
+    assert line.accuracy["scenes"].mean == pytest.approx(statistics.mean(levels))
+    assert line.accuracy["scenes"].deviation == pytest.approx(statistics.stdev(levels))
+    assert printed(results, "n") == {"ties": "3"} and "±7.6" in terminal(results)
+
+
+def test_configs_of_one_method_stay_apart_and_are_told_apart():
+    results = [make_row("ties", 0.6, knobs={"keep": keep, "merge": "sum"}) for keep in (0.1, 0.2)]
+    (summary,) = summarise(
+        [*results, make_row("ties", 0.6, knobs={"keep": 0.2, "merge": "sum"}, checkpoints={"a": "b"})]
+    )
+
+    assert [line.label for line in summary.lines] == ["ties keep=0.1", "ties keep=0.2", "ties keep=0.2"]
+    assert "different checkpoints" in " ".join(notes(summary))
+
+
+def test_notes_name_mixed_origins_failures_and_how_scales_were_picked():
+    results = [make_row("ties"), make_row("average", code="other", family="hub", scale_source="fixed"), failed_row()]
+    said = " ".join(notes(summarise(results)[0]))
+
+    assert "test split (500 images a task)" in said
+    assert "picked by search on the val split for ties; fixed for average" in said
+    assert "tsv_m failed (seed 0): ValueError: rank 0" in said and "line 3" not in said
+    assert "different code versions: 1a2b3c4, other" in said and "different families: hub, mini8" in said
+
+
+@pytest.mark.parametrize(("seeds", "width"), [(1, 120), (3, 120), (1, 60), (3, 40), (1, 20)])
+def test_the_terminal_table_fits_and_drops_nothing(seeds, width):
+    results = [make_row(method, level, seed=seed) for seed in range(seeds)
+               for method, level in (("task_arithmetic", 0.61), ("expert", 0.9))]  # fmt: skip
+    page = terminal(results, width)
+
+    assert all(len(line.rstrip()) <= width for line in page.splitlines())
+    for text in (*TASKS, "61.0", "64.5", "69.0", "100.0", "0.42", "12.3", "nothing"):
+        assert text in page
+    if width == 120:
+        assert page.count("method") == 1  # side by side
+
+
+def test_markdown_latex_and_csv_carry_the_same_numbers():
+    results = [*REFERENCES, make_row("iso_c", 0.6), make_row("average", 0.5), failed_row("a_b")]
+    markdown, latex = FORMATS["markdown"](results), FORMATS["latex"](results)
+    table = {line["method"]: line for line in csv.DictReader(io.StringIO(FORMATS["csv"](results)))}
+
+    assert "| **63.5** | **67.9** |" in markdown and markdown.count("|\n") == 7
+    assert r"\textbf{63.5} & \textbf{67.9} & 0.3" in latex and r"iso\_c &" in latex and r"\toprule" in latex
+    assert float(table["iso_c"]["mean"]) == 63.5 and float(table["iso_c"]["norm"]) == pytest.approx(67.9, abs=0.05)
+    assert table["a_b"]["status"] == "error" and table["a_b"]["error"] == "ValueError: rank 0"
+
+
+def test_command_line(tmp_path, capsys):
+    for row in REFERENCES:
+        rows.write(row, tmp_path)
+    main([str(tmp_path), "--format", "csv"])
+    assert capsys.readouterr().out.count("\n") == 3
+
+    (tmp_path / "empty").mkdir()
+    for where in ("empty", "missing"):
+        with pytest.raises(SystemExit, match=f"(?s)rows.*{where}"):
+            main([str(tmp_path / where)])
+
+
+def test_user_error_says_where_it_looked(tmp_path):
+    from launchers.table import rows_of
+
+    with pytest.raises(UserError, match=str(tmp_path)):
+        rows_of([str(tmp_path)])

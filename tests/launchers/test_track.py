@@ -1,0 +1,122 @@
+"""What W&B was told is read back from the run's own file, byte by byte."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from cells import TASKS, failed_row, make_row
+from hydra.utils import instantiate
+from wandb_file import read_run
+
+from launchers import track
+from launchers.plots import heatmap
+from launchers.track import NoTracker, WandbTracker, default_mode
+from merging.errors import UserError
+
+CONF = Path(__file__).parents[2] / "conf" / "tracker"
+
+
+def test_an_offline_run_holds_everything(tmp_path):
+    row, expert = make_row("ties", 0.6), make_row("expert", 0.8, tasks=TASKS)
+    table = [row, expert, failed_row()]
+    with WandbTracker(folder=str(tmp_path), group="sweep") as tracker:
+        tracker.start(row.config, row.run_id, "ties on mini8")
+        for step in (0, 10):
+            tracker.log({"adapt/loss": 1.0 - step / 100}, step)
+        tracker.log_task("cars", 0.8, method="expert")
+        for task in TASKS:
+            tracker.log_task(task, row.accuracy[task])
+        tracker.finish(row, table, heatmap(table, tmp_path / "map.png"))
+    config, history, summary, exit_code = read_run(tmp_path, row.run_id)
+
+    assert {key: config[key] for key in row.config} == row.config
+    assert config["row"]["checkpoints"] == row.checkpoints and config["row"]["code"] == row.code
+    assert history["adapt/loss"] == [1.0, 0.9] and history["step"] == [0, 10]
+    assert history["expert/cars"] == [0.8]
+    for task in TASKS:
+        assert history[f"accuracy/{task}"] == [row.accuracy[task]] and summary[f"accuracy/{task}"] == row.accuracy[task]
+    assert summary["accuracy/mean"] == pytest.approx(0.635)
+    assert summary["accuracy/norm"] == pytest.approx(sum(row.accuracy[t] / expert.accuracy[t] for t in TASKS) / 8, 1e-4)
+    assert summary["status"] == "ok" and summary["scale"] == 0.3 and exit_code == 0
+
+    (folder,) = tmp_path.glob("wandb/offline-run-*/files")
+    stored = json.loads((folder / history["table.path"][0]).read_text())
+    assert [line[stored["columns"].index("method")] for line in stored["data"]] == ["ties", "tsv_m", "expert"]
+    assert (folder / history["heatmap.path"][0]).read_bytes() == (tmp_path / "map.png").read_bytes()
+
+
+def test_two_jobs_in_one_process_are_two_runs(tmp_path):
+    tracker, first, second = WandbTracker(folder=str(tmp_path)), make_row("ties"), failed_row("tsv_m")
+    for row in (first, second):
+        with tracker:
+            tracker.start(row.config, row.run_id, row.method)
+            tracker.finish(row, [row], None)
+
+    assert read_run(tmp_path, first.run_id)[3] == 0
+    _, history, summary, exit_code = read_run(tmp_path, second.run_id)
+    assert exit_code == 1 and summary["status"] == "error" and "accuracy/cars" not in history
+
+
+def test_an_exception_ends_the_run_as_failed_and_goes_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt), WandbTracker(folder=str(tmp_path)) as tracker:
+        tracker.start({}, "0123456789ab", "stopped")
+        raise KeyboardInterrupt
+    assert read_run(tmp_path, "0123456789ab")[3] == 1
+
+
+def test_losing_wandb_is_one_warning_and_never_an_error(tmp_path, monkeypatch, caplog):
+    with WandbTracker(folder=str(tmp_path)) as tracker:
+        tracker.start({}, "aaaaaaaaaaaa", "lost")
+        monkeypatch.setattr(tracker._run, "log", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
+        tracker.log_task("cars", 0.5)
+        tracker.log({"loss": 1.0}, 0)
+        tracker.finish(make_row(), [make_row()], None)
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and "gone" in warnings[0].getMessage()
+
+    (tmp_path / "file").touch()
+    with WandbTracker(folder=str(tmp_path / "file")) as tracker:
+        tracker.start({}, "bbbbbbbbbbbb", "no folder")
+        tracker.log_task("cars", 0.5)
+
+
+def test_an_unreachable_server_falls_back_to_offline(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(track, "default_mode", lambda: "online")
+    opened, honest = [], WandbTracker._open
+
+    def no_server(self, mode, *rest):
+        opened.append(mode)
+        if mode == "online":
+            raise TimeoutError("no answer")
+        return honest(self, mode, *rest)
+
+    monkeypatch.setattr(WandbTracker, "_open", no_server)
+    with WandbTracker(folder=str(tmp_path)) as tracker:
+        tracker.start({"seed": 0}, "cccccccccccc", "far")
+        tracker.log_task("cars", 0.5)
+    assert opened == ["online", "offline"] and "no answer" in caplog.text
+    assert read_run(tmp_path, "cccccccccccc")[1]["accuracy/cars"] == [0.5]
+
+
+def test_the_mode_follows_keys_and_logins(monkeypatch, tmp_path):
+    assert default_mode() == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password x\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert default_mode() == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert default_mode() == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert default_mode() == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert default_mode() == "disabled"
+
+
+def test_configs_build_and_name_every_knob():
+    conf = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.yaml")}
+    assert isinstance(instantiate(conf["none"]), NoTracker)
+    assert instantiate(conf["wandb"]) == WandbTracker()
+    knobs = {name for name, each in WandbTracker.__dataclass_fields__.items() if each.init}
+    assert set(conf["wandb"]) == knobs | {"_target_"}
+    with pytest.raises(UserError, match=r"tracker\.mode is 'onlin'"):
+        WandbTracker(mode="onlin")

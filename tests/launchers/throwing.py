@@ -1,0 +1,12 @@
+"""A method that fails, for sweeps."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Throws:
+    needs: ClassVar[str] = "nothing"
+
+    def __call__(self, experts):
+        raise ZeroDivisionError("nothing to merge by")

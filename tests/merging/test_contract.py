@@ -1,0 +1,148 @@
+"""What every merge method promises: all those in the files of merging/methods, with the defaults of their knobs."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from samples import SHAPES, drawn, equal, every_method, family, models
+
+from merging import Experts, UserError, merge
+
+MATRICES = {key: shape for key, shape in SHAPES.items() if len(shape) == 2}
+METHODS = [pytest.param(each(), id=each.__name__) for each in every_method()]
+every = pytest.mark.parametrize("method", METHODS)
+
+
+def unmoved(tasks):
+    base, _ = family(0)
+    return base, [dict(base) for _ in range(tasks)]
+
+
+def one_unmoved():
+    base, experts = family(3)
+    return base, [experts[0], dict(base), experts[2]]
+
+
+def twins():
+    base, experts = family(3)
+    return base, [experts[0], experts[1], {key: tensor.clone() for key, tensor in experts[0].items()}]
+
+
+def opposites():
+    base, experts = family(1)
+    opposite = {key: 2 * tensor - experts[0][key] for key, tensor in base.items()}
+    return base, [experts[0], opposite]
+
+
+def low_rank():
+    base, _ = family(0, MATRICES)
+    low = [{key: drawn(m, 2, seed=t) @ drawn(2, n, seed=t + 9) for key, (m, n) in MATRICES.items()} for t in range(3)]
+    return base, [base | {key: base[key] + tau for key, tau in each.items()} for each in low]
+
+
+SITUATIONS = {
+    "eight tasks": lambda: family(8),
+    "one task": lambda: family(1),
+    "more tasks than rows": lambda: family(5, {"w": (3, 4), "row": (1, 6), "column": (6, 1), "one": (1, 1)}),
+    "a single number": lambda: family(2, {"one": (1,), "scale": ()}),
+    "an empty parameter": lambda: family(2, {"none": (0,), "some": (3,)}),
+    "all task vectors zero": lambda: unmoved(3),
+    "one task vector zero": one_unmoved,
+    "two equal experts": twins,
+    "two opposite experts": opposites,
+    "low rank": low_rank,
+    "tiny changes": lambda: family(3, spread=1e-4),
+    "bf16": lambda: family(3, dtype=torch.bfloat16),
+    "fp16": lambda: family(3, dtype=torch.float16),
+    "fp64": lambda: family(3, dtype=torch.float64),
+}
+
+
+@every
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_is_whole_finite_repeatable_and_leaves_its_inputs_alone(method, situation):
+    base, experts = SITUATIONS[situation]()
+    before = [{key: tensor.clone() for key, tensor in state.items()} for state in (base, *experts)]
+    merged = merge(method, base, experts)
+    first, second = models(merged), models(merge(method, base, experts))
+    assert len(first) == len(second) and all(map(equal, first, second))
+    floating = {key: tensor.shape for key, tensor in base.items() if tensor.is_floating_point()}
+    for model in first:
+        assert {key: weight.shape for key, weight in model.items()} == floating
+        assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in model.values())
+    assert all(map(equal, before, (base, *experts)))
+    assert merged.stored_bytes >= sum(tensor.nbytes for tensor in base.values())
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_experts_equal_to_the_base_give_the_base(method, dtype, tasks):
+    base, _ = family(0, dtype=dtype)
+    for model in models(merge(method, base, [dict(base) for _ in range(tasks)])):
+        assert equal(model, {key: base[key].float() for key in model})
+
+
+@every
+def test_does_not_depend_on_the_order_of_tasks(method):
+    base, experts = family(4)
+    names, order = ["a", "b", "c", "d"], [2, 0, 3, 1]
+    first = models(merge(method, base, experts, names))
+    turned = models(merge(method, base, [experts[i] for i in order], [names[i] for i in order]))
+    expected = [first[i] for i in order] if len(first) > 1 else first
+    for model, reference in zip(turned, expected, strict=True):
+        for (
+            key,
+            weight,
+        ) in model.items():  # factors in fp32 added in another order: entries below 8, so 2^-21 a few times
+            assert torch.allclose(weight, reference[key], rtol=0, atol=5e-6), key
+
+
+@every
+def test_does_not_depend_on_the_order_of_parameters(method):
+    base, experts = family(3)
+    turned = [dict(reversed(state.items())) for state in (base, *experts)]
+    assert all(map(equal, models(merge(method, base, experts)), models(merge(method, turned[0], turned[1:]))))
+
+
+@every
+def test_does_not_depend_on_the_number_of_threads(method, two_threads):
+    base, experts = family(3, {"large": (300, 700), **SHAPES})
+    parallel = models(merge(method, base, experts))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert all(map(equal, parallel, models(merge(method, base, experts))))
+
+
+@every
+def test_files_and_state_dicts_give_the_same(method, stored):
+    base, experts = family(3)
+    paths = [stored(state) for state in (base, *experts)]
+    assert all(map(equal, models(merge(method, base, experts)), models(merge(method, paths[0], paths[1:]))))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_saves_in_the_dtype_of_the_experts_with_buffers_copied(method, dtype, tmp_path):
+    base, experts = family(2, dtype=dtype)
+    merged = merge(method, base, experts)
+    if merged.own:
+        with pytest.raises(UserError, match="separate weights for 2 tasks"):
+            merged.save(tmp_path / "merged.safetensors")
+        return
+    saved = load_file(merged.save(tmp_path / "merged.safetensors"))
+    assert torch.equal(saved.pop("position_ids"), base["position_ids"])
+    assert equal(saved, {key: weight.to(dtype) for key, weight in models(merged)[0].items()})
+
+
+@every
+def test_sparsified_task_vectors_replace_the_original_ones(method):
+    base, experts = family(3)
+    opened = Experts.open(base, experts)
+    before = models(method(opened))
+    for model in models(method(opened.sparsified(lambda key, task, tau: tau.zero_()))):
+        assert equal(model, {key: base[key] for key in model})
+    assert all(map(equal, models(method(opened)), before))
+
+
+def test_methods_are_found():
+    assert len(METHODS) >= 9 and all(method.values[0].needs in ("nothing", "inputs", "labels") for method in METHODS)

@@ -1,0 +1,124 @@
+"""merging as a library: merge, save, load, run."""
+
+import json
+from hashlib import sha256
+
+import pytest
+import torch
+from safetensors import safe_open
+from samples import drawn, equal, every_method, models
+from torch import nn
+
+from merging import UserError, load, merge
+from merging.backbones.tower import Backbone
+from merging.methods import Average, Dare, TaskArithmetic, Ties
+
+BACKBONE = Backbone("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
+INPUTS = drawn(3, 6)
+FILES = [pytest.param(each(), id=each.__name__) for each in every_method() if each.__name__ != "Expert"]
+
+
+def network(seed=0):
+    """A network with fused and plain matrices, norms, a buffer of floats and one of integers."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.GELU(), nn.Linear(12, 5, bias=False)).eval()
+
+
+def tuned(count=3):
+    """State dicts of a base and of experts around it."""
+    base = network().state_dict()
+    others = [network(1 + seed).state_dict() for seed in range(count)]
+    return base, [{key: (0.7 * base[key] + 0.3 * other[key]).to(base[key].dtype) for key in base} for other in others]
+
+
+@pytest.mark.parametrize("method", FILES)
+@pytest.mark.parametrize("from_files", [False, True])
+def test_merge_save_load_run(method, from_files, tmp_path, stored):
+    base, *experts = (stored(state) if from_files else state for state in (tuned()[0], *tuned()[1]))
+    merged = merge(method, base, experts)
+    model = load(merged.save(tmp_path / "merged.safetensors"), network())
+    reference = network()
+    reference.load_state_dict(models(merged)[0], strict=False)
+    assert not model.training and torch.equal(model(INPUTS), reference(INPUTS))
+    assert torch.equal(model[1].num_batches_tracked, network()[1].num_batches_tracked)
+
+
+def test_a_loaded_model_does_not_hang_on_its_file(tmp_path):
+    path = merge(Average(), *tuned()).save(tmp_path / "merged.safetensors")
+    model, before = load(path, network()), path.read_bytes()
+    expected = model(INPUTS)
+    with torch.no_grad():
+        model[0].weight.add_(0.0)
+    path.write_bytes(bytes(len(before)))
+    assert torch.equal(model(INPUTS), expected)
+
+
+def test_a_method_is_any_function_of_experts(tmp_path):
+    def median(experts):
+        return experts.merged(experts.map(lambda key, tau: tau.median(0).values))
+
+    base, experts = tuned()
+    merged = merge(median, base, experts)
+    taus = torch.stack([expert["0.weight"] - base["0.weight"] for expert in experts])
+    assert torch.equal(merged.weight("0.weight"), base["0.weight"] + taus.median(0).values)
+    assert merged.provenance["method"] == {"name": "median"}
+    assert load(merged.save(tmp_path / "median.safetensors"), network())(INPUTS).isfinite().all()
+
+
+def test_the_header_says_where_a_merge_came_from(tmp_path, stored):
+    base, experts = tuned(2)
+    paths = [stored(state) for state in (base, *experts)]
+    merged = merge(Dare(0.9, seed=3, then=Ties(0.1)), paths[0], paths[1:], ["cars", "signs"])
+    with safe_open(merged.save(tmp_path / "merged.safetensors", note="a test"), "pt") as file:
+        provenance = json.loads(file.metadata()["provenance"])
+    assert provenance["method"]["drop"] == 0.9 and provenance["method"]["seed"] == 3
+    assert provenance["method"]["then"] == {"name": "Ties", "density": 0.1, "merge": "sum", "scale": 0.3}
+    assert provenance["tasks"] == ["cars", "signs"] and provenance["note"] == "a test" and provenance["scale"] == 0.3
+    assert [provenance["base"], *provenance["experts"]] == [sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    first, second = (merge(Ties(), *tuned()).save(tmp_path / name).read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_a_file_that_names_its_backbone_needs_no_module(tmp_path):
+    torch.manual_seed(0)
+    base, *experts = (BACKBONE.build().state_dict() for _ in range(3))
+    merged = merge(TaskArithmetic(0.5), base, experts)
+    model = load(merged.save(tmp_path / "tower.safetensors", backbone=BACKBONE.facts()))
+    assert equal(model.state_dict(), models(merged)[0]) and not model.training
+    reference, images = BACKBONE.build(), BACKBONE.prepare(torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8))
+    reference.load_state_dict(models(merged)[0])
+    assert torch.equal(model(images), reference(images)) and model(images).shape == (2, 8)
+
+
+@pytest.mark.parametrize("wrong", [nn.Linear(6, 12), network()[:1], nn.Sequential(nn.Linear(6, 11), *network()[1:])])
+def test_the_wrong_backbone(wrong, tmp_path):
+    path = merge(Average(), *tuned()).save(tmp_path / "merged.safetensors")
+    with pytest.raises(UserError, match=r"does not fit (Linear|Sequential): .* Pass the backbone it was") as error:
+        load(path, wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_loaded(tmp_path, stored):
+    with pytest.raises(UserError, match="was not written by this library"):
+        load(stored(tuned()[0]), network())
+    with pytest.raises(UserError, match="There is no checkpoint"):
+        load(tmp_path / "none.safetensors", network())
+    path = merge(Average(), *tuned()).save(tmp_path / "merged.safetensors")
+    with pytest.raises(UserError, match="does not say which architecture"):
+        load(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        load(path, network())
+
+
+def test_saving_over_an_input_is_safe(stored):
+    """The files are mapped while the result is written: the old content stays readable until the rename."""
+    base, experts = tuned()
+    paths = [stored(state) for state in (base, *experts)]
+    merged = merge(Average(), paths[0], paths[1:])
+    expected = models(merge(Average(), base, experts))[0]
+    model = load(merged.save(paths[0]), network())
+    assert all(torch.equal(model.state_dict()[key], weight) for key, weight in expected.items())
