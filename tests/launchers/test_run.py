@@ -64,7 +64,7 @@ def test_rows_say_where_their_numbers_come_from(first_run, built):
     merged, base, expert = (first_run.rows[name] for name in ("task_arithmetic", "base", "expert"))
     assert merged.scale in (0.3, 1.0) and merged.scale_source == "search:val"
     assert list(merged.validation) == console.TASKS and base.validation is None and base.scale_source == "-"
-    assert expert.stored_bytes > merged.stored_bytes == base.stored_bytes > 4_000_000
+    assert expert.stored_bytes > merged.stored_bytes >= base.stored_bytes > 4_000_000
 
 
 def test_a_second_run_finds_what_the_first_computed(first_run):
@@ -117,7 +117,7 @@ def test_a_sweep_is_one_table_and_a_tracked_run_per_job(output):
 
 def test_a_failing_job_does_not_stop_the_sweep(output, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    targets = "method._target_=throwing.Throws,merging.methods.Base,merging.methods.Average"
+    targets = "method._target_=throwing.Throws,merging.methods.TaskArithmetic,merging.methods.Average"
     process = console.duet(output, "-m", "method=average", targets)
 
     assert process.returncode == 1 and "ZeroDivisionError: nothing to merge by" in process.stderr
