@@ -1,4 +1,4 @@
-"""Benchmarks against the floor of the hardware: `python -m launchers.bench merge` makes a table for docs/performance.md.
+"""Benchmarks against the floor of the hardware: `python -m launchers.bench merge` prints a markdown table.
 
 Eight synthetic experts are merged from files to one file, every method in a fresh process. `job` runs in that process;
 nothing else here imports torch.
@@ -58,7 +58,7 @@ def inputs(folder: Path) -> list[Path]:
 
 
 def write_inputs(folder: Path, tower: Tower) -> None:
-    """A base of N(0, 0.02) and experts that differ from it by N(0, 0.002), seeded, in fp32; files that exist are kept."""
+    """A base of N(0, 0.02) and experts that differ by N(0, 0.002), seeded, in fp32; files that exist are kept."""
     import torch
 
     from merging.checkpoints import SafetensorsFile, Spec, write_safetensors
@@ -78,16 +78,19 @@ def write_inputs(folder: Path, tower: Tower) -> None:
 
 
 def floor(folder: Path, output: Path) -> None:
-    """What no merge can avoid: every input is read once and one model is written, with the reader and writer of merges."""
+    """What no merge can avoid: every input is read once and one model written, by the reader and writer of merges."""
+    import torch
+
     from merging.checkpoints import SafetensorsFile, write_safetensors
 
     files = [SafetensorsFile(path) for path in inputs(folder)]
     specs = files[0].specs()
+    buffer = torch.empty(max(spec.shape.numel() for spec in specs.values()))
 
     def tensors():
-        for key in specs:
+        for key, spec in specs.items():
             for file in files:
-                copy = file.tensor(key).clone()
+                copy = buffer[: spec.shape.numel()].view(spec.shape).copy_(file.tensor(key))
                 file.release()
             yield key, copy
 
@@ -101,21 +104,6 @@ def identify(folder: Path, cache_folder: Path) -> None:
 
     for path in inputs(folder):
         _ = SafetensorsFile(path, Cache(cache_folder)).id
-
-
-def job(name: str, folder: Path, cache_folder: Path, output: Path) -> None:
-    """Runs in the measured process: one merge, "floor" or "ids"; prints the seconds without imports."""
-    from merging import Cache, merge, methods
-
-    start = time.perf_counter()
-    if name == "floor":
-        floor(folder, output)
-    elif name == "ids":
-        identify(folder, cache_folder)
-    else:
-        base, *experts = inputs(folder)
-        merge(getattr(methods, name)(), base, experts, cache=Cache(cache_folder)).save(output)
-    print(json.dumps(time.perf_counter() - start))
 
 
 def job(name: str, folder: str, cache_folder: str, width: str, depth: str) -> float:
@@ -146,13 +134,21 @@ def rows(names: Sequence[str], folder: Path, tower: Tower, repeat: int) -> Itera
         return measure("launchers.bench:job", name, folder, cache, tower.width, tower.depth)
 
     def fastest(name: str, prepare: Callable[[], object]) -> Measured:
-        return min([(prepare(), process(name))[1] for _ in range(repeat)])
+        found = []
+        for _ in range(repeat):
+            prepare()
+            for path in inputs(folder):  # into the file cache, which may have dropped some
+                with path.open("rb") as file:
+                    while file.read(MIB):
+                        pass
+            found.append(process(name))
+        return min(found)
 
     def forget() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
     process("inputs")
-    process("ids", known)  # also brings the inputs into the file cache
+    process("ids", known)
     yield "floor: read all, write one", fastest("floor", forget)
     yield "content ids, once per file", fastest("ids", forget)
     for name in names:
@@ -170,10 +166,10 @@ def caption(tower: Tower, repeat: int) -> str:
         f"A base and {EXPERTS} experts of {count:,} parameters each (fp32 safetensors, CLIP image tower of width "
         f"{tower.width} and depth {tower.depth}), merged from files to one file. {machine()}; "
         f"{time.strftime('%Y-%m-%d', time.gmtime())}; every row is the fastest of {repeat} fresh processes.\n\n"
-        "Seconds are those of the whole process, Python and torch included; `merge + save` leaves imports out. Peak memory "
-        "is the largest resident set, with the touched pages of mapped files. Inputs are in the file cache and their "
-        "content ids (sha256) remembered from an earlier run, as in any sweep; the second row is what that costs once. "
-        "`cold` decomposes, `warm` finds the factors in the cache."
+        "Seconds are those of the whole process, Python and torch included; `merge + save` leaves imports out. Peak "
+        "memory is the largest resident set, with the touched pages of mapped files. Inputs are in the file cache and "
+        "their content ids (sha256) remembered from an earlier run, as in any sweep; the second row is what that costs "
+        "once. `cold` decomposes, `warm` finds the factors in the cache."
     )
 
 

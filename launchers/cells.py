@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
@@ -12,7 +13,6 @@ from typing import Any
 
 from launchers import rows
 from launchers.rows import Row
-from launchers.track import Tracker
 from merging.api import describe
 from merging.experts import Experts
 from merging.methods import Method
@@ -20,6 +20,7 @@ from tasks.grid import Fixed, Grid, Search
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
+OnTask = Callable[[str, float], object]
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class Cell:
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
-    def compute(self, tracker: Tracker, save: str | None = None) -> Row:
-        """Merge, choose the scale on validation, score the test split once."""
+    def compute(self, on_task: OnTask, save: str | None = None) -> Row:
+        """Merge, choose the scale on validation, score the test split once; `on_task` hears each accuracy."""
         grid, start = self.setup.grid, time.perf_counter()
         merged = self.method(self.setup.experts)
         merged_at = time.perf_counter()
         merged, validation = self.scale.choose(merged, grid)
         chosen_at = time.perf_counter()
-        accuracy = grid.score(merged, "test", tracker.log_task)
+        accuracy = grid.score(merged, "test", on_task)
         seconds = {
             "merge": merged_at - start,
             "search": chosen_at - merged_at,
@@ -118,7 +119,7 @@ class Cell:
 def finish(
     cell: Cell,
     folder: Path,
-    tracker: Tracker,
+    on_task: OnTask,
     redo: bool = False,
     save: str | None = None,
     found_level: int = logging.INFO,
@@ -130,7 +131,7 @@ def finish(
         log.log(found_level, "%s: found in %s (redo=true computes it again)", cell.label, where)
         return done
     try:
-        row = cell.compute(tracker, save)
+        row = cell.compute(on_task, save)
     except Exception as error:
         if rows.find(folder, cell.run_id) is None:  # a failed redo does not replace a good row
             rows.write(replace(cell.row(), status="error", error=f"{type(error).__name__}: {error}"), folder)

@@ -18,7 +18,7 @@ def hint(arguments: list[str]) -> str | None:
     """For the first override whose key does not exist: what exists there, nearest first. None if all exist."""
     try:
         overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
-        config = _compose([each.input_line for each in overrides if _group(each) in GROUPS])
+        config = _compose([each.input_line or "" for each in overrides if _group(each) in GROUPS])
     except HydraException:  # Hydra's own message lists the options of a group
         return None
     for each in overrides:

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ def run(config: DictConfig) -> list[str]:
         references = [reference(config, label) for label in ("base", "expert") if label != wanted.label]
         files = [str((folder / f"{each.run_id}.json").resolve()) for each in (wanted, *references)]
         (here / LISTED).write_text(json.dumps(files))
-        found = [finish(each, folder, _Quiet(tracker, each.label), found_level=logging.DEBUG) for each in references]
-        row = finish(wanted, folder, tracker, config.redo, config.save)
+        found = [
+            finish(each, folder, partial(tracker.log_task, method=each.label), found_level=logging.DEBUG)
+            for each in references
+        ]
+        row = finish(wanted, folder, tracker.log_task, config.redo, config.save)
         shown = sorted([row, *found], key=lambda each: each.created)
         tracker.finish(row, shown, plots.heatmap(shown, here / "heatmap.png"))
     return files
@@ -83,16 +87,6 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
 
 
 _SETUPS: dict[str, Setup] = {}
-
-
-class _Quiet:
-    """The run's tracker, for a reference method: its accuracies are told under its own name."""
-
-    def __init__(self, tracker: Any, label: str):
-        self._tracker, self._label = tracker, label
-
-    def log_task(self, task: str, accuracy: float) -> None:
-        self._tracker.log_task(task, accuracy, self._label)
 
 
 class Report(Callback):

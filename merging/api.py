@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
-from importlib import import_module
 from pathlib import Path
 
 from torch import nn
 
+from merging.backbones.tower import ImageTower
 from merging.cache import Cache
 from merging.checkpoints import SafetensorsFile
 from merging.errors import UserError
@@ -32,11 +32,12 @@ def merge(
     )
 
 
-def describe(method: Callable[[Experts], Merged]) -> dict[str, object]:
+def describe(method: object) -> dict[str, object]:
     """A method's name and knobs as JSON."""
-    if is_dataclass(method) and not isinstance(method, type):
-        knobs = {knob.name: getattr(method, knob.name) for knob in fields(method)}
-        return {"name": type(method).__name__} | {k: describe(v) if is_dataclass(v) else v for k, v in knobs.items()}
+    if is_dataclass(method):
+        knobs: dict[str, object] = {knob.name: getattr(method, knob.name) for knob in fields(method)}
+        inner = {name: describe(value) if callable(value) else value for name, value in knobs.items()}
+        return {"name": type(method).__name__, **inner}
     return {"name": getattr(method, "__name__", repr(method))}
 
 
@@ -49,18 +50,19 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
     file = SafetensorsFile(path)
     if file.metadata.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this library ({FORMAT}). Load plain weights with safetensors.")
-    if backbone is None:
+    model = backbone
+    if model is None:
         facts = json.loads(file.metadata["provenance"]).get("backbone")
         if facts is None:
             raise UserError(
                 f"{path} does not say which architecture it is for. Pass the module to fill: load(path, backbone)."
             )
-        backbone = import_module("merging.backbones.tower").ImageTower(**facts)  # here: open_clip takes seconds
+        model = ImageTower(**facts)
     try:
-        backbone.load_state_dict({key: file.tensor(key).clone() for key in file.specs()})
+        model.load_state_dict({key: file.tensor(key).clone() for key in file.specs()})
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"{path} does not fit {type(backbone).__name__}: {reason}. Pass the backbone it was merged for."
+            f"{path} does not fit {type(model).__name__}: {reason}. Pass the backbone it was merged for."
         ) from error
-    return backbone.eval()
+    return model.eval()

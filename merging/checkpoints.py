@@ -113,23 +113,23 @@ class SafetensorsFile:
         if "_map" in self.__dict__:
             self._map.madvise(mmap.MADV_DONTNEED)
 
-    @cached_property
+    @property
     def id(self) -> str:
         """sha256 of the file, remembered in the cache under path, size and modification time."""
+        return self._id
+
+    @cached_property
+    def _id(self) -> str:
         stat = self.path.stat()
         key = f"sha256 {self.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
         return self._digest() if self._cache is None else self._cache.text(key, self._digest)
 
     def _digest(self) -> str:
+        digest = hashlib.sha256()
         with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
 
 
 class StateDict:
@@ -151,8 +151,12 @@ class StateDict:
     def release(self) -> None:
         """Nothing to hand back."""
 
-    @cached_property
+    @property
     def id(self) -> str:
+        return self._id
+
+    @cached_property
+    def _id(self) -> str:
         digest = hashlib.sha256()
         for key, tensor in sorted(self._tensors.items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -194,7 +198,7 @@ def open_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint, cach
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes in C order, without a copy where it is contiguous."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_safetensors(

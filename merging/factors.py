@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import cython_lapack
+from scipy.linalg import cython_lapack  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
 EPS = float(np.finfo(np.float32).eps)

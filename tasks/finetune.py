@@ -99,8 +99,8 @@ def make_experts(
     missing = [job for job in jobs if cache.get(job.key) is None]
     if missing:
         _train_all(missing, cache, min(workers or len(os.sched_getaffinity(0)), len(missing)))
-    experts = [cache.tensors(job.key, lambda job=job: train_expert(job)) for job in jobs]
-    return [StateDict(expert, f"fine-tuned on {job.task.name}") for expert, job in zip(experts, jobs, strict=True)]
+    states = [cache.tensors(job.key, lambda job=job: train_expert(job)) for job in jobs]
+    return [StateDict(state, f"fine-tuned on {task.name}") for state, task in zip(states, suite.tasks, strict=True)]
 
 
 def _key(base: Checkpoint, backbone: Backbone, task: Task, recipe: Recipe, seed: int) -> str:

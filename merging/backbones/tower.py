@@ -17,7 +17,7 @@ class ImageTower(nn.Module):
         from open_clip.model import _build_vision_tower  # here, because importing it takes seconds
 
         super().__init__()
-        self.visual = _build_vision_tower(embed_dim, dict(vision_cfg), quick_gelu)
+        self.visual = _build_vision_tower(embed_dim, dict(vision_cfg), quick_gelu)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.visual(images)

@@ -19,8 +19,8 @@ class Ties:
     """TIES-Merging: trim, elect a sign per entry, merge those that agree. Yadav et al., 2023, arXiv 2306.01708.
 
     density: share of its largest entries that each task vector keeps, over the whole model; 1 trims nothing.
-    merge: "sum" of the agreeing entries (usual for vision, scale about 0.3) or their "mean" (the paper's, scale about 1).
-    scale: 0 is the base.
+    merge: "sum" of the agreeing entries (usual for vision, scale about 0.3) or their "mean" (the paper's, scale about
+    1). scale: 0 is the base.
     """
 
     density: float = 0.2

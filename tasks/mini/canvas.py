@@ -5,6 +5,7 @@ is a tensor of N values; `per_image` reshapes it to [N, 1, 1]. Distances are neg
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -13,9 +14,10 @@ from torch.nn import functional
 
 SIZE = 32
 PIXEL = 2.0 / SIZE
+Number = Tensor | float  # one per image, [N], or the same for all
 
 
-def per_image(values: Tensor | float) -> Tensor | float:
+def per_image(values: Number) -> Number:
     """[N] -> [N, 1, 1], so that it broadcasts over the pixels; scalars pass through."""
     return values.reshape(-1, 1, 1) if isinstance(values, Tensor) else values
 
@@ -49,7 +51,9 @@ def pixels() -> tuple[Tensor, Tensor]:
     return x[None], y[None]
 
 
-def place(x: Tensor, y: Tensor, dx=0.0, dy=0.0, angle=0.0, scale=1.0) -> tuple[Tensor, Tensor]:
+def place(
+    x: Tensor, y: Tensor, dx: Number = 0.0, dy: Number = 0.0, angle: Number = 0.0, scale: Number = 1.0
+) -> tuple[Tensor, Tensor]:
     """Coordinates inside an object that is scaled, rotated by `angle` radians and moved by (dx, dy)."""
     x, y = x - per_image(dx), y - per_image(dy)
     angle = torch.as_tensor(angle, dtype=torch.float32)
@@ -57,24 +61,24 @@ def place(x: Tensor, y: Tensor, dx=0.0, dy=0.0, angle=0.0, scale=1.0) -> tuple[T
     return (cos * x + sin * y) / per_image(scale), (cos * y - sin * x) / per_image(scale)
 
 
-def disc(x: Tensor, y: Tensor, radius) -> Tensor:
+def disc(x: Tensor, y: Tensor, radius: Number) -> Tensor:
     return torch.sqrt(x * x + y * y + 1e-9) - per_image(radius)
 
 
-def box(x: Tensor, y: Tensor, half_width, half_height) -> Tensor:
+def box(x: Tensor, y: Tensor, half_width: Number, half_height: Number) -> Tensor:
     qx, qy = x.abs() - per_image(half_width), y.abs() - per_image(half_height)
     outside = torch.sqrt(qx.clamp_min(0) ** 2 + qy.clamp_min(0) ** 2 + 1e-12)
     return outside + torch.maximum(qx, qy).clamp_max(0)
 
 
-def ngon(x: Tensor, y: Tensor, sides: int, radius) -> Tensor:
+def ngon(x: Tensor, y: Tensor, sides: int, radius: Number) -> Tensor:
     """Regular polygon with its apothem equal to `radius`, one side at the bottom."""
     step = 2 * math.pi / sides
     angle = torch.atan2(x, y)
     return torch.cos(torch.round(angle / step) * step - angle) * torch.sqrt(x * x + y * y + 1e-9) - per_image(radius)
 
 
-def segment(x: Tensor, y: Tensor, ax, ay, bx, by, width) -> Tensor:
+def segment(x: Tensor, y: Tensor, ax: Number, ay: Number, bx: Number, by: Number, width: Number) -> Tensor:
     """A stroke of half-width `width` from (ax, ay) to (bx, by)."""
     ax, ay, bx, by = per_image(ax), per_image(ay), per_image(bx), per_image(by)
     dx, dy = bx - ax, by - ay
@@ -82,7 +86,7 @@ def segment(x: Tensor, y: Tensor, ax, ay, bx, by, width) -> Tensor:
     return torch.sqrt((x - ax - t * dx) ** 2 + (y - ay - t * dy) ** 2 + 1e-9) - per_image(width)
 
 
-def strokes(x: Tensor, y: Tensor, points: list[tuple[float, float]], width) -> Tensor:
+def strokes(x: Tensor, y: Tensor, points: Sequence[tuple[float, float]], width: Number) -> Tensor:
     """A polyline through `points`, the same for the whole batch."""
     parts = [segment(x, y, *a, *b, width) for a, b in pairwise(points)]
     return torch.stack(parts).amin(0)
@@ -118,7 +122,7 @@ def grain(image: Tensor, amount: Tensor | float, rng: torch.Generator) -> Tensor
     return image + torch.randn(image.shape, generator=rng) * amount
 
 
-def blur(image: Tensor, amount: Tensor | float) -> Tensor:
+def blur(image: Tensor, amount: Number) -> Tensor:
     """Mix with a 3x3 binomial blur; 0 is sharp, 1 is the full blur; scalar or [N]."""
     kernel = torch.tensor([1.0, 2.0, 1.0])
     kernel = (kernel[:, None] * kernel[None] / 16).expand(3, 1, 3, 3)

@@ -5,6 +5,8 @@ Classes: ten digits. "web" is a typeset digit, light or coloured, on a plain dar
 itself use `handwriting`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,7 +25,7 @@ def handwriting() -> tuple[Tensor, Tensor]:
     """All 1797 scans as [1797, 3, 32, 32] in [0, 1], white on black, and their labels, in a fixed shuffled order."""
     from sklearn.datasets import load_digits  # only this task needs scikit-learn
 
-    scans = load_digits()
+    scans: Any = load_digits()
     order = torch.randperm(len(scans.target), generator=torch.Generator().manual_seed(ORDER_SEED))
     small = torch.tensor(scans.images, dtype=torch.float32)[order, None] / 16
     large = functional.interpolate(small, (canvas.SIZE, canvas.SIZE), mode="bicubic", align_corners=False)

@@ -89,7 +89,7 @@ def shape_distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     diamond = (x.abs() + y.abs() - 1.05) * 0.71
     octagon = torch.maximum(torch.maximum(x.abs(), y.abs()), (x.abs() + y.abs()) * 0.71) - 0.88
     round_ = canvas.disc(x, y, 0.92)
-    kinds = canvas.per_image(shape)
+    kinds = shape.reshape(-1, 1, 1)
     return torch.where(kinds < 2, round_, torch.where(kinds == 2, triangle, torch.where(kinds == 3, diamond, octagon)))
 
 

@@ -18,7 +18,7 @@ from tasks.suite import Split, Suite
 
 TOWER = Backbone("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})
 RECIPE = Recipe(steps=3, batch=8, warmup=1)
-LONG = Recipe(steps=300, batch=8)
+LONG = Recipe(steps=120, batch=8)
 
 
 @dataclass(frozen=True)
