@@ -208,3 +208,22 @@ def test_a_smaller_rank_is_cut_from_the_cached_factors(cache, decompositions):
     assert len(decompositions) == count > 0
     assert experts.svd(key, tau, 4)[0].s.shape == (4,)
     assert len(decompositions) == 2 * count
+
+
+def test_an_interrupted_merge_goes_on_from_its_cached_factors(cache, decompositions, monkeypatch):
+    base, experts = family(3)
+    expected, total, counting = merge(TsvM(), base, experts), len(decompositions), factors.svd
+    decompositions.clear()
+
+    def interrupted(matrix, rank=None):
+        if len(decompositions) >= 5:  # two workers: at least one of the parameters, three matrices each, is done
+            raise KeyboardInterrupt
+        return counting(matrix, rank)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(factors, "svd", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            merge(TsvM(), base, experts, cache=cache)
+    done = len(decompositions)
+    assert equal(*models(expected), *models(merge(TsvM(), base, experts, cache=cache)))
+    assert len(decompositions) - done <= total - 3
