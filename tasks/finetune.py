@@ -110,7 +110,7 @@ def _key(base: Checkpoint, backbone: Backbone, task: Task, recipe: Recipe, seed:
 
 def _train_all(jobs: Sequence[Job], cache: Cache, workers: int) -> None:
     names, steps = [job.task.name for job in jobs], jobs[0].recipe.steps
-    with Progress(f"fine-tuning {len(jobs)} experts ({', '.join(names)})", steps * len(jobs)) as progress:
+    with Progress(f"fine-tuning {len(jobs)} experts", steps * len(jobs), ", ".join(names)) as progress:
         if workers == 1:
             for job in jobs:
                 cache.tensors(job.key, lambda job=job: train_expert(job, progress.advance))

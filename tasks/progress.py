@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """`with Progress("what", total) as progress`: then `advance()` or `at(done)`."""
+    """`with Progress("what", total) as progress`: then `advance()` or `at(done)`. `detail` goes to the log only."""
 
-    def __init__(self, what: str, total: int):
-        self._what = what
+    def __init__(self, what: str, total: int, detail: str = ""):
+        self._what, self._detail = what, detail
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -28,7 +28,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._start = time.perf_counter()
-        log.info("%s ...", self._what)
+        log.info("%s: %s ...", self._what, self._detail)
         self._bar.start()
         return self
 
