@@ -35,6 +35,8 @@ LISTED = "rows.json"  # in a job's folder: the row files it makes or finds
 def run(config: DictConfig) -> list[str]:
     """One Hydra job: the base, the chosen method and the experts. Returns the row files."""
     folder, here = Path(config.output) / "results", Path(HydraConfig.get().runtime.output_dir)
+    if config.save is not None:
+        check_writable("save", Path(config.save).parent)
     with instantiate(config.tracker) as tracker:
         wanted = cell(config)
         tracker.start(wanted.config, wanted.run_id, f"{wanted.label} {wanted.setup.grid.suite.name}")
@@ -77,7 +79,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
     """Experts and grid of this backbone, suite and seed, shared by the jobs of one process."""
-    key = json.dumps([decides[name] for name in ("backbone", "experts", "suite")], sort_keys=True)
+    key = json.dumps([config.output, *(decides[name] for name in ("backbone", "experts", "suite"))], sort_keys=True)
     if key not in _SETUPS:
         store = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
         suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
@@ -108,10 +110,20 @@ class Report(Callback):
 def check_output(folder: Path) -> None:
     """Exits with one paragraph unless files can be made in `folder`; Hydra would show a traceback."""
     try:
+        check_writable("output", folder)
+    except UserError as error:
+        sys.exit(str(error))
+
+
+def check_writable(knob: str, folder: Path) -> None:
+    """Raises UserError naming the knob unless files can be made in `folder`."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        sys.exit(f"Cannot write to output={folder}: {error.strerror}. Name a folder that you may write to.")
+        raise UserError(
+            f"Cannot write to {knob}={folder}: {error.strerror}. Name a folder that you may write to."
+        ) from error
 
 
 def show(folder: Path) -> None:
