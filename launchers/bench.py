@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from launchers import bench_factor
 from launchers.measure import MIB, Measured, machine, measure, table, write_section
 
 EXPERTS = 8
@@ -175,7 +176,9 @@ def caption(tower: Tower, repeat: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m launchers.bench", description=__doc__)
-    merges = parser.add_subparsers(dest="what", required=True).add_parser("merge", help="methods, from files to file")
+    kinds = parser.add_subparsers(dest="what", required=True)
+    bench_factor.add_arguments(kinds.add_parser("factor", help="Tucker decompositions"))
+    merges = kinds.add_parser("merge", help="methods, from files to file")
     merges.add_argument("--folder", type=Path, default=Path("outputs/.cache/bench"), help="where the inputs are kept")
     merges.add_argument(
         "--methods", nargs="+", default=METHODS, choices=METHODS, metavar="NAME", help=", ".join(METHODS)
@@ -185,6 +188,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     merges.add_argument("--depth", type=int, default=Tower().depth, help="blocks of the tower")
     merges.add_argument("--output", type=Path, help="markdown file that gets the table, such as docs/performance.md")
     options = parser.parse_args(argv)
+    if options.what == "factor":
+        return bench_factor.main(options)
     tower, measured = Tower(options.width, options.depth), []
     for title, row in rows(options.methods, options.folder.resolve(), tower, options.repeat):
         print(f"{title}: {row.wall:.2f} s, {row.cpu:.2f} CPU s, {row.peak / MIB:.0f} MiB", file=sys.stderr)

@@ -13,10 +13,13 @@ from typing import Any
 
 from launchers import rows
 from launchers.rows import Row
+from merging.accounting import macs
+from merging.adapt import Log, Router
 from merging.api import describe
 from merging.experts import Experts
+from merging.merged import Merged
 from merging.methods import Method
-from tasks.grid import Fixed, Grid, Search
+from tasks.grid import Fixed, Grid, RoutingFound, Search
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
@@ -44,6 +47,7 @@ class Cell:
     label: str
     method: Method
     scale: Fixed | Search
+    router: Router
     config: Config
     setup: Setup
 
@@ -80,40 +84,77 @@ class Cell:
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
-    def compute(self, on_task: OnTask, save: str | None = None) -> Row:
-        """Merge, choose the scale on validation, score the test split once; `on_task` hears each accuracy."""
-        grid, start = self.setup.grid, time.perf_counter()
+    def compute(self, on_task: OnTask, save: str | None = None, log_step: Log = lambda values, step: None) -> Row:
+        """Merge, choose the scale on validation, train the gates, score the test split once.
+
+        `on_task` hears each accuracy, `log_step` the losses of a gate in training.
+        """
+        grid, clock = self.setup.grid, Clock()
         merged = self.method(self.setup.experts)
-        merged_at = time.perf_counter()
+        clock.lap("merge")
         merged, validation = self.scale.choose(merged, grid)
-        chosen_at = time.perf_counter()
-        accuracy = grid.score(merged, "test", on_task)
-        seconds = {
-            "merge": merged_at - start,
-            "search": chosen_at - merged_at,
-            "score": time.perf_counter() - chosen_at,
-        }
-        log.info(
-            "%s: mean accuracy %.1f %%, merged in %.1f s",
-            self.label,
-            100 * sum(accuracy.values()) / len(accuracy),
-            seconds["merge"],
-        )
+        clock.lap("search")
+        collapsed: list[str] = []
+        if merged.routing is not None and merged.routing.router == "learned":
+            merged, collapsed = self.router.fit(merged, self.setup.experts, self.config["seed"], log_step)
+            clock.lap("router")
+        scored = grid.score(merged, "test", on_task)
+        clock.lap("score")
         if save is not None:
             merged = replace(merged, provenance={"method": describe(self.method), "run_id": self.run_id})
             log.info("saved %s", merged.save(save, backbone=grid.backbone.facts()))
-        routing = merged.routing
-        return replace(
+        row = replace(
             self.row(),
-            accuracy=accuracy,
+            accuracy=scored.accuracy,
             validation=validation,
+            collapsed=collapsed,
             scale=merged.scale,
             scale_source="-" if merged.scale is None else self.scale.source,
-            router=routing.router if routing else "none",
-            granularity=routing.granularity if routing else "none",
-            stored_bytes=merged.stored_bytes,
-            seconds={name: round(value, 3) for name, value in seconds.items()},
+            seconds=clock.seconds,
+            **self.told(merged, scored.routing),
         )
+        log.info("%s: %s", self.label, said(row))
+        return row
+
+    def told(self, merged: Merged, found: RoutingFound | None) -> dict[str, Any]:
+        """What a row says of the merged model itself."""
+        routing, looks = merged.routing, self.method.needs == "inputs"
+        adaptation = (routing.adaptation if routing else None) or ("calibration" if looks else "none")
+        return {
+            "needs": "inputs" if adaptation != "none" else self.method.needs,
+            "adaptation": adaptation,
+            "router": routing.router if routing else "none",
+            "granularity": routing.granularity if routing else "none",
+            "stored_bytes": merged.stored_bytes,
+            "params": merged.params,
+            "macs": macs(merged, self.setup.grid.backbone),
+            "routing": {} if found is None else found._asdict(),
+            "energy": {key: [round(share, 5) for share in shares] for key, shares in merged.energy.items()},
+        }
+
+
+class Clock:
+    """Seconds of the phases of a cell."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """The time since the last call was spent on `phase`."""
+        now = time.perf_counter()
+        self.seconds[phase], self._last = round(now - self._last, 3), now
+
+
+def said(row: Row) -> str:
+    """One line about a finished row."""
+    text = f"mean accuracy {100 * sum(row.accuracy.values()) / len(row.accuracy):.1f} %"
+    if row.routing:
+        routed = row.routing["accuracy"].values()
+        text += f", routed right {100 * sum(routed) / len(routed):.1f} %"
+    if row.collapsed:
+        text += f", suspected of collapse: {', '.join(row.collapsed)}"
+    return text + f", {', '.join(f'{phase} {seconds:.1f} s' for phase, seconds in row.seconds.items())}"
 
 
 def finish(
@@ -123,6 +164,7 @@ def finish(
     redo: bool = False,
     save: str | None = None,
     found_level: int = logging.INFO,
+    log_step: Log = lambda values, step: None,
 ) -> Row:
     """The cell's row: found if finished before, else computed and written. A failure is written too, then raised."""
     done = None if redo or save is not None else rows.find(folder, cell.run_id)
@@ -131,7 +173,7 @@ def finish(
         log.log(found_level, "%s: found in %s (redo=true computes it again)", cell.label, where)
         return done
     try:
-        row = cell.compute(on_task, save)
+        row = cell.compute(on_task, save, log_step)
     except Exception as error:
         if rows.find(folder, cell.run_id) is None:  # a failed redo does not replace a good row
             rows.write(replace(cell.row(), status="error", error=f"{type(error).__name__}: {error}"), folder)

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ class Row:
     seconds: dict[str, float]  # "merge", "search", "score"
     created: str  # ISO time, UTC
     error: str | None = None
+    adaptation: str = "none"  # the split whose unlabelled images the method or its router saw; "test" is transductive
+    params: int = 0  # numbers stored for what is mixed and for the gates
+    routing: dict[str, Any] = field(default_factory=dict)  # "matrix" true task x mean weight, "accuracy" per task
+    energy: dict[str, list[float]] = field(default_factory=dict)  # parameter -> share of each task vector's energy
+    collapsed: list[str] = field(default_factory=list)  # tasks that the collapse guard suspects
 
     def problem(self) -> str | None:
         """What makes this row unusable, or None."""
@@ -62,10 +67,10 @@ class Row:
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "method", "suite", "scale_source", "needs", "router", "granularity"), str),
-    **dict.fromkeys(("family", "code", "created"), str),
-    **dict.fromkeys(("config", "accuracy", "checkpoints", "splits", "seconds"), dict),
-    **dict.fromkeys(("seed", "stored_bytes", "macs"), int),
-    "tasks": list,
+    **dict.fromkeys(("family", "code", "created", "adaptation"), str),
+    **dict.fromkeys(("config", "accuracy", "checkpoints", "splits", "seconds", "routing", "energy"), dict),
+    **dict.fromkeys(("seed", "stored_bytes", "macs", "params"), int),
+    **dict.fromkeys(("tasks", "collapsed"), list),
     "validation": (dict, type(None)),
     "scale": (float, int, type(None)),
     "error": (str, type(None)),

@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -22,13 +22,15 @@ from launchers import export, plots, rows, table
 from launchers.cells import Cell, Setup, finish
 from launchers.hints import hint
 from launchers.rows import Row
+from merging.adapt import Oracle
 from merging.cache import GIB, Cache
 from merging.errors import UserError
 from merging.methods import Base, Expert
 from tasks.grid import Fixed, Grid
+from tasks.suite import calibration
 
 log = logging.getLogger(__name__)
-DECIDES = ("backbone", "experts", "suite", "method", "scale", "seed")  # what changes a number
+DECIDES = ("backbone", "experts", "suite", "method", "scale", "router", "seed")  # what changes a number
 LISTED = "rows.json"  # in a job's folder: the row files it makes or finds
 
 
@@ -47,7 +49,7 @@ def run(config: DictConfig) -> list[str]:
             finish(each, folder, partial(tracker.log_task, method=each.label), found_level=logging.DEBUG)
             for each in references
         ]
-        row = finish(wanted, folder, tracker.log_task, config.redo, config.save)
+        row = finish(wanted, folder, tracker.log_task, config.redo, config.save, log_step=tracker.log)
         shown = sorted([row, *found], key=lambda each: each.created)
         tracker.finish(row, shown, plots.heatmap(shown, here / "heatmap.png"))
     return files
@@ -57,14 +59,16 @@ def cell(config: DictConfig) -> Cell:
     """The cell that the configuration names."""
     decides = resolved(config)
     label = HydraConfig.get().runtime.choices["method"]
-    return Cell(label, instantiate(config.method), instantiate(config.scale), decides, setup_of(config, decides))
+    method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
+    return Cell(label, method, scale, router, decides, setup_of(config, decides))
 
 
 def reference(config: DictConfig, label: str) -> Cell:
     """The base or the experts on the same setup; no knob of the run's own method touches them."""
     method = {"base": Base, "expert": Expert}[label]()
-    decides = resolved(config) | {"method": {"_target_": f"merging.methods.{type(method).__name__}"}, "scale": None}
-    return Cell(label, method, Fixed(), decides, setup_of(config, decides))
+    decides = resolved(config) | {"method": {"_target_": f"merging.methods.{type(method).__name__}"}, "scale": None,
+                                  "router": None}  # fmt: skip
+    return Cell(label, method, Fixed(), Oracle(), decides, setup_of(config, decides))
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -74,6 +78,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     decides["experts"].pop("workers", None)
     if decides["method"]["_target_"].endswith((".Base", ".Expert")):
         decides["scale"] = None
+    if not getattr(get_class(decides["method"]["_target_"]), "routed", False):
+        decides["router"] = None  # what is static, or brings its own gate, is the same under every router
     return decides
 
 
@@ -84,7 +90,8 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
         store = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
         suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
         source = instantiate(config.experts)
-        _SETUPS[key] = Setup(source.open(suite, backbone, store), Grid(suite, backbone), source.family)
+        experts = replace(source.open(suite, backbone, store), calibration=cache(partial(calibration, suite, backbone)))
+        _SETUPS[key] = Setup(experts, Grid(suite, backbone), source.family)
     return _SETUPS[key]
 
 

@@ -1,9 +1,10 @@
 """Experts: everything a merge method may look at, read one parameter at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -12,6 +13,7 @@ from torch import Tensor
 from merging import factors
 from merging.banks import Bank
 from merging.cache import Cache, key_of
+from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint, Spec, open_checkpoint
 from merging.errors import UserError
 from merging.factors import SVD
@@ -34,6 +36,8 @@ class Experts:
     naming: Naming = field(default_factory=Naming)
     cache: Cache | None = None
     sparsifier: Sparsifier | None = None
+    calibration: Callable[[str], Calibration] | None = None  # of a split, without labels
+    only: frozenset[str] | None = None  # the parameters in view, None is all
 
     @classmethod
     def open(
@@ -59,7 +63,7 @@ class Experts:
         return {
             key: Spec(spec.shape, torch.promote_types(spec.dtype, expert[key].dtype))
             for key, spec in sorted(self.origin.specs().items())
-            if spec.dtype.is_floating_point
+            if spec.dtype.is_floating_point and (self.only is None or key in self.only)
         }
 
     def keys(self, kind: str | None = None) -> tuple[str, ...]:
@@ -166,9 +170,23 @@ class Experts:
         scale: float | None = None,
         own: Mapping[str, Bank] | None = None,
         routing: Routing | None = None,
+        **more: Any,
     ) -> Merged:
         """The result of a method: changes of the base for every input, and banks for those that depend on it."""
-        return Merged(self.origin, self.tasks, self.specs(), shared, own or {}, routing, scale)
+        return Merged(self.origin, self.tasks, self.specs(), shared, own or {}, routing, scale, **more)
+
+    def part(self, keys: Iterable[str]) -> "Experts":
+        """The same experts with only these parameters in view: a method applied to them merges nothing else."""
+        return replace(self, only=frozenset(keys))
+
+    def unlabelled(self, method: str, split: str = "calibration") -> Calibration:
+        """The images of a split without their labels. Raises UserError where there are none."""
+        if self.calibration is None:
+            raise UserError(
+                f"{method} looks at unlabelled images of every task, and these experts come without any. Open them "
+                f"with calibration images, or choose a method that needs nothing."
+            )
+        return self.calibration(split)
 
     def release(self) -> None:
         """Give back the file pages read so far."""

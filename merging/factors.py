@@ -61,6 +61,19 @@ def polar(matrix: Tensor) -> Tensor:
     return _single(tall @ (half @ half.T), matrix)
 
 
+def leading_vectors(gram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` largest eigenvalues [count] of a Gram matrix [n, n] in fp64, descending, and eigenvectors [n, count].
+
+    Bisection finds a few pairs for half the price of all; from a quarter of them on, all at once is cheaper. Overwrites
+    its argument. Raises ValueError for a matrix that is not finite.
+    """
+    size = len(gram)
+    if not np.isfinite(np.trace(gram)):
+        raise ValueError("the matrix holds NaN or infinity")
+    values, vectors = _syevr(gram, 0 if 4 * count > size else size - max(count, 1))
+    return values[::-1][:count], vectors.T[:, ::-1][:, :count]
+
+
 def _double(matrix: Tensor) -> np.ndarray:
     return matrix.detach().cpu().double().numpy()
 
@@ -75,16 +88,8 @@ def _absent(matrix: np.ndarray) -> float:
 
 
 def _leading(tall: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` largest eigenvalues [count] of tall^T tall, descending, and their eigenvectors [n, count].
-
-    Bisection finds a few pairs for half the price of all; from a quarter of them on, all at once is cheaper.
-    """
-    gram = tall.T @ tall
-    size = len(gram)
-    if not np.isfinite(np.trace(gram)):
-        raise ValueError("the matrix holds NaN or infinity")
-    values, vectors = _syevr(gram, 0 if 4 * count > size else size - max(count, 1))
-    return values[::-1][:count], vectors.T[:, ::-1][:, :count]
+    """The `count` largest eigenvalues [count] of tall^T tall, descending, and their eigenvectors [n, count]."""
+    return leading_vectors(tall.T @ tall, count)
 
 
 def _syevr(symmetric: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:

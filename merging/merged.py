@@ -1,16 +1,18 @@
 """Merged: the one result of every method."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from merging.banks import Bank
 from merging.checkpoints import Checkpoint, Spec, write_safetensors
 from merging.errors import UserError
+from merging.routers import GateShape
 
 FORMAT = "duet-merging/1"
 
@@ -19,13 +21,24 @@ FORMAT = "duet-merging/1"
 class Routing:
     """How the weights w of the banks come about."""
 
-    router: str  # "oracle": w is one-hot at the true task
+    router: str  # oracle: w is one-hot at the true task; subspace: SMILE; learned: not trained yet; or what trained it
     granularity: str = "sample"
+    init: float = 0.0  # weight of every part before training, and what a part without a gate keeps
+    gate: GateShape | None = None  # of a trained router
+    gates: nn.ModuleList | None = None  # one for the model, or one per routed block unless shared
+    gate_rank: int = 0  # subspace: directions a part is recognised by
+    top_k: int | None = None  # subspace: parts kept per token
+    adaptation: str | None = None  # the split whose unlabelled images trained it
+
+    @property
+    def params(self) -> int:
+        """Numbers stored for the gates."""
+        return 0 if self.gates is None else sum(tensor.numel() for tensor in self.gates.state_dict().values())
 
 
 @dataclass(frozen=True)
 class Merged:
-    """W(x) = W_0 + scale * shared + sum_t w_t(x) own_t, every part keyed by parameter; a key without parts stays W_0.
+    """W(x) = W_0 + fixed + scale * shared + sum_t w_t(x) own_t, keyed by parameter; a key without parts stays W_0.
 
     `scale` None means that the method has no coefficient to choose.
     """
@@ -38,23 +51,42 @@ class Merged:
     routing: Routing | None = None
     scale: float | None = None
     provenance: Mapping[str, object] = field(default_factory=dict)
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)  # fp32 changes that the scale leaves alone
+    energy: Mapping[str, Sequence[float]] = field(default_factory=dict)  # key -> share of ||tau_t||^2 that own_t holds
+
+    @property
+    def parts(self) -> int:
+        """How many weights a gate gives: one per task, unless the banks are finer."""
+        return next((bank.parts for bank in self.own.values()), len(self.tasks))
 
     def scaled(self, scale: float) -> "Merged":
         """The same merge at another coefficient."""
         return replace(self, scale=scale)
 
-    def weight(self, key: str, gate: Tensor | None = None) -> Tensor:
-        """One parameter in fp32, folded; `gate` [T] weighs the banks and may be left out when there are none."""
+    def static(self, key: str) -> Tensor:
+        """What all inputs share of one parameter, in fp32."""
         weight = self.base.tensor(key).float()
+        if key in self.fixed:
+            weight = weight + self.fixed[key]
         if key in self.shared:
             weight = torch.add(weight, self.shared[key], alpha=1.0 if self.scale is None else self.scale)
+        return weight
+
+    def weight(self, key: str, gate: Tensor | None = None) -> Tensor:
+        """One parameter in fp32, folded; `gate` [parts] weighs the banks and may be left out when there are none."""
+        weight = self.static(key)
         if key in self.own:
             if gate is None:
                 raise UserError(
-                    f"{key} depends on the task: give the gate weights, one per task of {', '.join(self.tasks)}."
+                    f"{key} depends on the input: give the gate's weights, one per part of {', '.join(self.tasks)}."
                 )
             weight = weight + self.own[key].mix(gate)
         return weight
+
+    def one_hot(self, task: int) -> Tensor:
+        """The gate [parts] of one task: 1 for each of its parts."""
+        per_task = self.parts // len(self.tasks)
+        return functional.one_hot(torch.tensor(task), len(self.tasks)).float().repeat_interleave(per_task)
 
     def state(self, gate: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
         """(key, fp32 weight) for every floating parameter, one in memory at a time."""
@@ -62,10 +94,16 @@ class Merged:
             yield key, self.weight(key, gate)
 
     @property
+    def params(self) -> int:
+        """Numbers stored beside one dense backbone: banks and gates."""
+        return sum(bank.params for bank in self.own.values()) + (self.routing.params if self.routing else 0)
+
+    @property
     def stored_bytes(self) -> int:
         """What must be kept to use the model: one dense backbone as `save` would write it, plus the banks."""
         backbone = sum(spec.bytes for spec in {**self.base.specs(), **self.specs}.values())
-        return backbone + sum(bank.bytes for bank in self.own.values())
+        gates = 4 * self.routing.params if self.routing is not None else 0
+        return backbone + gates + sum(bank.bytes for bank in self.own.values())
 
     def save(self, path: str | Path, **facts: object) -> Path:
         """Write one safetensors file, provenance in its header, tensors in the experts' dtype. Atomic.

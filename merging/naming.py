@@ -11,6 +11,8 @@ class Naming:
     ffn: str = r"\bmlp\b|\.fc[12]\.|\bc_fc\b|\bc_proj\b|intermediate\.|(?<!attention\.)output\.dense"
     attention: str = r"\battn\b|attention|[qkv]_proj|in_proj|out_proj"
     norm: str = r"\bln_|laye?r_?norm|\bnorm\d?\b|LayerNorm"
+    down: str = r"\bc_proj\b|\bfc2\b|(?<!attention\.)output\.dense"  # the second linear layer of an FFN
+    tail: str = r"\bln_post\b|post_layernorm|(?<!\w)proj$|visual_projection"
     block: str = r"(?:resblocks|layers?|blocks|h)\.(\d+)\."
 
     def kind(self, key: str) -> str:
@@ -19,6 +21,18 @@ class Naming:
             if re.search(getattr(self, kind), key):
                 return kind
         return "other"
+
+    def hidden(self, key: str) -> int | None:
+        """The axis of an FFN parameter [out, ...] along which hidden neurons lie, None where they do not."""
+        if self.kind(key) != "ffn":
+            return None
+        if re.search(self.down, key):
+            return 1 if key.endswith("weight") else None
+        return 0
+
+    def after(self, key: str) -> bool:
+        """Whether a parameter outside the blocks lies behind them: the last norm and the projection."""
+        return bool(re.search(self.tail, key))
 
     def depth(self, key: str) -> int | None:
         """Index of the transformer block, None outside the blocks."""

@@ -1,19 +1,44 @@
 """Scores a merged model on every task of a suite; picks the scale on validation, reports on test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from merging.backbones.tower import Backbone, ImageTower
 from merging.errors import UserError
 from merging.merged import Merged
-from tasks.suite import Split, Suite, Task, one_hot
+from merging.routed import RoutedTower, install
+from merging.routers import listening
+from tasks.suite import Split, Suite, Task
 
 Scores = dict[str, float]  # task -> share of correct images
+BY_TASK = ("oracle", "learned")  # routers that are told the true task: a gate that is still to be trained is one
+
+
+class RoutingFound(NamedTuple):
+    """Where the images of each task went."""
+
+    matrix: list[list[float]]  # true task x mean weight of each task's parts
+    accuracy: dict[str, float]  # task -> share of images whose largest weight is their own task's
+
+
+class Scored(NamedTuple):
+    """One split of all tasks."""
+
+    accuracy: Scores
+    routing: RoutingFound | None
+
+
+class Outcome(NamedTuple):
+    """One task: the share of correct images and the gates' mean weights per image [images, G]."""
+
+    accuracy: float
+    weights: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -28,7 +53,10 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Search:
-    """The scale with the best mean accuracy on `split`, the smallest of equals; a method without one stays as it is."""
+    """The scale with the best mean accuracy on `split`, the smallest of equals; a method without one stays as it is.
+
+    What a gate will route is mixed by the true task meanwhile: the scale is chosen before the gate is trained.
+    """
 
     scales: Sequence[float]
     split: str = "val"
@@ -46,7 +74,10 @@ class Search:
     def choose(self, merged: Merged, grid: "Grid") -> tuple[Merged, Scores | None]:
         if merged.scale is None:
             return merged, None
-        tried = [(merged.scaled(scale), grid.score(merged.scaled(scale), self.split)) for scale in sorted(self.scales)]
+        tried = [
+            (merged.scaled(scale), grid.score(merged.scaled(scale), self.split).accuracy)
+            for scale in sorted(self.scales)
+        ]
         return max(tried, key=lambda pair: sum(pair[1].values()))
 
 
@@ -59,43 +90,75 @@ class Grid:
 
     def score(
         self, merged: Merged, split: str, on_task: Callable[[str, float], object] = lambda task, score: None
-    ) -> Scores:
-        """Accuracy per task. Task-dependent banks are mixed by the true task (oracle); `on_task` hears each score."""
-        weights = None if merged.own else dict(merged.state())
-        jobs = [(merged, weights, index, task, split) for index, task in enumerate(self.suite.tasks)]
+    ) -> Scored:
+        """Accuracy per task, and how a gate routed it; `on_task` hears each score.
+
+        Banks without a trained gate are mixed by the true task (oracle), those with one sample by sample.
+        """
+        model = self._model(merged)
         pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
-        scores: Scores = {}
+        found: dict[str, Outcome] = {}
         try:
-            for (*_, task, _), score in zip(jobs, pool.map(lambda job: self._one(*job), jobs), strict=True):
-                scores[task.name] = score
-                on_task(task.name, score)
+            run = lambda index: self._one(merged, model, index, split)  # noqa: E731
+            for task, outcome in zip(self.suite.tasks, pool.map(run, range(len(self.suite.tasks))), strict=True):
+                found[task.name] = outcome
+                on_task(task.name, outcome.accuracy)
         finally:
             pool.shutdown(cancel_futures=True)
-        return scores
+        return Scored({name: outcome.accuracy for name, outcome in found.items()}, routed(found, merged))
 
-    def _one(self, merged: Merged, weights: dict[str, Tensor] | None, index: int, task: Task, split: str) -> float:
+    def _model(self, merged: Merged) -> RoutedTower | dict[str, Tensor] | None:
+        """What all tasks share: a routed tower, or the weights of a static merge."""
+        if merged.routing is not None and merged.routing.router not in BY_TASK:
+            return install(self.backbone.build(), merged)
+        return None if merged.own else dict(merged.state())
+
+    def _one(self, merged: Merged, model: RoutedTower | dict[str, Tensor] | None, index: int, split: str) -> Outcome:
+        task = self.suite.tasks[index]
+        if isinstance(model, RoutedTower):
+            return outcome(model, self.backbone, task, task.split(split), self.batch)
         try:
             tower = self._towers.pop()
         except IndexError:  # asking first would race with the other workers
             tower = self.backbone.build()
-        state = weights if weights is not None else dict(merged.state(one_hot(index, len(self.suite.tasks))))
-        tower.load_state_dict(state, strict=False)
+        tower.load_state_dict(dict(merged.state(merged.one_hot(index))) if model is None else model, strict=False)
         try:
-            return accuracy(tower, self.backbone, task, task.split(split), self.batch)
+            return outcome(tower, self.backbone, task, task.split(split), self.batch)
         finally:
             self._towers.append(tower)
 
 
 @torch.inference_mode()
-def accuracy(tower: torch.nn.Module, backbone: Backbone, task: Task, split: Split, batch: int = 100) -> float:
-    """Share of the split's images whose highest logit is the label's. Raises UserError if a logit is not finite."""
-    head, right = task.head(), 0
+def outcome(tower: nn.Module, backbone: Backbone, task: Task, split: Split, batch: int = 100) -> Outcome:
+    """Accuracy, and the mean weights of every image. Raises UserError if a logit is not finite."""
+    head, right, weights = task.head(), 0, []
     for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
-        logits = functional.normalize(tower(backbone.prepare(images)), dim=-1) @ head.T
+        with listening() as heard:
+            logits = functional.normalize(tower(backbone.prepare(images)), dim=-1) @ head.T
         if not logits.isfinite().all():
             raise UserError(
                 f"The merged model gives NaN or Inf on {task.name} ({split.name}). "
                 f"Lower the scale or check the experts."
             )
         right += int((logits.argmax(1) == labels).sum())
-    return right / len(split)
+        weights += [torch.stack([per_image(w, len(images)) for w in heard]).mean(0)] if heard else []
+    return Outcome(right / len(split), torch.cat(weights) if weights else None)
+
+
+def per_image(weights: Tensor, images: int) -> Tensor:
+    """[B, G] from what a gate answered: per image, per token or for the whole batch."""
+    if weights.ndim == 1:
+        return weights.expand(images, -1)
+    return weights.mean(1) if weights.ndim == 3 else weights
+
+
+def routed(found: Mapping[str, Outcome], merged: Merged) -> RoutingFound | None:
+    """The routing matrix of a scored model, None without gates. The parts of a task are added up."""
+    matrix, accuracy = [], {}
+    for index, (name, outcome) in enumerate(found.items()):
+        if outcome.weights is None:
+            return None
+        by_task = outcome.weights.unflatten(1, (len(merged.tasks), -1)).sum(-1)
+        matrix.append([round(weight, 6) for weight in by_task.double().mean(0).tolist()])
+        accuracy[name] = float((by_task.argmax(1) == index).float().mean())
+    return RoutingFound(matrix, accuracy)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from merging.backbones.tower import Backbone
+from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.preflight import check_tasks
 
@@ -60,13 +61,21 @@ class Suite:
         return tuple(task.name for task in self.tasks)
 
 
+def calibration(suite: Suite, backbone: Backbone, split: str) -> Calibration:
+    """The images of one split of every task, without their labels."""
+    splits = [task.split(split) for task in suite.tasks]
+    return Calibration(
+        split=split,
+        ids=tuple(each.id for each in splits),
+        sizes=tuple(len(each) for each in splits),
+        images=lambda task, indices: backbone.prepare(splits[task].images[indices]),
+        heads=tuple(task.head() for task in suite.tasks),
+        tower=backbone.build,
+    )
+
+
 def known(task: str, available: Sequence[str], suite: str) -> str:
     """The task's name. Raises UserError listing what the suite has when there is no such task."""
     if task not in available:
         raise UserError(f"There is no task {task!r} in the suite {suite}. It has: {', '.join(available)}.")
     return task
-
-
-def one_hot(index: int, count: int) -> Tensor:
-    """The gate of the true task, [count]."""
-    return torch.nn.functional.one_hot(torch.tensor(index), count).float()

@@ -47,6 +47,12 @@ class Backbone:
         mean, std = (torch.tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
         return (images.float() - 255 * mean) / (255 * std)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens per image, the class token included."""
+        size, patch = (int(self.vision_cfg[name]) for name in ("image_size", "patch_size"))  # type: ignore[call-overload]
+        return (size // patch) ** 2 + 1
+
     @cached_property
     def macs(self) -> int:
         """Multiply-accumulates for one image, counted by torch's own counter."""

@@ -3,12 +3,31 @@
 from merging.methods.average import Average
 from merging.methods.base import Base
 from merging.methods.dare import Dare
+from merging.methods.duet import Duet
 from merging.methods.expert import Expert
+from merging.methods.ffn_oracle import FfnOracle
 from merging.methods.iso_c import IsoC
 from merging.methods.iso_cts import IsoCts
 from merging.methods.method import Method
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.methods.ties import Ties
 from merging.methods.tsv_m import TsvM
+from merging.methods.twin import Twin
+from merging.methods.wemoe import Wemoe
 
-__all__ = ["Average", "Base", "Dare", "Expert", "IsoC", "IsoCts", "Method", "TaskArithmetic", "Ties", "TsvM"]
+__all__ = [
+    "Average",
+    "Base",
+    "Dare",
+    "Duet",
+    "Expert",
+    "FfnOracle",
+    "IsoC",
+    "IsoCts",
+    "Method",
+    "TaskArithmetic",
+    "Ties",
+    "TsvM",
+    "Twin",
+    "Wemoe",
+]

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from merging.banks import OnDemand
+from merging.banks import Bank, OnDemand
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 
@@ -14,7 +14,7 @@ class Expert:
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts) -> Merged:
-        own = {
+        own: dict[str, Bank] = {
             key: OnDemand(partial(experts.task_vector, key), spec.shape, len(experts.tasks))
             for key, spec in experts.specs().items()
         }

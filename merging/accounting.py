@@ -1,0 +1,61 @@
+"""Multiply-accumulates of a merged model for one sample, from shapes alone."""
+
+from merging.backbones.tower import Backbone
+from merging.banks import Bank, LowRank, Rows
+from merging.merged import Merged, Routing
+from merging.naming import Naming
+
+BY_TASK = ("oracle", "learned")  # one dense model per task: nothing is added to the static forward
+
+
+def macs(merged: Merged, backbone: Backbone) -> int:
+    """The static forward, what the banks add, the gates, and the second pass of a gate that asks for one."""
+    static, routing = backbone.macs, merged.routing
+    if routing is None or routing.router in BY_TASK:
+        return static
+    added = sum(bank_macs(bank, tokens_of(key, backbone), routing) for key, bank in merged.own.items())
+    second_pass = static if routing.gate is not None and routing.gate.sees == "pass" else 0
+    return static + second_pass + added + gate_macs(merged, backbone)
+
+
+def tokens_of(key: str, backbone: Backbone) -> int:
+    """Tokens that a parameter acts on: the projection works on the class token alone, the rest on all."""
+    if key.endswith("proj") or key.startswith("proj"):
+        return 1
+    return backbone.tokens - key.endswith("conv1.weight")
+
+
+def bank_macs(bank: Bank, tokens: int, routing: Routing) -> int:
+    """What one bank adds to a sample's forward."""
+    by_token = routing.granularity == "token"
+    if routing.router == "subspace":
+        return subspace_macs(bank, tokens, routing)
+    if len(bank.shape) == 1:
+        return bank.macs(tokens if by_token else 1, by_token)
+    return bank.macs(tokens, by_token)
+
+
+def subspace_macs(bank: Bank, tokens: int, routing: Routing) -> int:
+    """SMILE: every token asks T k_g directions, and uses top_k experts."""
+    if isinstance(bank, Rows):
+        return sum(subspace_macs(part, tokens, routing) for part in bank.banks)  # type: ignore[arg-type]
+    if not isinstance(bank, LowRank):
+        return tokens * (routing.top_k or bank.parts) * bank.shape.numel()
+    m, n = bank.sides()
+    ranks = (routing.top_k or bank.parts) * bank.rank
+    return tokens * (bank.parts * min(routing.gate_rank, bank.rank) * n + ranks * (m + n))
+
+
+def gate_macs(merged: Merged, backbone: Backbone) -> int:
+    """All gates together; a shared one is asked by every routed block."""
+    routing = merged.routing
+    if routing is None or routing.gates is None or routing.gate is None:
+        return 0
+    one = routing.gates[0].macs(backbone.tokens)  # type: ignore[operator]
+    asked = blocks_routed(merged) if routing.gate.shared else len(routing.gates)
+    return one * asked
+
+
+def blocks_routed(merged: Merged) -> int:
+    """How many blocks hold a routed parameter."""
+    return len({Naming().depth(key) for key in merged.own} - {None})

@@ -1,0 +1,247 @@
+"""Trains gates without class labels, on images whose task is known: by task id, entropy, or agreement with experts."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from merging.calibration import Calibration
+from merging.errors import UserError
+from merging.experts import Experts
+from merging.losses import Watch, expert_features, marginal_entropy, mean_entropy, task_loss
+from merging.merged import Merged, Routing
+from merging.ops import generator
+from merging.preflight import check_range
+from merging.routed import RoutedTower, attach, install
+from merging.routers import Gate, GateShape
+
+Log = Callable[[Mapping[str, float], int], object]
+
+
+class Router(Protocol):
+    """Turns a merge whose banks wait for weights into one that knows where they come from."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]: ...
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The true task id chooses: the ceiling of every router."""
+
+    name: str = "oracle"
+
+    def fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
+        """The merge, routed by the true task; nothing is trained."""
+        return replace(merged, routing=Routing("oracle")), []
+
+
+@dataclass(frozen=True)
+class TaskId:
+    """Cross-entropy with the task of each image, gate after gate: one pass over the images, no class labels.
+
+    A gate is fitted on what the network shows it when the gates before it already route. lr, steps, batch: of Adam
+    on the standardised features. weight_decay: 0 trusts every feature.
+    """
+
+    steps: int = 200
+    batch: int = 256
+    lr: float = 0.01
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_range("router.train.steps", self.steps, 1, 10**7)
+        check_range("router.train.lr", self.lr, 0.0, 1.0, open_low=True)
+
+    def train(
+        self, tower: RoutedTower, merged: Merged, experts: Experts, calibration: Calibration, seed: int, log: Log
+    ) -> list[str]:
+        """Fit the gates of `tower` in place."""
+        tasks = torch.repeat_interleave(torch.arange(len(merged.tasks)), torch.tensor(calibration.sizes))
+        visit(
+            tower, calibration, merged, lambda gate, features: self._fit(gate, features, tasks, len(merged.tasks), seed)
+        )
+        return []
+
+    def _fit(self, gate: Gate, features: Tensor, tasks: Tensor, count: int, seed: int) -> None:
+        gate.standardise(features)
+        gate.train()
+        optimizer = torch.optim.AdamW(gate.net.parameters(), self.lr, weight_decay=self.weight_decay)
+        rng, tasks = generator("task_id", seed), tasks.repeat(len(features) // len(tasks))
+        for step in range(self.steps):
+            some = torch.randint(len(features), (min(self.batch, len(features)),), generator=rng)
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+            weights = gate.weights(gate.logits(features[some]))
+            loss = task_loss(
+                weights.mean(1) if weights.ndim == 3 else weights, tasks[some], count, gate.shape.activation
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        gate.eval()
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Descends through the whole network, gates alone. The loss is a sum over tasks of weighted terms.
+
+    entropy: mean entropy of the class predictions (the loss of WEMoE and Duet). marginal: minus the entropy of the
+    mean prediction, against collapse. distillation: distance of the features to the matching expert's. task_id:
+    cross-entropy of the weights with the task. warm_up: TaskId before it, null for a start at the gates' initial
+    weights. batch: images per task and step. schedule: cosine or constant.
+    """
+
+    entropy: float = 1.0
+    marginal: float = 0.0
+    distillation: float = 0.0
+    task_id: float = 0.0
+    warm_up: TaskId | None = None
+    steps: int = 100
+    batch: int = 8
+    lr: float = 1.0e-3
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        check_range("router.train.steps", self.steps, 1, 10**7)
+        check_range("router.train.batch", self.batch, 1, 10**6)
+        check_range("router.train.lr", self.lr, 0.0, 1.0, open_low=True)
+        if self.schedule not in ("cosine", "constant"):
+            raise UserError(f"router.train.schedule={self.schedule!r} is unknown. Choose cosine or constant.")
+
+    def train(
+        self, tower: RoutedTower, merged: Merged, experts: Experts, calibration: Calibration, seed: int, log: Log
+    ) -> list[str]:
+        """Train the gates of `tower` in place; returns the tasks that the collapse guard suspects."""
+        count = len(merged.tasks)
+        if self.warm_up is not None:
+            self.warm_up.train(tower, merged, experts, calibration, seed, log)
+        else:
+            visit(tower, calibration, merged, lambda gate, features: gate.standardise(features))
+        targets = expert_features(experts, calibration) if self.distillation else None
+        draws = [calibration.drawn(task, self.batch, seed) for task in range(count)]
+        gates = merged.routing.gates if merged.routing is not None else None
+        assert gates is not None
+        optimizer = torch.optim.Adam([each for gate in gates for each in gate.net.parameters()], self.lr)  # type: ignore[union-attr]
+        watch = Watch(merged.tasks)
+        for step in range(self.steps):
+            chosen = [next(draw) for draw in draws]
+            if self.schedule == "cosine":
+                optimizer.param_groups[0]["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+            optimizer.zero_grad(set_to_none=True)
+            loss, terms = self._loss(tower, calibration, chosen, targets, watch)
+            loss.backward()
+            optimizer.step()
+            if not loss.isfinite():
+                raise UserError(f"The router's loss is {loss.item()} at step {step}: lower router.train.lr={self.lr}.")
+            log({f"router/{name}": value for name, value in terms.items()}, step)
+        return watch.collapsed()
+
+    def _loss(
+        self,
+        tower: RoutedTower,
+        calibration: Calibration,
+        chosen: list[Tensor],
+        targets: list[Tensor] | None,
+        watch: Watch,
+    ) -> tuple[Tensor, dict[str, float]]:
+        images = torch.cat([calibration.images(task, indices) for task, indices in enumerate(chosen)])
+        features = functional.normalize(tower(images), dim=-1).split([len(each) for each in chosen])
+        terms: dict[str, Tensor] = dict.fromkeys(("entropy", "marginal", "distillation"), torch.zeros(()))
+        for task, (found, head) in enumerate(zip(features, calibration.heads, strict=True)):
+            logits = found @ head.T
+            watch.note(task, logits)
+            terms["entropy"] = terms["entropy"] + mean_entropy(logits)
+            terms["marginal"] = terms["marginal"] - marginal_entropy(logits)
+            if targets is not None:
+                gap = 1 - (found * targets[task][chosen[task]]).sum(-1).mean()
+                terms["distillation"] = terms["distillation"] + gap
+        loss = sum((getattr(self, name) * term for name, term in terms.items()), torch.zeros(()))
+        return loss, {name: float(term) for name, term in terms.items()}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A gate of some shape, trained on unlabelled images. split: "test" is transductive."""
+
+    name: str = "task_id"
+    gate: GateShape = field(default_factory=GateShape)
+    train: TaskId | Gradient = field(default_factory=TaskId)
+    split: str = "calibration"
+
+    def fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
+        """The merge with trained gates, and the tasks that the collapse guard suspects.
+
+        Raises UserError for a merge whose stem is routed and a gate that would have to see it first.
+        """
+        assert merged.routing is not None
+        calibration = experts.unlabelled(f"router={self.name}", self.split)
+        tower = install(calibration.tower(), merged)
+        routing = replace(
+            merged.routing, router=self.name, granularity=self.gate.granularity, gate=self.gate,
+            gates=self._gates(tower, merged, seed), adaptation=calibration.split,
+        )  # fmt: skip
+        trained = replace(merged, routing=routing)
+        attach(tower, routing)
+        collapsed = self.train.train(tower, trained, experts, calibration, seed, log)
+        for parameter in routing.gates.parameters():  # type: ignore[union-attr]
+            parameter.requires_grad_(False)
+        return trained, collapsed
+
+    def _gates(self, tower: RoutedTower, merged: Merged, seed: int) -> nn.ModuleList:
+        if self.gate.sees != "pass" and tower.first_routed < 0:
+            raise UserError(
+                f"router.gate.sees={self.gate.sees} cannot weigh what comes before the blocks (patches, positions). "
+                f"Set router.gate.sees=pass, or keep the stem static: method.start=0."
+            )
+        routed = sum(1 for block in tower.steps if block.routed)
+        count = routed if self.gate.sees == "block" and not self.gate.shared else 1
+        width, init = tower.conv1.weight.shape[0], merged.routing.init if merged.routing else 0.0
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return nn.ModuleList([Gate(width, merged.parts, self.gate, init).eval() for _ in range(count)])
+
+
+@torch.no_grad()
+def visit(tower: RoutedTower, calibration: Calibration, merged: Merged, act: Callable[[Gate, Tensor], object]) -> None:
+    """Show every gate its features on all calibration images [n, F], in the order of the network.
+
+    `act` may train the gate: blocks behind it then see what it routes. A shared gate is shown all its blocks at once,
+    under the weights of the true task.
+    """
+    shape = merged.routing.gate if merged.routing is not None else None
+    assert shape is not None
+    batches = [(task, images) for task in range(len(calibration.sizes)) for images in calibration.batches(task)]
+    if shape.sees == "pass":
+        tokens = [tower.run(tower.embed(images))[0] for _, images in batches]
+        return _shown(tower.gate, tokens, act)
+    tokens = [tower.embed(images) for _, images in batches]
+    if shape.sees == "early":
+        return _shown(tower.gate, [tower.prefix(x) for x in tokens], act)
+    together: list[Tensor] = []
+    for block in tower.steps:
+        gate = block.gate
+        if gate is not None and shape.shared:
+            together += [block.sees(x) for x in tokens]
+        elif gate is not None:
+            _shown(gate, [block.sees(x) for x in tokens], act)
+        if shape.shared:
+            block.gate = None
+        truth = [merged.one_hot(task) if shape.shared else None for task, _ in batches]
+        tokens = [block(x, w)[0] for x, w in zip(tokens, truth, strict=True)]
+        block.gate = gate
+    if shape.shared:
+        _shown(next(block.gate for block in tower.steps if block.gate is not None), together, act)
+
+
+def _shown(gate: nn.Module | None, tokens: list[Tensor], act: Callable[[Gate, Tensor], object]) -> None:
+    assert isinstance(gate, Gate)
+    features = torch.cat([gate.features(x) for x in tokens])
+    with torch.enable_grad():
+        act(gate, features)

@@ -1,0 +1,28 @@
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+from merging.banks import Bank, OnDemand
+from merging.experts import Experts
+from merging.merged import Merged, Routing
+from merging.methods.method import Method
+from merging.methods.task_arithmetic import TaskArithmetic
+
+
+@dataclass(frozen=True)
+class FfnOracle:
+    """Every task's own FFNs, chosen by the true task id, and the rest merged: the ceiling of all FFN-only methods.
+
+    rest: the method for everything but the FFNs, with a scale of its own.
+    """
+
+    rest: Method = field(default_factory=TaskArithmetic)
+    needs: ClassVar[str] = "nothing"
+
+    def __call__(self, experts: Experts) -> Merged:
+        ffn, specs = experts.keys("ffn"), experts.specs()
+        rest = self.rest(experts.part(set(specs) - set(ffn)))
+        own: dict[str, Bank] = {
+            key: OnDemand(partial(experts.task_vector, key), specs[key].shape, len(experts.tasks)) for key in ffn
+        }
+        return experts.merged(rest.shared, rest.scale, own, Routing("oracle"))

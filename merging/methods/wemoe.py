@@ -1,0 +1,44 @@
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from merging.banks import Bank, Dense
+from merging.experts import Experts
+from merging.merged import Merged, Routing
+from merging.methods.method import Method
+from merging.methods.task_arithmetic import TaskArithmetic
+from merging.preflight import check_range
+
+
+@dataclass(frozen=True)
+class Wemoe:
+    """WEMoE: the whole task vectors of every FFN, weights and biases, mixed per input; the rest merged statically.
+
+    Tang et al., 2024, arXiv 2402.00433; with density below 1 and a shared gate E-WEMoE (arXiv 2410.21804).
+    density: share of its largest entries that each task vector of a parameter keeps; 1 keeps all. init: weight of
+    every expert before the gates are trained. rest: the method for everything but the FFNs, with a scale of its own.
+    """
+
+    density: float = 1.0
+    init: float = 0.3
+    rest: Method = field(default_factory=TaskArithmetic)
+    needs: ClassVar[str] = "nothing"
+    routed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_range("wemoe: density", self.density, 0.0, 1.0, open_low=True)
+
+    def __call__(self, experts: Experts) -> Merged:
+        ffn = experts.keys("ffn")
+        rest = self.rest(experts.part(set(experts.keys()) - set(ffn)))
+        own: dict[str, Bank] = {key: Dense(self._pruned(tau).clone()) for key, tau in experts.stream(ffn)}
+        return experts.merged(rest.shared, rest.scale, own, Routing("learned", init=self.init))
+
+    def _pruned(self, tau: Tensor) -> Tensor:
+        if self.density == 1 or tau[0].numel() < 2:
+            return tau
+        sizes = tau.flatten(1).abs()
+        cut = sizes.kthvalue(max(1, round(sizes.shape[1] * (1 - self.density))), dim=1, keepdim=True).values
+        return torch.where(sizes > cut, tau.flatten(1), 0).view_as(tau)

@@ -1,0 +1,97 @@
+"""Which hidden neurons of an FFN an expert lives on, and what is left of a change when only they are kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from merging.cache import key_of
+from merging.calibration import activations
+from merging.errors import UserError
+from merging.experts import Experts
+from merging.preflight import check_range
+
+Masks = Mapping[int, Tensor]  # block -> boolean [T, hidden]
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """The share `ratio` of hidden neurons with the largest mean |activation| in expert t on its own unlabelled images.
+
+    ratio: 1 keeps all neurons. scope: "layer", the share of every block, or "model", of all blocks together.
+    images: per task, measured. scale: what a kept entry is multiplied by, "inverse_density" (1 / kept share, as DARE),
+    "energy" (restores the norm of the whole), "density", or "none".
+    """
+
+    ratio: float = 0.1
+    scope: Literal["layer", "model"] = "layer"
+    images: int = 512
+    scale: Literal["inverse_density", "energy", "density", "none"] = "inverse_density"
+
+    def __post_init__(self) -> None:
+        check_range("neurons: ratio", self.ratio, 0.0, 1.0, open_low=True)
+        check_range("neurons: images", self.images, 1, 10**9)
+        for name, known in (("scope", ("layer", "model")), ("scale", ("inverse_density", "energy", "density", "none"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"neurons: {name}={getattr(self, name)!r} is unknown. Choose {', '.join(known)}.")
+
+    def masks(self, experts: Experts) -> Masks:
+        """Boolean [T, hidden] per block. Raises UserError where a mask would be empty."""
+        activity = measured(experts, self.images)
+        if self.scope == "model":
+            together = largest_share(torch.cat(list(activity.values()), 1), self.ratio)
+            masks = dict(zip(activity, together.split([each.shape[1] for each in activity.values()], 1), strict=True))
+        else:
+            masks = {block: largest_share(each, self.ratio) for block, each in activity.items()}
+        for block, mask in masks.items():
+            if not mask.any(1).all():
+                task = experts.tasks[int((~mask.any(1)).nonzero()[0])]
+                raise UserError(
+                    f"neurons: ratio={self.ratio} keeps none of the {mask.shape[1]} hidden neurons of block {block} "
+                    f"for {task}. Raise it to at least {1 / mask.shape[1]:.4f}, or use scope=layer."
+                )
+        return masks
+
+    def apply(self, change: Tensor, mask: Tensor, axis: int) -> Tensor:
+        """Changes [T, ...] with the neurons outside mask [T, hidden] set to zero along `axis`, and scaled."""
+        shape = [1] * (change.ndim - 1)
+        shape[axis] = mask.shape[1]
+        kept = change * mask.view(len(mask), *shape)
+        return kept * self._factor(change, kept, mask).view(-1, *[1] * (change.ndim - 1))
+
+    def _factor(self, change: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
+        density = mask.float().mean(1)
+        if self.scale == "energy":
+            left = kept.flatten(1).norm(dim=1)
+            return torch.where(left > 0, change.flatten(1).norm(dim=1) / left.clamp_min(1e-30), 1.0)
+        return {"inverse_density": 1 / density, "density": density, "none": torch.ones_like(density)}[self.scale]
+
+
+def largest_share(values: Tensor, ratio: float) -> Tensor:
+    """Boolean [T, n]: the round(ratio n) largest of each row; of equals the first."""
+    count = round(ratio * values.shape[1])
+    order = values.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, order, True)
+
+
+def measured(experts: Experts, images: int) -> dict[int, Tensor]:
+    """Mean |activation| [T, hidden] of every FFN by its block, measured once per content."""
+    calibration, naming = experts.unlabelled("neuron masking"), experts.naming
+    names = tuple(key for key in experts.keys("ffn") if naming.hidden(key) == 1)
+
+    def make() -> dict[str, Tensor]:
+        return activations(calibration, experts.checkpoints, names, images)
+
+    if experts.cache is None:
+        found = make()
+    else:
+        ids = [each.id for each in experts.checkpoints]
+        found = experts.cache.tensors(key_of("activations", ids, calibration.ids, images, names), make)
+    blocks = {name: naming.depth(name) for name in names}
+    if None in blocks.values():
+        raise UserError(
+            f"{next(n for n, b in blocks.items() if b is None)} lies in no block: its neurons have no mask."
+        )
+    return {int(blocks[name]): found[name] for name in names}  # type: ignore[arg-type]

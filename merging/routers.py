@@ -1,0 +1,201 @@
+"""Gates: from what a sample looks like inside the network to the weights of a merge's parts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merging.errors import UserError
+
+SEES = ("block", "early", "pass")
+FEATURES = ("mean", "mean_std", "cls")
+ACTIVATIONS = ("softmax", "sigmoid", "none")
+GRANULARITIES = ("sample", "token", "batch")
+_HEARD: ContextVar[list[Tensor] | None] = ContextVar("heard", default=None)
+
+
+@contextmanager
+def listening() -> Iterator[list[Tensor]]:
+    """Collects what every gate of this thread answers, in order: [B, G], [B, N, G] per token, [G] per batch."""
+    heard: list[Tensor] = []
+    token = _HEARD.set(heard)
+    try:
+        yield heard
+    finally:
+        _HEARD.reset(token)
+
+
+def answered(weights: Tensor) -> Tensor:
+    """The weights, noted for a listener. Raises UserError where they are not finite."""
+    if torch.compiler.is_compiling():
+        return weights
+    if not weights.isfinite().all():
+        raise UserError(
+            "A gate gives NaN or Inf. Its training diverged or its input is not finite: lower router.train.lr, "
+            "or check the merge and the images."
+        )
+    heard = _HEARD.get()
+    if heard is not None:
+        heard.append(weights.detach())
+    return weights
+
+
+@dataclass(frozen=True)
+class GateShape:
+    """What a gate looks like; as JSON in a saved model.
+
+    sees: "block", every routed block has a gate that sees the tokens entering its first routed half (Duet, WEMoE);
+    "early", one gate for the model sees the tokens before the first routed block, at no extra pass; "pass", one gate
+    sees the last tokens of a static pass (Twin; doubles the work). depth: 1 linear, 2 with a hidden ReLU layer (WEMoE),
+    3 the router of Twin-Merging. features: of the tokens, their mean, mean and deviation, or the class token.
+    pool: "before" the network or, for the mean alone, "after" it (WEMoE). shared: all blocks use one gate. activation:
+    softmax, sigmoid or none (any real weights). temperature divides the logits. top_k: keep the k largest weights,
+    rescaled to the same sum; 1 is hard routing. granularity: one w per sample, per token, or one for the whole batch.
+    """
+
+    sees: str = "block"
+    depth: int = 1
+    features: str = "mean_std"
+    pool: str = "before"
+    shared: bool = False
+    activation: str = "softmax"
+    temperature: float = 1.0
+    top_k: int | None = None
+    granularity: str = "sample"
+
+    def __post_init__(self) -> None:
+        known = {"sees": SEES, "depth": (1, 2, 3), "features": FEATURES, "pool": ("before", "after")}
+        for name, values in (known | {"activation": ACTIVATIONS, "granularity": GRANULARITIES}).items():
+            if getattr(self, name) not in values:
+                choices = ", ".join(map(str, values))
+                raise UserError(f"router.gate.{name}={getattr(self, name)!r} is unknown. Choose one of {choices}.")
+        if not self.temperature > 0:
+            raise UserError(f"router.gate.temperature={self.temperature} is out of range: it must be above 0.")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"router.gate.top_k={self.top_k} is out of range: keep at least 1 part, or null for all.")
+        if self.by_token and self.features != "mean":
+            raise UserError(
+                f"router.gate.features={self.features} pools the tokens, but pool=after or granularity=token asks them "
+                f"one by one. Set router.gate.features=mean."
+            )
+        if self.sees != "block" and (self.shared or self.granularity == "token"):
+            raise UserError(
+                f"router.gate.sees={self.sees} is one gate for the whole model: set router.gate.shared=false and "
+                f"router.gate.granularity=sample or batch, or router.gate.sees=block."
+            )
+
+    @property
+    def by_token(self) -> bool:
+        """Whether the network is asked once per token."""
+        return self.pool == "after" or self.granularity == "token"
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Gate(nn.Module):
+    """Tokens [B, N, d] -> weights [B, G] ([B, N, G] per token, [G] per batch), from standardised features."""
+
+    def __init__(self, width: int, parts: int, shape: GateShape, init: float = 0.3):
+        super().__init__()
+        self.shape, self.parts = shape, parts
+        inputs = 2 * width if shape.features == "mean_std" else width
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("std", torch.ones(inputs))
+        self.mean: Tensor
+        self.std: Tensor
+        self.net = network(inputs, parts, shape.depth)
+        last = self.net[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, init if shape.activation == "none" else 0.0)
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the network sees: [B, F], or [B, N, F] token by token."""
+        if self.shape.by_token:
+            return tokens
+        if self.shape.features == "cls":
+            return tokens[:, 0]
+        if self.shape.features == "mean":
+            return tokens.mean(1)
+        return torch.cat([tokens.mean(1), tokens.std(1, correction=0)], -1)
+
+    def standardise(self, features: Tensor) -> None:
+        """Take mean and deviation from features [n, F]."""
+        flat = features.flatten(0, -2)
+        self.mean.copy_(flat.mean(0))
+        self.std.copy_(flat.std(0, correction=0).clamp_min(1e-6))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Before the activation, [B, (N,) G]."""
+        return self.net((features - self.mean) / self.std)
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """The activation, and the largest alone if so wanted."""
+        logits = logits / self.shape.temperature
+        if self.shape.activation == "softmax":
+            logits = logits.softmax(-1)
+        elif self.shape.activation == "sigmoid":
+            logits = logits.sigmoid()
+        return logits if self.shape.top_k is None else largest(logits, self.shape.top_k)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        weights = self.weights(self.logits(self.features(tokens)))
+        if weights.ndim == 3 and self.shape.granularity != "token":
+            weights = weights.mean(1)
+        return answered(weights.mean(0) if self.shape.granularity == "batch" else weights)
+
+    def macs(self, tokens: int) -> int:
+        """Multiply-accumulates for one sample."""
+        size = sum(layer.weight.numel() for layer in self.net if isinstance(layer, nn.Linear))
+        return size * (tokens if self.shape.by_token else 1)
+
+
+def network(inputs: int, outputs: int, depth: int) -> nn.Sequential:
+    """One linear layer, WEMoE's two, or Twin-Merging's three (with batch normalisation and dropout)."""
+    if depth == 3:
+        wide = 2 * inputs
+        hidden = [
+            [nn.Linear(size, wide), nn.BatchNorm1d(wide), nn.LeakyReLU(), nn.Dropout(0.5)] for size in (inputs, wide)
+        ]
+        return nn.Sequential(*hidden[0], *hidden[1], nn.Linear(wide, outputs))
+    layers = [nn.Linear(inputs, inputs), nn.ReLU()] if depth == 2 else []
+    net = nn.Sequential(*layers, nn.Linear(inputs, outputs))
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+    return net
+
+
+def largest(weights: Tensor, count: int) -> Tensor:
+    """The `count` largest of [..., G], rescaled to the sum of all; the rest zero."""
+    if count >= weights.shape[-1]:
+        return weights
+    values, where = weights.topk(count, -1)
+    values = values * (weights.sum(-1, keepdim=True) / values.sum(-1, keepdim=True))
+    return torch.zeros_like(weights).scatter(-1, where, values)
+
+
+class Subspace(nn.Module):
+    """SMILE's gate of one linear layer: how much of a token lies in the leading input directions of each part.
+
+    directions [G, k, n]; x [B, N, n] -> softmax of the lengths [B, N, G], the `top_k` largest kept, summing to 1.
+    """
+
+    def __init__(self, directions: Tensor, top_k: int = 1):
+        super().__init__()
+        self.register_buffer("directions", directions)
+        self.directions: Tensor
+        self.top_k = top_k
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = nn.functional.linear(x, self.directions.flatten(0, 1)).unflatten(-1, self.directions.shape[:2])
+        return answered(largest(inside.norm(dim=-1).softmax(-1), self.top_k))
+
+    def macs(self, tokens: int) -> int:
+        """Multiply-accumulates for one sample."""
+        return tokens * self.directions.numel()

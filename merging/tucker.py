@@ -1,0 +1,300 @@
+"""Tucker decompositions of stacks of task matrices [T, m, n], and how large their ranks should be.
+
+Bases come from the smaller Gram matrix of each unfolding in double precision, never from an unfolding itself. HOOI
+sweeps work in fp32: a basis is replaced by the best one in the span of itself and its image under the Gram matrix,
+which keeps more energy in every step and, after a sweep or two, as much as a new decomposition would.
+
+Several threads may decompose at once (the interpreter lock is not held); each should then use one BLAS thread.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from merging.errors import UserError
+from merging.factors import leading_vectors
+from merging.threads import each
+
+Bases = dict[int, Tensor]  # by mode; where there is none, the factor is the identity
+Triple = tuple[int, int, int]  # task, out, in
+ENGINES = ("hooi", "st_hosvd", "hosvd", "tensorly")
+EXACT = 256  # up to this size a Gram matrix is decomposed in every sweep
+LARGE = 1 << 20  # from this many numbers on, tasks are worth spreading over the cores
+
+
+class Tucker(NamedTuple):
+    """X_t ~ out (sum_j task[t, j] core[j]) in_^T with orthonormal columns in all three factors, fp32."""
+
+    core: Tensor  # [r_t, r_o, r_i]
+    task: Tensor  # [T, r_t], the identity if r_t = T
+    out: Tensor  # [m, r_o]
+    in_: Tensor  # [n, r_i]
+
+    @property
+    def shape(self) -> Triple:
+        return len(self.task), len(self.out), len(self.in_)
+
+    def dense(self) -> Tensor:
+        """The approximation [T, m, n]."""
+        return self.out @ _times(self.core, self.task.T, 0) @ self.in_.T
+
+
+def full_ranks(shape: Sequence[int]) -> Triple:
+    """The ranks that lose nothing of any stack [T, m, n]: no unfolding has a larger rank."""
+    tasks, m, n = shape
+    return min(tasks, m * n), min(m, tasks * n), min(n, tasks * m)
+
+
+def stored(shape: Sequence[int], ranks: Sequence[int]) -> int:
+    """Numbers in the core and the three factors."""
+    return math.prod(ranks) + sum(size * rank for size, rank in zip(shape, ranks, strict=True))
+
+
+def matched_rank(tucker_params: int, shape: Sequence[int]) -> int:
+    """The largest rank at which T singular value decompositions store no more numbers than that."""
+    return tucker_params // (shape[0] * (sum(shape[1:]) + 1))
+
+
+def tucker(stack: Tensor, ranks: Sequence[int], *, engine: str = "hooi", sweeps: int = 10, tol: float = 1e-6) -> Tucker:
+    """Decompose [T, m, n] at ranks (r_t, r_o, r_i), on the stack's device.
+
+    Engines: "hosvd" truncates every unfolding; "st_hosvd" truncates one after the other, smaller sides first; "hooi"
+    starts there and sweeps until the norm kept grows by less than `tol` of itself; "tensorly" is that library's HOOI.
+    A rank as large as its side asks for no decomposition: the factor is the identity (for "hosvd" only the task's).
+    Raises UserError for a stack that is not finite and for ranks below 1 or above the full ones.
+    """
+    _check(stack, ranks)
+    if engine not in ENGINES:
+        raise UserError(f"Tucker engine {engine!r} is unknown; engines are {', '.join(ENGINES)}.")
+    return _decompose(stack, ranks, engine, sweeps, tol)
+
+
+def cut(large: Tucker, ranks: Sequence[int], *, sweeps: int = 10, tol: float = 1e-6) -> Tucker:
+    """HOOI at smaller ranks on the core of a decomposition: optimal within its subspaces only, but nearly free.
+
+    MEASURED Raises UserError for ranks below 1 or above those of `large`.
+    """
+    _check(large, ranks)
+    small = _decompose(large.core, ranks, "hooi", sweeps, tol)
+    return Tucker(small.core, large.task @ small.task, large.out @ small.out, large.in_ @ small.in_)
+
+
+def tucker_many(stack: Tensor, triples: Sequence[Sequence[int]], engine: str = "hooi") -> list[Tucker]:
+    """Decompositions at several ranks for little more than one at the largest: the others are `cut` from that one."""
+    large = tucker(stack, [max(ranks) for ranks in zip(*triples, strict=True)], engine=engine)
+    return [large if tuple(ranks) == tuple(large.core.shape) else cut(large, ranks) for ranks in triples]
+
+
+def energy(stack: Tensor, decomposed: Tucker) -> Tensor:
+    """||X'_t||^2 / ||X_t||^2 for every task, [T] fp32; 1 where both are zero.
+
+    With r_t = T it is 1 minus the relative squared error; with fewer, X'_t also holds parts of other tasks.
+    """
+    kept = _times(decomposed.core, decomposed.task.T, 0).double().flatten(1).square().sum(1)
+    total = torch.stack([matrix.double().square().sum() for matrix in stack])
+    return torch.where(total > 0, kept / total.where(total > 0, 1), 1).float()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How ranks are chosen; `resolve` gives them. Modes and what `value` means:
+
+    absolute: the ranks themselves; fraction: of min(m, n); energy: the smallest ranks whose unfoldings lose at most
+    that share of the energy; budget: numbers stored, spent on the direction with the most energy per number among
+    those that fit; match_svd: the largest r_o = r_i that stores no more than T singular value decompositions of that
+    rank. `in_value` is the value of the in side if it differs (first three modes). `task` is "full", a rank or, as a
+    float, the share of energy the task mode may lose. All but absolute ranks are clipped to the full ones.
+    """
+
+    mode: Literal["absolute", "fraction", "energy", "budget", "match_svd"] = "absolute"
+    value: float = 160
+    in_value: float | None = None
+    task: int | float | Literal["full"] = "full"
+
+    def resolve(self, source: Tensor | Tucker) -> Triple:
+        """(r_t, r_o, r_i) for a stack [T, m, n], or for cuts from a decomposition, whose core then stands for it.
+
+        Energy and budget need all eigenvalues of Gram matrices: seconds for a stack with a side of thousands.
+        Raises UserError for values that make no sense, ranks above the full ones and budgets below ranks of one.
+        """
+        tensor, (tasks, m, n) = (source.core, source.shape) if isinstance(source, Tucker) else (source, source.shape)
+        limits, pair = _check(source), (self.value, self.value if self.in_value is None else self.in_value)
+        shares = pair if self.mode in ("fraction", "energy") else ()
+        if not all(0 <= share <= 1 for share in (*shares, *([self.task] if isinstance(self.task, float) else []))):
+            raise UserError(f"Shares of ranks and of energy lie from 0 to 1; {self} has another.")
+        if isinstance(self.task, float):
+            first = max(1, _energy_rank(tensor, 0, self.task))
+        else:
+            first = limits[0] if self.task == "full" else self.task
+        _check(source, (first, *(pair if self.mode == "absolute" else (1, 1))))
+        if self.mode in ("absolute", "fraction"):
+            ranks = [round(value * (min(m, n) if shares else 1)) for value in pair]
+        elif self.mode == "energy":
+            ranks = [_energy_rank(tensor, mode, value) for mode, value in enumerate(pair, 1)]
+        elif self.mode in ("budget", "match_svd") and self.in_value is None:
+            ranks = self._afford((tasks, m, n), first, tensor)
+        else:
+            raise UserError(f"Rank mode {self.mode!r} is unknown, or takes one value for both sides.")
+        out, in_ = (max(1, min(rank, limit)) for rank, limit in zip(ranks, limits[1:], strict=True))
+        return first, out, in_
+
+    def _afford(self, shape: Triple, first: int, tensor: Tensor) -> list[int]:
+        tasks, sides, least = shape[0], shape[1] + shape[2], stored(shape, (first, 1, 1))
+        budget = int(self.value if self.mode == "budget" else tasks * self.value * (sides + 1))
+        if budget < least:
+            raise UserError(f"A budget of {budget} numbers is below the {least} that ranks ({first}, 1, 1) store.")
+        if self.mode == "budget":
+            return _spend(budget - least, shape, first, [np.append(_spectrum(tensor, mode), 0) for mode in (1, 2)])
+        root = math.isqrt(sides**2 + 4 * first * (budget - tasks * first))
+        return [(root - sides) // (2 * first)] * 2
+
+
+def _energy_rank(tensor: Tensor, mode: int, lost: float) -> int:
+    """The smallest rank of an unfolding that loses at most that share of the energy."""
+    spectrum = _spectrum(tensor, mode)
+    return int((spectrum[::-1].cumsum()[::-1] > lost * spectrum.sum()).sum())
+
+
+def _spend(budget: int, shape: Triple, first: int, gains: Sequence[np.ndarray]) -> list[int]:
+    """Ranks of the out and in sides by greedy choice; a direction without energy is never worth its numbers."""
+    ranks = [1, 1]
+    while True:
+        costs = [shape[1] + first * ranks[1], shape[2] + first * ranks[0]]
+        worth = [gains[side][ranks[side]] / costs[side] * (costs[side] <= budget) for side in (0, 1)]
+        if not any(worth):
+            return ranks
+        best = int(worth[1] > worth[0])
+        budget -= costs[best]
+        ranks[best] += 1
+
+
+def _check(source: Tensor | Tucker, ranks: Sequence[float] = (1, 1, 1)) -> Sequence[int]:
+    """The largest ranks; raises UserError for what is no finite stack and for ranks beyond."""
+    if isinstance(source, Tucker):
+        limits, reasons = source.core.shape, ["of the decomposition to cut from"] * 3
+    else:
+        if source.ndim != 3 or 0 in source.shape:
+            raise UserError(f"A Tucker decomposition takes a stack [tasks, m, n], not a shape {[*source.shape]}.")
+        bad = [task for task, matrix in enumerate(source) if not matrix.isfinite().all()]
+        if bad:
+            raise UserError(f"The matrices of tasks {bad} of the stack hold NaN or infinity.")
+        limits, (t, m, n) = full_ranks(source.shape), source.shape
+        sides = ("T, m n", t, m * n), ("m, T n", m, t * n), ("n, T m", n, t * m)
+        reasons = [f"= min({names}) = min({size}, {others})" for names, size, others in sides]
+    for mode, rank, limit, reason in zip(("task", "out", "in"), ranks, limits, reasons, strict=True):
+        if isinstance(rank, str) or rank < 1 or rank != int(rank):
+            raise UserError(f"{mode} rank {rank} is not a whole number from 1 on.")
+        if rank > limit:
+            raise UserError(f"{mode} rank {rank} is above the full rank {limit} {reason}.")
+    return limits
+
+
+def _decompose(stack: Tensor, ranks: Sequence[int], engine: str, sweeps: int, tol: float) -> Tucker:
+    """`tucker` without checks; ranks may be too large for each other, then bases are completed."""
+    tensor = stack.detach().float().cpu().contiguous()
+    order = sorted((0, 1, 2), key=lambda mode: tensor.shape[mode])
+    full = tensor.shape if engine in ("hooi", "st_hosvd") else (len(tensor), math.inf, math.inf)
+    free = [mode for mode in order if ranks[mode] < full[mode]]
+    alone = torch.get_num_threads() > 1 and engine != "tensorly"
+    with threadpool_limits(1 if alone else None, "blas"):  # `each` spreads the work: BLAS threads would fight it
+        bases = (_tensorly if engine == "tensorly" else _bases)(tensor, ranks, free, engine, sweeps, tol)
+    factors = [bases[mode] if mode in bases else torch.eye(tensor.shape[mode]) for mode in range(3)]
+    return Tucker(*(part.contiguous().to(stack.device) for part in (_project(tensor, bases), *factors)))
+
+
+def _bases(tensor: Tensor, ranks: Sequence[int], free: Sequence[int], engine: str, sweeps: int, tol: float) -> Bases:
+    """HOSVD or, if the tensor shrinks with every basis, its sequentially truncated form; then HOOI sweeps over it."""
+    bases, rest = {}, tensor
+    for mode in free:
+        bases[mode] = _basis(rest, mode, ranks[mode])
+        if engine != "hosvd":
+            rest = _times(rest, bases[mode], mode)
+    kept = norm = float(rest.double().norm())
+    for _ in range(sweeps if engine == "hooi" and len(free) > 1 else 0):  # a single basis is optimal
+        for mode, basis in bases.items():
+            projected = _project(tensor, {other: bases[other] for other in bases if other != mode})
+            bases[mode] = _better(projected, mode, basis)
+            norm = float(_times(projected, bases[mode], mode).double().norm())
+        if norm - kept <= tol * norm:
+            break
+        kept = norm
+    return bases
+
+
+def _tensorly(tensor: Tensor, ranks: Sequence[int], free: Sequence[int], _: str, sweeps: int, tol: float) -> Bases:
+    import tensorly
+    from tensorly import decomposition
+
+    with tensorly.backend_context("numpy"):  # pyright: ignore[reportAttributeAccessIssue]
+        found = decomposition.tucker(tensor.numpy(), rank=list(ranks), n_iter_max=sweeps, init="svd", tol=tol)
+    return {mode: torch.from_numpy(np.ascontiguousarray(found[1][mode])) for mode in free}
+
+
+def _times(tensor: Tensor, basis: Tensor, mode: int) -> Tensor:
+    """The tensor with one mode multiplied by basis^T: [size, rank] turns a size into a rank."""
+    if mode == 0:
+        return (basis.T @ tensor.flatten(1)).unflatten(1, tensor.shape[1:])
+    if tensor.numel() < LARGE:
+        return basis.T @ tensor if mode == 1 else tensor @ basis
+    array = basis.numpy()
+    product = (lambda matrix: array.T @ matrix.numpy()) if mode == 1 else (lambda matrix: matrix.numpy() @ array)
+    return torch.from_numpy(np.stack(each(product, tensor)))
+
+
+def _project(tensor: Tensor, bases: Bases) -> Tensor:
+    """The tensor in all the bases, the one that shrinks it most first."""
+    for mode in sorted(bases, key=lambda mode: bases[mode].shape[1] / len(bases[mode])):
+        tensor = _times(tensor, bases[mode], mode)
+    return tensor
+
+
+def _gram(tensor: Tensor, mode: int) -> np.ndarray:
+    """The Gram matrix of the rows or columns of an unfolding, whichever are fewer; fp64."""
+    size = tensor.shape[mode]
+    if size * size > tensor.numel():
+        unfolded = tensor.movedim(mode, 0).flatten(1).double().numpy()
+        return unfolded.T @ unfolded
+
+    def add(pieces: Iterable[Tensor]) -> np.ndarray:
+        total = np.zeros((size, size))
+        for piece in pieces:
+            double = piece.double().numpy()
+            total += double @ double.T
+        return total
+
+    pieces = tensor.flatten(1).split(1 << 18, 1) if mode == 0 else tensor if mode == 1 else tensor.mT
+    return np.add(*each(add, (pieces[::2], pieces[1::2]))) if tensor.numel() >= LARGE else add(pieces)
+
+
+def _spectrum(tensor: Tensor, mode: int) -> np.ndarray:
+    """Squared singular values of an unfolding, descending, fp64."""
+    return np.linalg.eigvalsh(_gram(tensor.detach().float().cpu(), mode))[::-1].clip(0)
+
+
+def _basis(tensor: Tensor, mode: int, rank: int) -> Tensor:
+    """The leading left singular vectors [size, rank] of an unfolding, completed if it has fewer."""
+    gram = _gram(tensor, mode)
+    found = torch.from_numpy(leading_vectors(gram, min(rank, len(gram)))[1].copy())
+    if len(gram) < tensor.shape[mode]:  # vectors of the columns
+        images = tensor.movedim(mode, 0).flatten(1).double() @ found
+        found = torch.linalg.qr(torch.nn.functional.pad(images, (0, rank - images.shape[1])))[0]
+    return found.float()
+
+
+def _better(tensor: Tensor, mode: int, basis: Tensor) -> Tensor:
+    """A basis of an unfolding that keeps no less energy: the best in the span of this one and its image."""
+    unfolded, rank = tensor.movedim(mode, 0).flatten(1), basis.shape[1]
+    small = min(unfolded.shape)
+    if small <= EXACT or 4 * rank > small:
+        return _basis(tensor, mode, rank)
+    image = unfolded @ (unfolded.T @ basis)
+    image /= image.norm(dim=0).clamp_min(1e-30)
+    span = torch.linalg.qr(torch.cat([basis, image], 1))[0]
+    inside = (span.T @ unfolded).double().numpy()
+    return span @ torch.from_numpy(leading_vectors(inside @ inside.T, rank)[1].astype(np.float32))
