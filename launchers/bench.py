@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launchers import bench_factor
+from launchers import bench_factor, bench_forward
 from launchers.measure import MIB, Measured, machine, measure, table, write_section
 
 EXPERTS = 8
@@ -178,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m launchers.bench", description=__doc__)
     kinds = parser.add_subparsers(dest="what", required=True)
     bench_factor.add_arguments(kinds.add_parser("factor", help="Tucker decompositions"))
+    bench_forward.add_arguments(kinds.add_parser("forward", help="routed models against the static one"))
     merges = kinds.add_parser("merge", help="methods, from files to file")
     merges.add_argument("--folder", type=Path, default=Path("outputs/.cache/bench"), help="where the inputs are kept")
     merges.add_argument(
@@ -190,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.what == "factor":
         return bench_factor.main(options)
+    if options.what == "forward":
+        return bench_forward.main(options)
     tower, measured = Tower(options.width, options.depth), []
     for title, row in rows(options.methods, options.folder.resolve(), tower, options.repeat):
         print(f"{title}: {row.wall:.2f} s, {row.cpu:.2f} CPU s, {row.peak / MIB:.0f} MiB", file=sys.stderr)

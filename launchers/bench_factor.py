@@ -45,7 +45,7 @@ def sample(wide: int, *seed: object) -> "Tensor":
     from merging.ops import generator
 
     narrow, g = wide // 4, generator("bench factor", *seed)
-    common, own = narrow // 6, narrow // 24
+    common, own = narrow // 8, narrow // 96
     scale = lambda count: torch.arange(1, count + 1) ** -0.5 / (wide * narrow) ** 0.25  # noqa: E731
     left, right = torch.randn(wide, common, generator=g) * scale(common), torch.randn(common, narrow, generator=g)
     stack = torch.randn(TASKS, wide, narrow, generator=g) * 2e-3
@@ -57,7 +57,8 @@ def sample(wide: int, *seed: object) -> "Tensor":
 
 def ranks(wide: int) -> list[tuple[int, int, int]]:
     """The triples for a smaller model."""
-    return [(TASKS, *(max(1, rank * wide // 3072) for rank in triple[1:])) for triple in TRIPLES]
+    scaled = lambda rank: max(1, rank * wide // 3072)  # noqa: E731
+    return [(tasks, scaled(out), scaled(in_)) for tasks, out, in_ in TRIPLES]
 
 
 def job(name: str, wide: str) -> str:
@@ -69,10 +70,7 @@ def job(name: str, wide: str) -> str:
         return json.dumps([*model(size)])
     stack, largest = sample(size), ranks(size)[-1]
     start = time.perf_counter()
-    if name == "many":
-        found = tucker_many(stack, ranks(size))[-1]
-    else:
-        found = tucker(stack, largest, engine=name)
+    found = tucker_many(stack, ranks(size))[-1] if name == "many" else tucker(stack, largest, engine=name)
     return json.dumps([time.perf_counter() - start, relative_error(stack, found)])
 
 
@@ -124,10 +122,10 @@ def caption(options: argparse.Namespace) -> str:
     """What was measured, where and how."""
     wide, triples = options.wide, ranks(options.wide)
     return (
-        f"Tucker decompositions of {TASKS} x {wide} x {wide // 4} numbers at ranks {triples[-1]}: synthetic, shared and "
-        f"per-task low-rank parts and noise. {machine()}; {time.strftime('%Y-%m-%d', time.gmtime())}; every row is the "
-        f"fastest of {options.repeat} fresh processes, imports and making the tensor left out; other jobs on the same "
-        "cores lengthen it. Peak memory is the largest resident set, with Python, torch and the tensor itself. The rank "
-        f"triples run from {triples[0]} to {triples[-1]}, the error is that of the last; every second FFN tensor is "
-        "wide instead of tall, and the error is their mean."
+        f"Tucker decompositions of {TASKS} x {wide} x {wide // 4} numbers at ranks {triples[-1]}: synthetic, shared "
+        f"and per-task low-rank parts and noise. {machine()}; {time.strftime('%Y-%m-%d', time.gmtime())}; every row is "
+        f"the fastest of {options.repeat} fresh processes, imports and making the tensor left out; other jobs on the "
+        "same cores lengthen it. Peak memory is the largest resident set, with Python, torch and the tensor itself. "
+        f"The rank triples run from {triples[0]} to {triples[-1]}, the error is that of the last; every second FFN "
+        "tensor is wide instead of tall, and the error is their mean."
     )

@@ -109,7 +109,7 @@ class Cell:
             validation=validation,
             collapsed=collapsed,
             scale=merged.scale,
-            scale_source="-" if merged.scale is None else self.scale.source,
+            scale_source="-" if merged.scale is None else "fixed" if validation is None else self.scale.source,
             seconds=clock.seconds,
             **self.told(merged, scored.routing),
         )

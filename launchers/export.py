@@ -34,6 +34,7 @@ def latex(rows: Iterable[Row]) -> str:
     for summary in summarise(rows):
         every = columns(summary)
         body = [" & ".join(_latex(column.cells[index]) for column in every) for index in range(len(summary.lines))]
+        ends = [r" \\ \midrule" if index in summary.breaks else r" \\" for index in range(len(summary.lines))]
         pages.append(
             "\n".join(
                 [
@@ -42,7 +43,7 @@ def latex(rows: Iterable[Row]) -> str:
                     r"\toprule",
                     " & ".join(_escape(column.header) for column in every) + r" \\",
                     r"\midrule",
-                    *(line + r" \\" for line in body),
+                    *(line + end for line, end in zip(body, ends, strict=True)),
                     r"\bottomrule",
                     r"\end{tabular}",
                     *(f"% {note}" for note in notes(summary)),
@@ -63,7 +64,10 @@ def _escape(text: str) -> str:
 
 
 def comma_separated(rows: Iterable[Row]) -> str:
-    """One line a method with every column; percent with 4 decimals, deviations in columns of their own."""
+    """One line a method with every column; percent with 4 decimals, deviations in columns of their own.
+
+    routed_right: images whose largest weight is their own task's; energy: what the routed parts hold of the changes.
+    """
     lines = records(rows)
     page = io.StringIO()
     writer = csv.DictWriter(page, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
@@ -91,10 +95,16 @@ def _record(line: Line) -> dict[str, Any]:
         "needs": row.needs,
         "router": row.router,
         "granularity": row.granularity,
+        "adaptation": row.adaptation,
+        **dict(_pair("routed_right", line.routed_right)),
+        **dict(_pair("energy", line.energy)),
+        "collapsed": " ".join(dict.fromkeys(task for each in line.rows for task in each.collapsed)) or None,
         "family": row.family,
         "stored_bytes": row.stored_bytes,
+        "params": row.params,
         "macs": row.macs,
         "merge_seconds": _joined([each.seconds.get("merge") for each in line.rows]),
+        "router_seconds": _joined([each.seconds.get("router") for each in line.rows]),
         "seeds": _joined([each.seed for each in line.rows]),
         "code": " ".join(dict.fromkeys(each.code for each in line.rows)),
         "run_ids": " ".join(each.run_id for each in line.rows),

@@ -18,9 +18,32 @@ def notes(summary: Summary) -> list[str]:
     ]
     if any(len(line.rows) > 1 and not line.failed for line in summary.lines):
         said.append("±: sample standard deviation over n seeds.")
+    said += _routed(summary.lines)
     failures = [(line.label, row) for line in summary.lines if line.failed for row in line.rows]
     said += [f"{label} failed (seed {row.seed}): {first_line(row.error)}" for label, row in failures]
     return said + _mixtures(summary.lines, rows)
+
+
+def _routed(lines: Sequence[Line]) -> list[str]:
+    """What must be said as soon as a line depends on the input, or learned from images."""
+    scored = [line for line in lines if not line.failed]
+    oracle, routed = ([line.label for line in scored if line.kind == kind] for kind in ("oracle", "routed"))
+    said = []
+    if oracle or routed:
+        apart = " Bold: best static and best routed line." if routed else " Bold: best static line."
+        said.append("MACs: work per image relative to the static forward." + apart)
+    if oracle:
+        said.append(f"Told the true task of every image (oracle; no fair rival, never bold): {', '.join(oracle)}.")
+    if right := [f"{line.label} {100 * line.routed_right.mean:.1f}" for line in scored if line.routed_right]:
+        said.append(f"Routed right (largest weight on the own task), in percent: {', '.join(right)}.")
+    for split in sorted({row.adaptation for line in scored for row in line.rows} - {"none"}):
+        who = ", ".join(line.label for line in scored if any(row.adaptation == split for row in line.rows))
+        kind = " (transductive; no fair rival, never bold)" if split == "test" else ""
+        said.append(f"Saw the unlabelled {split} images{kind}: {who}.")
+    return said + [
+        f"Suspected of collapse: {', '.join(row.collapsed)} in {line.label} (seed {row.seed})."
+        for line in scored for row in line.rows if row.collapsed
+    ]  # fmt: skip
 
 
 def _mixtures(lines: Sequence[Line], rows: Sequence[Row]) -> list[str]:
@@ -43,13 +66,13 @@ def _splits(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     seen = {task: {(row.splits[task].get("name"), row.splits[task].get("size"), row.splits[task].get("id"))
                    for row in rows if task in row.splits} for task in tasks}  # fmt: skip
     names = sorted({str(name) for found in seen.values() for name, _, _ in found})
-    sizes = [sorted({size for _, size, _ in found if size is not None}) for found in seen.values()]
     text = f"the {' and '.join(names) or 'unknown'} split"
-    flat = sorted({size for found in sizes for size in found})
-    if len(flat) == 1:
-        text += f" ({flat[0]} images a task)"
-    elif flat:
-        text += f" ({', '.join(f'{task} {max(found)}' for task, found in zip(tasks, sizes, strict=True) if found)})"
+    sizes = {task: [size for _, size, _ in found if size is not None] for task, found in seen.items()}
+    known = {task: max(found) for task, found in sizes.items() if found}
+    if known:
+        ((common, _),) = Counter(known.values()).most_common(1)
+        odd = [f"{task} {size}" for task, size in known.items() if size != common]
+        text += f" ({', '.join([f'{common} images a task', *odd])})"
     mixed = [task for task, found in seen.items() if len(found) > 1]
     return text + (f"; rows were scored on different splits of {', '.join(mixed)}" if mixed else "")
 
@@ -65,7 +88,7 @@ def _scales(lines: Sequence[Line]) -> str:
         for source in dict.fromkeys(row.scale_source for row in line.rows if not line.failed):
             if source != "-":
                 sources[source].append(line.label)
-    told = [f"{_source(source)} for {', '.join(labels)}" for source, labels in sources.items()]
+    told = [f"{_source(source)} for {', '.join(dict.fromkeys(names))}" for source, names in sources.items()]
     return f"scale: {'; '.join(told) or 'none was chosen'}."
 
 

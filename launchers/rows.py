@@ -39,7 +39,7 @@ class Row:
     code: str  # git commit or version
     stored_bytes: int  # everything that must be stored to use the merged model, the base included
     macs: int  # multiply-accumulates per sample
-    seconds: dict[str, float]  # "merge", "search", "score"
+    seconds: dict[str, float]  # "merge", "search", "router", "score"
     created: str  # ISO time, UTC
     error: str | None = None
     adaptation: str = "none"  # the split whose unlabelled images the method or its router saw; "test" is transductive
@@ -62,7 +62,24 @@ class Row:
             return f"no accuracy for {', '.join(missing) or 'any task'}"
         scores = {**(self.validation or {}), **self.accuracy}
         odd = [task for task, score in scores.items() if not _is_fraction(score)]
-        return f"accuracy outside 0..1 for {', '.join(odd)}" if odd else None
+        return f"accuracy outside 0..1 for {', '.join(odd)}" if odd else self._routing_problem()
+
+    def _routing_problem(self) -> str | None:
+        """What is wrong with what the gates and banks left behind."""
+        if self.routing:
+            matrix, right = self.routing.get("matrix"), self.routing.get("accuracy")
+            count = len(self.tasks)
+            lines = matrix if isinstance(matrix, list) else []
+            if [len(line) if isinstance(line, list) else -1 for line in lines] != [count] * count:
+                return f"the routing matrix is not {count} x {count}"
+            if not all(map(_are_numbers, lines)):
+                return "the routing matrix holds a weight that is no finite number"
+            if not isinstance(right, dict) or set(right) != set(self.tasks):
+                return "the routing accuracy is not one number a task"
+            if odd := [task for task, share in right.items() if not _is_fraction(share)]:
+                return f"routing accuracy outside 0..1 for {', '.join(odd)}"
+        odd = [key for key, shares in self.energy.items() if not _are_numbers(shares)]
+        return f"energy that is no finite number for {', '.join(odd)}" if odd else None
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -77,8 +94,16 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (float, int)) and math.isfinite(value)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(map(_is_number, values))
+
+
 def _is_fraction(score: Any) -> bool:
-    return isinstance(score, (float, int)) and math.isfinite(score) and 0 <= score <= 1
+    return _is_number(score) and 0 <= score <= 1
 
 
 def run_id(config: Mapping[str, Any], checkpoints: Mapping[str, str]) -> str:

@@ -12,15 +12,18 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from launchers import export, plots, rows, table
+from launchers import export, rows, table
 from launchers.cells import Cell, Setup, finish
 from launchers.hints import hint
+from launchers.plots import heatmap
+from launchers.routing_figure import routing_figure
 from launchers.rows import Row
 from merging.adapt import Oracle
 from merging.cache import GIB, Cache
@@ -51,7 +54,7 @@ def run(config: DictConfig) -> list[str]:
         ]
         row = finish(wanted, folder, tracker.log_task, config.redo, config.save, log_step=tracker.log)
         shown = sorted([row, *found], key=lambda each: each.created)
-        tracker.finish(row, shown, plots.heatmap(shown, here / "heatmap.png"))
+        tracker.finish(row, shown, draw(shown, here))
     return files
 
 
@@ -99,13 +102,14 @@ _SETUPS: dict[str, Setup] = {}
 
 
 class Report(Callback):
-    """Checks the output folder first; shows the table and the heat map when the run, or the whole sweep, has ended."""
+    """Checks the output folder first; shows the table and its figures when the run, or the whole sweep, has ended."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         check_output(Path(config.output))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         check_output(Path(config.output))
+        check_saves(config)
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
         show(Path(config.hydra.run.dir))
@@ -122,6 +126,22 @@ def check_output(folder: Path) -> None:
         sys.exit(str(error))
 
 
+def check_saves(config: DictConfig) -> None:
+    """Exits with one paragraph if every job of a sweep would write its model to the same file."""
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    same = isinstance(raw["save"], str) and "${" not in raw["save"]
+    if same and not _swept("save", raw["hydra"]["overrides"]["task"]):
+        sys.exit(
+            f"save={raw['save']} would be overwritten by every job of this sweep. Name a file per job: "
+            "'save=models/${hydra:job.num}.safetensors' or 'save=models/${hydra:runtime.choices.method}.safetensors'."
+        )
+
+
+def _swept(key: str, overrides: list[str]) -> bool:
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return any(each.key_or_group == key and each.is_sweep_override() for each in parsed)
+
+
 def check_writable(knob: str, folder: Path) -> None:
     """Raises UserError naming the knob unless files can be made in `folder`."""
     try:
@@ -134,15 +154,21 @@ def check_writable(knob: str, folder: Path) -> None:
 
 
 def show(folder: Path) -> None:
-    """Print one table of all rows made under `folder`, failed ones too; write table.md and heatmap.png there."""
+    """Print one table of all rows made under `folder`, failed ones too; write it and its figures there."""
     listed = sorted({file for found in folder.rglob(LISTED) for file in json.loads(found.read_text())})
     made: list[Row] = rows.read([file for file in listed if Path(file).exists()])
     if not made:
         return
     table.show(made, Console(width=None if sys.stdout.isatty() else table.WIDTH))
     (folder / "table.md").write_text(export.markdown(made))
-    picture = plots.heatmap(made, folder / "heatmap.png")
-    log.info("table %s, heat map %s, rows %s", folder / "table.md", picture, Path(listed[0]).parent)
+    pictures = ", ".join(f"{name} {path}" for name, path in draw(made, folder).items())
+    log.info("table %s, %s, rows %s", folder / "table.md", pictures, Path(listed[0]).parent)
+
+
+def draw(made: list[Row], folder: Path) -> dict[str, Path]:
+    """The figures of a table, by name: heatmap.png, and routing.png where gates routed."""
+    found = {"heatmap": heatmap(made, folder / "heatmap.png"), "routing": routing_figure(made, folder / "routing.png")}
+    return {name: path for name, path in found.items() if path is not None}
 
 
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")

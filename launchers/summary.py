@@ -6,9 +6,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, pairwise
 
+from launchers.labels import identity, labels
 from launchers.rows import Row
+
+KINDS = ("base", "static", "routed", "oracle", "failed", "expert")
 
 
 @dataclass(frozen=True)
@@ -35,18 +38,47 @@ class Line:
         return self.rows[0].status == "error"
 
     @property
-    def static(self) -> bool:
-        """A merged model without a router: what competes for the bold figures."""
-        return not self.failed and self.rows[0].method not in ("base", "expert") and self.rows[0].router == "none"
+    def kind(self) -> str:
+        """What it may be compared with: "base", "static", "routed" per input, "oracle", "failed" or "expert"."""
+        row = self.rows[0]
+        if row.method in ("base", "expert"):
+            return row.method
+        if self.failed:
+            return "failed"
+        return {"none": "static", "oracle": "oracle"}.get(row.router, "routed")
+
+    @property
+    def transductive(self) -> bool:
+        """It saw unlabelled images that it is scored on."""
+        return any(row.adaptation == "test" for row in self.rows)
+
+    @property
+    def routed_right(self) -> Value | None:
+        """Mean over tasks of the share of images whose largest weight is their own task's; None without gates."""
+        shares = [statistics.fmean(row.routing["accuracy"].values()) for row in self.rows if row.routing]
+        return over_seeds(shares) if shares else None
+
+    @property
+    def energy(self) -> Value | None:
+        """Mean over parameters and tasks of the energy that the routed parts hold; None where it is unknown."""
+        shares = [statistics.fmean(chain(*row.energy.values())) for row in self.rows if any(row.energy.values())]
+        return over_seeds(shares) if shares else None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The lines of one suite in print order: base, methods by rising mean, failures, expert."""
+    """The lines of one suite in the order of KINDS, by rising mean within a kind."""
 
     suite: str
     tasks: tuple[str, ...]
     lines: tuple[Line, ...]
+
+    @property
+    def breaks(self) -> list[int]:
+        """The lines after which routed or oracle lines begin or end."""
+        kinds = [line.kind for line in self.lines]
+        return [index for index, (one, next_one) in enumerate(pairwise(kinds))
+                if one != next_one and {one, next_one} & {"routed", "oracle"}]  # fmt: skip
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -60,8 +92,9 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
 def _summarise_suite(rows: Sequence[Row]) -> Summary:
     groups = _group(rows)
+    names = labels([group[0] for group in groups])
     experts = {_reference(row): row for row in rows if row.method == "expert" and row.status == "ok"}
-    lines = [_line(label, group, experts) for label, group in zip(_labels(groups), groups, strict=True)]
+    lines = [_line(label, group, experts) for label, group in zip(names, groups, strict=True)]
     return Summary(rows[0].suite, tuple(rows[0].tasks), tuple(sorted(lines, key=_place)))
 
 
@@ -70,26 +103,10 @@ def _group(rows: Sequence[Row]) -> list[list[Row]]:
     groups: dict[tuple, list[Row]] = defaultdict(list)
     seen: dict[tuple, int] = defaultdict(int)
     for row in rows:
-        kind = json.dumps([row.status, _identity(row)], sort_keys=True)
+        kind = json.dumps([row.status, identity(row)], sort_keys=True)
         groups[kind, seen[kind, row.seed]].append(row)
         seen[kind, row.seed] += 1
     return list(groups.values())
-
-
-def _identity(row: Row) -> dict[str, Any]:
-    told = {name: getattr(row, name) for name in ("method", "family", "needs", "router", "granularity")}
-    return {**_flat(row.config), **{f"row.{name}": value for name, value in told.items()}}
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as dotted names, without its seeds."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        elif name != "seed":
-            flat[prefix + name] = value
-    return flat
 
 
 def _reference(row: Row) -> str:
@@ -124,25 +141,4 @@ def over_seeds(values: Sequence[float]) -> Value:
 
 
 def _place(line: Line) -> tuple[int, float]:
-    method = line.rows[0].method
-    rank = 0 if method == "base" else 3 if method == "expert" else 2 if line.failed else 1
-    return rank, line.mean.mean if line.mean else math.inf
-
-
-def _labels(groups: Sequence[Sequence[Row]]) -> list[str]:
-    """The method names; where one stands for several configs, followed by the knobs that tell them apart."""
-    same: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    identities = [_identity(group[0]) for group in groups]
-    for identity in identities:
-        same[identity["row.method"]].append(identity)
-    labels = []
-    for identity in identities:
-        rivals = same[identity["row.method"]]
-        knobs = [key for key in identity if any(rival.get(key) != identity[key] for rival in rivals)]
-        told = {key.rpartition(".")[2]: f"{key.rpartition('.')[2]}={_short(identity[key])}" for key in knobs}
-        labels.append(" ".join([identity["row.method"], *told.values()]))
-    return labels
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return KINDS.index(line.kind), line.mean.mean if line.mean else math.inf

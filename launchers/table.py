@@ -37,16 +37,29 @@ def show(rows: Iterable[Row], console: Console) -> None:
 
 
 def _blocks(every: Sequence[Column], console: Console) -> list[list[Column]]:
-    """Columns cut into runs that fit the console, each starting with the method."""
+    """Columns cut into runs that fit the console, each starting with the method; if one is too few, the facts that
+    follow the scores start another, beside the mean scores."""
     method, *rest = every
-    blocks, unlimited = [[method]], console.options.update(width=10_000)
+    if _fits(every, console):
+        return [[*every]]
+    facts = next(index for index, column in enumerate(rest) if column.header == "scale")
+    means = [column for column in rest if column.header in ("mean", "norm")]
+    return [*_cut(method, rest[:facts], console), *_cut(method, [*means, *rest[facts:]], console)]
+
+
+def _cut(method: Column, rest: Sequence[Column], console: Console) -> list[list[Column]]:
+    blocks = [[method]]
     for column in rest:
         wider = [*blocks[-1], column]
-        if len(wider) > 2 and console.measure(_rich(wider), options=unlimited).maximum > console.width:
+        if len(wider) > 2 and not _fits(wider, console):
             blocks.append([method, column])
         else:
             blocks[-1] = wider
     return blocks
+
+
+def _fits(block: Sequence[Column], console: Console) -> bool:
+    return console.measure(_rich(block), options=console.options.update(width=10_000)).maximum <= console.width
 
 
 def _rich(block: Sequence[Column], summary: Summary | None = None) -> Table:
@@ -58,9 +71,11 @@ def _rich(block: Sequence[Column], summary: Summary | None = None) -> Table:
             wide = 7 if column.header in ("mean", "scale") else None  # air in front of each group of columns
             table.add_column(_narrow(column.header), justify="right", no_wrap=True, overflow="fold", min_width=wide)
     for index in range(len(block[0].cells)):
-        method = summary.lines[index].rows[0].method if summary else ""
+        reference = summary is not None and summary.lines[index].kind in ("base", "expert")
         table.add_row(
-            *(_text(column.cells[index]) for column in block), style="dim" if method in ("base", "expert") else None
+            *(_text(column.cells[index]) for column in block),
+            style="dim" if reference else None,
+            end_section=summary is not None and index in summary.breaks,
         )
     return table
 

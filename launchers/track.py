@@ -37,8 +37,8 @@ class Tracker(Protocol):
         """Log the accuracy (a fraction) of a task just scored; name the method unless it is the run's own."""
         ...
 
-    def finish(self, row: Row, table_rows: Sequence[Row], figure: str | Path | None) -> None:
-        """Log the result of this run, the table it belongs to and the picture of that table."""
+    def finish(self, row: Row, table_rows: Sequence[Row], figures: Mapping[str, str | Path]) -> None:
+        """Log the result of this run, the table it belongs to and the pictures of that table, by name."""
         ...
 
 
@@ -60,7 +60,7 @@ class NoTracker:
     def log_task(self, task: str, accuracy: float, method: str | None = None) -> None:
         pass
 
-    def finish(self, row: Row, table_rows: Sequence[Row], figure: str | Path | None) -> None:
+    def finish(self, row: Row, table_rows: Sequence[Row], figures: Mapping[str, str | Path]) -> None:
         pass
 
 
@@ -116,14 +116,14 @@ class WandbTracker:
             if self._run is not None:
                 self._run.log({f"{method or 'accuracy'}/{task}": accuracy})
 
-    def finish(self, row: Row, table_rows: Sequence[Row], figure: str | Path | None) -> None:
+    def finish(self, row: Row, table_rows: Sequence[Row], figures: Mapping[str, str | Path]) -> None:
         self._failed = row.status != "ok"
         if self._run is None:
             return
         with self._never_stops("lost the result"):
             self._result(row, table_rows)
-        with self._never_stops("lost the figure"):
-            self._picture(figure)
+        with self._never_stops("lost the figures"):
+            self._pictures(figures)
         with self._never_stops("lost the table"):  # last: it alone asks the server something
             self._table(table_rows)
 
@@ -151,20 +151,23 @@ class WandbTracker:
     def _result(self, row: Row, table_rows: Sequence[Row]) -> None:
         experts = [other for other in table_rows if other.method == "expert"]
         own = next(record for record in records([row, *experts]) if row.run_id in record["run_ids"])
-        facts = {"status": row.status, "error": row.error, "scale": row.scale, "macs": row.macs}
+        facts = {"status": row.status, "error": row.error, "scale": row.scale, "macs": row.macs, "params": row.params}
         facts |= {"stored_bytes": row.stored_bytes, **{f"seconds/{what}": each for what, each in row.seconds.items()}}
         facts |= {f"accuracy/{task}": accuracy for task, accuracy in row.accuracy.items()}
+        facts |= {f"routed_right/{task}": share for task, share in row.routing.get("accuracy", {}).items()}
+        facts |= {what: own[what] / 100 for what in ("routed_right", "energy") if own[what] is not None}
         means = {f"accuracy/{what}": own[what] / 100 for what in ("mean", "norm") if own[what] is not None}
-        told = ("method", "family", "checkpoints", "splits", "code", "needs", "router", "granularity", "scale_source")
+        told = ("method", "family", "checkpoints", "splits", "code", "needs", "router", "granularity", "adaptation",
+                "collapsed", "scale_source")  # fmt: skip
         self._run.config.update({"row": {name: getattr(row, name) for name in told}}, allow_val_change=True)
         self._run.log(means)
         self._run.summary.update(facts | means)
 
-    def _picture(self, figure: str | Path | None) -> None:
+    def _pictures(self, figures: Mapping[str, str | Path]) -> None:
         import wandb
 
-        if figure is not None:
-            self._run.log({"heatmap": wandb.Image(str(figure))})
+        if figures:
+            self._run.log({name: wandb.Image(str(path)) for name, path in figures.items()})
 
     def _table(self, rows: Sequence[Row]) -> None:
         import wandb

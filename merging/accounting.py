@@ -13,26 +13,30 @@ def macs(merged: Merged, backbone: Backbone) -> int:
     static, routing = backbone.macs, merged.routing
     if routing is None or routing.router in BY_TASK:
         return static
-    added = sum(bank_macs(bank, tokens_of(key, backbone), routing) for key, bank in merged.own.items())
+    added = sum(bank_macs(key, bank, backbone, routing) for key, bank in merged.own.items())
     second_pass = static if routing.gate is not None and routing.gate.sees == "pass" else 0
     return static + second_pass + added + gate_macs(merged, backbone)
 
 
 def tokens_of(key: str, backbone: Backbone) -> int:
-    """Tokens that a parameter acts on: the projection works on the class token alone, the rest on all."""
+    """Tokens that a parameter acts on: the projection works on the class token alone, the patches lack it."""
     if key.endswith("proj") or key.startswith("proj"):
         return 1
     return backbone.tokens - key.endswith("conv1.weight")
 
 
-def bank_macs(bank: Bank, tokens: int, routing: Routing) -> int:
+def bank_macs(key: str, bank: Bank, backbone: Backbone, routing: Routing) -> int:
     """What one bank adds to a sample's forward."""
-    by_token = routing.granularity == "token"
+    tokens, by_token = tokens_of(key, backbone), routing.granularity == "token"
+    if key.endswith("embedding"):  # added to the tokens, so it is mixed, not applied
+        return bank.mix_macs()
     if routing.router == "subspace":
         return subspace_macs(bank, tokens, routing)
+    used = routing.gate.top_k if routing.gate is not None else None
+    used = None if used is None else min(used, bank.parts)
     if len(bank.shape) == 1:
-        return bank.macs(tokens if by_token else 1, by_token)
-    return bank.macs(tokens, by_token)
+        return bank.macs(1, used=used) * (tokens if by_token else 1)
+    return bank.macs(tokens, by_token, used)
 
 
 def subspace_macs(bank: Bank, tokens: int, routing: Routing) -> int:

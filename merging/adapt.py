@@ -50,9 +50,9 @@ class TaskId:
     on the standardised features. weight_decay: 0 trusts every feature.
     """
 
-    steps: int = 200
+    steps: int = 100
     batch: int = 256
-    lr: float = 0.01
+    lr: float = 0.02
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
@@ -93,20 +93,20 @@ class Gradient:
     """Descends through the whole network, gates alone. The loss is a sum over tasks of weighted terms.
 
     entropy: mean entropy of the class predictions (the loss of WEMoE and Duet). marginal: minus the entropy of the
-    mean prediction, against collapse. distillation: distance of the features to the matching expert's. task_id:
-    cross-entropy of the weights with the task. warm_up: TaskId before it, null for a start at the gates' initial
-    weights. batch: images per task and step. schedule: cosine or constant.
+    mean prediction, against collapse. distillation: 1 - cosine of the features to the matching expert's. warm_up:
+    TaskId before it, null for a start at the gates' initial weights. batch: images per task and step. schedule: cosine
+    or constant.
     """
 
     entropy: float = 1.0
     marginal: float = 0.0
     distillation: float = 0.0
-    task_id: float = 0.0
     warm_up: TaskId | None = None
-    steps: int = 100
-    batch: int = 8
-    lr: float = 1.0e-3
+    steps: int = 1000
+    batch: int = 16
+    lr: float = 1.0e-4
     schedule: str = "cosine"
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         check_range("router.train.steps", self.steps, 1, 10**7)
@@ -128,7 +128,8 @@ class Gradient:
         draws = [calibration.drawn(task, self.batch, seed) for task in range(count)]
         gates = merged.routing.gates if merged.routing is not None else None
         assert gates is not None
-        optimizer = torch.optim.Adam([each for gate in gates for each in gate.net.parameters()], self.lr)  # type: ignore[union-attr]
+        parameters = [each for gate in gates for each in gate.net.parameters()]  # type: ignore[union-attr]
+        optimizer = torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay)
         watch = Watch(merged.tasks)
         for step in range(self.steps):
             chosen = [next(draw) for draw in draws]
@@ -163,7 +164,7 @@ class Gradient:
                 gap = 1 - (found * targets[task][chosen[task]]).sum(-1).mean()
                 terms["distillation"] = terms["distillation"] + gap
         loss = sum((getattr(self, name) * term for name, term in terms.items()), torch.zeros(()))
-        return loss, {name: float(term) for name, term in terms.items()}
+        return loss, {name: float(term.detach()) for name, term in terms.items()}
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,20 @@
-"""The two calls of library use: `merge` and `load`."""
+"""The calls of library use: `merge`, `load`, `open_merged`."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from merging import saving
 from merging.backbones.tower import ImageTower
 from merging.cache import Cache
-from merging.checkpoints import SafetensorsFile
 from merging.errors import UserError
 from merging.experts import Experts, Source
-from merging.merged import FORMAT, Merged
+from merging.merged import Merged
+from merging.preflight import some
+from merging.routed import install
 
 
 def merge(
@@ -45,24 +47,45 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
     """A saved merge as a model ready to call, in evaluation mode.
 
     `backbone` is the module to fill; it may be left out for a file whose header names its architecture, as those of
-    `duet` do. Raises UserError for a file that is no merge, or whose parameters do not fit the backbone.
+    `duet` do. A merge whose weights depend on the input becomes a RoutedTower: it routes by itself, or where the true
+    task chooses takes the weights of the parts, `model(images, w)`. Raises UserError for a file that is no merge, or
+    whose parameters do not fit the backbone.
     """
-    file = SafetensorsFile(path)
-    if file.metadata.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by this library ({FORMAT}). Load plain weights with safetensors.")
-    model = backbone
+    merged = saving.read(path)
+    model, facts = backbone, merged.provenance.get("backbone")
     if model is None:
-        facts = json.loads(file.metadata["provenance"]).get("backbone")
         if facts is None:
             raise UserError(
                 f"{path} does not say which architecture it is for. Pass the module to fill: load(path, backbone)."
             )
-        model = ImageTower(**facts)
+        model = ImageTower(**facts)  # type: ignore[arg-type]
+    if merged.own and not isinstance(model, ImageTower):
+        raise UserError(
+            f"{path} holds weights that depend on the input, and {type(model).__name__} is no ImageTower. Pass the "
+            f"tower it was merged for, or take its dense weights: merging.open_merged(path).state(w)."
+        )
+    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     try:
-        model.load_state_dict({key: file.tensor(key).clone() for key in file.specs()})
-    except RuntimeError as error:
+        check_fit({key: spec.shape for key, spec in merged.base.specs().items()}, expected)
+        if merged.own:
+            return install(model, merged)  # type: ignore[arg-type]
+        model.load_state_dict({key: merged.base.tensor(key).clone() for key in merged.base.specs()})
+    except (RuntimeError, UserError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
             f"{path} does not fit {type(model).__name__}: {reason}. Pass the backbone it was merged for."
         ) from error
     return model.eval()
+
+
+def check_fit(have: Mapping[str, torch.Size], want: Mapping[str, torch.Size]) -> None:
+    """Raises UserError naming the first parameters that are missing, unknown or of another shape."""
+    for names, what in ((want.keys() - have.keys(), "it lacks"), (have.keys() - want.keys(), "it has the unknown")):
+        if names:
+            raise UserError(f"{what} {some(sorted(names))}")
+    for key, shape in want.items():
+        if have[key] != shape:
+            raise UserError(f"{key} is {tuple(have[key])} in the file and {tuple(shape)} in the module")
+
+
+open_merged = saving.read

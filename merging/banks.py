@@ -11,84 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from merging.bank import Bank, Dense, Whole
+from merging.products import add_product, alike, in_use, over_tokens, scaled
 
-class Bank(nn.Module):
-    """`parts` changes of a parameter of `shape`. The tensors are buffers, so that a bank moves with its model."""
-
-    shape: torch.Size
-    parts: int
-
-    def mix(self, weights: Tensor) -> Tensor:
-        """sum_g weights[..., g] own_g as dense tensors [..., *shape]."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
-        """onto [B, N, m] plus the mixed change applied to x [B, N, n]; may write into `onto` without autograd."""
-        raise NotImplementedError
-
-    def transposed(self) -> "Bank":
-        """The bank of the transposed matrix."""
-        raise NotImplementedError
-
-    def sides(self) -> tuple[int, int]:
-        """(m, n) of the matrix; a convolution is one over its flattened patches."""
-        return self.shape[0], self.shape[1:].numel()
-
-    def facts(self) -> dict[str, Any]:
-        """What `rebuild` needs beside the tensors, as JSON."""
-        return {"kind": type(self).__name__, "shape": list(self.shape), "parts": self.parts}
-
-    @property
-    def params(self) -> int:
-        """Stored numbers."""
-        return sum(tensor.numel() for tensor in self.buffers())
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that a file needs for them."""
-        return sum(tensor.nbytes for tensor in self.buffers())
-
-    def macs(self, tokens: int, per_token: bool = False) -> int:
-        """Multiply-accumulates that the bank adds for one sample of `tokens` tokens."""
-        raise NotImplementedError
-
-
-class Dense(Bank):
-    """Full changes [G, *shape]: of matrices (one private matrix per sample is built) and of vectors alike."""
-
-    def __init__(self, changes: Tensor, shape: torch.Size | None = None):
-        super().__init__()
-        self.register_buffer("changes", changes)
-        self.changes: Tensor
-        self.parts, self.shape = len(changes), torch.Size(changes.shape[1:] if shape is None else shape)
-
-    def mix(self, weights: Tensor) -> Tensor:
-        flat = self.changes.reshape(self.parts, self.shape.numel())
-        return (weights @ flat.to(weights.dtype)).view(*weights.shape[:-1], *self.shape)
-
-    def forward(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
-        m, n = self.sides()
-        if weights.ndim == 3:  # every change acts on every token
-            each = functional.linear(x, self.changes.reshape(-1, n)).unflatten(-1, (self.parts, m))
-            return onto + (each * weights[..., None].to(each.dtype)).sum(-2)
-        return onto + x @ self.mix(weights).reshape(*weights.shape[:-1], m, n).transpose(-1, -2).to(x.dtype)
-
-    def transposed(self) -> "Dense":
-        return Dense(self.changes.transpose(1, 2))
-
-    @property
-    def bytes(self) -> int:
-        """Values, or where most are zero, the other values and one bit for each."""
-        whole, kept = self.changes.nbytes, int(self.changes.count_nonzero())
-        return min(whole, kept * self.changes.element_size() + -(-self.changes.numel() // 8))
-
-    def macs(self, tokens: int, per_token: bool = False) -> int:
-        size = self.shape.numel()
-        return self.parts * size * (tokens if per_token and len(self.shape) > 1 else 1)
+__all__ = ["Bank", "Dense", "LowRank", "Masked", "OnDemand", "Rows", "Tucker", "Whole", "rebuild"]
 
 
 class LowRank(Bank):
     """own_g = up_g down_g of rank r: `up` [m, G r] and `down` [G r, n] hold the factors side by side."""
+
+    factored = True
 
     def __init__(self, up: Tensor, down: Tensor, parts: int, shape: torch.Size | None = None):
         super().__init__()
@@ -108,28 +40,34 @@ class LowRank(Bank):
         return self.up.shape[1] // self.parts
 
     def mix(self, weights: Tensor) -> Tensor:
+        weights, up, down = alike(weights, self.up, self.down)
         scale = weights.repeat_interleave(self.rank, -1)
-        return ((self.up * scale[..., None, :]) @ self.down).view(*weights.shape[:-1], *self.shape)
+        return ((up * scale[..., None, :]) @ down).view((*weights.shape[:-1], *self.shape))
 
-    def forward(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
-        up, down, parts = self.up, self.down, self.parts
-        if weights.ndim == 1:  # only those in use
-            used = weights.nonzero()[:, 0]
-            rows = (used[:, None] * self.rank + torch.arange(self.rank, device=used.device)).flatten()
-            up, down, weights, parts = up[:, rows], down[rows], weights[used], len(used)
-        inner = functional.linear(x, down).unflatten(-1, (parts, self.rank))
-        weights = weights[:, None] if weights.ndim == 2 else weights
-        return add_product(onto, (inner * weights[..., None].to(inner.dtype)).flatten(-2), up)
+    def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
+        up, down, used = self.up, self.down, in_use(weights)
+        if not used:
+            return onto
+        if len(used) < self.parts:  # run only those in use: of the samples of one expert, one
+            rows = torch.arange(len(down), device=down.device).view(self.parts, -1)[used].flatten()
+            up, down, weights = up[:, rows], down[rows], weights[..., used]
+        inner = functional.linear(x, down)
+        return add_product(onto, scaled(inner, over_tokens(weights.repeat_interleave(self.rank, -1))), up)
 
     def transposed(self) -> "LowRank":
         return LowRank(self.down.T.contiguous(), self.up.T.contiguous(), self.parts)
 
-    def macs(self, tokens: int, per_token: bool = False) -> int:
-        return tokens * (self.up.numel() + self.down.numel())
+    def macs(self, tokens: int, per_token: bool = False, used: int | None = None) -> int:
+        return tokens * (used or self.parts) * self.rank * sum(self.sides())
+
+    def mix_macs(self) -> int:
+        return self.up.shape[1] * self.shape.numel()
 
 
 class Tucker(Bank):
     """own_g = out (sum_j task[g, j] core[j]) in^T: core [r_t, r_o, r_i], task [G, r_t], out [m, r_o], in [n, r_i]."""
+
+    factored = True
 
     def __init__(self, core: Tensor, task: Tensor, out: Tensor, into: Tensor, shape: torch.Size | None = None):
         super().__init__()
@@ -142,29 +80,33 @@ class Tucker(Bank):
         self.parts, self.shape = len(task), torch.Size((len(out), len(into)) if shape is None else shape)
 
     def mix(self, weights: Tensor) -> Tensor:
-        core = ((weights @ self.task) @ self.core.flatten(1)).unflatten(-1, self.core.shape[1:])
-        return (self.out @ core @ self.into.T).view(*weights.shape[:-1], *self.shape)
+        weights, task, core, out, into = alike(weights, self.task, self.core, self.out, self.into)
+        mixed = ((weights @ task) @ core.flatten(1)).unflatten(-1, core.shape[1:])
+        return (out @ mixed @ into.T).view((*weights.shape[:-1], *self.shape))
 
-    def forward(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
-        inner, mixed = x @ self.into, weights @ self.task.to(weights.dtype)
-        if weights.ndim == 3:
-            each = functional.linear(inner, self.core.flatten(0, 1)).unflatten(-1, self.core.shape[:2])
-            inner = (each * mixed[..., None].to(each.dtype)).sum(-2)
-        else:
-            core = (mixed @ self.core.flatten(1).to(mixed.dtype)).unflatten(-1, self.core.shape[1:])
-            inner = inner @ core.transpose(-1, -2).to(inner.dtype)
-        return add_product(onto, inner, self.out)
+    def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
+        inner, mixed = x @ self.into, weights.to(self.task.dtype) @ self.task
+        if weights.ndim < 3:  # a small core per sample
+            core = (mixed @ self.core.flatten(1)).unflatten(-1, self.core.shape[1:])
+            return add_product(onto, inner @ core.mT.to(inner.dtype), self.out)
+        total = torch.zeros(*inner.shape[:-1], self.core.shape[1], dtype=inner.dtype, device=inner.device)
+        for index, core in enumerate(self.core):
+            total = add_product(total, inner * mixed[..., index : index + 1].to(inner.dtype), core)
+        return add_product(onto, total, self.out)
 
     def transposed(self) -> "Tucker":
         return Tucker(self.core.transpose(1, 2).contiguous(), self.task, self.into, self.out)
 
-    def macs(self, tokens: int, per_token: bool = False) -> int:
+    def macs(self, tokens: int, per_token: bool = False, used: int | None = None) -> int:
         (_, r_o, r_i), core = self.core.shape, self.core.numel()
         outside = tokens * (self.into.numel() + self.out.numel())
         return outside + (tokens * core if per_token else core + tokens * r_o * r_i)
 
+    def mix_macs(self) -> int:
+        return self.core.numel() + self.core.shape[1] * self.into.numel() + self.core.shape[1] * self.shape.numel()
 
-class Masked(Bank):
+
+class Masked(Whole):
     """own_g = scale_g (mask_g * vector): `vector` has the parameter's shape, `bits` [G, ceil(size / 8)] are packed."""
 
     def __init__(self, vector: Tensor, bits: Tensor, scales: Tensor, shape: torch.Size | None = None):
@@ -181,7 +123,7 @@ class Masked(Bank):
         """From boolean masks [G, *shape] and scales [G]."""
         flat = masks.reshape(len(masks), vector.numel())
         flat = functional.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
-        powers = 2 ** torch.arange(8, dtype=torch.uint8)
+        powers = 2 ** torch.arange(8, dtype=torch.uint8, device=flat.device)
         return cls(vector, (flat * powers).sum(-1, dtype=torch.uint8), scales)
 
     def mask(self, part: int) -> Tensor:
@@ -189,15 +131,8 @@ class Masked(Bank):
         powers = 2 ** torch.arange(8, dtype=torch.uint8, device=self.bits.device)
         return (self.bits[part][:, None] & powers).bool().flatten()[: self.shape.numel()].view(self.shape)
 
-    def mix(self, weights: Tensor) -> Tensor:
-        masks = torch.stack([self.mask(part).to(weights.dtype) for part in range(self.parts)])
-        return Dense(masks).mix(weights * self.scales) * self.vector
-
-    def forward(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
-        return onto + x @ self.mix(weights).flatten(len(weights.shape)).transpose(-1, -2).to(x.dtype)
-
-    def macs(self, tokens: int, per_token: bool = False) -> int:
-        return 0  # the mask of a task is applied once
+    def part(self, index: int) -> Tensor:
+        return self.scales[index] * self.vector.view(self.shape) * self.mask(index)
 
 
 class Rows(Bank):
@@ -209,12 +144,20 @@ class Rows(Bank):
         self.parts = banks[0].parts
         self.shape = torch.Size((sum(bank.shape[0] for bank in banks), *banks[0].shape[1:]))
 
+    @property
+    def factored(self) -> bool:  # type: ignore[override]
+        return any(bank.factored for bank in self.banks)  # type: ignore[misc]
+
     def mix(self, weights: Tensor) -> Tensor:
         return torch.cat([bank.mix(weights) for bank in self.banks], weights.ndim - 1)  # type: ignore[operator]
 
-    def forward(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
-        pieces = onto.split([bank.shape[0] for bank in self.banks], -1)  # type: ignore[index]
-        return torch.cat([bank(x, weights, piece) for bank, piece in zip(self.banks, pieces, strict=True)], -1)
+    def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
+        start = 0
+        for bank in self.banks:
+            rows = int(bank.shape[0])  # type: ignore[index]
+            bank.add_(x, weights, onto.narrow(-1, start, rows))  # type: ignore[operator]
+            start += rows
+        return onto
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"banks": [bank.facts() for bank in self.banks]}  # type: ignore[operator]
@@ -223,16 +166,25 @@ class Rows(Bank):
     def bytes(self) -> int:
         return sum(bank.bytes for bank in self.banks)  # type: ignore[misc]
 
-    def macs(self, tokens: int, per_token: bool = False) -> int:
-        return sum(bank.macs(tokens, per_token) for bank in self.banks)  # type: ignore[operator]
+    def macs(self, tokens: int, per_token: bool = False, used: int | None = None) -> int:
+        return sum(bank.macs(tokens, per_token, used) for bank in self.banks)  # type: ignore[operator]
+
+    def mix_macs(self) -> int:
+        return sum(bank.mix_macs() for bank in self.banks)  # type: ignore[operator]
 
 
-class OnDemand(Bank):
+class OnDemand(Whole):
     """Dense changes that stay in their files: only those with a non-zero weight are read. For the oracle router."""
 
     def __init__(self, part: Callable[[int], Tensor], shape: torch.Size, parts: int):
         super().__init__()
-        self.part, self.shape, self.parts = part, shape, parts
+        self._part, self.shape, self.parts = part, shape, parts
+
+    def part(self, index: int) -> Tensor:
+        return self._part(index)
+
+    def stored(self) -> Dense:
+        return Dense(torch.stack([self.part(index) for index in range(self.parts)]))
 
     @property
     def params(self) -> int:
@@ -241,23 +193,6 @@ class OnDemand(Bank):
     @property
     def bytes(self) -> int:
         return 4 * self.params
-
-    def mix(self, weights: Tensor) -> Tensor:
-        total = torch.zeros(self.shape)
-        for task in weights.nonzero().flatten().tolist():
-            total.add_(self.part(task), alpha=float(weights[task]))
-        return total
-
-    def macs(self, tokens: int, per_token: bool = False) -> int:
-        return 0
-
-
-def add_product(onto: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """onto [..., m] + x [..., k] weight^T in one product, in place where no gradient is recorded."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(onto.device.type) or not onto.is_contiguous():
-        return onto + functional.linear(x, weight)
-    onto.view(-1, onto.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.T)
-    return onto
 
 
 def rebuild(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bank:

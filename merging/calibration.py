@@ -13,6 +13,13 @@ from merging.ops import generator
 from merging.threads import each
 
 BATCH = 64
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean_abs": torch.abs,
+    "mean": lambda x: x,
+    "positive": lambda x: x > 0,
+    "rms": torch.square,
+}
+TOKENS = ("all", "class")
 
 
 @dataclass(frozen=True)
@@ -43,33 +50,49 @@ class Calibration:
 
 
 def activations(
-    calibration: Calibration, checkpoints: tuple[Checkpoint, ...], names: tuple[str, ...], count: int | None = None
+    calibration: Calibration,
+    checkpoints: tuple[Checkpoint, ...],
+    names: tuple[str, ...],
+    count: int | None = None,
+    statistic: str = "mean_abs",
+    tokens: str = "all",
 ) -> dict[str, Tensor]:
-    """Mean |input| of each linear layer `names` (parameter names of their weights), [T, inputs] fp32.
+    """What goes into each linear layer `names` (parameter names of their weights), as statistics [T, inputs] fp32.
 
-    Expert t is run on the images of task t; the mean is over images and tokens. For the second layer of an FFN the
-    input is the activation of its hidden neurons.
+    Checkpoint t is run on the images of task t. For the second layer of an FFN the input is the activation of its
+    hidden neurons. statistic and tokens: see `input_statistics`.
     """
 
     def one(task: int) -> dict[str, Tensor]:
         tower = calibration.tower()
         state = {key: checkpoints[task].tensor(key).float() for key in tower.state_dict()}
         tower.load_state_dict(state)
-        return mean_magnitudes(tower, names, calibration.batches(task, count))
+        return input_statistics(tower, names, calibration.batches(task, count), statistic, tokens)
 
     found = each(one, range(len(checkpoints)))
     return {name: torch.stack([means[name] for means in found]) for name in names}
 
 
 @torch.inference_mode()
-def mean_magnitudes(model: nn.Module, names: tuple[str, ...], batches: Iterator[Tensor]) -> dict[str, Tensor]:
-    """Mean |input| of the modules that own the weights `names`, over every axis but the last, in fp64 sums."""
+def input_statistics(
+    model: nn.Module,
+    names: tuple[str, ...],
+    batches: Iterator[Tensor],
+    statistic: str = "mean_abs",
+    tokens: str = "all",
+) -> dict[str, Tensor]:
+    """One number per input of the modules that own the weights `names`, over images and tokens; summed in fp64.
+
+    statistic: mean_abs, mean, positive (share above zero) or rms. tokens: all, or the first alone ("class").
+    """
     sums: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
     counts = dict.fromkeys(names, 0)
+    measure = STATISTICS[statistic]
 
     def note(name: str, x: Tensor) -> None:
-        sums[name] = sums[name] + x.abs().flatten(0, -2).sum(0, dtype=torch.float64)
-        counts[name] += x.shape[:-1].numel()
+        rows = (x[:, 0] if tokens == "class" else x).flatten(0, -2)
+        sums[name] = sums[name] + measure(rows).sum(0, dtype=torch.float64)
+        counts[name] += len(rows)
 
     def hook(name: str) -> RemovableHandle:
         module = model.get_submodule(name.rpartition(".")[0])
@@ -80,4 +103,5 @@ def mean_magnitudes(model: nn.Module, names: tuple[str, ...], batches: Iterator[
         model(images)
     for each_hook in hooks:
         each_hook.remove()
-    return {name: (sums[name] / counts[name]).float() for name in names}  # type: ignore[union-attr]
+    means = {name: sums[name] / counts[name] for name in names}
+    return {name: (mean.sqrt() if statistic == "rms" else mean).float() for name, mean in means.items()}  # type: ignore[union-attr]

@@ -1,6 +1,5 @@
 """Merged: the one result of every method."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,12 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merging.banks import Bank
-from merging.checkpoints import Checkpoint, Spec, write_safetensors
+from merging import saving
+from merging.checkpoints import Checkpoint, Spec
 from merging.errors import UserError
 from merging.routers import GateShape
-
-FORMAT = "duet-merging/1"
-
 
 @dataclass(frozen=True)
 class Routing:
@@ -106,20 +103,5 @@ class Merged:
         return backbone + gates + sum(bank.bytes for bank in self.own.values())
 
     def save(self, path: str | Path, **facts: object) -> Path:
-        """Write one safetensors file, provenance in its header, tensors in the experts' dtype. Atomic.
-
-        Raises UserError for a merge that depends on the task and for a path that cannot be written.
-        """
-        if self.own:
-            raise UserError(
-                f"This merge keeps separate weights for {len(self.tasks)} tasks and cannot be saved as one model."
-            )
-        specs = {key: self.specs.get(key, spec) for key, spec in sorted(self.base.specs().items())}
-
-        def tensors() -> Iterator[tuple[str, Tensor]]:
-            for key, spec in specs.items():
-                yield key, self.weight(key).to(spec.dtype) if key in self.specs else self.base.tensor(key)
-                self.base.release()
-
-        record = {**self.provenance, "scale": self.scale, "base": self.base.id, "tasks": self.tasks, **facts}
-        return write_safetensors(path, specs, tensors(), {"format": FORMAT, "provenance": json.dumps(record)})
+        """Write one safetensors file that `merging.load` reads; see merging.saving. Atomic."""
+        return saving.write(self, path, **facts)

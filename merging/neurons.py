@@ -8,38 +8,50 @@ import torch
 from torch import Tensor
 
 from merging.cache import key_of
-from merging.calibration import activations
+from merging.calibration import STATISTICS, TOKENS, activations
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import check_range
 
 Masks = Mapping[int, Tensor]  # block -> boolean [T, hidden]
+KNOWN = {
+    "scope": ("layer", "model"),
+    "scale": ("inverse_density", "energy", "density", "none"),
+    "statistic": tuple(STATISTICS),
+    "tokens": TOKENS,
+    "source": ("expert", "base"),
+}
 
 
 @dataclass(frozen=True)
 class Neurons:
-    """The share `ratio` of hidden neurons with the largest mean |activation| in expert t on its own unlabelled images.
+    """The share `ratio` of hidden neurons that are most active in expert t on its own unlabelled images.
 
     ratio: 1 keeps all neurons. scope: "layer", the share of every block, or "model", of all blocks together.
     images: per task, measured. scale: what a kept entry is multiplied by, "inverse_density" (1 / kept share, as DARE),
     "energy" (restores the norm of the whole), "density", or "none".
+    statistic: of the activation function's output, "mean_abs", "mean" (signed), "positive" (share above zero) or
+    "rms"; over "all" tokens, or the "class" token alone. source: "expert" t, or the "base" on the images of task t.
     """
 
     ratio: float = 0.1
     scope: Literal["layer", "model"] = "layer"
     images: int = 512
     scale: Literal["inverse_density", "energy", "density", "none"] = "inverse_density"
+    statistic: Literal["mean_abs", "mean", "positive", "rms"] = "mean_abs"
+    tokens: Literal["all", "class"] = "all"
+    source: Literal["expert", "base"] = "expert"
 
     def __post_init__(self) -> None:
         check_range("neurons: ratio", self.ratio, 0.0, 1.0, open_low=True)
         check_range("neurons: images", self.images, 1, 10**9)
-        for name, known in (("scope", ("layer", "model")), ("scale", ("inverse_density", "energy", "density", "none"))):
+        for name, known in KNOWN.items():
             if getattr(self, name) not in known:
                 raise UserError(f"neurons: {name}={getattr(self, name)!r} is unknown. Choose {', '.join(known)}.")
 
     def masks(self, experts: Experts) -> Masks:
         """Boolean [T, hidden] per block. Raises UserError where a mask would be empty."""
-        activity = measured(experts, self.images)
+        activity = self.measured(experts)
         if self.scope == "model":
             together = largest_share(torch.cat(list(activity.values()), 1), self.ratio)
             masks = dict(zip(activity, together.split([each.shape[1] for each in activity.values()], 1), strict=True))
@@ -54,11 +66,30 @@ class Neurons:
                 )
         return masks
 
+    def measured(self, experts: Experts) -> dict[int, Tensor]:
+        """How active the hidden neurons of every FFN are, [T, hidden] by block; measured once per content."""
+        calibration, naming = experts.unlabelled("neuron masking"), experts.naming
+        names = tuple(key for key in experts.keys("ffn") if naming.hidden(key) == 1)
+        blocks = {name: naming.depth(name) for name in names}
+        if None in blocks.values():
+            raise UserError(
+                f"{next(n for n, b in blocks.items() if b is None)} lies in no block: its neurons have no mask."
+            )
+        models = experts.checkpoints if self.source == "expert" else (experts.origin,) * len(experts.tasks)
+
+        def make() -> dict[str, Tensor]:
+            return activations(calibration, models, names, self.images, self.statistic, self.tokens)
+
+        if experts.cache is None:
+            found = make()
+        else:
+            facts = (calibration.ids, self.images, names, self.statistic, self.tokens)
+            found = experts.cache.tensors(key_of("activations", [each.id for each in models], *facts), make)
+        return {int(blocks[name]): found[name] for name in names}  # type: ignore[arg-type]
+
     def apply(self, change: Tensor, mask: Tensor, axis: int) -> Tensor:
         """Changes [T, ...] with the neurons outside mask [T, hidden] set to zero along `axis`, and scaled."""
-        shape = [1] * (change.ndim - 1)
-        shape[axis] = mask.shape[1]
-        kept = change * mask.view(len(mask), *shape)
+        kept = selected(change, mask, axis)
         return kept * self._factor(change, kept, mask).view(-1, *[1] * (change.ndim - 1))
 
     def _factor(self, change: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
@@ -69,6 +100,13 @@ class Neurons:
         return {"inverse_density": 1 / density, "density": density, "none": torch.ones_like(density)}[self.scale]
 
 
+def selected(change: Tensor, mask: Tensor, axis: int) -> Tensor:
+    """Changes [T, ...] with the neurons outside mask [T, hidden] set to zero along `axis` of each."""
+    shape = [1] * (change.ndim - 1)
+    shape[axis] = mask.shape[1]
+    return change * mask.view(len(mask), *shape)
+
+
 def largest_share(values: Tensor, ratio: float) -> Tensor:
     """Boolean [T, n]: the round(ratio n) largest of each row; of equals the first."""
     count = round(ratio * values.shape[1])
@@ -76,22 +114,17 @@ def largest_share(values: Tensor, ratio: float) -> Tensor:
     return torch.zeros_like(values, dtype=torch.bool).scatter(1, order, True)
 
 
-def measured(experts: Experts, images: int) -> dict[int, Tensor]:
-    """Mean |activation| [T, hidden] of every FFN by its block, measured once per content."""
-    calibration, naming = experts.unlabelled("neuron masking"), experts.naming
-    names = tuple(key for key in experts.keys("ffn") if naming.hidden(key) == 1)
+def jaccard(mask: Tensor) -> Tensor:
+    """Neurons that two tasks share over those that either keeps, [T, T] from boolean [T, hidden]; 1 for two of none.
 
-    def make() -> dict[str, Tensor]:
-        return activations(calibration, experts.checkpoints, names, images)
+    Masks drawn at random would have `chance(ratio)`: only what differs from it says anything about the tasks.
+    """
+    kept = mask.double()
+    both = kept @ kept.T
+    either = kept.sum(1)[:, None] + kept.sum(1) - both
+    return torch.where(either > 0, both / either.clamp_min(1), 1.0)
 
-    if experts.cache is None:
-        found = make()
-    else:
-        ids = [each.id for each in experts.checkpoints]
-        found = experts.cache.tensors(key_of("activations", ids, calibration.ids, images, names), make)
-    blocks = {name: naming.depth(name) for name in names}
-    if None in blocks.values():
-        raise UserError(
-            f"{next(n for n, b in blocks.items() if b is None)} lies in no block: its neurons have no mask."
-        )
-    return {int(blocks[name]): found[name] for name in names}  # type: ignore[arg-type]
+
+def chance(ratio: float) -> float:
+    """The Jaccard index to be expected of two random masks that keep that share: 0.053 at 10 %, 0.176 at 30 %."""
+    return ratio / (2 - ratio)

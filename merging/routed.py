@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merging.backbones.tower import PREFIX, ImageTower
-from merging.banks import Bank, LowRank, Rows
+from merging.banks import Bank, LowRank, OnDemand, Rows, rebuild
 from merging.errors import UserError
 from merging.layers import RoutedLinear, RoutedNorm, RoutedParameter, Split, apart, clustered
 from merging.merged import Merged, Routing
@@ -22,7 +22,7 @@ class Block(nn.Module):
 
     def __init__(self, block: nn.Module, heads: int, part: Callable[[str], Any]):
         super().__init__()
-        self.heads, self.act = heads, block.mlp.gelu  # type: ignore[union-attr]
+        self.heads, self.act = heads, cast(nn.Module, block.mlp.gelu)  # type: ignore[union-attr]
         self.ln_1, self.ln_2 = part("ln_1"), part("ln_2")
         self.attn: RoutedLinear | Split = part("attn.in_proj_")
         self.out: RoutedLinear = part("attn.out_proj.")
@@ -43,12 +43,13 @@ class Block(nn.Module):
         if self.gate is None:
             x = x + self.attention(self.ln_1(x, w), w)
             return x + self.ffn(self.ln_2(x, w), w), w
+        hidden = self.ln_1(x)
         if self.routed_attention:
-            w = self.gate(self.ln_1(x))
-            x = x + self.attention(self.ln_1(x, w), w)
+            w = self.gate(hidden)
+            x = x + self.attention(self.ln_1(x, w) if self.ln_1.routed else hidden, w)
             hidden = self.ln_2(x, w)
         else:
-            x = x + self.attention(self.ln_1(x), None)
+            x = x + self.attention(hidden, None)
             hidden = self.ln_2(x)
             w = self.gate(hidden)
             hidden = self.ln_2(x, w) if self.ln_2.routed else hidden
@@ -79,8 +80,8 @@ class RoutedTower(nn.Module):
         visual = tower.visual
         check_tower(visual)
 
-        def part(name: str, norm: nn.Module | None = None) -> nn.Module:
-            if norm is None and ".ln_" not in f".{name}":
+        def part(name: str) -> nn.Module:
+            if ".ln_" not in f".{name}":
                 keys = (f"{PREFIX}{name}weight", f"{PREFIX}{name}bias")
                 return RoutedLinear(weights[keys[0]], weights.get(keys[1]), *(own.get(key) for key in keys))
             keys = (f"{PREFIX}{name}.weight", f"{PREFIX}{name}.bias")
@@ -103,6 +104,7 @@ class RoutedTower(nn.Module):
         self.proj = RoutedLinear(
             weights[f"{PREFIX}proj"].T, None, None if projection is None else projection.transposed()
         )
+        self.parts = next((bank.parts for bank in own.values()), None)
         self.gate: Gate | None = None
         self.sees = "given"
         self.kernel = "auto"
@@ -138,7 +140,11 @@ class RoutedTower(nn.Module):
         return self
 
     def forward(self, images: Tensor, w: Tensor | None = None) -> Tensor:
-        """`w` [G] or [B, G] overrules the gates."""
+        """`w` [G] or [B, G] overrules the gates. Raises UserError for a w of another shape and for a missing one."""
+        if w is not None:
+            self._check(w, len(images))
+        elif self.sees == "given" and self.parts is not None:
+            self.asked(images)
         if w is None and self.sees == "pass":
             w = self.asked(self.run(self.embed(images))[0])
         if w is not None:
@@ -152,6 +158,7 @@ class RoutedTower(nn.Module):
     def embed(self, images: Tensor, w: Tensor | None = None) -> Tensor:
         """Tokens [B, N, d] before the blocks."""
         size, (rows, columns) = self.patch, (side // self.patch for side in images.shape[-2:])
+        images = images[..., : rows * size, : columns * size]  # as a convolution leaves an incomplete patch out
         patches = images.unflatten(-1, (columns, size)).unflatten(-3, (rows, size)).permute(0, 2, 4, 1, 3, 5)
         tokens = self.conv1(patches.flatten(3).flatten(1, 2), w)
         first = self.class_embedding(w).to(tokens.dtype).expand(len(tokens), -1)[:, None]
@@ -175,11 +182,24 @@ class RoutedTower(nn.Module):
         w = w if w is None or w.ndim < 3 else w[:, 0]
         return self.proj(self.ln_post(x[:, :1], w), w)[:, 0]
 
+    def weights(self, images: Tensor) -> Tensor:
+        """What the model's one gate answers for images, [B, G] (early and pass)."""
+        x = self.embed(images)
+        return self.asked(self.run(x)[0] if self.sees == "pass" else self.prefix(x))
+
     def asked(self, hidden: Tensor) -> Tensor:
         """The weights that the model's one gate gives for tokens."""
         if self.gate is None:
             raise UserError("This model has no gate: give the weights of its parts, model(images, w).")
         return self.gate(hidden)
+
+    def _check(self, w: Tensor, samples: int) -> None:
+        parts = w.shape[-1] if self.parts is None else self.parts
+        if w.ndim not in (1, 2) or w.shape[-1] != parts or (w.ndim == 2 and len(w) != samples):
+            raise UserError(
+                f"w has shape {tuple(w.shape)}, but this model mixes {parts} parts for {samples} images: give "
+                f"[{parts}], the same for all, or [{samples}, {parts}]."
+            )
 
     def _whole(self, images: Tensor, w: Tensor) -> Tensor:
         return self.head(self.run(self.embed(images, w), w)[0], w)
@@ -208,7 +228,12 @@ def install(tower: ImageTower, merged: Merged) -> RoutedTower:
             raise UserError(f"The bank of {key} is for shape {tuple(bank.shape)}, the parameter is {have}.")
         if bank.parts != merged.parts:
             raise UserError(f"The bank of {key} mixes {bank.parts} parts, the gate gives {merged.parts} weights.")
-    routed = RoutedTower(tower, weights, merged.own)
+    # modules of its own over the same tensors: moving the tower leaves the merge where it is
+    own = {
+        key: bank if isinstance(bank, OnDemand) else rebuild(bank.facts(), dict(bank.named_buffers()))
+        for key, bank in merged.own.items()
+    }
+    routed = RoutedTower(tower, weights, own)
     if merged.routing is not None:
         attach(routed, merged.routing)
     return routed.eval()

@@ -14,7 +14,7 @@ from merging.errors import UserError
 SEES = ("block", "early", "pass")
 FEATURES = ("mean", "mean_std", "cls")
 ACTIVATIONS = ("softmax", "sigmoid", "none")
-GRANULARITIES = ("sample", "token", "batch")
+GRANULARITIES = ("sample", "token", "batch", "mixed", "group")
 _HEARD: ContextVar[list[Tensor] | None] = ContextVar("heard", default=None)
 
 
@@ -54,7 +54,9 @@ class GateShape:
     3 the router of Twin-Merging. features: of the tokens, their mean, mean and deviation, or the class token.
     pool: "before" the network or, for the mean alone, "after" it (WEMoE). shared: all blocks use one gate. activation:
     softmax, sigmoid or none (any real weights). temperature divides the logits. top_k: keep the k largest weights,
-    rescaled to the same sum; 1 is hard routing. granularity: one w per sample, per token, or one for the whole batch.
+    rescaled to the same sum; 1 is hard routing. granularity: one w per "sample", per "token", for a "batch" of one
+    task (as some published code does; it inflates), for a "mixed" batch of all tasks, or per "group" of similar samples
+    of the whole test set (`groups` of them; Twin-Merging's appendix E).
     """
 
     sees: str = "block"
@@ -66,6 +68,7 @@ class GateShape:
     temperature: float = 1.0
     top_k: int | None = None
     granularity: str = "sample"
+    groups: int = 20
 
     def __post_init__(self) -> None:
         known = {"sees": SEES, "depth": (1, 2, 3), "features": FEATURES, "pool": ("before", "after")}
@@ -82,10 +85,15 @@ class GateShape:
                 f"router.gate.features={self.features} pools the tokens, but pool=after or granularity=token asks them "
                 f"one by one. Set router.gate.features=mean."
             )
+        if self.granularity == "group" and self.sees == "block":
+            raise UserError(
+                "router.gate.granularity=group needs the weights of all samples before a merge: set "
+                "router.gate.sees=early or pass."
+            )
         if self.sees != "block" and (self.shared or self.granularity == "token"):
             raise UserError(
                 f"router.gate.sees={self.sees} is one gate for the whole model: set router.gate.shared=false and "
-                f"router.gate.granularity=sample or batch, or router.gate.sees=block."
+                f"another router.gate.granularity, or router.gate.sees=block."
             )
 
     @property
@@ -146,7 +154,7 @@ class Gate(nn.Module):
         weights = self.weights(self.logits(self.features(tokens)))
         if weights.ndim == 3 and self.shape.granularity != "token":
             weights = weights.mean(1)
-        return answered(weights.mean(0) if self.shape.granularity == "batch" else weights)
+        return answered(weights.mean(0) if self.shape.granularity in ("batch", "mixed") else weights)
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for one sample."""

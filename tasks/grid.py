@@ -11,12 +11,15 @@ from torch.nn import functional
 
 from merging.backbones.tower import Backbone, ImageTower
 from merging.errors import UserError
+from merging.groupwise import group
 from merging.merged import Merged
+from merging.ops import generator
 from merging.routed import RoutedTower, install
 from merging.routers import listening
 from tasks.suite import Split, Suite, Task
 
 Scores = dict[str, float]  # task -> share of correct images
+TOGETHER = ("mixed", "group")  # granularities that look at images of several tasks at once
 BY_TASK = ("oracle", "learned")  # routers that are told the true task: a gate that is still to be trained is one
 
 
@@ -55,11 +58,13 @@ class Fixed:
 class Search:
     """The scale with the best mean accuracy on `split`, the smallest of equals; a method without one stays as it is.
 
-    What a gate will route is mixed by the true task meanwhile: the scale is chosen before the gate is trained.
+    routed: whether the static part of a merge with task-specific parts is searched too (they are then mixed by the true
+    task, before any gate is trained); otherwise it keeps its own scale.
     """
 
     scales: Sequence[float]
     split: str = "val"
+    routed: bool = False
 
     def __post_init__(self) -> None:
         if not self.scales:
@@ -72,7 +77,7 @@ class Search:
         return f"search:{self.split}"
 
     def choose(self, merged: Merged, grid: "Grid") -> tuple[Merged, Scores | None]:
-        if merged.scale is None:
+        if merged.scale is None or (merged.own and not self.routed):
             return merged, None
         tried = [
             (merged.scaled(scale), grid.score(merged.scaled(scale), self.split).accuracy)
@@ -96,6 +101,8 @@ class Grid:
         Banks without a trained gate are mixed by the true task (oracle), those with one sample by sample.
         """
         model = self._model(merged)
+        if isinstance(model, RoutedTower) and merged.routing is not None and merged.routing.granularity in TOGETHER:
+            return self._together(model, merged, split, on_task)
         pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
         found: dict[str, Outcome] = {}
         try:
@@ -105,6 +112,20 @@ class Grid:
                 on_task(task.name, outcome.accuracy)
         finally:
             pool.shutdown(cancel_futures=True)
+        return Scored({name: outcome.accuracy for name, outcome in found.items()}, routed(found, merged))
+
+    def _together(
+        self, model: RoutedTower, merged: Merged, split: str, on_task: Callable[[str, float], object]
+    ) -> Scored:
+        """As `score`, where the images of all tasks meet in one batch."""
+        splits = [task.split(split) for task in self.suite.tasks]
+        prepare = lambda some: self.backbone.prepare(torch.cat([each.images for each in splits])[some])  # noqa: E731
+        features, weights = together(model, merged, prepare, sum(map(len, splits)), self.batch)
+        sizes, found = [len(each) for each in splits], {}
+        parts = zip(self.suite.tasks, splits, features.split(sizes), weights.split(sizes), strict=True)
+        for task, images, some, share in parts:
+            found[task.name] = Outcome(judged(some, task, images), share)
+            on_task(task.name, found[task.name].accuracy)
         return Scored({name: outcome.accuracy for name, outcome in found.items()}, routed(found, merged))
 
     def _model(self, merged: Merged) -> RoutedTower | dict[str, Tensor] | None:
@@ -128,21 +149,31 @@ class Grid:
             self._towers.append(tower)
 
 
-@torch.inference_mode()
 def outcome(tower: nn.Module, backbone: Backbone, task: Task, split: Split, batch: int = 100) -> Outcome:
     """Accuracy, and the mean weights of every image. Raises UserError if a logit is not finite."""
-    head, right, weights = task.head(), 0, []
-    for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
-        with listening() as heard:
-            logits = functional.normalize(tower(backbone.prepare(images)), dim=-1) @ head.T
-        if not logits.isfinite().all():
-            raise UserError(
-                f"The merged model gives NaN or Inf on {task.name} ({split.name}). "
-                f"Lower the scale or check the experts."
-            )
-        right += int((logits.argmax(1) == labels).sum())
-        weights += [torch.stack([per_image(w, len(images)) for w in heard]).mean(0)] if heard else []
-    return Outcome(right / len(split), torch.cat(weights) if weights else None)
+    answers = [answer(tower, backbone.prepare(images)) for images in split.images.split(batch)]
+    weights = [w for _, w in answers if w is not None]
+    features = torch.cat([features for features, _ in answers])
+    return Outcome(judged(features, task, split), torch.cat(weights) if weights else None)
+
+
+@torch.inference_mode()
+def answer(tower: nn.Module, images: Tensor, *given: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Unit features [B, D] and the mean weights of all gates that were asked [B, G], None without gates."""
+    with listening() as heard:
+        features = functional.normalize(tower(images, *given), dim=-1)
+    weights = [per_image(w, len(images)) for w in heard]
+    return features, torch.stack(weights).mean(0) if weights else None
+
+
+def judged(features: Tensor, task: Task, split: Split) -> float:
+    """Share of images whose highest logit is their label's."""
+    logits = features @ task.head().T
+    if not logits.isfinite().all():
+        raise UserError(
+            f"The merged model gives NaN or Inf on {task.name} ({split.name}). Lower the scale or check the experts."
+        )
+    return int((logits.argmax(1) == split.labels).sum()) / len(split)
 
 
 def per_image(weights: Tensor, images: int) -> Tensor:
@@ -150,6 +181,30 @@ def per_image(weights: Tensor, images: int) -> Tensor:
     if weights.ndim == 1:
         return weights.expand(images, -1)
     return weights.mean(1) if weights.ndim == 3 else weights
+
+
+@torch.inference_mode()
+def together(
+    model: RoutedTower, merged: Merged, prepare: Callable[[Tensor], Tensor], count: int, batch: int
+) -> tuple[Tensor, Tensor]:
+    """Features [n, D] and weights [n, G] of images from all tasks, in their order.
+
+    mixed: shuffled batches, each with one w. group: the weights of all images are known first, and groups of similar
+    ones share their mean.
+    """
+    shape = merged.routing.gate if merged.routing is not None else None
+    assert shape is not None
+    order, given = torch.randperm(count, generator=generator("mixed")), None
+    if shape.granularity == "group":
+        asked = torch.cat([model.weights(prepare(some)) for some in torch.arange(count).split(batch)])
+        labels, means = group(asked, shape.groups)
+        order, given = labels.argsort(stable=True), means[labels]
+    answers = []
+    for some in order.split(batch):
+        features, weights = answer(model, prepare(some), *([] if given is None else [given[some]]))
+        answers.append((features, weights if given is None else given[some]))
+    back = order.argsort()
+    return torch.cat([each[0] for each in answers])[back], torch.cat([each[1] for each in answers])[back]
 
 
 def routed(found: Mapping[str, Outcome], merged: Merged) -> RoutingFound | None:

@@ -1,20 +1,29 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from merging.banks import Bank, Dense, LowRank, Tucker
-from merging.cache import key_of
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.methods.method import Method
 from merging.methods.task_arithmetic import TaskArithmetic
-from merging.neurons import Masks, Neurons
-from merging.ops import kept_energy
+from merging.neurons import Masks, Neurons, selected
 from merging.preflight import check_range
-from merging.tucker import Ranks, matched_rank, stored, tucker
+from merging.residual import residuals, share_kept
+from merging.tucker import ENGINES, Ranks, matched_rank, stored
+
+
+class Part(NamedTuple):
+    """What becomes of one routed parameter."""
+
+    bank: Bank
+    energy: list[float] | None  # share that the bank keeps of each task vector, of matrices
+    fixed: Tensor | None  # static correction
 
 
 @dataclass(frozen=True)
@@ -26,9 +35,10 @@ class Duet:
     tasks is folded into the weights. The rest of the network is merged by `rest`.
 
     routes: "ffn" as published; "all" routes attention and the last projection in the same form, and norms and biases
-    whole. ranks: see Ranks. factors: "tucker", or "svd", one truncated decomposition per task at the same number of
-    stored parameters (the ablation). static: False is the ablation "dynamic only". neurons: which are kept, and how
-    they are scaled. average: over "all" tasks, or over those that kept a neuron ("kept"). static_coef: 0 is no
+    whole. ranks: see Ranks; only those of mode energy with value 0 lose nothing, for the full ranks are min(m, T n) and
+    min(n, T m). factors: "tucker", or "svd", one truncated decomposition per task with no more stored numbers
+    (at least rank 1; the ablation). static: False is the ablation "dynamic only". neurons: which are kept, and how they
+    are scaled. average: over "all" tasks, or, unscaled, over those that kept a neuron ("kept"). static_coef: 0 is no
     correction. bias: "dynamic" (exact), "rest" or "base". init: weight of every task before the gates are trained.
     rest: any static method, with a scale of its own.
     """
@@ -49,35 +59,34 @@ class Duet:
 
     def __post_init__(self) -> None:
         known = {"routes": ("ffn", "all"), "factors": ("tucker", "svd"), "average": ("all", "kept"),
-                 "bias": ("dynamic", "rest", "base"), "engine": ("hooi", "st_hosvd", "hosvd", "tensorly")}  # fmt: skip
+                 "bias": ("dynamic", "rest", "base"), "engine": ENGINES}  # fmt: skip
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise UserError(f"duet: {name}={getattr(self, name)!r} is unknown. Choose one of {', '.join(values)}.")
         check_range("duet: static_coef", self.static_coef, -100.0, 100.0)
 
     def __call__(self, experts: Experts) -> Merged:
+        """Raises UserError where `rest` is not static, images are missing, a mask is empty or a rank is too large."""
         routed = [key for key in experts.specs() if self._routed(experts, key)]
         kept = () if self.bias == "rest" else experts.keys("ffn")
         rest = self.rest(experts.part(set(experts.specs()) - set(routed) - set(kept)))
-        masks: Masks = self.neurons.masks(experts) if self.static else {}
-        own, fixed, energy = {}, {}, {}
+        if rest.own:
+            raise UserError("duet: rest must be a static method, one model for all inputs.")
+        masks, parts = self._masks(experts, routed), {}
 
         def decompose(key: str, tau: Tensor) -> Tensor:
-            own[key] = bank = self._bank(experts, key, tau)
-            if tau.ndim == 3:
-                residual = tau - bank.mix(torch.eye(len(tau)))
-                energy[key] = kept_energy(tau, residual)
-                axis, block = experts.naming.hidden(key), experts.naming.depth(key)
-                if axis is not None and block is not None and block in masks:
-                    fixed[key] = self._correction(residual, masks[block], axis)
+            parts[key] = self._part(experts, key, tau, masks)
             return tau[0, ..., :0]
 
         experts.map(decompose, routed, heavy=True)
-        inorder = lambda found: {key: found[key] for key in routed if key in found}  # noqa: E731
         return experts.merged(
-            rest.shared, rest.scale, inorder(own), Routing("learned", init=self.init),
-            fixed=inorder(fixed), energy=inorder(energy),
-        )  # fmt: skip
+            rest.shared,
+            rest.scale,
+            {key: parts[key].bank for key in routed},
+            Routing("learned", init=self.init) if routed else None,
+            fixed={**rest.fixed, **{key: parts[key].fixed for key in routed if parts[key].fixed is not None}},
+            energy={key: parts[key].energy for key in routed if parts[key].energy is not None},
+        )
 
     def _routed(self, experts: Experts, key: str) -> bool:
         kind, matrix = experts.naming.kind(key), len(experts.specs()[key].shape) > 1
@@ -88,30 +97,44 @@ class Duet:
         inside = experts.naming.depth(key) is not None or experts.naming.after(key)
         return inside and (matrix or self.bias == "dynamic")
 
-    def _bank(self, experts: Experts, key: str, tau: Tensor) -> Bank:
+    def _masks(self, experts: Experts, routed: list[str]) -> Masks:
+        """Those of the blocks, none where there is nothing to correct: images are needed for this alone."""
+        ffn = any(experts.naming.hidden(key) is not None for key in routed)
+        return self.neurons.masks(experts) if ffn and self.static and self.static_coef else {}
+
+    def _part(self, experts: Experts, key: str, tau: Tensor, masks: Masks) -> Part:
         if tau.ndim != 3:
-            return Dense(tau.clone())
-        ranks = self.ranks.resolve(tau)
-        if self.factors == "svd":
-            rank = max(1, min(matched_rank(stored(tau.shape, ranks), tau.shape), min(tau.shape[1:])))
-            parts = experts.svd(key, tau, rank)
-            return LowRank.of(
-                torch.stack([part.u * part.s for part in parts]), torch.stack([part.vh for part in parts])
-            )
+            return Part(Dense(tau.clone()), None, None)
+        bank, axis, block = self._bank(experts, key, tau), experts.naming.hidden(key), experts.naming.depth(key)
+        mask = None if axis is None or block is None else masks.get(block)
+        energy, total = [], None if mask is None else torch.zeros(tau.shape[1:])
+        for task, left in enumerate(residuals(tau, bank)):
+            energy.append(share_kept(tau[task], left))
+            if mask is not None and axis is not None and total is not None:
+                total += self._critical(left[None], mask[task : task + 1], axis)[0]
+        if mask is None or total is None:
+            return Part(bank, energy, None)
+        by = len(tau) if self.average == "all" else mask.sum(0).clamp_min(1).view((-1, 1) if axis == 0 else (1, -1))
+        return Part(bank, energy, self.static_coef * total / by)
 
-        def make() -> dict[str, Tensor]:
-            found = tucker(tau, ranks, engine=self.engine)
-            return {"core": found.core, "task": found.task, "out": found.out, "into": found.in_}
+    def _critical(self, left: Tensor, mask: Tensor, axis: int) -> Tensor:
+        return (self.neurons.apply if self.average == "all" else selected)(left, mask, axis)
 
-        if experts.cache is None:
-            return Tucker(**make())  # type: ignore[arg-type]
-        ids = [each.id for each in experts.checkpoints]
-        return Tucker(**experts.cache.tensors(key_of("tucker", key, experts.origin.id, ids, ranks, self.engine), make))
+    def _bank(self, experts: Experts, key: str, tau: Tensor) -> Bank:
+        with about(key):
+            ranks = self.ranks.resolve(tau)
+            if self.factors == "tucker":
+                found = experts.tucker(key, tau, ranks, self.engine)
+                return Tucker(found.core, found.task, found.out, found.in_)
+        rank = max(1, min(matched_rank(stored(tau.shape, ranks), tau.shape), *tau.shape[1:]))
+        parts = experts.svd(key, tau, rank)
+        return LowRank.of(torch.stack([part.u * part.s for part in parts]), torch.stack([part.vh for part in parts]))
 
-    def _correction(self, residual: Tensor, mask: Tensor, axis: int) -> Tensor:
-        """The static change [m, n] from the residuals [T, m, n] of all tasks."""
-        total = self.neurons.apply(residual, mask, axis).sum(0)
-        if self.average == "all":
-            return self.static_coef * total / len(residual)
-        keepers = mask.sum(0).clamp_min(1)
-        return self.static_coef * total / (keepers[:, None] if axis == 0 else keepers)
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Says in a UserError which parameter it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"duet: {key}: {error}") from error

@@ -11,8 +11,11 @@ from merging.factors import svd
 from merging.merged import Merged, Routing
 from merging.methods.method import Method
 from merging.methods.task_arithmetic import TaskArithmetic
-from merging.ops import generator, kept_energy
+from merging.ops import KeepLargest, generator
 from merging.preflight import check_range
+from merging.residual import residuals, share_kept
+
+KNOWN = {"sparsify": ("svd", "magnitude", "dropout"), "measure": ("values", "energy")}
 
 
 @dataclass(frozen=True)
@@ -20,15 +23,18 @@ class Twin:
     """Twin-Merging: a shared expert plus what each expert has beyond it, compressed and mixed per input.
 
     Lu et al., 2024, arXiv 2406.15479. shared: the static method of the shared expert, at its own scale (`base` is the
-    ablation "pretrained + dynamic"). keep: share of min(m, n) singular values of W_t - W_shared, at least one, or
-    `rank` of them; 1 recovers the experts. sparsify: "svd", or the paper's alternatives "magnitude" and "dropout",
-    which keep a share of the entries instead. split_qkv: decompose query, key and value apart. start: the first
-    routed block; those before it, and with 0 the patch embedding, stay those of the shared expert; null routes all.
-    Vectors are kept whole.
+    ablation "pretrained + dynamic", `single` "dynamic merging"). keep: of the min(m, n) singular values of
+    W_t - W_shared the share nearest to it, at least one (77 of 768, 128 of 1280), or with measure="energy" as few as
+    hold that share of the squared norm for every task; `rank` values instead; 0 is none and 1 recovers the experts.
+    sparsify: "svd", or the paper's alternatives "magnitude" and "dropout", which keep a share of the entries instead,
+    of dropout scaled by 1 / keep. split_qkv: decompose query, key and value apart. start: the first routed block; those
+    before it, and with 0 the patch embedding, stay those of the shared expert; null routes all. Vectors are kept whole
+    and mixed like the rest, biases too: none comes from the true task's expert, as in the authors' code.
     """
 
     shared: Method = field(default_factory=TaskArithmetic)
     keep: float = 0.1
+    measure: Literal["values", "energy"] = "values"
     rank: int | None = None
     sparsify: Literal["svd", "magnitude", "dropout"] = "svd"
     split_qkv: bool = True
@@ -41,56 +47,87 @@ class Twin:
         check_range("twin: keep", self.keep, 0.0, 1.0)
         if self.rank is not None:
             check_range("twin: rank", self.rank, 0, 10**9)
-        if self.sparsify not in ("svd", "magnitude", "dropout"):
-            raise UserError(f"twin: sparsify={self.sparsify!r} is unknown. Choose svd, magnitude or dropout.")
+        for name, values in KNOWN.items():
+            if getattr(self, name) not in values:
+                raise UserError(f"twin: {name}={getattr(self, name)!r} is unknown. Choose one of {', '.join(values)}.")
 
     def __call__(self, experts: Experts) -> Merged:
+        """Raises UserError where `shared` is not static or a matrix has fewer singular values than `rank`."""
         shared = self.shared(experts)
         if shared.own:
             raise UserError("twin: shared must be a static method, one model for all inputs.")
-        static = {key: (1.0 if shared.scale is None else shared.scale) * tau for key, tau in shared.shared.items()}
+        static = self._static(shared)
         energy: dict[str, list[float]] = {}
         own: dict[str, Bank] = {}
 
         def exclusive(key: str, tau: Tensor) -> Tensor:
             beyond = tau - static[key] if key in static else tau
-            own[key] = self._bank(key, beyond)
-            left = beyond - own[key].mix(torch.eye(len(tau)))
-            energy[key] = kept_energy(beyond, left)
+            own[key] = bank = self._bank(experts, key, beyond)
+            energy[key] = [share_kept(*pair) for pair in zip(beyond, residuals(beyond, bank), strict=True)]
             return tau[0, ..., :0]
 
         routed = [key for key in experts.specs() if self.start is None or self._behind(experts, key)]
         experts.map(exclusive, routed, heavy=True)
-        own = {key: own[key] for key in routed}
-        return experts.merged(static, None, own, Routing("learned"), energy={key: energy[key] for key in routed})
+        return experts.merged(
+            static,
+            None,
+            {key: own[key] for key in routed},
+            Routing("learned") if routed else None,
+            energy={key: energy[key] for key in routed},
+        )
+
+    def _static(self, shared: Merged) -> dict[str, Tensor]:
+        """All that the shared expert changes, in fp32."""
+        scale = 1.0 if shared.scale is None else shared.scale
+        changes = {key: scale * tau for key, tau in shared.shared.items()}
+        return changes | {key: changes[key] + tau if key in changes else tau for key, tau in shared.fixed.items()}
 
     def _behind(self, experts: Experts, key: str) -> bool:
         """Whether a parameter lies in a routed block or behind the blocks."""
         depth = experts.naming.depth(key)
         return experts.naming.after(key) if depth is None else depth >= (self.start or 0)
 
-    def _bank(self, key: str, beyond: Tensor) -> Bank:
+    def _bank(self, experts: Experts, key: str, beyond: Tensor) -> Bank:
         if beyond.ndim < 3:
             return Dense(beyond.clone())
         if self.sparsify == "magnitude":
-            sizes = beyond.flatten(1).abs()
-            cut = sizes.kthvalue(min(max(1, round(sizes.shape[1] * (1 - self.keep))), sizes.shape[1]), 1, True).values
-            return Dense(torch.where(sizes > cut, beyond.flatten(1), 0).view_as(beyond))
+            return Dense(self._largest(beyond))
         if self.sparsify == "dropout":
-            rng = generator("twin", self.seed, key)
-            kept = torch.rand(beyond.shape, generator=rng) < self.keep
-            return Dense(beyond * kept / self.keep if self.keep else beyond * 0)
+            return Dense(torch.stack([self._dropped(*each, key) for each in zip(beyond, experts.tasks, strict=True)]))
         matrices = beyond.flatten(2)
         if self.split_qkv and "in_proj" in key and matrices.shape[1] % 3 == 0:
-            return Rows([self._low_rank(part, None) for part in matrices.chunk(3, 1)])
-        return self._low_rank(matrices, beyond.shape[1:])
+            return Rows([self._low_rank(key, part, None) for part in matrices.chunk(3, 1)])
+        return self._low_rank(key, matrices, beyond.shape[1:])
 
-    def _low_rank(self, matrices: Tensor, shape: torch.Size | None) -> LowRank:
+    def _largest(self, beyond: Tensor) -> Tensor:
+        """Each task's round(keep size) entries of largest magnitude; of equals the first."""
+        rows, count = beyond.flatten(1).clone(), round(self.keep * beyond[0].numel())
+        if 0 < count < rows.shape[1]:
+            rows = KeepLargest.find(lambda: [rows], count)("", rows)
+        return (rows if count else rows * 0).view_as(beyond)
+
+    def _dropped(self, change: Tensor, task: str, key: str) -> Tensor:
+        """Every entry kept with probability `keep` and scaled by its inverse."""
+        kept = torch.rand(change.shape, generator=generator("twin", self.seed, key, task)) < self.keep
+        return change * kept / self.keep if self.keep else change * 0
+
+    def _low_rank(self, key: str, matrices: Tensor, shape: torch.Size | None) -> LowRank:
         full = min(matrices.shape[1:])
         if self.rank is not None and self.rank > full:
-            raise UserError(f"twin: rank={self.rank} is above the full rank {full} = min{tuple(matrices.shape[1:])}.")
+            raise UserError(
+                f"twin: rank={self.rank} is above the full rank of {key}, {full} = min{tuple(matrices.shape[1:])}."
+            )
         rank = self.rank if self.rank is not None else max(1, round(self.keep * full)) if self.keep else 0
-        parts = [svd(matrix, rank) for matrix in matrices]
-        return LowRank.of(
-            torch.stack([part.u * part.s for part in parts]), torch.stack([part.vh for part in parts]), shape
-        )
+        by_energy = self.rank is None and self.measure == "energy"
+        parts = [svd(matrix, full if by_energy else rank) for matrix in matrices]
+        if by_energy:
+            rank = fewest(torch.stack([part.s for part in parts]), self.keep)
+        up = torch.stack([(part.u * part.s)[:, :rank] for part in parts])
+        return LowRank.of(up, torch.stack([part.vh[:rank] for part in parts]), shape)
+
+
+def fewest(values: Tensor, share: float) -> int:
+    """How many of the singular values [T, k] hold that share of the energy of every row; 0 for share 0."""
+    energy = values.double().square()
+    held, total = energy.cumsum(1), energy.sum(1, keepdim=True)
+    return int((held < share * total * (1 - 1e-12)).sum(1).max()) + 1 if share and bool(total.any()) else 0

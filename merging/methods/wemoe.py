@@ -1,14 +1,15 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from merging.banks import Bank, Dense
+from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.methods.method import Method
 from merging.methods.task_arithmetic import TaskArithmetic
+from merging.ops import KeepLargest, rows
 from merging.preflight import check_range
 
 
@@ -17,8 +18,9 @@ class Wemoe:
     """WEMoE: the whole task vectors of every FFN, weights and biases, mixed per input; the rest merged statically.
 
     Tang et al., 2024, arXiv 2402.00433; with density below 1 and a shared gate E-WEMoE (arXiv 2410.21804).
-    density: share of its largest entries that each task vector of a parameter keeps; 1 keeps all. init: weight of
-    every expert before the gates are trained. rest: the method for everything but the FFNs, with a scale of its own.
+    density: share of its entries, the largest and at least one, that each task vector of a parameter keeps; 1 keeps
+    all. init: weight of every expert before the gates are trained. rest: the method for everything but the FFNs, with
+    a scale of its own.
     """
 
     density: float = 1.0
@@ -33,12 +35,15 @@ class Wemoe:
     def __call__(self, experts: Experts) -> Merged:
         ffn = experts.keys("ffn")
         rest = self.rest(experts.part(set(experts.keys()) - set(ffn)))
+        if rest.own:
+            raise UserError("wemoe: rest must be a static method, one model for all inputs.")
         own: dict[str, Bank] = {key: Dense(self._pruned(tau).clone()) for key, tau in experts.stream(ffn)}
-        return experts.merged(rest.shared, rest.scale, own, Routing("learned", init=self.init))
+        routing = Routing("learned", init=self.init) if own else None
+        return experts.merged(rest.shared, rest.scale, own, routing, fixed=rest.fixed)
 
     def _pruned(self, tau: Tensor) -> Tensor:
-        if self.density == 1 or tau[0].numel() < 2:
+        """`tau` [T, *shape] with the small entries of each task zero, in place; of equal ones the first are kept."""
+        size = tau[0].numel()
+        if self.density == 1 or size < 2:
             return tau
-        sizes = tau.flatten(1).abs()
-        cut = sizes.kthvalue(max(1, round(sizes.shape[1] * (1 - self.density))), dim=1, keepdim=True).values
-        return torch.where(sizes > cut, tau.flatten(1), 0).view_as(tau)
+        return KeepLargest.find(lambda: [rows(tau)], max(1, round(self.density * size)))("", tau)

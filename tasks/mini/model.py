@@ -1,5 +1,6 @@
 """The mini CLIP in open_clip's own classes, and the pretrained base shipped beside this file."""
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -51,5 +52,9 @@ def zero_shot_head(task: str, model: CLIP | None = None) -> Tensor:
 
 @cache
 def head(task: str) -> Tensor:
-    """The frozen zero-shot head of the shipped base, scaled by its temperature, [classes, 128]."""
-    return zero_shot_head(task).clone() * load_base().logit_scale.exp().detach()
+    """The frozen zero-shot head of the shipped base, scaled by its temperature, [classes, 128] fp32.
+
+    Computed in double precision, so that its bits do not depend on the number of threads.
+    """
+    base = copy.deepcopy(load_base()).double()
+    return (zero_shot_head(task, base).clone() * base.logit_scale.exp().detach()).float()

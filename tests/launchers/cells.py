@@ -44,3 +44,25 @@ def make_row(method: str = "ties", level: float = 0.6, tasks: list[str] = TASKS,
 def failed_row(method: str = "tsv_m", error: str = "ValueError: rank 0\n  at line 3", **changes: Any) -> Row:
     """A row of a cell that raised."""
     return make_row(method, status="error", error=error, accuracy={}, stored_bytes=0, seconds={}, **changes)
+
+
+def routed_row(method: str = "duet", level: float = 0.8, sure: float = 0.9, **changes: Any) -> Row:
+    """A finished row of gates that give the own task the weight `sure` and share the rest out evenly."""
+    tasks = changes.setdefault("tasks", TASKS)
+    rest = (1 - sure) / (len(tasks) - 1)
+    told: dict[str, Any] = {
+        "router": "task_id",
+        "granularity": "sample",
+        "needs": "inputs",
+        "adaptation": "calibration",
+        "params": 100_000,
+        "macs": 12_600_000,
+        "stored_bytes": 15_000_000,
+        "seconds": {"merge": 0.75, "search": 3.0, "router": 6.08, "score": 1.5},
+        "routing": {
+            "matrix": [[sure if own == other else rest for other in tasks] for own in tasks],
+            "accuracy": {task: sure + index / 100 for index, task in enumerate(tasks)},
+        },
+        "energy": {"mlp.c_fc.weight": [0.5] * len(tasks), "mlp.c_proj.weight": [0.7] * len(tasks)},
+    }
+    return make_row(method, level, **(told | changes))

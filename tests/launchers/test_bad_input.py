@@ -19,6 +19,12 @@ MISTAKES = {
     "empty split": (["suite.sizes.test=0"], r"suite\.sizes\.test=0 leaves the split test"),
     "no scales": (["scale=search", "scale.scales=[]"], r"scale\.scales is empty"),
     "test for search": (["scale=search", "scale.split=test"], r"would choose on the split that is reported"),
+    "router": (["method=duet", "router=task_di"], r"(?s)task_di.*oracle.*task_id"),
+    "router key": (["router.gate.sess=early"], r"There is no router\.gate\.sess\. Did you mean sees\?"),
+    "gate": (["method=duet", "router.gate.sees=blok"], r"router\.gate\.sees='blok' is unknown\. Choose one of block, "),
+    "gates at odds": (["method=twin", "router.gate.sees=early", "router.gate.shared=true"], r"shared=false"),
+    "training": (["method=duet", "router.train.lr=0"], r"router\.train\.lr=0\S* is out of range"),
+    "neurons": (["method=duet", "method.neurons.ratio=0"], r"neurons: ratio=0 is out of range"),
     "tracker": (["tracker=wandb", "tracker.mode=onlin"], r"tracker\.mode is 'onlin'"),
 }
 
@@ -44,6 +50,14 @@ def test_an_output_folder_that_cannot_be_written(duet_here, unwritable):
         code, _, errors = duet_here(unwritable, *mode)
         assert code == 1 and "Traceback" not in errors
         assert re.search(rf"Cannot write to output={unwritable}: Not a directory", errors), errors
+
+
+def test_a_sweep_that_would_overwrite_its_own_models(duet_here, tmp_path):
+    for group in ("method=average,ties", "experiment=mini8_static"):
+        code, _, errors = duet_here(tmp_path / "outputs", "-m", group, f"save={tmp_path}/model.safetensors")
+        assert code == 1 and "Traceback" not in errors
+        assert "would be overwritten by every job of this sweep" in errors and "${hydra:job.num}" in errors
+        assert not list(tmp_path.glob("outputs/r*"))
 
 
 def test_a_model_that_cannot_be_saved(duet_here, output, unwritable):

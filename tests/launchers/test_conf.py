@@ -1,6 +1,8 @@
 """Every file of conf/ composes and builds, and says the same defaults as the code."""
 
+import re
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from omegaconf import OmegaConf
 
 from launchers.track import NoTracker
 from merging import methods
+from merging.adapt import Learned, Oracle
 from merging.backbones.tower import Backbone
 from tasks.grid import Fixed, Search
 from tasks.mini.experts import FineTuned
@@ -19,10 +22,17 @@ CONF = Path(__file__).parents[2] / "conf"
 CHOICES = sorted(
     (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("local", "hydra")
 )
-KINDS = {"backbone": Backbone, "experts": FineTuned, "suite": Suite, "scale": (Fixed, Search)}
-METHODS = [name for group, name in CHOICES if group == "method"]
+KINDS = {
+    "backbone": Backbone,
+    "experts": FineTuned,
+    "suite": Suite,
+    "scale": (Fixed, Search),
+    "router": (Learned, Oracle),
+}
+METHODS, ROUTERS = ([name for group, name in CHOICES if group == wanted] for wanted in ("method", "router"))
 
 
+@cache
 def composed(*overrides):
     with initialize_config_module("conf", version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=True)
@@ -31,24 +41,53 @@ def composed(*overrides):
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_composes_and_builds(group, name):
     config = composed(f"{group}={name}")
-    for part in ("backbone", "experts", "suite", "method", "scale", "tracker"):
+    for part in ("backbone", "experts", "suite", "method", "scale", "router", "tracker"):
         made = instantiate(config[part], _convert_="all")
         assert isinstance(made, KINDS.get(part, object)), part
     assert group == "tracker" or isinstance(made, NoTracker)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_file_names_every_knob_with_its_default(name):
-    config = composed(f"method={name}").method
-    cls = get_class(config["_target_"])
+def plain(group, name):
+    """The values of one choice, interpolations resolved."""
+    values = OmegaConf.to_container(composed(f"{group}={name}")[group], resolve=True)
+    assert isinstance(values, dict)
+    return values
 
-    assert set(config) - {"_target_"} == {knob.name for knob in fields(cls)}
-    assert instantiate(config) == cls()
+
+def assert_names_every_knob(config):
+    """Of what a file builds, and of every part inside it."""
+    assert set(config) - {"_target_"} == {knob.name for knob in fields(get_class(config["_target_"]))}
+    for value in config.values():
+        if isinstance(value, dict):
+            assert_names_every_knob(value)
+
+
+def own_file(target):
+    """merging.methods.IsoCts -> iso_cts"""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", target.rpartition(".")[2]).lower()
+
+
+@pytest.mark.parametrize(("group", "name"), [("method", name) for name in METHODS] + [("router", r) for r in ROUTERS])
+def test_a_file_names_every_knob(group, name):
+    assert_names_every_knob(plain(group, name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_its_defaults_and_a_preset_has_not(name):
+    config = plain("method", name)
+    default = get_class(config["_target_"])()
+    assert (instantiate(config) == default) == (own_file(config["_target_"]) == name)
 
 
 def test_every_method_has_its_file():
-    targets = {composed(f"method={name}").method["_target_"] for name in METHODS}
+    own = {own_file(f"merging.methods.{name}") for name in methods.__all__ if name != "Method"}
+    targets = {plain("method", name)["_target_"] for name in METHODS}
+    assert own <= set(METHODS)
     assert targets == {f"merging.methods.{name}" for name in methods.__all__ if name != "Method"}
+
+
+def test_the_default_router_has_the_defaults_of_the_code():
+    assert instantiate(composed("router=task_id").router) == Learned()
 
 
 def test_the_experts_file_names_the_recipe_with_its_defaults():

@@ -18,6 +18,9 @@ from launchers.hints import hint
         ),
         (["scale=fixed", "scale.scales=[1]"], "There is no scale.scales. scale has: "),
         (["method=ties,tsv_m", "method.densty=0.1"], "There is no method.densty. Did you mean density?"),
+        (["router.gate.sess=early"], "There is no router.gate.sess. Did you mean sees? router.gate has: "),
+        (["router=oracle", "router.gate.sees=early"], "There is no router.gate. router has: "),
+        (["method=duet", "method.ranks.vaule=3"], "There is no method.ranks.vaule. Did you mean value?"),
         (["zzz.y=1", "seed=2"], "There is no zzz. The configuration has: "),
     ],
 )

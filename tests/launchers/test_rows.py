@@ -1,11 +1,12 @@
 """Rows survive the disk unchanged, and a bad one is never silent."""
 
 import dataclasses
+import json
 import math
 import re
 
 import pytest
-from cells import failed_row, make_row
+from cells import failed_row, make_row, routed_row
 
 from launchers import rows
 from merging.errors import UserError
@@ -49,6 +50,44 @@ def test_no_row_holds_a_number_that_is_none(tmp_path, value):
     with pytest.raises(UserError, match=r"config\.keep is (nan|inf)"):
         rows.run_id({"keep": value}, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_gates_and_banks_left_behind_survives(tmp_path):
+    row = routed_row(collapsed=["cars"])
+    rows.write(row, tmp_path)
+    assert rows.read(tmp_path) == [row]
+
+
+def test_a_row_from_before_there_was_routing_still_loads(tmp_path):
+    path = rows.write(make_row(), tmp_path)
+    content = json.loads(path.read_text())
+    for name in ("adaptation", "params", "routing", "energy", "collapsed"):
+        del content[name]
+    path.write_text(json.dumps(content))
+    (row,) = rows.read(tmp_path)
+    assert row == make_row() and row.adaptation == "none" and row.routing == {} and row.collapsed == []
+
+
+RIGHT = {"cars": 1.0, "signs": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"routing": {"matrix": [[1.0, 0.0], [0.0, math.nan]], "accuracy": RIGHT}}, "weight that is no finite number"),
+        ({"routing": {"matrix": [[1.0, 0.0]], "accuracy": RIGHT}}, "not 2 x 2"),
+        ({"routing": {"matrix": [[1.0, 0.0], [1.0]], "accuracy": RIGHT}}, "not 2 x 2"),
+        ({"routing": {"accuracy": RIGHT}}, "not 2 x 2"),
+        ({"routing": {"matrix": [[1.0, 0.0], [0.0, 1.0]], "accuracy": {"cars": 1.0}}}, "not one number a task"),
+        ({"routing": {"matrix": [[1.0, 0.0], [0.0, 1.0]], "accuracy": RIGHT | {"cars": 1.5}}}, "0..1 for cars"),
+        ({"energy": {"proj": [0.5, math.inf]}}, "energy that is no finite number for proj"),
+        ({"energy": {"proj": 0.5}}, "energy that is no finite number for proj"),
+        ({"collapsed": "cars"}, "wrong type in collapsed"),
+    ],
+)
+def test_no_row_holds_routing_that_is_none(tmp_path, wrong, reason):
+    with pytest.raises(UserError, match=reason):
+        rows.write(routed_row(**({"tasks": ["cars", "signs"]} | wrong)), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from wandb_file import read_run
 import merging
 from launchers import rows
 from merging.checkpoints import SafetensorsFile
-from tasks.grid import accuracy
+from tasks.grid import outcome
 from tasks.mini.model import BASE
 
 SHIPPED = json.loads(BASE.with_suffix(".json").read_text())
@@ -60,7 +60,8 @@ def test_rows_say_where_their_numbers_come_from(first_run, built):
         assert row.checkpoints["base"] == SHIPPED["sha256"]
         assert set(row.seconds) == {"merge", "search", "score"} and row.macs == backbone.macs > 10**6
         assert row.router == ("oracle" if name == "expert" else "none")
-        assert set(row.config) == {"backbone", "experts", "suite", "method", "scale", "seed"}
+        assert set(row.config) == {"backbone", "experts", "suite", "method", "scale", "router", "seed"}
+        assert row.config["router"] is None and row.adaptation == "none" and row.params >= 0 and row.routing == {}
     merged, base, expert = (first_run.rows[name] for name in ("task_arithmetic", "base", "expert"))
     assert merged.scale in (0.3, 1.0) and merged.scale_source == "search:val"
     assert list(merged.validation) == console.TASKS and base.validation is None and base.scale_source == "-"
@@ -95,20 +96,76 @@ def test_a_knob_makes_another_cell(output, duet_here):
     assert {row.scale for row in found(output)} == {None, 0.3, 0.5}
 
 
+def test_a_routed_run_says_where_the_images_went(output, duet_here):
+    code, page, errors = duet_here(output, "-m", "method=duet", "router=task_id,oracle")
+    assert code == 0, errors
+    every = {(row.method, row.router): row for row in found(output)}
+    gated, told, base = every["duet", "task_id"], every["duet", "oracle"], every["base", "none"]
+
+    assert len(every) == 4  # with the experts
+    matrix, right = gated.routing["matrix"], gated.routing["accuracy"]
+    assert [sum(weights) for weights in matrix] == pytest.approx([1, 1], abs=1e-5)
+    assert all(0 <= weight <= 1 for weights in matrix for weight in weights) and matrix[0] != matrix[1]
+    assert list(right) == console.TASKS and all(0.5 < share <= 1 for share in right.values())  # cars are no digits
+    assert gated.granularity == "sample" and gated.needs == "inputs" and gated.collapsed == []
+    assert gated.adaptation == told.adaptation == "calibration"  # without gates still for the neuron masks
+    assert gated.params > told.params > 0 and gated.stored_bytes > told.stored_bytes > base.stored_bytes
+    assert gated.macs > base.macs == told.macs and told.routing == {}
+    assert gated.seconds["router"] > told.seconds["router"]
+    ffn = [key for key in gated.energy if ".mlp." in key]
+    assert ffn == list(gated.energy) and all(0 < share <= 1 for key in ffn for share in gated.energy[key])
+    assert gated.config["router"]["name"] == "task_id" and told.config["router"]["name"] == "oracle"
+
+    assert "\nduet router=task_id " in page and "\nduet router=oracle " in page and "routed right" in errors
+    assert "never bold): duet router=oracle." in page and "x1.00" in page
+    (sweep,) = (output / "runs").iterdir()
+    pictures = {path.relative_to(sweep).as_posix() for path in sweep.rglob("routing.png")}
+    assert pictures == {"routing.png", "0/routing.png"}  # the job without gates has none
+
+
+def test_gates_trained_on_test_images_are_marked(output, duet_here):
+    code, page, errors = duet_here(output, "method=duet", "router.split=test", "router.train.steps=3")
+    assert code == 0, errors
+    (row,) = [row for row in found(output) if row.method == "duet"]
+    assert row.adaptation == "test" and row.needs == "inputs" and row.routing
+    assert (
+        "Saw the unlabelled test images (transductive; no fair rival, never bold): duet." in page and " adapt " in page
+    )
+
+
+def test_what_has_no_gates_is_the_same_under_every_router(output, duet_here):
+    assert duet_here(output, "method=ffn_oracle", "router=task_id")[2].count("mean accuracy") == 3
+    errors = duet_here(output, "method=ffn_oracle", "router=oracle")[2]
+    assert "ffn_oracle: found in" in errors and "mean accuracy" not in errors and len(found(output)) == 3
+
+
+def test_a_swept_save_writes_a_file_per_job(output, duet_here, tmp_path):
+    methods = "method=average,task_arithmetic"
+    save = f"save={tmp_path}/${{hydra:job.num}}-${{hydra:runtime.choices.method}}.safetensors"
+    assert duet_here(output, "-m", methods, save)[0] == 0
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "0-average.safetensors", "1-task_arithmetic.safetensors"
+    ]  # fmt: skip
+    code, _, errors = duet_here(output, "-m", "method=average", f"save={tmp_path}/a.st,{tmp_path}/b.st")
+    assert code == 0, errors
+    assert (tmp_path / "a.st").read_bytes() == (tmp_path / "b.st").read_bytes()
+
+
 def test_a_sweep_is_one_table_and_a_tracked_run_per_job(output):
-    process = console.duet(output, "-m", "method=average,iso_c", "tracker=wandb", f"tracker.folder={output}")
+    process = console.duet(output, "-m", "method=average,duet", "tracker=wandb", f"tracker.folder={output}")
 
     assert process.returncode == 0, process.stderr
-    assert listed(process.stdout, "base", "average", "iso_c", "expert") == [1, 1, 1, 1]
+    assert listed(process.stdout, "base", "average", "duet", "expert") == [1, 1, 1, 1]
     every = {row.method: row for row in found(output)}
     assert len(every) == 4 and len(list(output.glob("wandb/offline-run-*"))) == 2
-    for method in ("average", "iso_c"):
+    for method in ("average", "duet"):
         config, history, summary, exit_code = read_run(output, every[method].run_id)
         assert exit_code == 0 and summary["status"] == "ok"
         assert config["method"] == every[method].config["method"]
         assert config["row"]["checkpoints"] == every[method].checkpoints
         for task, value in every[method].accuracy.items():
             assert history[f"accuracy/{task}"] == [value] == [summary[f"accuracy/{task}"]]
+    assert "routing.path" in read_run(output, every["duet"].run_id)[1]
     told = read_run(output, every["average"].run_id)[1]  # the first job also scored the references
     assert {
         f"{m}/{t}": [every[m].accuracy[t]] for m in ("base", "expert") for t in console.TASKS
@@ -136,7 +193,7 @@ def test_a_saved_model_scores_what_the_row_says(output, duet_here, built, tmp_pa
     model = merging.load(path)
 
     (row,) = [row for row in found(output) if row.method == "task_arithmetic"]
-    assert {t.name: accuracy(model, backbone, t, t.split("test")) for t in suite.tasks} == row.accuracy
+    assert {t.name: outcome(model, backbone, t, t.split("test")).accuracy for t in suite.tasks} == row.accuracy
     assert json.loads(SafetensorsFile(path).metadata["provenance"])["run_id"] == row.run_id
 
 

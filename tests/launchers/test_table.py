@@ -5,7 +5,7 @@ import io
 import statistics
 
 import pytest
-from cells import TASKS, failed_row, make_row
+from cells import TASKS, failed_row, make_row, routed_row
 
 from launchers import rows
 from launchers.columns import columns
@@ -53,6 +53,88 @@ def test_order_and_bold():
     assert [cell.bold for cell in mean.cells] == [False, False, True, False, False, False]  # best static one
     assert mean.cells[4].text == "failed"
     assert printed(results, "router")["routed"] == "entropy"
+
+
+ORACLES = [make_row(method, level, router="oracle") for method, level in (("ffn_oracle", 0.65), ("emr", 0.88))]
+DYNAMIC = [*REFERENCES, make_row("ties", 0.6), make_row("tsv_m", 0.7), routed_row("duet", 0.75),
+           routed_row("twin", 0.8), *ORACLES]  # fmt: skip
+
+
+def test_static_routed_and_oracle_lines_are_ordered_and_judged_apart():
+    (summary,) = summarise([*DYNAMIC, failed_row("iso_c")])
+    for column in columns(summary):
+        if column.header in (*TASKS, "mean", "norm"):
+            bold = [line.label for line, cell in zip(summary.lines, column.cells, strict=True) if cell.bold]
+            assert bold == ["tsv_m", "twin"]
+    assert [line.label for line in summary.lines] == [
+        "base", "ties", "tsv_m", "duet", "twin", "ffn_oracle", "emr", "iso_c", "expert"
+    ]  # fmt: skip
+    assert summary.breaks == [2, 4, 6] and FORMATS["latex"](DYNAMIC).count(r"\\ \midrule") == 3
+    assert summarise([*REFERENCES, make_row(), failed_row()])[0].breaks == []
+    said = " ".join(notes(summary))
+    assert "Bold: best static and best routed line." in said
+    assert "Told the true task of every image (oracle; no fair rival, never bold): ffn_oracle, emr." in said
+    assert "Saw the unlabelled calibration images: duet, twin." in said
+    assert "Routed right (largest weight on the own task), in percent: duet 93.5, twin 93.5." in said
+
+
+def test_what_saw_the_test_images_is_marked_and_never_bold():
+    seen = routed_row("wemoe", 0.9, adaptation="test")
+    (summary,) = summarise([*DYNAMIC, seen])
+    mean = next(column for column in columns(summary) if column.header == "mean")
+    said = " ".join(notes(summary))
+
+    assert [line.label for line, cell in zip(summary.lines, mean.cells, strict=True) if cell.bold] == ["tsv_m", "twin"]
+    assert printed([*DYNAMIC, seen], "adapt")["wemoe"] == "test"
+    assert "Saw the unlabelled test images (transductive; no fair rival, never bold): wemoe." in said
+    assert "adapt" not in [column.header for column in columns(summarise(DYNAMIC)[0])]
+    assert "transductive" not in " ".join(notes(summarise(DYNAMIC)[0]))
+
+
+def test_work_is_told_relative_to_the_static_forward():
+    macs = printed(DYNAMIC, "MACs")
+    assert macs == dict.fromkeys(macs, "x1.00") | {"duet": "x1.26", "twin": "x1.26"}  # 12.6 M of 10 M
+    assert printed(DYNAMIC, "router s")["duet"] == "6.08" and printed(DYNAMIC, "router s")["ties"] == "-"
+    foreign = routed_row("wemoe", config={"backbone": "another"})
+    assert printed([*DYNAMIC, foreign], "MACs")["wemoe"] == "-"  # no static row of that backbone
+
+
+def test_a_static_table_has_no_columns_of_routed_ones():
+    (summary,) = summarise([*REFERENCES, make_row()])
+    assert not {column.header for column in columns(summary)} & {"router", "adapt", "MACs", "router s"}
+    assert not [note for note in notes(summary) if "MACs" in note or "oracle" in note]
+
+
+def test_collapsed_tasks_are_named():
+    rows = [routed_row(collapsed=["cars", "signs"], seed=1), routed_row()]
+    assert "Suspected of collapse: cars, signs in duet (seed 1)." in notes(summarise(rows)[0])
+
+
+def test_what_overflows_stands_beside_the_mean_scores():
+    seeds = [routed_row(seed=seed, level=0.8 + seed / 50) for seed in (0, 1)]
+    page = terminal([*seeds, *(make_row(method, seed=seed) for seed in (0, 1) for method in ("ties", "base"))])
+    heads = [line.split() for line in page.splitlines() if line.startswith("method")]
+
+    assert heads == [
+        ["method", "n", *TASKS, "mean", "norm"],
+        ["method", "mean", "norm", "scale", "needs", "router", "MB", "MACs", "merge", "s", "router", "s"],
+    ]
+    assert all(len(line.rstrip()) <= 120 for line in page.splitlines())
+
+
+def test_routers_of_one_method_are_told_apart_by_name():
+    gate = {"_target_": "merging.routers.GateShape", "depth": 1}
+    learned = {"_target_": "merging.adapt.Learned", "name": "task_id", "gate": gate}
+    configs = [{"router": learned}, {"router": learned | {"gate": gate | {"depth": 2}}},
+               {"router": {"_target_": "merging.adapt.Oracle", "name": "oracle"}}]  # fmt: skip
+    results = [routed_row(config=config, run_id=str(index)) for index, config in enumerate(configs[:2])]
+    results.append(make_row("duet", 0.9, config=configs[2], run_id="2", router="oracle"))
+    labels = {line.label for line in summarise(results)[0].lines}
+    assert labels == {"duet router=task_id depth=1", "duet router=task_id depth=2", "duet router=oracle"}
+
+    rest = [{"_target_": f"merging.methods.{name}", "scale": scale} for name, scale in (("Tsv", 1.0), ("Ties", 0.3))]
+    results = [routed_row(knobs={"rest": each}) for each in rest]
+    assert {line.label for line in summarise(results)[0].lines} == {"duet rest=Tsv", "duet rest=Ties"}
 
 
 def test_seeds_become_mean_and_sample_deviation():
@@ -107,7 +189,17 @@ def test_markdown_latex_and_csv_carry_the_same_numbers():
     assert "| **63.5** | **67.9** |" in markdown and markdown.count("|\n") == 7
     assert r"\textbf{63.5} & \textbf{67.9} & 0.3" in latex and r"iso\_c &" in latex and r"\toprule" in latex
     assert float(table["iso_c"]["mean"]) == 63.5 and float(table["iso_c"]["norm"]) == pytest.approx(67.9, abs=0.05)
+    assert table["iso_c"]["routed_right"] == table["iso_c"]["energy"] == "" and table["iso_c"]["adaptation"] == "none"
     assert table["a_b"]["status"] == "error" and table["a_b"]["error"] == "ValueError: rank 0"
+
+
+def test_csv_tells_routing_and_energy():
+    results = [routed_row(sure=sure, seed=seed, collapsed=["cars"]) for seed, sure in enumerate((0.9, 0.7))]
+    (line,) = csv.DictReader(io.StringIO(FORMATS["csv"](results)))
+    assert float(line["routed_right"]) == pytest.approx(83.5) and float(line["energy"]) == pytest.approx(60)
+    assert float(line["routed_right sd"]) == pytest.approx(100 * statistics.stdev([0.935, 0.735]), abs=1e-3)
+    assert line["collapsed"] == "cars" and line["params"] == "100000" and line["router_seconds"] == "6.08"
+    assert line["adaptation"] == "calibration"
 
 
 def test_command_line(tmp_path, capsys):

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cells import TASKS, failed_row, make_row
+from cells import TASKS, failed_row, make_row, routed_row
 from hydra.utils import instantiate
 from wandb_file import read_run
 
 from launchers import track
 from launchers.plots import heatmap
+from launchers.routing_figure import routing_figure
 from launchers.track import NoTracker, WandbTracker, default_mode
 from merging.errors import UserError
 
@@ -27,7 +28,7 @@ def test_an_offline_run_holds_everything(tmp_path):
         tracker.log_task("cars", 0.8, method="expert")
         for task in TASKS:
             tracker.log_task(task, row.accuracy[task])
-        tracker.finish(row, table, heatmap(table, tmp_path / "map.png"))
+        tracker.finish(row, table, {"heatmap": heatmap(table, tmp_path / "map.png")})
     config, history, summary, exit_code = read_run(tmp_path, row.run_id)
 
     assert {key: config[key] for key in row.config} == row.config
@@ -46,12 +47,32 @@ def test_an_offline_run_holds_everything(tmp_path):
     assert (folder / history["heatmap.path"][0]).read_bytes() == (tmp_path / "map.png").read_bytes()
 
 
+def test_a_routed_run_is_tracked_with_its_gates(tmp_path):
+    row = routed_row(collapsed=["cars"])
+    with WandbTracker(folder=str(tmp_path)) as tracker:
+        tracker.start(row.config, row.run_id, "duet on mini8")
+        for step in range(3):
+            tracker.log({"router/entropy": 2.0 - step, "router/task_id": 0.5}, step)
+        tracker.finish(row, [row], {"routing": routing_figure([row], tmp_path / "routing.png")})
+    config, history, summary, _ = read_run(tmp_path, row.run_id)
+
+    assert history["router/entropy"] == [2.0, 1.0, 0.0] and history["step"] == [0, 1, 2]
+    assert {name: config["row"][name] for name in ("router", "adaptation", "collapsed")} == {
+        "router": "task_id", "adaptation": "calibration", "collapsed": ["cars"]
+    }  # fmt: skip
+    assert summary["routed_right"] == pytest.approx(0.935) and summary["routed_right/cars"] == pytest.approx(0.91)
+    assert summary["energy"] == pytest.approx(0.6) and summary["params"] == 100_000
+    assert summary["seconds/router"] == 6.08
+    (folder,) = tmp_path.glob("wandb/offline-run-*/files")
+    assert (folder / history["routing.path"][0]).read_bytes() == (tmp_path / "routing.png").read_bytes()
+
+
 def test_two_jobs_in_one_process_are_two_runs(tmp_path):
     tracker, first, second = WandbTracker(folder=str(tmp_path)), make_row("ties"), failed_row("tsv_m")
     for row in (first, second):
         with tracker:
             tracker.start(row.config, row.run_id, row.method)
-            tracker.finish(row, [row], None)
+            tracker.finish(row, [row], {})
 
     assert read_run(tmp_path, first.run_id)[3] == 0
     _, history, summary, exit_code = read_run(tmp_path, second.run_id)
@@ -71,7 +92,7 @@ def test_losing_wandb_is_one_warning_and_never_an_error(tmp_path, monkeypatch, c
         monkeypatch.setattr(tracker._run, "log", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
         tracker.log_task("cars", 0.5)
         tracker.log({"loss": 1.0}, 0)
-        tracker.finish(make_row(), [make_row()], None)
+        tracker.finish(make_row(), [make_row()], {})
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1 and "gone" in warnings[0].getMessage()
 

@@ -37,6 +37,36 @@ def dare(taus, masks, drop, then):
     return then({key: tau * masks[key] / (1 - drop) for key, tau in taus.items()})
 
 
+def emr(taus, per_parameter=True):
+    """One change per task: {key: [T, *shape]}."""
+    tasks = len(next(iter(taus.values())))
+    unified, masks = {}, {}
+    for key, tau in taus.items():
+        flag = torch.where(sum(tau) / tasks > 0, 1.0, -1.0).double()
+        masks[key] = torch.stack([(tau[t] * flag > 0).double() for t in range(tasks)])
+        largest = torch.zeros_like(flag)
+        for t in range(tasks):
+            largest = torch.maximum(largest, (masks[key][t] * tau[t]).abs())
+        unified[key] = largest * flag
+    size = (lambda x: x.abs().mean()) if per_parameter else (lambda x: x.abs().sum())
+    changes = {key: torch.zeros_like(tau) for key, tau in taus.items()}
+    for t in range(tasks):
+        wanted = sum(size(tau[t]) for tau in taus.values())
+        rescaler = wanted / sum(size(masks[key][t] * unified[key]) for key in taus)
+        for key in taus:
+            changes[key][t] = rescaler * masks[key][t] * unified[key]
+    return changes
+
+
+def tall_masks(taus, threshold):
+    """One change per task: {key: [T, *shape]}."""
+    changes = {}
+    for key, tau in taus.items():
+        together = sum(tau)
+        changes[key] = torch.stack([together * (each.abs() > threshold * (together - each).abs()) for each in tau])
+    return changes
+
+
 def _matrices(taus, scale, merge):
     """`merge` for matrices, the mean for all else, and one scale for both."""
     return {key: scale * (merge(tau) if tau.ndim == 3 else tau.mean(0)) for key, tau in taus.items()}

@@ -2,11 +2,16 @@
 
 import importlib
 import pkgutil
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
+from functools import cache
+from zlib import crc32
 
 import torch
+from torch import nn
 
-from merging import methods
+from merging import Experts, methods
+from merging.backbones.tower import Backbone
+from merging.calibration import Calibration
 
 SHAPES = {
     "tall.weight": (24, 9),
@@ -19,6 +24,8 @@ SHAPES = {
     "logit_scale": (),
 }
 GRID = 1 << 18
+BACKBONE = Backbone("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
+IMAGES = 24  # unlabelled ones per task
 
 
 def drawn(*shape, seed=0):
@@ -26,10 +33,29 @@ def drawn(*shape, seed=0):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * GRID).round() / GRID
 
 
-def family(tasks, shapes=SHAPES, dtype=torch.float32, spread=1.0):
-    """State dicts of a base and of `tasks` experts, with an integer buffer beside the parameters in `shapes`."""
+@cache
+def tower():
+    """The shapes of a tiny open_clip image tower's parameters; on demand, as importing open_clip takes seconds."""
+    return {key: tuple(tensor.shape) for key, tensor in BACKBONE.build().state_dict().items()}
 
-    def state(seed, around=None, spread=1.0):
+
+def plain():
+    """Shapes of every kind under names that say nothing: no FFN is found among them."""
+    return SHAPES
+
+
+def mixed():
+    """A tower and parameters of every other kind beside it."""
+    return {**SHAPES, **tower()}
+
+
+def family(tasks, shapes=SHAPES, dtype=torch.float32, spread=1.0, size=1.0):
+    """State dicts of a base and of `tasks` experts, with an integer buffer beside the parameters in `shapes`.
+
+    Entries of the base have deviation `size`, those of the task vectors `spread`.
+    """
+
+    def state(seed, around=None, spread=size):
         tensors = {}
         for index, (key, shape) in enumerate(shapes.items()):
             noise = spread * drawn(*shape, seed=1000 * seed + index)
@@ -46,9 +72,34 @@ def task_vectors(base, experts):
     return {key: torch.stack([expert[key].double() - base[key].double() for expert in experts]) for key in floating}
 
 
+@cache
+def noise(task):
+    """The images of a task."""
+    return drawn(IMAGES, 3, 16, 16, seed=crc32(task.encode()))
+
+
+def opened(base, experts, tasks=None):
+    """Experts that come with unlabelled images of noise, those of a task drawn by its name; a tower measures them."""
+    found = Experts.open(base, experts, tasks)
+    images = [noise(name) for name in found.tasks]
+    heads = tuple(drawn(5, 8, seed=crc32(name.encode()) + 1) for name in found.tasks)
+    build = BACKBONE.build if "visual.proj" in found.origin.specs() else nn.Identity
+
+    def calibration(split):
+        sizes = (IMAGES,) * len(images)
+        return Calibration(split, found.tasks, sizes, lambda task, some: images[task][some], heads, build)
+
+    return replace(found, calibration=calibration)
+
+
+def merged_of(method, base, experts, tasks=None):
+    """What `merge` gives, for a method that may ask for unlabelled images."""
+    return method(opened(base, experts, tasks))
+
+
 def models(merged):
     """Every dense model a merge stands for: one, or one per task if it keeps task-specific parts."""
-    gates = torch.eye(len(merged.tasks)) if merged.own else [None]
+    gates = [merged.one_hot(task) for task in range(len(merged.tasks))] if merged.own else [None]
     return [dict(merged.state(gate)) for gate in gates]
 
 

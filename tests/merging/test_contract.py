@@ -3,32 +3,33 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from samples import SHAPES, drawn, equal, every_method, family, models
+from samples import SHAPES, drawn, equal, every_method, family, merged_of, mixed, models, opened, plain, tower
 
-from merging import Experts, UserError, merge
+from merging import merge, open_merged
 
 MATRICES = {key: shape for key, shape in SHAPES.items() if len(shape) == 2}
 METHODS = [pytest.param(each(), id=each.__name__) for each in every_method()]
 every = pytest.mark.parametrize("method", METHODS)
+everywhere = pytest.mark.parametrize("shapes", [plain, tower])
 
 
-def unmoved(tasks):
-    base, _ = family(0)
+def unmoved(tasks, shapes=plain, dtype=torch.float32):
+    base, _ = family(0, shapes(), dtype)
     return base, [dict(base) for _ in range(tasks)]
 
 
-def one_unmoved():
-    base, experts = family(3)
+def one_unmoved(shapes=plain):
+    base, experts = family(3, shapes())
     return base, [experts[0], dict(base), experts[2]]
 
 
-def twins():
-    base, experts = family(3)
+def twins(shapes=plain):
+    base, experts = family(3, shapes())
     return base, [experts[0], experts[1], {key: tensor.clone() for key, tensor in experts[0].items()}]
 
 
-def opposites():
-    base, experts = family(1)
+def opposites(shapes=plain):
+    base, experts = family(1, shapes())
     opposite = {key: 2 * tensor - experts[0][key] for key, tensor in base.items()}
     return base, [experts[0], opposite]
 
@@ -54,6 +55,15 @@ SITUATIONS = {
     "bf16": lambda: family(3, dtype=torch.bfloat16),
     "fp16": lambda: family(3, dtype=torch.float16),
     "fp64": lambda: family(3, dtype=torch.float64),
+    "tower, five tasks": lambda: family(5, tower()),
+    "tower, one task": lambda: family(1, tower()),
+    "tower, all task vectors zero": lambda: unmoved(3, tower),
+    "tower, one task vector zero": lambda: one_unmoved(tower),
+    "tower, two equal experts": lambda: twins(tower),
+    "tower, two opposite experts": lambda: opposites(tower),
+    "tower, bf16": lambda: family(3, tower(), torch.bfloat16),
+    "tower, fp16": lambda: family(3, tower(), torch.float16),
+    "tower, fp64": lambda: family(3, tower(), torch.float64),
 }
 
 
@@ -62,8 +72,8 @@ SITUATIONS = {
 def test_is_whole_finite_repeatable_and_leaves_its_inputs_alone(method, situation):
     base, experts = SITUATIONS[situation]()
     before = [{key: tensor.clone() for key, tensor in state.items()} for state in (base, *experts)]
-    merged = merge(method, base, experts)
-    first, second = models(merged), models(merge(method, base, experts))
+    merged = merged_of(method, base, experts)
+    first, second = models(merged), models(merged_of(method, base, experts))
     assert len(first) == len(second) and all(map(equal, first, second))
     floating = {key: tensor.shape for key, tensor in base.items() if tensor.is_floating_point()}
     for model in first:
@@ -74,75 +84,84 @@ def test_is_whole_finite_repeatable_and_leaves_its_inputs_alone(method, situatio
 
 
 @every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("tasks", [1, 4])
-def test_experts_equal_to_the_base_give_the_base(method, dtype, tasks):
-    base, _ = family(0, dtype=dtype)
-    for model in models(merge(method, base, [dict(base) for _ in range(tasks)])):
+@everywhere
+@pytest.mark.parametrize(
+    ("dtype", "tasks"), [(torch.float32, 1), (torch.float32, 4), (torch.bfloat16, 4), (torch.float16, 4)]
+)
+def test_experts_equal_to_the_base_give_the_base(method, shapes, dtype, tasks):
+    base, experts = unmoved(tasks, shapes, dtype)
+    for model in models(merged_of(method, base, experts)):
         assert equal(model, {key: base[key].float() for key in model})
 
 
 @every
 def test_does_not_depend_on_the_order_of_tasks(method):
-    base, experts = family(4)
+    base, experts = family(4, mixed())
     names, order = ["a", "b", "c", "d"], [2, 0, 3, 1]
-    first = models(merge(method, base, experts, names))
-    turned = models(merge(method, base, [experts[i] for i in order], [names[i] for i in order]))
+    first = models(merged_of(method, base, experts, names))
+    turned = models(merged_of(method, base, [experts[i] for i in order], [names[i] for i in order]))
     expected = [first[i] for i in order] if len(first) > 1 else first
     for model, reference in zip(turned, expected, strict=True):
-        for (
-            key,
-            weight,
-        ) in model.items():  # factors in fp32 added in another order: entries below 8, so 2^-21 a few times
+        for key, weight in model.items():  # factors in fp32, added in another order: a few spacings of 2^-21 below 8
             assert torch.allclose(weight, reference[key], rtol=0, atol=5e-6), key
 
 
 @every
 def test_does_not_depend_on_the_order_of_parameters(method):
-    base, experts = family(3)
+    base, experts = family(3, mixed())
     turned = [dict(reversed(state.items())) for state in (base, *experts)]
-    assert all(map(equal, models(merge(method, base, experts)), models(merge(method, turned[0], turned[1:]))))
+    assert all(map(equal, models(merged_of(method, base, experts)), models(merged_of(method, turned[0], turned[1:]))))
 
 
 @every
 def test_does_not_depend_on_the_number_of_threads(method, two_threads):
-    base, experts = family(3, {"large": (300, 700), **SHAPES})
-    parallel = models(merge(method, base, experts))
+    base, experts = family(3, {"large": (300, 700), **mixed()})
+    parallel = models(merged_of(method, base, experts))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    assert all(map(equal, parallel, models(merge(method, base, experts))))
+    assert all(map(equal, parallel, models(merged_of(method, base, experts))))
 
 
 @every
 def test_files_and_state_dicts_give_the_same(method, stored):
-    base, experts = family(3)
+    base, experts = family(3, mixed())
     paths = [stored(state) for state in (base, *experts)]
-    assert all(map(equal, models(merge(method, base, experts)), models(merge(method, paths[0], paths[1:]))))
+    assert all(map(equal, models(merged_of(method, base, experts)), models(merged_of(method, paths[0], paths[1:]))))
 
 
 @every
+@everywhere
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_saves_in_the_dtype_of_the_experts_with_buffers_copied(method, dtype, tmp_path):
-    base, experts = family(2, dtype=dtype)
-    merged = merge(method, base, experts)
-    if merged.own:
-        with pytest.raises(UserError, match="separate weights for 2 tasks"):
-            merged.save(tmp_path / "merged.safetensors")
-        return
-    saved = load_file(merged.save(tmp_path / "merged.safetensors"))
+def test_saves_what_it_computes_with_buffers_copied(method, shapes, dtype, tmp_path):
+    """A dense model in the dtype of the experts; with banks, all that is needed for the same bits again."""
+    base, experts = family(2, shapes(), dtype)
+    merged = merged_of(method, base, experts)
+    path = merged.save(tmp_path / "merged.safetensors")
+    saved = load_file(path)
     assert torch.equal(saved.pop("position_ids"), base["position_ids"])
-    assert equal(saved, {key: weight.to(dtype) for key, weight in models(merged)[0].items()})
+    if merged.own:
+        assert all(map(equal, models(open_merged(path)), models(merged)))
+    else:
+        assert equal(saved, {key: weight.to(dtype) for key, weight in models(merged)[0].items()})
 
 
 @every
 def test_sparsified_task_vectors_replace_the_original_ones(method):
-    base, experts = family(3)
-    opened = Experts.open(base, experts)
-    before = models(method(opened))
-    for model in models(method(opened.sparsified(lambda key, task, tau: tau.zero_()))):
+    base, experts = family(3, mixed())
+    found = opened(base, experts)
+    before = models(method(found))
+    for model in models(method(found.sparsified(lambda key, task, tau: tau.zero_()))):
         assert equal(model, {key: base[key] for key in model})
-    assert all(map(equal, models(method(opened)), before))
+    assert all(map(equal, models(method(found)), before))
+
+
+@every
+def test_needs_what_it_says(method):
+    """Experts without images are enough for a method that needs nothing."""
+    if method.needs == "nothing":
+        base, experts = family(2, tower())
+        assert all(map(equal, models(merge(method, base, experts)), models(merged_of(method, base, experts))))
 
 
 def test_methods_are_found():
-    assert len(METHODS) >= 9 and all(method.values[0].needs in ("nothing", "inputs", "labels") for method in METHODS)
+    assert len(METHODS) >= 19 and all(method.values[0].needs in ("nothing", "inputs", "labels") for method in METHODS)

@@ -5,10 +5,22 @@ from dataclasses import replace
 import published
 import pytest
 import torch
-from samples import SHAPES, drawn, equal, every_method, family, models, task_vectors
+from samples import SHAPES, drawn, equal, every_method, family, models, opened, task_vectors, tower
 
-from merging import Experts, UserError, merge
-from merging.methods import Average, Base, Dare, Expert, IsoC, IsoCts, TaskArithmetic, Ties, TsvM
+from merging import UserError, merge
+from merging.methods import (
+    Average,
+    Base,
+    Dare,
+    Expert,
+    IsoC,
+    IsoCts,
+    NeuronMask,
+    Single,
+    TaskArithmetic,
+    Ties,
+    TsvM,
+)
 
 # fp32 weights below 8 are 2^-21 = 5e-7 apart, and sums of our samples are exact: rounding the product with the scale
 # and the result leaves one spacing. A decomposition in fp64 whose factors are kept in fp32 loses about a digit more.
@@ -123,9 +135,11 @@ def test_expert_gives_every_task_its_own_weights():
     merged = merge(Expert(), base, experts)
     for expert, model in zip(experts, models(merged), strict=True):
         assert equal(model, {key: expert[key] for key in model})
+    for task, expert in enumerate(experts):
+        assert equal(*models(merge(Single(task), base, experts)), {key: expert[key] for key in SHAPES})
     half = merged.weight("cube", torch.tensor([0.5, 0.5, 0.0]))
     assert torch.allclose(half, (experts[0]["cube"] + experts[1]["cube"]) / 2, rtol=0, atol=ROUNDING)
-    with pytest.raises(UserError, match="cube depends on the task"):
+    with pytest.raises(UserError, match="cube depends on the input"):
         merged.weight("cube")
 
 
@@ -170,7 +184,8 @@ def test_knob_out_of_range(build, message):
         build()
 
 
-def test_every_method_is_compared_or_a_wrapper():
-    compared = {type(case.values[0]) for case in CASES} | {Dare, Expert}
-    assert {each for each in every_method() if each.__module__.startswith("merging.")} >= compared
-    assert Experts.open(*family(1)).keys() == tuple(sorted(SHAPES))
+def test_every_static_method_is_compared_or_a_wrapper():
+    """Those with banks are compared in test_dynamic_methods, test_mask_methods, and files of their own."""
+    found = opened(*family(1, tower()))
+    static = {each for each in every_method() if not each()(found).own}
+    assert static == {type(case.values[0]) for case in CASES} | {Dare, NeuronMask, Single}

@@ -1,5 +1,7 @@
 """Scores are shares of right answers, and the test split is opened once, at the end."""
 
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,13 +10,17 @@ import torch
 from torch import nn
 
 from merging import Cache
+from merging.adapt import Learned, Oracle, TaskId
 from merging.backbones.tower import Backbone
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.methods import Average, Base, Expert, TaskArithmetic
+from merging.merged import Routing
+from merging.methods import Average, Base, Expert, TaskArithmetic, Twin, Wemoe
+from merging.routed import install
+from merging.routers import GateShape, answered, listening
 from tasks.finetune import Recipe
-from tasks.grid import Fixed, Grid, Search, accuracy
-from tasks.suite import Split
+from tasks.grid import Fixed, Grid, Outcome, Scored, Search, outcome, per_image, routed
+from tasks.suite import Split, calibration
 
 NAMES = ("hues", "tints", "shades")
 PLAIN = Backbone("plain", 3, {}, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -54,14 +60,14 @@ def plain_score(state, task, split):
 def told(table):
     """A grid double that looks scores up by scale."""
     asked = []
-    score = lambda merged, split: asked.append((merged.scale, split)) or table[merged.scale]  # noqa: E731
+    score = lambda merged, split: asked.append((merged.scale, split)) or Scored(table[merged.scale], None)  # noqa: E731
     return SimpleNamespace(score=score, asked=asked)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_accuracy_is_the_share_of_right_answers(batch):
     task = pixel_task([0, 1, 2, 2, 0], [0, 1, 2, 0, 1])
-    assert accuracy(nn.Flatten(), PLAIN, task, task.split("test"), batch) == 0.6
+    assert outcome(nn.Flatten(), PLAIN, task, task.split("test"), batch) == Outcome(0.6, None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -72,14 +78,15 @@ def test_logits_that_are_no_numbers_are_an_error(value):
 
     task = pixel_task([0], [0])
     with pytest.raises(UserError, match=r"NaN or Inf on pixels \(test\)"):
-        accuracy(Broken(), PLAIN, task, task.split("test"))
+        outcome(Broken(), PLAIN, task, task.split("test"))
 
 
 @pytest.mark.parametrize("method", [Base(), Average(), TaskArithmetic(0.5)])
 def test_a_score_is_that_of_a_plain_loop(suite, experts, method):
     merged, heard = method(experts), []
-    scores = Grid(suite, small.TOWER, batch=7).score(merged, "test", lambda *pair: heard.append(pair))
+    scores, routing = Grid(suite, small.TOWER, batch=7).score(merged, "test", lambda *pair: heard.append(pair))
 
+    assert routing is None
     assert scores == {task.name: plain_score(dict(merged.state()), task, "test") for task in suite.tasks}
     assert heard == list(scores.items())
 
@@ -89,10 +96,77 @@ def test_every_task_is_scored_with_its_own_expert(suite, experts):
     by_hand = {task.name: plain_score(state, task, "test") for task, state in zip(suite.tasks, states, strict=True)}
     grid = Grid(suite, small.TOWER)
 
-    assert grid.score(Expert()(experts), "test") == by_hand
+    assert grid.score(Expert()(experts), "test") == (by_hand, None)
     assert plain_score(states[1], suite.tasks[0], "test") < min(by_hand.values())  # another's would show
     fresh = Grid(suite, small.TOWER).score(Base()(experts), "test")
     assert grid.score(Base()(experts), "test") == fresh  # towers that are used again keep nothing
+
+
+@pytest.mark.parametrize("waiting", [Wemoe(), Twin(keep=1.0)])
+def test_what_waits_for_a_gate_is_scored_by_the_true_task(suite, experts, waiting):
+    merged = waiting(experts)
+    dense = [dict(merged.state(merged.one_hot(index))) for index in range(3)]
+    by_hand = {task.name: plain_score(state, task, "val") for task, state in zip(suite.tasks, dense, strict=True)}
+    oracle, _ = Oracle().fit(merged, experts, 0, print)
+
+    assert merged.routing.router == "learned" and oracle.routing == Routing("oracle")
+    for each in (merged, oracle):
+        assert Grid(suite, small.TOWER).score(each, "val") == (by_hand, None)
+
+
+def test_gated_scores_and_routing_are_those_of_a_plain_loop(suite, experts):
+    """Image by image: ask the gate, mix the weights it gives into a dense tower, and classify."""
+    experts = replace(experts, calibration=partial(calibration, suite, small.TOWER))
+    router = Learned(gate=GateShape(sees="early"), train=TaskId(steps=20))
+    merged, _ = router.fit(Twin(keep=0.5)(experts), experts, 0, print)
+    gated, dense, by_hand, right, means = install(small.TOWER.build(), merged), small.TOWER.build(), {}, {}, []
+    for index, task in enumerate(suite.tasks):
+        data, hits, weights = task.split("test"), 0, []
+        for image, label in zip(data.images, data.labels, strict=True):
+            with torch.no_grad(), listening() as heard:
+                gated(small.TOWER.prepare(image[None]))
+            weights.append(heard[0][0])
+            dense.load_state_dict(dict(merged.state(weights[-1])))
+            with torch.no_grad():
+                hits += int((dense(small.TOWER.prepare(image[None])) @ task.head().T).argmax() == label)
+        by_hand[task.name] = hits / len(data)
+        right[task.name] = sum(int(w.argmax()) == index for w in weights) / len(data)
+        means.append(torch.stack(weights).mean(0).tolist())
+
+    scores, routing = Grid(suite, small.TOWER, batch=7).score(merged, "test")
+    assert scores == by_hand and routing.accuracy == pytest.approx(right)
+    assert [sum(row) for row in routing.matrix] == pytest.approx([1] * 3, abs=1e-5)
+    for found, expected in zip(routing.matrix, means, strict=True):
+        assert found == pytest.approx(expected, abs=1e-5)
+    assert len({tuple(row) for row in routing.matrix}) == 3
+
+
+def test_the_weights_of_several_gates_are_averaged_image_by_image():
+    class Gated(nn.Flatten):
+        def forward(self, images):
+            pixels = super().forward(images)
+            answered(pixels)  # by sample
+            answered(torch.tensor([1.0, 0.0, 0.0]))  # by batch
+            answered(torch.stack([pixels, 1 - pixels], 1))  # by token
+            return pixels
+
+    task = pixel_task([0, 1, 2, 2, 0], [0, 1, 2, 0, 1])
+    seen = nn.functional.one_hot(torch.tensor([0, 1, 2, 2, 0]), 3)
+    expected = (seen + torch.tensor([1.0, 0.0, 0.0]) + 0.5) / 3
+    accuracy, weights = outcome(Gated(), PLAIN, task, task.split("test"), batch=2)
+    assert accuracy == 0.6 and torch.allclose(weights, expected)
+    assert per_image(torch.ones(3), 5).shape == per_image(torch.ones(5, 3), 5).shape == (5, 3)
+
+
+def test_the_parts_of_a_task_are_added_up():
+    merged = SimpleNamespace(tasks=("a", "b"))
+    a = torch.tensor([[0.2, 0.4, 0.4, 0.0], [0.3, 0.1, 0.0, 0.6]])  # 0.6 to a; 0.4 to a
+    b = torch.tensor([[0.0, 0.1, 0.8, 0.1]])
+    found = routed({"a": Outcome(1.0, a), "b": Outcome(0.5, b)}, merged)
+
+    assert found.accuracy == {"a": 0.5, "b": 1.0}
+    assert [number for row in found.matrix for number in row] == pytest.approx([0.5, 0.5, 0.1, 0.9], abs=1e-6)
+    assert routed({"a": Outcome(1.0, None)}, merged) is None
 
 
 def test_search_takes_the_best_and_of_equals_the_smallest(experts):

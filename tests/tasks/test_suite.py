@@ -1,17 +1,19 @@
 """The splits of mini8: fixed, balanced, disjoint and fingerprinted."""
 
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 import torch
 
+from merging.backbones.tower import Backbone
 from merging.errors import UserError
 from tasks.mini.digits import handwriting
 from tasks.mini.generate import CLASSES, to_bytes
-from tasks.mini.model import load_base
+from tasks.mini.model import TOWER, load_base
 from tasks.mini.suite import _split, build
 from tasks.mini.words import CONTEXT, TEMPLATES, tokenize, vocabulary
-from tasks.suite import SPLITS, Suite, one_hot
+from tasks.suite import SPLITS, Suite, calibration
 
 SIZES = {"train": 90, "val": 40, "calibration": 20, "test": 40}
 DRAWN = [task for task in CLASSES if task != "digits"]
@@ -105,4 +107,19 @@ def test_a_suite_that_cannot_be_measured_is_refused(tasks, sizes, message):
 
 def test_a_suite_keeps_its_order(mini8):
     assert Suite("two", (mini8["digits"], mini8["cars"])).names == ("digits", "cars")
-    assert one_hot(1, 3).tolist() == [0, 1, 0]
+
+
+def test_calibration_is_a_split_without_its_labels(mini8):
+    suite = Suite("two", (mini8["digits"], mini8["cars"]))
+    backbone = Backbone("mini", **TOWER, mean=(0.5,) * 3, std=(0.5,) * 3)
+    shown = calibration(suite, backbone, "calibration")
+    splits = [mini8[name].split("calibration") for name in suite.names]
+
+    assert shown.split == "calibration" and shown.ids == tuple(split.id for split in splits)
+    assert shown.sizes == tuple(len(split) for split in splits)
+    for task, split in enumerate(splits):
+        together = torch.cat(list(shown.batches(task, batch=7)))
+        assert torch.equal(together, backbone.prepare(split.images))
+        assert torch.equal(shown.images(task, torch.tensor([3, 0])), together[[3, 0]])
+        assert torch.equal(shown.heads[task], mini8[suite.names[task]].head())
+    assert {field.name for field in fields(shown)} == {"split", "ids", "sizes", "images", "heads", "tower"}

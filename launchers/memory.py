@@ -1,0 +1,79 @@
+"""How many bytes of tensors a computation makes: alive at once, or kept for a backward pass."""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors made inside that are alive at once; what exists before, such as weights, is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._holders: Counter[int] = Counter()  # storage -> tensors over it
+        self._before: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for each in tree_leaves((args, kwargs)):
+            if isinstance(each, Tensor) and key_of(each) not in self._holders:
+                self._before.add(key_of(each))
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor) and key_of(each) not in self._before:
+                self._note(each)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        key, size = key_of(tensor), tensor.untyped_storage().nbytes()
+        if not self._holders[key]:
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self._holders[key] += 1
+        weakref.finalize(tensor, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._holders[key] -= 1
+        if not self._holders[key]:
+            del self._holders[key]
+            self.now -= size
+
+
+def key_of(tensor: Tensor) -> int:
+    """The storage under a tensor."""
+    return tensor.untyped_storage()._cdata
+
+
+def peak(run: Callable[[], object], device: str) -> int:
+    """Most bytes that the tensors made by `run` take at once; on CUDA as its allocator counts them."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with Live() as live:
+        run()
+    return live.peak
+
+
+def saved(run: Callable[[], object], weights: Iterable[Tensor]) -> int:
+    """Bytes of the tensors that autograd keeps while `run` computes something to differentiate, `weights` left out."""
+    ignored = {key_of(each) for each in weights}
+    kept: dict[int, Tensor] = {}  # held, so that no storage is freed and its key used again
+
+    def pack(tensor: Tensor) -> Tensor:
+        if key_of(tensor) not in ignored:
+            kept[key_of(tensor)] = tensor.detach()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

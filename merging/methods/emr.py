@@ -1,0 +1,48 @@
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from merging.banks import Bank, Masked
+from merging.errors import UserError
+from merging.experts import Experts
+from merging.merged import Merged, Routing
+from merging.ops import rows
+
+
+@dataclass(frozen=True)
+class Emr:
+    """EMR-Merging: one unified task vector, and per task a bit for every entry and one scalar. Needs the true task id.
+
+    Huang et al., 2024, arXiv 2405.17461. An entry of the unified vector has the sign of the mean change (negative for
+    a mean of zero) and the largest magnitude among the tasks of that sign; the bits of a task mark where its own change
+    has that sign. rescale: the scalar restores the task vector's mean magnitude per parameter, summed over parameters
+    ("parameter": a bias counts as much as a matrix, as in the published code), or over all entries ("entry").
+    """
+
+    rescale: Literal["parameter", "entry"] = "parameter"
+    needs: ClassVar[str] = "nothing"
+
+    def __post_init__(self) -> None:
+        if self.rescale not in ("parameter", "entry"):
+            raise UserError(f"emr: rescale={self.rescale!r} is unknown. Choose parameter or entry.")
+
+    def __call__(self, experts: Experts) -> Merged:
+        found: dict[str, Masked] = {}
+        wanted, have = torch.zeros(2, len(experts.tasks), dtype=torch.float64)
+        for key, tau in experts.stream():
+            sign = torch.where(tau.sum(0, dtype=torch.float64) > 0, 1.0, -1.0)
+            agreeing = tau * sign > 0
+            vector = sign * (tau.abs() * agreeing).amax(0)
+            found[key] = Masked.of(vector, agreeing, torch.ones(len(tau)))
+            wanted.add_(self._size(tau))
+            have.add_(self._size(agreeing * vector))
+        scales = torch.where(have > 0, wanted / have.clamp_min(1e-300), 1.0).float()
+        own: dict[str, Bank] = {key: Masked(bank.vector, bank.bits, scales) for key, bank in found.items()}
+        return experts.merged({}, own=own, routing=Routing("oracle"))
+
+    def _size(self, changes: Tensor) -> Tensor:
+        """What a parameter [T, ...] adds to the sums that the scalars keep, [T] fp64."""
+        total = rows(changes).abs().sum(1, dtype=torch.float64)
+        return total / max(changes[0].numel(), 1) if self.rescale == "parameter" else total

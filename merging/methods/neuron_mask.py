@@ -1,0 +1,37 @@
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from merging.experts import Experts
+from merging.merged import Merged
+from merging.methods.method import Method
+from merging.methods.task_arithmetic import TaskArithmetic
+from merging.neurons import Neurons
+
+
+@dataclass(frozen=True)
+class NeuronMask:
+    """Keeps of each task's FFN change only the hidden neurons that its expert lives on, then merges what is left.
+
+    A part of DuetMerging (CVPR 2026) in front of any method. Rows of the first layer with their biases, and
+    columns of the second, are zeroed for all other neurons and scaled; every other parameter is untouched.
+    neurons: which are kept, and the scale; a ratio of 1 changes nothing. then: the method that merges what is left.
+    """
+
+    neurons: Neurons = field(default_factory=Neurons)
+    then: Method = field(default_factory=TaskArithmetic)
+    needs: ClassVar[str] = "inputs"
+
+    def __call__(self, experts: Experts) -> Merged:
+        if not experts.keys("ffn"):
+            return self.then(experts)
+        masks, row = self.neurons.masks(experts), {task: index for index, task in enumerate(experts.tasks)}
+
+        def keep(key: str, task: str, tau: Tensor) -> Tensor:
+            axis, block = experts.naming.hidden(key), experts.naming.depth(key)
+            if axis is None or block is None or block not in masks:
+                return tau
+            return self.neurons.apply(tau[None], masks[block][row[task], None], axis)[0]
+
+        return self.then(experts.sparsified(keep))

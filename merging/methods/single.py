@@ -1,0 +1,33 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+from merging.errors import UserError
+from merging.experts import Experts
+from merging.merged import Merged
+
+
+@dataclass(frozen=True)
+class Single:
+    """The expert of one task for all tasks.
+
+    As the shared expert of Twin-Merging it is the ablation "dynamic merging" of that paper's Table 6. task: a name, or
+    a position in the list of tasks; None takes the first name in the alphabet, whatever the order of the list.
+    """
+
+    task: str | int | None = None
+    needs: ClassVar[str] = "nothing"
+
+    def __call__(self, experts: Experts) -> Merged:
+        task = self._position(experts.tasks)
+        return experts.merged({key: experts.task_vector(key, task) for key in experts.specs()})
+
+    def _position(self, tasks: tuple[str, ...]) -> int:
+        wanted = min(tasks) if self.task is None else self.task
+        if wanted in tasks:
+            return tasks.index(str(wanted))
+        if isinstance(wanted, int) and 0 <= wanted < len(tasks):
+            return wanted
+        raise UserError(
+            f"single: task={wanted!r} is none of the tasks {', '.join(tasks)}, and no position from 0 to "
+            f"{len(tasks) - 1}."
+        )

@@ -1,0 +1,69 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from merging.banks import Bank, Dense, LowRank, Rows
+from merging.errors import UserError
+from merging.experts import Experts
+from merging.merged import Merged, Routing
+from merging.preflight import check_range
+from merging.residual import residuals, share_kept
+
+
+@dataclass(frozen=True)
+class Smile:
+    """SMILE: every token picks experts layer by layer, by how much of it lies in their leading directions. No training.
+
+    Tang et al., 2024, arXiv 2408.10174. Every linear layer of attention and FFNs keeps a truncated decomposition
+    U S V^T of each task vector; the weights of a token x are softmax_t ||V_t^T[:gate_rank] x||, the largest kept and
+    rescaled to sum 1; biases are mixed whole. All else stays pretrained: norms, embeddings, patches, the projection.
+
+    rank: singular triplets kept per task, at most all there are. gate_rank: those that recognise a token, at most
+    `rank`. top_k: experts per token and layer. split_qkv: decompose and route query, key and value apart.
+    """
+
+    rank: int = 32
+    gate_rank: int = 16
+    top_k: int = 1
+    split_qkv: bool = True
+    needs: ClassVar[str] = "nothing"
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "gate_rank", "top_k"):
+            check_range(f"smile: {name}", getattr(self, name), 1, 10**9)
+        if self.gate_rank > self.rank:
+            raise UserError(
+                f"smile: gate_rank={self.gate_rank} is above rank={self.rank}: only directions that are kept can "
+                f"recognise a token. Lower method.gate_rank or raise method.rank."
+            )
+
+    def __call__(self, experts: Experts) -> Merged:
+        own: dict[str, Bank] = {}
+        energy: dict[str, list[float]] = {}
+
+        def decompose(key: str, tau: Tensor) -> Tensor:
+            own[key] = bank = self._bank(experts, key, tau)
+            if tau.ndim == 3:
+                energy[key] = [share_kept(*pair) for pair in zip(tau, residuals(tau, bank), strict=True)]
+            return torch.empty(0)
+
+        linear = sorted(experts.keys("attention") + experts.keys("ffn"))
+        experts.map(decompose, linear, heavy=True)
+        routing = Routing("subspace", granularity="token", gate_rank=self.gate_rank, top_k=self.top_k) if own else None
+        energy = {key: energy[key] for key in linear if key in energy}
+        return experts.merged({}, own={key: own[key] for key in linear}, routing=routing, energy=energy)
+
+    def _bank(self, experts: Experts, key: str, tau: Tensor) -> Bank:
+        if tau.ndim != 3:
+            return Dense(tau.clone())
+        if self.split_qkv and "in_proj" in key and tau.shape[1] % 3 == 0:
+            thirds = zip("qkv", tau.chunk(3, 1), strict=True)
+            return Rows([self._low_rank(experts, f"{key} {name}", part) for name, part in thirds])
+        return self._low_rank(experts, key, tau)
+
+    def _low_rank(self, experts: Experts, key: str, tau: Tensor) -> LowRank:
+        """U S and V^T of each task: the rows of V^T are orthonormal, so that the gate measures lengths with them."""
+        parts = experts.svd(key, tau, min(self.rank, *tau.shape[1:]))
+        return LowRank.of(torch.stack([part.u * part.s for part in parts]), torch.stack([part.vh for part in parts]))

@@ -1,0 +1,31 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from merging.banks import Bank, Masked
+from merging.experts import Experts
+from merging.merged import Merged, Routing
+from merging.preflight import check_range
+
+
+@dataclass(frozen=True)
+class TallMask:
+    """TALL-masks: the summed task vectors, and per task a bit for every entry that is its own. Needs the true task id.
+
+    Wang et al., 2024, arXiv 2405.07813. A task keeps an entry where |tau_t| > threshold * |sum of the others' tau|.
+    threshold: 0 keeps all that the task changed; 0.2 to 0.6 are published, chosen per task on validation.
+    """
+
+    threshold: float = 0.4
+    needs: ClassVar[str] = "nothing"
+
+    def __post_init__(self) -> None:
+        check_range("tall_mask: threshold", self.threshold, 0.0, 100.0)
+
+    def __call__(self, experts: Experts) -> Merged:
+        own: dict[str, Bank] = {}
+        for key, tau in experts.stream():
+            vector = tau.sum(0)
+            own[key] = Masked.of(vector, tau.abs() > self.threshold * (vector - tau).abs(), torch.ones(len(tau)))
+        return experts.merged({}, own=own, routing=Routing("oracle"))

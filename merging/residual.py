@@ -1,0 +1,21 @@
+"""What a bank leaves of the changes that it stands for."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from merging.banks import Bank
+
+
+def residuals(changes: Tensor, bank: Bank) -> Iterator[Tensor]:
+    """changes_t - own_t for changes [T, *shape], one at a time, own_t exactly as the bank is used: in its dtype."""
+    chosen = torch.eye(len(changes))
+    for task, change in enumerate(changes):
+        yield change - bank.mix(chosen[task])
+
+
+def share_kept(change: Tensor, left: Tensor) -> float:
+    """1 - ||left||^2 / ||change||^2; 1 for a change of zero."""
+    total = float(change.square().sum())
+    return 1 - float(left.square().sum()) / total if total > 0 else 1.0

@@ -1,0 +1,216 @@
+"""Banks against dense matrices: what they mix, what they add to a product, what they cost, how they are stored."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from merging.banks import Dense, LowRank, Masked, OnDemand, Rows, Tucker, rebuild
+
+M, N, T = 12, 7, 3
+KINDS = ("Dense", "LowRank", "Tucker", "Masked", "Rows", "OnDemand")
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def bank(kind, parts=T, m=M, n=N, dtype=torch.float64, seed=0):
+    """A random bank and, written out from its definition, the changes [parts, m, n] that it stands for."""
+    draw = lambda *shape, index: normal(*shape, seed=10 * seed + index, dtype=dtype)  # noqa: E731
+    if kind == "LowRank":
+        up, down = draw(parts, m, 2, index=1), draw(parts, 2, n, index=2)
+        return LowRank.of(up, down), torch.stack([up[t] @ down[t] for t in range(parts)])
+    if kind == "Tucker":  # fewer task directions than tasks, and other ranks on the two sides
+        core, task = draw(max(1, parts - 1), 4, 3, index=3), draw(parts, max(1, parts - 1), index=4)
+        out, into = draw(m, 4, index=5), draw(n, 3, index=6)
+        return Tucker(core, task, out, into), torch.einsum("jab,tj,ma,nb->tmn", core, task, out, into)
+    if kind == "Masked":
+        vector, masks, scales = draw(m, n, index=7), draw(parts, m, n, index=8) > 0.3, draw(parts, index=9)
+        return Masked.of(vector, masks, scales), torch.stack([scales[t] * vector * masks[t] for t in range(parts)])
+    if kind == "Rows":
+        pieces = [bank(each, parts, m // 3, n, dtype, i + 1) for i, each in enumerate(("LowRank", "Dense", "Tucker"))]
+        return Rows([piece for piece, _ in pieces]), torch.cat([changes for _, changes in pieces], 1)
+    changes = draw(parts, m, n, index=0)
+    return (Dense(changes) if kind == "Dense" else OnDemand(changes.unbind().__getitem__, changes.shape[1:], parts)), (
+        changes
+    )
+
+
+def weights_of(axes, batch=4, tokens=5, parts=T):
+    """w [G], [B, G] or [B, N, G], of any sign and sum, and the same for every token [B, N, G]."""
+    w = normal(*((batch, tokens)[: axes - 1]), parts, seed=77)
+    return w, w.view(*w.shape[:-1], *[1] * (3 - axes), parts).expand(batch, tokens, parts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+class TestAlgebra:
+    def test_mix_is_the_weighted_sum(self, kind, axes):
+        found, changes = bank(kind)
+        w, _ = weights_of(axes)
+        expected = torch.einsum("...t,tmn->...mn", w, changes)
+        torch.testing.assert_close(found.mix(w), expected, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("parts", [1, T])
+    def test_product_is_that_of_the_materialised_matrices(self, kind, axes, parts):
+        found, changes = bank(kind, parts)
+        w, by_token = weights_of(axes, parts=parts)
+        x, onto = normal(4, 5, N, seed=1), normal(4, 5, M, seed=2)
+        expected = onto + torch.einsum("bkt,tmn,bkn->bkm", by_token, changes, x)
+        before = onto.clone(), x.clone(), w.clone()
+        torch.testing.assert_close(found(x, w, onto), expected, rtol=0, atol=1e-10)
+        with torch.inference_mode():
+            torch.testing.assert_close(found(x, w, onto), expected, rtol=0, atol=1e-10)
+        assert all(map(torch.equal, before, (onto, x, w)))
+
+    def test_non_contiguous_input_and_output(self, kind, axes):
+        found, changes = bank(kind)
+        w, by_token = weights_of(axes)
+        x, onto = normal(N, 5, 4, seed=1).permute(2, 1, 0), normal(4, M, 5, seed=2).mT
+        expected = onto + torch.einsum("bkt,tmn,bkn->bkm", by_token, changes, x)
+        torch.testing.assert_close(found(x, w, onto), expected, rtol=0, atol=1e-10)
+
+    def test_gradient_to_the_weights(self, kind, axes):
+        found, changes = bank(kind)
+        w, _ = weights_of(axes)
+        w[..., 0] = 0  # a part that is not in use has a gradient too
+        x, onto, seen = normal(4, 5, N, seed=1), normal(4, 5, M, seed=2), normal(4, 5, M, seed=3)
+        first, second = w.clone().requires_grad_(), w.clone().requires_grad_()
+        (found(x, first, onto) * seen).sum().backward()
+        by_token = second.view(*second.shape[:-1], *[1] * (3 - axes), T).expand(4, 5, T)
+        (torch.einsum("bkt,tmn,bkn->bkm", by_token, changes, x) * seen).sum().backward()
+        torch.testing.assert_close(first.grad, second.grad, rtol=1e-10, atol=1e-10)
+
+    def test_no_samples_and_no_weight(self, kind, axes):
+        found, _ = bank(kind)
+        w, _ = weights_of(axes, batch=0 if axes > 1 else 4)
+        empty = found(torch.zeros(0, 5, N).double(), w, torch.zeros(0, 5, M).double())
+        assert empty.shape == (0, 5, M)
+        w, _ = weights_of(axes)
+        onto = normal(4, 5, M)
+        assert torch.equal(found(normal(4, 5, N), 0 * w, onto), onto)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_invariance(kind):
+    found, _ = bank(kind)
+    w, _ = weights_of(2)
+    x, onto = normal(4, 5, N, seed=1), normal(4, 5, M, seed=2)
+    together = found(x, w, onto)
+    for b in range(4):
+        torch.testing.assert_close(found(x[b : b + 1], w[b : b + 1], onto[b : b + 1]), together[b : b + 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transposed(kind):
+    found, changes = bank(kind)
+    w, _ = weights_of(2)
+    other = found.transposed()
+    assert (other.shape, other.parts) == ((N, M), T)
+    torch.testing.assert_close(other.mix(w), torch.einsum("bt,tmn->bnm", w, changes))
+
+
+@pytest.mark.parametrize("kind", ["LowRank", "Tucker"])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_bf16_factors(kind, axes):
+    found, _ = bank(kind, m=96, n=48, dtype=torch.float32)
+    w, _ = weights_of(axes)
+    w, x, onto = w.float(), normal(4, 5, 48, dtype=torch.float32), torch.zeros(4, 5, 96)
+    exact = found(x, w, onto)
+    rounded = found.to(torch.bfloat16)(x.bfloat16(), w, onto.bfloat16())
+    assert rounded.dtype == torch.bfloat16
+    assert float((rounded - exact).norm() / exact.norm()) < 1e-2
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(each, torch.Tensor):
+                self.numel = max(self.numel, each.numel())
+        return result
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_matrix_per_sample_is_built(kind):
+    """Factors m x n = 256 x 192 against 16 samples of 2 tokens: B r_o r_i and B N m are small, B m n is not."""
+    m, n, batch = 255, 192, 16
+    found, _ = bank(kind, m=m, n=n)
+    w, _ = weights_of(2, batch)
+    with Largest() as seen, torch.inference_mode():
+        found(normal(batch, 2, n), w, torch.zeros(batch, 2, m).double())
+    assert seen.numel <= max(m * n, batch * 2 * m) < batch * m * n
+
+
+def test_unused_parts_of_low_rank_are_not_run():
+    """Top-1: the samples of one expert cost r, not T r."""
+    found, _ = bank("LowRank", 8, 30, 30)
+    x, onto = normal(6, 5, 30), torch.zeros(6, 5, 30).double()
+    for w in (torch.eye(8)[3].double(), 0.7 * torch.eye(8)[[3] * 6].double()):
+        shapes = []
+
+        class Products(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None, shapes=shapes):
+                result = func(*args, **(kwargs or {}))
+                if func is torch.ops.aten.mm.default:
+                    shapes.append(tuple(result.shape))
+                return result
+
+        with Products():
+            found.add_(x, w, onto.clone())
+        assert shapes == [(30, 2)]
+
+
+class TestStorage:
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "OnDemand"])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+    def test_rebuilt_bitwise(self, kind, dtype):
+        found, _ = bank(kind)
+        found = found.to(dtype)
+        again = rebuild(found.facts(), dict(found.named_buffers()))
+        assert (again.facts(), again.params, again.bytes) == (found.facts(), found.params, found.bytes)
+        assert [*dict(again.named_buffers())] == [*dict(found.named_buffers())]
+        w, _ = weights_of(2)
+        assert torch.equal(again.mix(w), found.mix(w))
+
+    def test_on_demand_is_stored_dense(self):
+        found, changes = bank("OnDemand")
+        assert torch.equal(found.stored().changes, changes)
+        assert (found.params, found.bytes) == (changes.numel(), 4 * changes.numel())
+
+    @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4, 4)])
+    @pytest.mark.parametrize("kind", ["Dense", "Masked", "OnDemand"])
+    def test_any_shape(self, kind, shape):
+        changes = normal(T, *shape)
+        found = {
+            "Dense": lambda: Dense(changes),
+            "Masked": lambda: Masked.of(normal(*shape, seed=5), changes > 0, normal(T, seed=6)),
+            "OnDemand": lambda: OnDemand(changes.unbind().__getitem__, changes.shape[1:], T),
+        }[kind]()
+        if kind == "Masked":
+            changes = normal(T, seed=6).view(T, *[1] * len(shape)) * (changes > 0) * normal(*shape, seed=5)
+        for w in (weights_of(1)[0], weights_of(2)[0]):
+            torch.testing.assert_close(found.mix(w), torch.einsum("...t,t...->...", w, changes) if not shape else (
+                torch.tensordot(w, changes, 1)))  # fmt: skip
+
+    def test_a_convolution_keeps_its_shape(self):
+        u, vh = normal(T, 6, 2), normal(T, 2, 12)
+        found = LowRank.of(u, vh, torch.Size((6, 3, 2, 2)))
+        again = rebuild(found.facts(), dict(found.named_buffers()))
+        w, _ = weights_of(2)
+        assert again.sides() == (6, 12)
+        torch.testing.assert_close(again.mix(w), torch.einsum("bt,tmr,trn->bmn", w, u, vh).view(4, 6, 3, 2, 2))
+
+    def test_bits_and_zeros_are_counted_as_stored(self):
+        masked, _ = bank("Masked", m=10, n=9)
+        assert masked.bytes == 8 * 90 + T * 12 + 8 * T  # vector and scales in fp64, ceil(90 / 8) bytes of bits per task
+        sparse = torch.zeros(4, 10, 10)
+        sparse[:, 0] = 1
+        assert Dense(sparse).bytes == 4 * 40 + 50  # 40 values and 400 bits
+        assert Dense(torch.ones(4, 10, 10)).bytes == 1600

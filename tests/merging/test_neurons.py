@@ -1,0 +1,177 @@
+"""Neuron masks: which are kept, what keeping means, and how alike the masks of two tasks are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from ffns import close, small_towers
+from samples import drawn, family, opened
+from torch import nn
+
+from merging import Cache, Experts, UserError
+from merging import neurons as module
+from merging.calibration import Calibration
+from merging.neurons import Neurons, chance, jaccard, largest_share, selected
+
+TASKS, HIDDEN = 3, 6
+
+
+class Ffn(nn.Module):
+    """One FFN without anything around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.c_fc, self.c_proj = nn.Linear(4, HIDDEN), nn.Linear(HIDDEN, 4)
+
+    def forward(self, x):
+        return self.c_proj(torch.relu(self.c_fc(x)))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.ModuleDict({"mlp": Ffn()}) for _ in range(2)])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block["mlp"](x)
+        return x
+
+
+def hand_made():
+    """Experts in whose first block neuron t, and in whose second neuron t + 3, alone fires."""
+    base = {key: torch.zeros_like(tensor) for key, tensor in Model().state_dict().items()}
+    experts = [{key: tensor.clone() for key, tensor in base.items()} for _ in range(TASKS)]
+    for task, expert in enumerate(experts):
+        expert["blocks.0.mlp.c_fc.bias"][task] = 1
+        expert["blocks.1.mlp.c_fc.bias"][task + 3] = 2
+    images = drawn(10, 5, 4)
+    calibration = Calibration("calibration", ("x",) * TASKS, (10,) * TASKS, lambda t, i: images[i], (), Model)
+    return replace(Experts.open(base, experts), calibration=lambda split: calibration)
+
+
+def test_an_expert_keeps_the_neurons_that_fire_for_it():
+    masks = Neurons(1 / HIDDEN).masks(hand_made())
+    assert torch.equal(masks[0], torch.eye(HIDDEN)[:3].bool()) and torch.equal(masks[1], torch.eye(HIDDEN)[3:].bool())
+    assert torch.equal(jaccard(masks[0]), torch.eye(TASKS, dtype=torch.float64))
+
+
+def test_a_share_of_the_model_may_lie_in_one_block():
+    """The second block's neuron fires stronger: with one of twelve kept the first block is left without any."""
+    with pytest.raises(UserError, match=r"ratio=0.08 keeps none of the 6 hidden neurons of block 0 for task0"):
+        Neurons(0.08, scope="model").masks(hand_made())
+    masks = Neurons(2 / 12, scope="model").masks(hand_made())
+    assert masks[0].sum() == masks[1].sum() == TASKS
+    with pytest.raises(UserError, match=r"Raise it to at least 0.1667, or use scope=layer"):
+        Neurons(0.08).masks(hand_made())
+
+
+def test_the_base_may_be_asked_instead():
+    masks = Neurons(1 / HIDDEN, source="base").masks(hand_made())
+    assert torch.equal(masks[0], torch.eye(HIDDEN)[:1].bool().expand(TASKS, -1))  # all silent: of equals the first
+
+
+def test_counts_are_rounded_and_ties_go_to_the_first():
+    values = torch.tensor([[1.0, 3, 3, 3, 0, 2], [0.0, 0, 0, 0, 0, 0]])
+    assert largest_share(values, 0.34).tolist() == [
+        [False, True, True, False, False, False],
+        [True, True, False, False, False, False],
+    ]
+    for ratio, count in ((0.1, 307), (0.125, 384), (0.3, 922), (1.0, 3072)):
+        assert largest_share(drawn(2, 3072), ratio).sum(1).tolist() == [count] * 2
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("scale", ["inverse_density", "energy", "density", "none"])
+def test_scaling(scale, axis):
+    change = drawn(TASKS, HIDDEN, 4) if axis == 0 else drawn(TASKS, 4, HIDDEN)
+    mask = torch.tensor([[1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
+    found = Neurons(scale=scale).apply(change, mask, axis)
+    assert torch.equal(found[2], change[2])
+    for task, density in enumerate((1 / 6, 1 / 2)):
+        kept = change[task].movedim(axis, 0).clone()
+        kept[~mask[task]] = 0
+        kept = kept.movedim(0, axis)
+        assert torch.equal(selected(change, mask, axis)[task], kept)
+        factor = {
+            "inverse_density": 1 / density,
+            "density": density,
+            "none": 1.0,
+            "energy": float(change[task].norm() / kept.norm()),
+        }[scale]
+        assert close(found[task], factor * kept, 1e-5)
+    silent = Neurons(scale="energy").apply(torch.zeros(TASKS, HIDDEN), mask, 0)
+    assert torch.equal(silent, torch.zeros(TASKS, HIDDEN))
+
+
+def test_jaccard_counts_what_two_masks_share():
+    mask = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    assert close(jaccard(mask), torch.tensor([[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]], dtype=torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.1, 0.053), (0.2, 0.111), (0.3, 0.176), (1.0, 1.0)])
+def test_random_masks_have_the_jaccard_of_chance(ratio, expected):
+    assert chance(ratio) == pytest.approx(expected, abs=5e-4)
+    random = jaccard(largest_share(drawn(8, 20000), ratio))
+    others = random[~torch.eye(8, dtype=torch.bool)].mean()
+    # the overlap of two draws of k n of n has deviation below sqrt(n) k; the mean of 28 pairs lies within a few percent
+    assert float(others) == pytest.approx(chance(ratio), rel=0.03)
+
+
+def test_more_images_change_few_masks():
+    """Masks from n and from 2 n of the same images agree; those of noise are stable from few on."""
+    base, experts = small_towers()
+    found = opened(base, experts)
+    few, many = (Neurons(0.25, images=count).masks(found) for count in (12, 24))
+    for block in few:
+        for one, other in zip(few[block], many[block], strict=True):
+            assert jaccard(torch.stack([one, other]))[0, 1] > 0.75
+    every = Neurons(0.25, images=999).masks(found)
+    assert all(torch.equal(many[block], every[block]) for block in many)
+
+
+def test_measured_once_per_content_and_question(tmp_path, monkeypatch):
+    calls, original = [], module.activations
+    monkeypatch.setattr(module, "activations", lambda *given: calls.append(given) or original(*given))
+    found = replace(hand_made(), cache=Cache(tmp_path / "cache"))
+    for neurons, made in (
+        (Neurons(0.5), 1),
+        (Neurons(0.2, scale="none", scope="model"), 1),
+        (Neurons(0.5, statistic="rms"), 2),
+        (Neurons(0.5, tokens="class"), 3),
+        (Neurons(0.5, images=4), 4),
+        (Neurons(0.5, source="base"), 5),
+        (Neurons(0.5), 5),
+    ):
+        first = neurons.measured(found)
+        assert len(calls) == made
+        assert all(torch.equal(first[block], again) for block, again in neurons.measured(hand_made()).items())
+        calls[:] = calls[:made]
+
+
+def test_an_ffn_outside_the_blocks_has_no_mask():
+    base, experts = family(2, {"mlp.c_fc.weight": (6, 4), "mlp.c_proj.weight": (4, 6)})
+    with pytest.raises(UserError, match=r"mlp.c_proj.weight lies in no block: its neurons have no mask"):
+        Neurons().masks(opened(base, experts))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"ratio": 0.0}, r"neurons: ratio=0.0 is out of range: it must lie in \(0.0, 1.0\]"),
+        ({"images": 0}, "images=0 is out of range"),
+        ({"scope": "block"}, "scope='block' is unknown. Choose layer, model"),
+        ({"scale": "sqrt"}, "scale='sqrt' is unknown"),
+        ({"statistic": "max"}, "statistic='max' is unknown. Choose mean_abs, mean, positive, rms"),
+        ({"tokens": "patches"}, "tokens='patches' is unknown. Choose all, class"),
+        ({"source": "merged"}, "source='merged' is unknown. Choose expert, base"),
+    ],
+)
+def test_unknown_names(knobs, message):
+    with pytest.raises(UserError, match=message):
+        Neurons(**knobs)
+
+
+def test_no_images_no_masks():
+    with pytest.raises(UserError, match="neuron masking looks at unlabelled images"):
+        Neurons().masks(Experts.open(*family(1)))

@@ -1,0 +1,91 @@
+"""What activations say about an expert: statistics against a forward pass written out."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from ffns import close, small_towers
+from samples import BACKBONE, IMAGES, opened
+from torch.nn import functional
+
+from merging.calibration import STATISTICS, activations, input_statistics
+
+NAMES = tuple(f"visual.transformer.resblocks.{block}.mlp.c_proj.weight" for block in (0, 1))
+MEASURES = {
+    "mean_abs": lambda a: a.abs().mean((0, 1)),
+    "mean": lambda a: a.mean((0, 1)),
+    "positive": lambda a: (a > 0).double().mean((0, 1)),
+    "rms": lambda a: a.square().mean((0, 1)).sqrt(),
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return opened(*small_towers())
+
+
+def hidden(state, images):
+    """GELU outputs [B, N, 64] of the two FFNs in fp64, from the weights alone."""
+    w = {key.removeprefix("visual."): tensor.double() for key, tensor in state.items()}
+    norm = lambda x, name: functional.layer_norm(x, (16,), w[f"{name}.weight"], w[f"{name}.bias"])  # noqa: E731
+    patches = functional.conv2d(images.double(), w["conv1.weight"], stride=8).flatten(2).transpose(1, 2)
+    x = torch.cat([w["class_embedding"].expand(len(images), 1, -1), patches], 1) + w["positional_embedding"]
+    x, seen = norm(x, "ln_pre"), []
+    for block in (0, 1):
+        part = lambda name, b=block: w[f"transformer.resblocks.{b}.{name}"]  # noqa: E731
+        y = norm(x, f"transformer.resblocks.{block}.ln_1")
+        q, k, v = (y @ part("attn.in_proj_weight").T + part("attn.in_proj_bias")).chunk(3, -1)
+        q, k, v = (each.unflatten(-1, (2, 8)).transpose(1, 2) for each in (q, k, v))
+        attended = ((q @ k.mT / 8**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + attended @ part("attn.out_proj.weight").T + part("attn.out_proj.bias")
+        y = norm(x, f"transformer.resblocks.{block}.ln_2")
+        seen.append(functional.gelu(y @ part("mlp.c_fc.weight").T + part("mlp.c_fc.bias")))
+        x = x + seen[-1] @ part("mlp.c_proj.weight").T + part("mlp.c_proj.bias")
+    return seen
+
+
+@pytest.mark.parametrize("count", [5, IMAGES, None])
+@pytest.mark.parametrize("tokens", ["all", "class"])
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_equals_a_forward_pass_by_hand(found, statistic, tokens, count):
+    calibration = found.unlabelled("test")
+    measured = activations(calibration, found.checkpoints, NAMES, count, statistic, tokens)
+    for task, checkpoint in enumerate(found.checkpoints):
+        images = calibration.images(task, torch.arange(IMAGES if count is None else count))
+        state = {key: checkpoint.tensor(key) for key in BACKBONE.build().state_dict()}
+        for name, seen in zip(NAMES, hidden(state, images), strict=True):
+            expected = MEASURES[statistic](seen[:, :1] if tokens == "class" else seen)
+            assert measured[name].shape == (3, 64) and measured[name].dtype == torch.float32
+            assert close(measured[name][task], expected, 1e-6), (name, task)
+
+
+def test_magnitude_is_the_default(found):
+    calibration = found.unlabelled("test")
+    plain = activations(calibration, found.checkpoints, NAMES, 4)
+    asked = activations(calibration, found.checkpoints, NAMES, 4, "mean_abs", "all")
+    assert all(torch.equal(plain[name], asked[name]) for name in NAMES)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_batches_of_any_size_give_the_same(found, statistic):
+    """Every image counts once, also in a last batch that is smaller."""
+    calibration = found.unlabelled("test")
+    tower = calibration.tower()
+    together, split = (input_statistics(tower, NAMES, calibration.batches(0, 7, batch), statistic) for batch in (7, 3))
+    assert all(close(together[name], split[name], 1e-6) for name in NAMES)
+
+
+def test_leaves_no_hooks(found):
+    tower = found.unlabelled("test").tower()
+    input_statistics(tower, NAMES, found.unlabelled("test").batches(0, 2))
+    assert not any(module._forward_pre_hooks for module in tower.modules())
+
+
+def test_every_expert_sees_its_own_images(found):
+    """Swapped images change what is measured of every expert."""
+    calibration = found.unlabelled("test")
+    swapped = replace(calibration, images=lambda task, some: calibration.images(2 - task, some))
+    own, other = (activations(each, found.checkpoints, NAMES) for each in (calibration, swapped))
+    for name in NAMES:
+        moved = (own[name] - other[name]).abs().amax(1)
+        assert moved[0] > 1e-3 and moved[2] > 1e-3 and moved[1] == 0
