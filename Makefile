@@ -5,7 +5,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: run test check lint setup
 run: setup
-	.venv/bin/duet experiment=mini8_static
+	.venv/bin/duet experiment=mini8
 
 test: setup
 	.venv/bin/python -m pytest

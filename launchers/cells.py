@@ -4,7 +4,7 @@ import logging
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -118,10 +118,10 @@ class Cell:
 
     def told(self, merged: Merged, found: RoutingFound | None) -> dict[str, Any]:
         """What a row says of the merged model itself."""
-        routing, looks = merged.routing, self.method.needs == "inputs"
+        routing, looks = merged.routing, needs_of(self.method) == "inputs"
         adaptation = (routing.adaptation if routing else None) or ("calibration" if looks else "none")
         return {
-            "needs": "inputs" if adaptation != "none" else self.method.needs,
+            "needs": "inputs" if adaptation != "none" else needs_of(self.method),
             "adaptation": adaptation,
             "router": routing.router if routing else "none",
             "granularity": routing.granularity if routing else "none",
@@ -131,6 +131,13 @@ class Cell:
             "routing": {} if found is None else found._asdict(),
             "energy": {key: [round(share, 5) for share in shares] for key, shares in merged.energy.items()},
         }
+
+
+def needs_of(method: Method) -> str:
+    """What a method and those inside it ask for besides weights: nothing | inputs | labels, the most of all."""
+    inner = [getattr(method, knob.name) for knob in fields(method)] if is_dataclass(method) else []
+    asked = [method.needs, *(needs_of(each) for each in inner if hasattr(each, "needs"))]
+    return next(need for need in ("labels", "inputs", "nothing") if need in asked)
 
 
 class Clock:

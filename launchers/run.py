@@ -54,7 +54,7 @@ def run(config: DictConfig) -> list[str]:
         ]
         row = finish(wanted, folder, tracker.log_task, config.redo, config.save, log_step=tracker.log)
         shown = sorted([row, *found], key=lambda each: each.created)
-        tracker.finish(row, shown, draw(shown, here))
+        tracker.finish(row, shown, draw(shown, here) if tracker.pictures else {})
     return files
 
 
@@ -81,9 +81,15 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     decides["experts"].pop("workers", None)
     if decides["method"]["_target_"].endswith((".Base", ".Expert")):
         decides["scale"] = None
-    if not getattr(get_class(decides["method"]["_target_"]), "routed", False):
+    if not any(getattr(get_class(target), "routed", False) for target in targets(decides["method"])):
         decides["router"] = None  # what is static, or brings its own gate, is the same under every router
     return decides
+
+
+def targets(method: dict[str, Any]) -> list[str]:
+    """The classes of a method's configuration: its own and those of the methods inside it."""
+    inner = [each for value in method.values() if isinstance(value, dict) for each in targets(value)]
+    return [method["_target_"], *inner] if "_target_" in method else inner
 
 
 def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:

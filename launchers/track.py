@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from urllib.parse import urlparse
 
 from launchers.export import records
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 class Tracker(Protocol):
     """What a run tells the world while it goes: start, then any number of logs, then finish, inside `with`."""
+
+    pictures: ClassVar[bool]
 
     def __enter__(self) -> "Tracker": ...
 
@@ -45,6 +47,8 @@ class Tracker(Protocol):
 class NoTracker:
     """Tells nobody."""
 
+    pictures: ClassVar[bool] = False  # whether `finish` wants figures
+
     def __enter__(self) -> "NoTracker":
         return self
 
@@ -68,6 +72,7 @@ class NoTracker:
 class WandbTracker:
     """Weights & Biases. Whatever goes wrong there is warned of once and never stops the experiment."""
 
+    pictures: ClassVar[bool] = True
     project: str = "duet-merging"
     entity: str | None = None
     mode: str = "auto"

@@ -5,13 +5,11 @@ from merging.banks import Bank, LowRank, Rows
 from merging.merged import Merged, Routing
 from merging.naming import Naming
 
-BY_TASK = ("oracle", "learned")  # one dense model per task: nothing is added to the static forward
-
 
 def macs(merged: Merged, backbone: Backbone) -> int:
     """The static forward, what the banks add, the gates, and the second pass of a gate that asks for one."""
     static, routing = backbone.macs, merged.routing
-    if routing is None or routing.router in BY_TASK:
+    if routing is None or routing.by_task:  # one dense model per task: nothing is added
         return static
     added = sum(bank_macs(key, bank, backbone, routing) for key, bank in merged.own.items())
     second_pass = static if routing.gate is not None and routing.gate.sees == "pass" else 0

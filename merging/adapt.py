@@ -1,7 +1,8 @@
 """Trains gates without class labels, on images whose task is known: by task id, entropy, or agreement with experts."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -57,28 +58,34 @@ class TaskId:
 
     def __post_init__(self) -> None:
         check_range("router.train.steps", self.steps, 1, 10**7)
+        check_range("router.train.batch", self.batch, 1, 10**6)
         check_range("router.train.lr", self.lr, 0.0, 1.0, open_low=True)
 
     def train(
         self, tower: RoutedTower, merged: Merged, experts: Experts, calibration: Calibration, seed: int, log: Log
     ) -> list[str]:
-        """Fit the gates of `tower` in place."""
+        """Fit the gates of `tower` in place; `log` hears the last loss of each."""
         tasks = torch.repeat_interleave(torch.arange(len(merged.tasks)), torch.tensor(calibration.sizes))
-        visit(
-            tower, calibration, merged, lambda gate, features: self._fit(gate, features, tasks, len(merged.tasks), seed)
-        )
+        losses: list[float] = []
+
+        def fit(gate: Gate, features: Tensor) -> None:
+            with seeded(seed):  # of the dropout
+                losses.append(self._fit(gate, features, tasks, len(merged.tasks), seed))
+            log({"router/task_id": losses[-1]}, len(losses) - 1)
+
+        visit(tower, calibration, merged, fit)
         return []
 
-    def _fit(self, gate: Gate, features: Tensor, tasks: Tensor, count: int, seed: int) -> None:
+    def _fit(self, gate: Gate, features: Tensor, tasks: Tensor, count: int, seed: int) -> float:
         gate.standardise(features)
         gate.train()
         optimizer = torch.optim.AdamW(gate.net.parameters(), self.lr, weight_decay=self.weight_decay)
-        rng, tasks = generator("task_id", seed), tasks.repeat(len(features) // len(tasks))
+        rng, tasks, loss = generator("task_id", seed), tasks.repeat(len(features) // len(tasks)), torch.zeros(())
         for step in range(self.steps):
             some = torch.randint(len(features), (min(self.batch, len(features)),), generator=rng)
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-            weights = gate.weights(gate.logits(features[some]))
+            weights = gate.weights(gate.logits(features[some]), hard=False)
             loss = task_loss(
                 weights.mean(1) if weights.ndim == 3 else weights, tasks[some], count, gate.shape.activation
             )
@@ -86,6 +93,7 @@ class TaskId:
             loss.backward()
             optimizer.step()
         gate.eval()
+        return loss.item()
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,8 @@ class Gradient:
             if self.schedule == "cosine":
                 optimizer.param_groups[0]["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
             optimizer.zero_grad(set_to_none=True)
-            loss, terms = self._loss(tower, calibration, chosen, targets, watch)
+            features = features_of(tower, merged, calibration, chosen)
+            loss, terms = self._loss(features, calibration, chosen, targets, watch)
             loss.backward()
             optimizer.step()
             if not loss.isfinite():
@@ -146,14 +155,12 @@ class Gradient:
 
     def _loss(
         self,
-        tower: RoutedTower,
+        features: Sequence[Tensor],
         calibration: Calibration,
         chosen: list[Tensor],
         targets: list[Tensor] | None,
         watch: Watch,
     ) -> tuple[Tensor, dict[str, float]]:
-        images = torch.cat([calibration.images(task, indices) for task, indices in enumerate(chosen)])
-        features = functional.normalize(tower(images), dim=-1).split([len(each) for each in chosen])
         terms: dict[str, Tensor] = dict.fromkeys(("entropy", "marginal", "distillation"), torch.zeros(()))
         for task, (found, head) in enumerate(zip(features, calibration.heads, strict=True)):
             logits = found @ head.T
@@ -175,6 +182,14 @@ class Learned:
     gate: GateShape = field(default_factory=GateShape)
     train: TaskId | Gradient = field(default_factory=TaskId)
     split: str = "calibration"
+
+    def __post_init__(self) -> None:
+        hard = self.gate.activation == "softmax" and self.gate.top_k == 1
+        if hard and isinstance(self.train, Gradient):
+            raise UserError(
+                "router.gate.top_k=1 gives one-hot weights, through which no loss of the model can train a gate. Set "
+                "router.gate.top_k=2 or more, or train by task id: router=task_id."
+            )
 
     def fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
         """The merge with trained gates, and the tasks that the collapse guard suspects.
@@ -204,9 +219,26 @@ class Learned:
         routed = sum(1 for block in tower.steps if block.routed)
         count = routed if self.gate.sees == "block" and not self.gate.shared else 1
         width, init = tower.conv1.weight.shape[0], merged.routing.init if merged.routing else 0.0
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             return nn.ModuleList([Gate(width, merged.parts, self.gate, init).eval() for _ in range(count)])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's global generators, which layers draw from, started at `seed` and put back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def features_of(
+    tower: RoutedTower, merged: Merged, calibration: Calibration, chosen: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """Unit features [n, D] of some images of each task: all in one batch, unless a batch is to be of one task."""
+    images = [calibration.images(task, indices) for task, indices in enumerate(chosen)]
+    if merged.routing is not None and merged.routing.granularity == "batch":
+        return tuple(functional.normalize(tower(some), dim=-1) for some in images)
+    return functional.normalize(tower(torch.cat(images)), dim=-1).split([len(some) for some in images])
 
 
 @torch.no_grad()
@@ -244,5 +276,10 @@ def visit(tower: RoutedTower, calibration: Calibration, merged: Merged, act: Cal
 def _shown(gate: nn.Module | None, tokens: list[Tensor], act: Callable[[Gate, Tensor], object]) -> None:
     assert isinstance(gate, Gate)
     features = torch.cat([gate.features(x) for x in tokens])
+    if not features.isfinite().all():
+        raise UserError(
+            "The merged model gives NaN or Inf on the images that train its gates. Lower the scale or check the "
+            "experts."
+        )
     with torch.enable_grad():
         act(gate, features)

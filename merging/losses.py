@@ -27,7 +27,7 @@ def marginal_entropy(logits: Tensor) -> Tensor:
 def task_loss(weights: Tensor, tasks: Tensor, count: int, activation: str) -> Tensor:
     """How far weights [B, G] are from one-hot at `tasks` [B]; the parts of a task count together.
 
-    softmax: cross-entropy; sigmoid: binary cross-entropy; none: mean squared error, parts averaged.
+    softmax: cross-entropy; sigmoid: binary cross-entropy; real weights: mean squared error, parts averaged.
     """
     parts = weights.unflatten(-1, (count, -1))
     if activation == "softmax":
@@ -72,6 +72,6 @@ class Watch:
         for name, seen in zip(self.tasks, self._seen, strict=True):
             quarter = max(len(seen) // 4, 1)
             first, last = (torch.stack(part).mean(0) for part in (seen[:quarter], seen[-quarter:]))
-            if last[-1] < first[-1] and marginal_entropy(last[None, :-1].log()) < 0.5 * math.log(len(last) - 1):
+            if last[-1] < first[-1] and torch.special.entr(last[:-1]).sum() < 0.5 * math.log(len(last) - 1):
                 found.append(name)
         return found

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from merging.banks import Bank
 from merging import saving
+from merging.banks import Bank
 from merging.checkpoints import Checkpoint, Spec
 from merging.errors import UserError
 from merging.routers import GateShape
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -26,6 +27,11 @@ class Routing:
     gate_rank: int = 0  # subspace: directions a part is recognised by
     top_k: int | None = None  # subspace: parts kept per token
     adaptation: str | None = None  # the split whose unlabelled images trained it
+
+    @property
+    def by_task(self) -> bool:
+        """Whether the true task chooses: by intention, or because the gates are still to be trained."""
+        return self.router in ("oracle", "learned")
 
     @property
     def params(self) -> int:

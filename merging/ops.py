@@ -25,12 +25,6 @@ def rows(tau: Tensor) -> Tensor:
     return tau.view(len(tau), tau.shape[1:].numel())
 
 
-def kept_energy(whole: Tensor, left: Tensor) -> list[float]:
-    """1 - ||left_t||^2 / ||whole_t||^2 for [T, ...]; 1 for a zero."""
-    total = whole.flatten(1).square().sum(1)
-    return torch.where(total > 0, 1 - left.flatten(1).square().sum(1) / total.clamp_min(1e-30), 1.0).tolist()
-
-
 @dataclass
 class KeepLargest:
     """Keeps exactly the `count` entries of largest magnitude of each row over a whole model, seen in pieces [T, ...].

@@ -13,7 +13,7 @@ from merging.errors import UserError
 
 SEES = ("block", "early", "pass")
 FEATURES = ("mean", "mean_std", "cls")
-ACTIVATIONS = ("softmax", "sigmoid", "none")
+ACTIVATIONS = ("softmax", "sigmoid", "none", "soft_top_k")
 GRANULARITIES = ("sample", "token", "batch", "mixed", "group")
 _HEARD: ContextVar[list[Tensor] | None] = ContextVar("heard", default=None)
 
@@ -53,10 +53,11 @@ class GateShape:
     sees the last tokens of a static pass (Twin; doubles the work). depth: 1 linear, 2 with a hidden ReLU layer (WEMoE),
     3 the router of Twin-Merging. features: of the tokens, their mean, mean and deviation, or the class token.
     pool: "before" the network or, for the mean alone, "after" it (WEMoE). shared: all blocks use one gate. activation:
-    softmax, sigmoid or none (any real weights). temperature divides the logits. top_k: keep the k largest weights,
-    rescaled to the same sum; 1 is hard routing. granularity: one w per "sample", per "token", for a "batch" of one
-    task (as some published code does; it inflates), for a "mixed" batch of all tasks, or per "group" of similar samples
-    of the whole test set (`groups` of them; Twin-Merging's appendix E).
+    softmax, sigmoid, none (any real weights) or soft_top_k (of rank-one MoE: real weights s, times sigmoid(100 (s - the
+    k-th largest))). temperature divides the logits. top_k: keep the k largest weights, those of softmax and sigmoid
+    rescaled to the same sum; 1 is hard routing. granularity: one w per "sample", per "token", for a "batch" of one task
+    (as some published code does; it inflates), for a "mixed" batch of all tasks, or per "group" of similar samples of
+    the whole test set (`groups` of them; Twin-Merging's appendix E).
     """
 
     sees: str = "block"
@@ -80,10 +81,17 @@ class GateShape:
             raise UserError(f"router.gate.temperature={self.temperature} is out of range: it must be above 0.")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"router.gate.top_k={self.top_k} is out of range: keep at least 1 part, or null for all.")
+        if self.groups < 1:
+            raise UserError(f"router.gate.groups={self.groups} is out of range: there is at least 1 group.")
         if self.by_token and self.features != "mean":
             raise UserError(
                 f"router.gate.features={self.features} pools the tokens, but pool=after or granularity=token asks them "
                 f"one by one. Set router.gate.features=mean."
+            )
+        if self.by_token and self.depth == 3:
+            raise UserError(
+                "router.gate.depth=3 normalises over samples and cannot be asked token by token (pool=after or "
+                "granularity=token). Set router.gate.depth=1 or 2, or pool before it."
             )
         if self.granularity == "group" and self.sees == "block":
             raise UserError(
@@ -119,7 +127,7 @@ class Gate(nn.Module):
         self.net = network(inputs, parts, shape.depth)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
-        nn.init.constant_(last.bias, init if shape.activation == "none" else 0.0)
+        nn.init.constant_(last.bias, init if shape.activation in ("none", "soft_top_k") else 0.0)
 
     def features(self, tokens: Tensor) -> Tensor:
         """What the network sees: [B, F], or [B, N, F] token by token."""
@@ -129,7 +137,9 @@ class Gate(nn.Module):
             return tokens[:, 0]
         if self.shape.features == "mean":
             return tokens.mean(1)
-        return torch.cat([tokens.mean(1), tokens.std(1, correction=0)], -1)
+        mean = tokens.mean(1, keepdim=True)
+        deviation = (tokens - mean).square().mean(1).add(1e-12).sqrt()  # several times faster than std
+        return torch.cat([mean[:, 0], deviation], -1)
 
     def standardise(self, features: Tensor) -> None:
         """Take mean and deviation from features [n, F]."""
@@ -141,14 +151,20 @@ class Gate(nn.Module):
         """Before the activation, [B, (N,) G]."""
         return self.net((features - self.mean) / self.std)
 
-    def weights(self, logits: Tensor) -> Tensor:
-        """The activation, and the largest alone if so wanted."""
+    def weights(self, logits: Tensor, hard: bool = True) -> Tensor:
+        """The activation, of the `top_k` largest alone; without `hard` of all, as a part left out has no gradient."""
         logits = logits / self.shape.temperature
+        most = min(self.shape.top_k or self.parts, self.parts)
+        if self.shape.activation == "soft_top_k":
+            return logits * (100 * (logits - logits.topk(most, -1).values[..., -1:])).sigmoid()
+        most = most if hard else self.parts
         if self.shape.activation == "softmax":
-            logits = logits.softmax(-1)
-        elif self.shape.activation == "sigmoid":
-            logits = logits.sigmoid()
-        return logits if self.shape.top_k is None else largest(logits, self.shape.top_k)
+            return softmax(logits, most)
+        if self.shape.activation == "none":
+            return largest(logits, most)
+        weights = logits.sigmoid()
+        kept = largest(weights, most)
+        return kept * (weights.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True)) if most < self.parts else kept
 
     def forward(self, tokens: Tensor) -> Tensor:
         weights = self.weights(self.logits(self.features(tokens)))
@@ -180,12 +196,20 @@ def network(inputs: int, outputs: int, depth: int) -> nn.Sequential:
 
 
 def largest(weights: Tensor, count: int) -> Tensor:
-    """The `count` largest of [..., G], rescaled to the sum of all; the rest zero."""
+    """The `count` largest of [..., G]; the rest zero."""
     if count >= weights.shape[-1]:
         return weights
     values, where = weights.topk(count, -1)
-    values = values * (weights.sum(-1, keepdim=True) / values.sum(-1, keepdim=True))
     return torch.zeros_like(weights).scatter(-1, where, values)
+
+
+def softmax(logits: Tensor, count: int) -> Tensor:
+    """Softmax over the `count` largest of [..., G], the rest zero: sums to 1, and for one is exactly one-hot."""
+    if count >= logits.shape[-1]:
+        return logits.softmax(-1)
+    values, where = logits.topk(count, -1)
+    values = values.softmax(-1)
+    return values.new_zeros(logits.shape).scatter(-1, where, values)
 
 
 class Subspace(nn.Module):
@@ -202,7 +226,7 @@ class Subspace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inside = nn.functional.linear(x, self.directions.flatten(0, 1)).unflatten(-1, self.directions.shape[:2])
-        return answered(largest(inside.norm(dim=-1).softmax(-1), self.top_k))
+        return answered(softmax(inside.norm(dim=-1), self.top_k))
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for one sample."""

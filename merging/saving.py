@@ -66,11 +66,21 @@ def _routing_facts(merged: "Merged") -> dict[str, Any] | None:
 
 def read(path: str | Path) -> "Merged":
     """A saved merge with its banks and trained gates. Raises UserError for a file that is none, or is damaged."""
-    from merging.merged import Merged, Routing
-
     file = SafetensorsFile(path)
     if file.metadata.get("format") != FORMAT:
         raise UserError(f"{path} was not written by this library ({FORMAT}). Load plain weights with safetensors.")
+    try:
+        return _read(file)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is damaged: its header does not fit its tensors ({reason}). Copy or save it again."
+        ) from error
+
+
+def _read(file: SafetensorsFile) -> "Merged":
+    from merging.merged import Merged, Routing
+
     record = json.loads(file.metadata["provenance"])
     tasks = tuple(record.get("tasks", ()))
     specs = {key: spec for key, spec in file.specs().items() if not key.startswith((OWN, GATE))}
@@ -120,7 +130,7 @@ class _Dense:
         return self._specs
 
     def tensor(self, key: str) -> Tensor:
-        return self._file.tensor(key)
+        return self._file.tensor(key).clone()  # what is loaded does not hang on its file
 
     def release(self) -> None:
         self._file.release()

@@ -17,8 +17,9 @@ from merging.cache import Cache, key_of
 from merging.checkpoints import Checkpoint, StateDict
 from merging.ops import generator
 from merging.preflight import check_range
+from merging.threads import each
 from tasks.progress import Progress
-from tasks.suite import Suite, Task
+from tasks.suite import Split, Suite, Task
 
 State = dict[str, Tensor]
 
@@ -27,7 +28,7 @@ State = dict[str, Tensor]
 class Recipe:
     """AdamW with linear warm-up and cosine decay; one learning rate for all parameters of the tower."""
 
-    steps: int = 140
+    steps: int = 80
     batch: int = 64
     lr: float = 5.0e-4
     warmup: int = 20
@@ -54,13 +55,14 @@ class Job:
     task: Task
     recipe: Recipe
     seed: int
+    split: Split  # training images
     key: str  # cache key: the content of base, data, head and recipe
 
 
 def train_expert(job: Job, on_step: Callable[[], object] = lambda: None) -> State:
     """The fine-tuned tower (fp32). Repeats bitwise for a given job on one machine and thread count."""
     torch.manual_seed(job.seed)
-    tower, split, head = job.backbone.build().train(), job.task.split("train"), job.task.head()
+    tower, split, head = job.backbone.build().train(), job.split, job.task.head()
     tower.load_state_dict(job.base)
     optimizer = torch.optim.AdamW(tower.parameters(), weight_decay=job.recipe.weight_decay)
     rng = generator("finetune", job.seed, job.task.name)
@@ -95,7 +97,10 @@ def make_experts(
     A finished expert is stored at once: after Ctrl-C the same call trains only what is missing.
     """
     state = {key: base.tensor(key).float() for key in base.specs()}
-    jobs = [Job(state, backbone, task, recipe, seed, _key(base, backbone, task, recipe, seed)) for task in suite.tasks]
+    splits = each(lambda task: task.split("train"), suite.tasks)
+    keys = [_key(base, backbone, *pair, recipe, seed) for pair in zip(suite.tasks, splits, strict=True)]
+    facts = zip(suite.tasks, splits, keys, strict=True)
+    jobs = [Job(state, backbone, task, recipe, seed, split, key) for task, split, key in facts]
     missing = [job for job in jobs if cache.get(job.key) is None]
     if missing:
         _train_all(missing, cache, min(workers or len(os.sched_getaffinity(0)), len(missing)))
@@ -103,8 +108,8 @@ def make_experts(
     return [StateDict(state, f"fine-tuned on {task.name}") for state, task in zip(states, suite.tasks, strict=True)]
 
 
-def _key(base: Checkpoint, backbone: Backbone, task: Task, recipe: Recipe, seed: int) -> str:
-    data, head = task.split("train").id, StateDict({"head": task.head()}).id
+def _key(base: Checkpoint, backbone: Backbone, task: Task, split: Split, recipe: Recipe, seed: int) -> str:
+    data, head = split.id, StateDict({"head": task.head()}).id
     return key_of("expert", base.id, backbone.facts(), task.name, data, head, asdict(recipe), seed)
 
 

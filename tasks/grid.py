@@ -20,7 +20,6 @@ from tasks.suite import Split, Suite, Task
 
 Scores = dict[str, float]  # task -> share of correct images
 TOGETHER = ("mixed", "group")  # granularities that look at images of several tasks at once
-BY_TASK = ("oracle", "learned")  # routers that are told the true task: a gate that is still to be trained is one
 
 
 class RoutingFound(NamedTuple):
@@ -58,6 +57,7 @@ class Fixed:
 class Search:
     """The scale with the best mean accuracy on `split`, the smallest of equals; a method without one stays as it is.
 
+    The list is searched as a curve with one peak, which spares a third of it or more.
     routed: whether the static part of a merge with task-specific parts is searched too (they are then mixed by the true
     task, before any gate is trained); otherwise it keeps its own scale.
     """
@@ -79,11 +79,29 @@ class Search:
     def choose(self, merged: Merged, grid: "Grid") -> tuple[Merged, Scores | None]:
         if merged.scale is None or (merged.own and not self.routed):
             return merged, None
-        tried = [
-            (merged.scaled(scale), grid.score(merged.scaled(scale), self.split).accuracy)
-            for scale in sorted(self.scales)
-        ]
-        return max(tried, key=lambda pair: sum(pair[1].values()))
+        scales, scores = sorted(self.scales), {}
+
+        def mean(index: int) -> float:
+            if index not in scores:
+                scores[index] = grid.score(merged.scaled(scales[index]), self.split).accuracy
+            return sum(scores[index].values())
+
+        best = climb(mean, len(scales))
+        return merged.scaled(scales[best]), scores[best]
+
+
+def climb(value: Callable[[int], float], count: int) -> int:
+    """Where `value` of 0 .. count - 1 is largest, the first of equals, if it has one peak.
+
+    Asks every third index, then the neighbours of the best until both are lower.
+    """
+    asked = set(range(min(1, count - 1), count, 3))
+    while True:
+        best = max(sorted(asked), key=value)
+        new = {index for index in (best - 1, best + 1) if 0 <= index < count} - asked
+        if not new:
+            return best
+        asked |= new
 
 
 class Grid:
@@ -98,8 +116,10 @@ class Grid:
     ) -> Scored:
         """Accuracy per task, and how a gate routed it; `on_task` hears each score.
 
-        Banks without a trained gate are mixed by the true task (oracle), those with one sample by sample.
+        Banks without a trained gate are mixed by the true task (oracle), those with one sample by sample. Raises
+        UserError for a merge whose parts are of other tasks than the suite's, or in another order.
         """
+        check_order(merged, self.suite)
         model = self._model(merged)
         if isinstance(model, RoutedTower) and merged.routing is not None and merged.routing.granularity in TOGETHER:
             return self._together(model, merged, split, on_task)
@@ -130,7 +150,7 @@ class Grid:
 
     def _model(self, merged: Merged) -> RoutedTower | dict[str, Tensor] | None:
         """What all tasks share: a routed tower, or the weights of a static merge."""
-        if merged.routing is not None and merged.routing.router not in BY_TASK:
+        if merged.routing is not None and not merged.routing.by_task:
             return install(self.backbone.build(), merged)
         return None if merged.own else dict(merged.state())
 
@@ -147,6 +167,16 @@ class Grid:
             return outcome(tower, self.backbone, task, task.split(split), self.batch)
         finally:
             self._towers.append(tower)
+
+
+def check_order(merged: Merged, suite: Suite) -> None:
+    """Raises UserError where the parts of a merge are not those of the suite's tasks, one by one."""
+    if merged.own and tuple(merged.tasks) != suite.names:
+        raise UserError(
+            f"The parts of this merge and its router are for the tasks {', '.join(merged.tasks)}, in this order; the "
+            f"suite {suite.name} has {', '.join(suite.names)}. Score it on its own tasks in its own order, or merge "
+            f"and train a router for these."
+        )
 
 
 def outcome(tower: nn.Module, backbone: Backbone, task: Task, split: Split, batch: int = 100) -> Outcome:

@@ -10,7 +10,7 @@ from merging.banks import Bank, Dense, LowRank, Tucker
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
-from merging.methods.method import Method
+from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.neurons import Masks, Neurons, selected
 from merging.preflight import check_range
@@ -44,7 +44,7 @@ class Duet:
     """
 
     routes: Literal["ffn", "all"] = "ffn"
-    ranks: Ranks = field(default_factory=lambda: Ranks("fraction", 0.2))
+    ranks: Ranks = field(default_factory=lambda: Ranks("fraction", 0.25))
     factors: Literal["tucker", "svd"] = "tucker"
     engine: str = "hooi"
     static: bool = True
@@ -69,14 +69,12 @@ class Duet:
         """Raises UserError where `rest` is not static, images are missing, a mask is empty or a rank is too large."""
         routed = [key for key in experts.specs() if self._routed(experts, key)]
         kept = () if self.bias == "rest" else experts.keys("ffn")
-        rest = self.rest(experts.part(set(experts.specs()) - set(routed) - set(kept)))
-        if rest.own:
-            raise UserError("duet: rest must be a static method, one model for all inputs.")
+        rest = static(self.rest, experts.part(set(experts.specs()) - set(routed) - set(kept)), "duet: rest")
         masks, parts = self._masks(experts, routed), {}
 
         def decompose(key: str, tau: Tensor) -> Tensor:
             parts[key] = self._part(experts, key, tau, masks)
-            return tau[0, ..., :0]
+            return torch.empty(0)
 
         experts.map(decompose, routed, heavy=True)
         return experts.merged(

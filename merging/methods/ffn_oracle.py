@@ -5,7 +5,7 @@ from typing import ClassVar
 from merging.banks import Bank, OnDemand
 from merging.experts import Experts
 from merging.merged import Merged, Routing
-from merging.methods.method import Method
+from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 
 
@@ -21,8 +21,8 @@ class FfnOracle:
 
     def __call__(self, experts: Experts) -> Merged:
         ffn, specs = experts.keys("ffn"), experts.specs()
-        rest = self.rest(experts.part(set(specs) - set(ffn)))
+        rest = static(self.rest, experts.part(set(specs) - set(ffn)), "ffn_oracle: rest")
         own: dict[str, Bank] = {
             key: OnDemand(partial(experts.task_vector, key), specs[key].shape, len(experts.tasks)) for key in ffn
         }
-        return experts.merged(rest.shared, rest.scale, own, Routing("oracle"))
+        return experts.merged(rest.shared, rest.scale, own, Routing("oracle"), fixed=rest.fixed)

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Protocol
 
+from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
 
@@ -12,3 +13,11 @@ class Method(Protocol):
     needs: ClassVar[str]
 
     def __call__(self, experts: Experts) -> Merged: ...
+
+
+def static(method: Method, experts: Experts, role: str) -> Merged:
+    """What `method` makes of experts. Raises UserError, naming the role, if that depends on the input."""
+    merged = method(experts)
+    if merged.own:
+        raise UserError(f"{role} must be a static method, one model for all inputs; {type(method).__name__} is not.")
+    return merged

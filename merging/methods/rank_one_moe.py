@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 
 from merging.banks import Bank, LowRank
-from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
-from merging.methods.method import Method
+from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.preflight import check_range
 from merging.residual import share_kept
@@ -37,9 +36,7 @@ class RankOneMoe:
 
     def __call__(self, experts: Experts) -> Merged:
         specs, ffn = experts.specs(), experts.keys("ffn")
-        rest = self.rest(experts.part(set(specs) - set(ffn)))
-        if rest.own:
-            raise UserError("rank_one_moe: rest must be a static method, one model for all inputs.")
+        rest = static(self.rest, experts.part(set(specs) - set(ffn)), "rank_one_moe: rest")
         matrices = [key for key in ffn if len(specs[key].shape) == 2]
         rank = min([self.rank, *(side for key in matrices for side in specs[key].shape)])
         own: dict[str, Bank] = {}

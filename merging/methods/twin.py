@@ -9,7 +9,7 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.factors import svd
 from merging.merged import Merged, Routing
-from merging.methods.method import Method
+from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.ops import KeepLargest, generator
 from merging.preflight import check_range
@@ -53,23 +53,21 @@ class Twin:
 
     def __call__(self, experts: Experts) -> Merged:
         """Raises UserError where `shared` is not static or a matrix has fewer singular values than `rank`."""
-        shared = self.shared(experts)
-        if shared.own:
-            raise UserError("twin: shared must be a static method, one model for all inputs.")
-        static = self._static(shared)
+        shared = static(self.shared, experts, "twin: shared")
+        common = self._static(shared)
         energy: dict[str, list[float]] = {}
         own: dict[str, Bank] = {}
 
         def exclusive(key: str, tau: Tensor) -> Tensor:
-            beyond = tau - static[key] if key in static else tau
+            beyond = tau - common[key] if key in common else tau
             own[key] = bank = self._bank(experts, key, beyond)
             energy[key] = [share_kept(*pair) for pair in zip(beyond, residuals(beyond, bank), strict=True)]
-            return tau[0, ..., :0]
+            return torch.empty(0)
 
         routed = [key for key in experts.specs() if self.start is None or self._behind(experts, key)]
         experts.map(exclusive, routed, heavy=True)
         return experts.merged(
-            static,
+            common,
             None,
             {key: own[key] for key in routed},
             Routing("learned") if routed else None,

@@ -4,10 +4,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from merging.banks import Bank, Dense
-from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
-from merging.methods.method import Method
+from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.ops import KeepLargest, rows
 from merging.preflight import check_range
@@ -34,9 +33,7 @@ class Wemoe:
 
     def __call__(self, experts: Experts) -> Merged:
         ffn = experts.keys("ffn")
-        rest = self.rest(experts.part(set(experts.keys()) - set(ffn)))
-        if rest.own:
-            raise UserError("wemoe: rest must be a static method, one model for all inputs.")
+        rest = static(self.rest, experts.part(set(experts.keys()) - set(ffn)), "wemoe: rest")
         own: dict[str, Bank] = {key: Dense(self._pruned(tau).clone()) for key, tau in experts.stream(ffn)}
         routing = Routing("learned", init=self.init) if own else None
         return experts.merged(rest.shared, rest.scale, own, routing, fixed=rest.fixed)

@@ -70,7 +70,7 @@ def test_a_recipe_out_of_range_is_refused(wrong):
 
 def test_training_repeats_bitwise_and_leaves_base_and_head_alone(one_thread):
     base, task, ticks = small.tower_state(), small.Colours("hues"), []
-    job = Job(base, small.TOWER, task, small.RECIPE, 0, "key")
+    job = Job(base, small.TOWER, task, small.RECIPE, 0, task.split("train"), "key")
     first = train_expert(job, lambda: ticks.append(1))
     torch.rand(7)  # the caller's random numbers do not matter
     second = train_expert(job)
@@ -80,12 +80,13 @@ def test_training_repeats_bitwise_and_leaves_base_and_head_alone(one_thread):
     assert first.keys() == base.keys()  # the head is no parameter
     assert all(value.dtype == torch.float32 and not value.requires_grad for value in first.values())
     assert not any(torch.equal(first[key], base[key]) for key in base)
-    assert not same(first, train_expert(Job(base, small.TOWER, task, small.RECIPE, 1, "key")))
+    assert not same(first, train_expert(Job(base, small.TOWER, task, small.RECIPE, 1, task.split("train"), "key")))
 
 
 def test_training_learns(one_thread):
     task = small.Colours("hues")
-    state = train_expert(Job(small.tower_state(), small.TOWER, task, Recipe(steps=60, batch=24, lr=0.01), 0, "key"))
+    recipe = Recipe(steps=60, batch=24, lr=0.01)
+    state = train_expert(Job(small.tower_state(), small.TOWER, task, recipe, 0, task.split("train"), "key"))
     tower, split = small.TOWER.build(), task.split("val")
     tower.load_state_dict(state)
     with torch.inference_mode():

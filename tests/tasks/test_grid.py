@@ -19,7 +19,7 @@ from merging.methods import Average, Base, Expert, TaskArithmetic, Twin, Wemoe
 from merging.routed import install
 from merging.routers import GateShape, answered, listening
 from tasks.finetune import Recipe
-from tasks.grid import Fixed, Grid, Outcome, Scored, Search, outcome, per_image, routed
+from tasks.grid import Fixed, Grid, Outcome, Scored, Search, climb, outcome, per_image, routed
 from tasks.suite import Split, calibration
 
 NAMES = ("hues", "tints", "shades")
@@ -175,7 +175,18 @@ def test_search_takes_the_best_and_of_equals_the_smallest(experts):
     chosen, validation = Search([1.0, 0.5, 0.3, 0.1]).choose(TaskArithmetic()(experts), grid)
 
     assert chosen.scale == 0.3 and validation == table[0.3]
-    assert sorted(grid.asked) == [(scale, "val") for scale in table]
+    assert sorted(grid.asked) == [(0.1, "val"), (0.3, "val"), (0.5, "val")]  # beyond a lower neighbour it only falls
+
+
+@pytest.mark.parametrize("count", range(1, 14))
+def test_the_climb_finds_every_single_peak_with_fewer_questions(count):
+    for peak in range(count):
+        asked = []
+        curve = [-abs(index - peak) for index in range(count)]
+        assert climb(lambda index: asked.append(index) or curve[index], count) == peak  # noqa: B023
+        assert len(set(asked)) <= count // 3 + 5
+    plateau = [min(index, 2) for index in range(count)]
+    assert climb(lambda index: plateau[index], count) == plateau.index(max(plateau))
 
 
 def test_what_has_no_scale_is_not_searched(experts):
