@@ -69,8 +69,7 @@ class TaskId:
         losses: list[float] = []
 
         def fit(gate: Gate, features: Tensor) -> None:
-            with seeded(seed):  # of the dropout
-                losses.append(self._fit(gate, features, tasks, len(merged.tasks), seed))
+            losses.append(self._fit(gate, features, tasks, len(merged.tasks), seed))
             log({"router/task_id": losses[-1]}, len(losses) - 1)
 
         visit(tower, calibration, merged, fit)
@@ -196,6 +195,10 @@ class Learned:
 
         Raises UserError for a merge whose stem is routed and a gate that would have to see it first.
         """
+        with seeded(seed):  # towers start at random weights, and a gate may have dropout
+            return self._fit(merged, experts, seed, log)
+
+    def _fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
         assert merged.routing is not None
         calibration = experts.unlabelled(f"router={self.name}", self.split)
         tower = install(calibration.tower(), merged)
@@ -219,13 +222,13 @@ class Learned:
         routed = sum(1 for block in tower.steps if block.routed)
         count = routed if self.gate.sees == "block" and not self.gate.shared else 1
         width, init = tower.conv1.weight.shape[0], merged.routing.init if merged.routing else 0.0
-        with seeded(seed):
-            return nn.ModuleList([Gate(width, merged.parts, self.gate, init).eval() for _ in range(count)])
+        torch.manual_seed(seed)  # whatever the tower has drawn
+        return nn.ModuleList([Gate(width, merged.parts, self.gate, init).eval() for _ in range(count)])
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's global generators, which layers draw from, started at `seed` and put back afterwards."""
+    """torch's global generators, which layers draw from, start at `seed` and are put back afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

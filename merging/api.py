@@ -38,7 +38,9 @@ def describe(method: object) -> dict[str, object]:
     """A method's name and knobs as JSON."""
     if is_dataclass(method):
         knobs: dict[str, object] = {knob.name: getattr(method, knob.name) for knob in fields(method)}
-        inner = {name: describe(value) if callable(value) else value for name, value in knobs.items()}
+        inner = {
+            name: describe(value) if callable(value) or is_dataclass(value) else value for name, value in knobs.items()
+        }
         return {"name": type(method).__name__, **inner}
     return {"name": getattr(method, "__name__", repr(method))}
 

@@ -1,6 +1,7 @@
 """Gates: what they see, how they weigh it, and what they refuse."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from merging.routed import install
 from merging.routers import Gate, GateShape, Subspace, answered, largest, listening
 
 B, N, D, G = 6, 5, 8, 4  # samples, tokens, width, parts
-POOLS = [{"features": "mean"}, {"features": "mean_std"}, {"features": "cls"}, {"features": "mean", "pool": "after"}]
-pools = pytest.mark.parametrize("pool", POOLS)
+AFTER = {"features": "mean", "pool": "after"}
+SHAPES = [{"depth": depth, "features": seen} for depth in (1, 2, 3) for seen in ("mean", "mean_std", "cls")]
+shapes = pytest.mark.parametrize("shape", [*SHAPES, {"depth": 1, **AFTER}, {"depth": 2, **AFTER}])
 
 
 def drawn(*shape, seed=0):
@@ -36,30 +38,27 @@ def same(first, second, atol=1e-12):
 
 
 class TestTokens:
-    @pytest.mark.parametrize(("depth", "activation", "alike"), [(1, "none", True), (2, "none", False), (1, "softmax", False)])
+    @pytest.mark.parametrize(
+        ("depth", "activation", "alike"), [(1, "none", True), (2, "none", False), (1, "softmax", False)]
+    )
     def test_the_mean_goes_through_a_linear_gate_alone(self, depth, activation, alike):
         """Depth 1: mean then gate is gate then mean; a ReLU or a softmax between them tells the orders apart."""
-        before, after = (gate(depth=depth, activation=activation, features="mean", pool=pool) for pool in ("before", "after"))
+        shape = {"depth": depth, "activation": activation, "features": "mean"}
+        before, after = gate(**shape), gate(pool="after", **shape)
         after.load_state_dict(before.state_dict())
         x = drawn(B, N, D)
         assert same(before(x), after(x)) == alike
         assert same(before(x), after(x), 1e-3) == alike
 
-    @pools
-    @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_the_order_of_tokens_behind_the_class_token_plays_no_role(self, pool, depth):
-        if depth == 3 and "pool" in pool:
-            return
-        made, x = gate(depth=depth, **pool), drawn(B, N, D)
+    @shapes
+    def test_the_order_of_tokens_behind_the_class_token_plays_no_role(self, shape):
+        made, x = gate(**shape), drawn(B, N, D)
         assert same(made(x), made(x[:, [0, 3, 1, 4, 2]]))
-        assert not same(made(x), made(x[:, [1, 0, 2, 3, 4]])) == (pool["features"] == "cls")
+        assert same(made(x), made(x[:, [1, 0, 2, 3, 4]])) == (shape["features"] != "cls")
 
-    @pools
-    @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_a_sample_is_weighed_by_itself(self, pool, depth):
-        if depth == 3 and "pool" in pool:
-            return
-        made, x = gate(depth=depth, **pool), drawn(B, N, D)
+    @shapes
+    def test_a_sample_is_weighed_by_itself(self, shape):
+        made, x = gate(activation="none", **shape), drawn(B, N, D)
         assert same(made(x), torch.cat([made(each[None]) for each in x]))
         assert not same(made(x)[0], made(x)[1], 1e-3)
 
@@ -79,7 +78,8 @@ class TestTokens:
         made.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         made.logits(features)
         varied = [i for i in range(D) if i != 2]
-        assert same(seen[0].mean(0), torch.zeros(D).double()) and same(seen[0].square().mean(0)[varied], torch.ones(D - 1).double())
+        assert same(seen[0].mean(0), torch.zeros(D).double())
+        assert same(seen[0].square().mean(0)[varied], torch.ones(D - 1).double())
         assert torch.equal(seen[0][:, 2], torch.zeros(50).double())  # one that never varies says nothing
         assert not {"mean", "std"} & {name for name, _ in made.named_parameters()}
 
@@ -166,7 +166,7 @@ class TestStart:
         """Published: weights of deviation 0.01, hidden bias 0, last bias lambda."""
         torch.manual_seed(0)
         made = Gate(D, G, GateShape(depth=depth, features="mean", activation=activation), init=0.3)
-        assert torch.equal(made.net[-1].bias, torch.full((G,), 0.3)) and 0.003 < float(made.net[0].weight.std()) < 0.02
+        assert torch.equal(made.net[-1].bias, torch.full((G,), 0.3)) and 0.003 < made.net[0].weight.std() < 0.02
         assert depth == 1 or not made.net[0].bias.any()
         nn.init.zeros_(made.net[-1].weight)
         share = 0.5 if activation == "soft_top_k" else 1.0  # all are the k-th
@@ -185,20 +185,21 @@ class TestStart:
         for each in merged.routing.gates:
             nn.init.zeros_(each.net[-1].weight)
             nn.init.constant_(each.net[-1].bias, 0.4)
-        found = install(backbone().build(), merged)(images())
+        with torch.inference_mode():
+            found = install(backbone().build(), merged)(images())
         close(found, folded(merged, images(), [torch.full((T,), 0.4)] * len(found)), 1e-5)
 
     def test_an_untrained_wemoe_is_task_arithmetic(self):
         base, experts = family(3, tower(), size=0.25, spread=0.0625)
         merged, plain = merged_of(Wemoe(init=0.3), base, experts), BACKBONE.build()
         plain.load_state_dict(dict(merged_of(TaskArithmetic(0.3), base, experts).state()))
-        made = Gate(16, 3, GateShape(depth=2, features="mean", pool="after", activation="none"), merged.routing.init)
-        nn.init.zeros_(made.net[-1].weight)
-        model, x = install(BACKBONE.build(), merged), images()
-        for block in model.steps:
-            block.gate = made.eval()
+        shape = GateShape(depth=2, features="mean", pool="after", activation="none")
+        gates = nn.ModuleList([Gate(16, 3, shape, merged.routing.init) for _ in range(2)])
+        for each in gates:
+            nn.init.zeros_(each.net[-1].weight)
+        routing = replace(merged.routing, router="entropy", gate=shape, gates=gates)
         with torch.inference_mode():
-            close(model(x), plain(x).double(), 1e-5)
+            close(install(BACKBONE.build(), replace(merged, routing=routing))(images()), plain(images()).double(), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -263,18 +264,27 @@ class TestNotFinite:
         ({"depth": 4}, r"gate.depth=4 is unknown. Choose one of 1, 2, 3"),
         ({"features": "max"}, r"gate.features='max' is unknown. Choose one of mean, mean_std, cls"),
         ({"pool": "never"}, r"gate.pool='never' is unknown. Choose one of before, after"),
-        ({"activation": "relu"}, r"gate.activation='relu' is unknown. Choose one of softmax, sigmoid, none, soft_top_k"),
+        (
+            {"activation": "relu"},
+            r"gate.activation='relu' is unknown. Choose one of softmax, sigmoid, none, soft_top_k",
+        ),
         ({"granularity": "patch"}, r"gate.granularity='patch' is unknown. Choose one of sample, token, batch"),
         ({"temperature": 0.0}, r"gate.temperature=0.0 is out of range: it must be above 0"),
         ({"temperature": math.nan}, r"gate.temperature=nan is out of range"),
         ({"top_k": 0}, r"gate.top_k=0 is out of range: keep at least 1 part, or null"),
         ({"groups": 0}, r"gate.groups=0 is out of range: there is at least 1 group"),
-        ({"pool": "after"}, r"gate.features=mean_std pools the tokens, but pool=after .* Set router.gate.features=mean"),
+        (
+            {"pool": "after"},
+            r"gate.features=mean_std pools the tokens, but pool=after .* Set router.gate.features=mean",
+        ),
         ({"features": "cls", "granularity": "token"}, r"gate.features=cls pools the tokens, but .* granularity=token"),
-        ({"depth": 3, "features": "mean", "pool": "after"}, r"gate.depth=3 normalises over samples .* depth=1 or 2"),
-        ({"granularity": "group"}, r"granularity=group needs the weights of all samples .* sees=early or pass"),
-        ({"sees": "early", "shared": True}, r"sees=early is one gate for the whole model: set router.gate.shared=false"),
-        ({"sees": "pass", "features": "mean", "granularity": "token"}, r"sees=pass is one gate .* sees=block"),
+        ({"depth": 3, "features": "mean", "pool": "after"}, r"gate.depth=3 normalises over samples .*depth=1 or 2"),
+        ({"granularity": "group"}, r"granularity=group needs the weights of all samples .*sees=early or pass"),
+        (
+            {"sees": "early", "shared": True},
+            r"sees=early is one gate for the whole model: set router.gate.shared=false",
+        ),
+        ({"sees": "pass", "features": "mean", "granularity": "token"}, r"sees=pass is one gate .*sees=block"),
     ],
 )
 def test_shapes_that_make_no_sense(wrong, message):

@@ -1,0 +1,207 @@
+"""Scores of routed models: what a batch may change and what it may not, and for which tasks a router was trained."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import small
+import torch
+from torch import nn
+from torch.nn import functional
+
+from merging import Cache
+from merging.adapt import Gradient, Learned, Oracle, TaskId
+from merging.errors import UserError
+from merging.experts import Experts
+from merging.methods import Average, Smile, Twin, Wemoe
+from merging.ops import generator
+from merging.routed import install
+from merging.routers import Gate, GateShape, listening
+from tasks.finetune import Recipe
+from tasks.grid import Grid
+from tasks.suite import Split, Suite, calibration
+
+NAMES = ("hues", "tints", "shades")
+EACH, ALL = 24, 72
+EARLY = GateShape(sees="early", features="mean")
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return small.suite(*NAMES)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory, suite):
+    """Experts that are good at their own task, by another head than the others'."""
+    made = small.experts(Cache(tmp_path_factory.mktemp("cache")), NAMES, Recipe(steps=60, batch=24, lr=0.01))
+    found = Experts.open(small.tower_state(), made, NAMES)
+    return replace(found, calibration=partial(calibration, suite, small.TOWER))
+
+
+@pytest.fixture(scope="module")
+def routed(experts):
+    """By sample; a few steps leave the weights undecided, so that means of them differ."""
+    return fitted(Twin(keep=0.5), experts)
+
+
+def fitted(method, experts, shape=EARLY, train=None):
+    router = Learned(gate=shape, train=train or TaskId(steps=10))
+    return router.fit(method(experts), experts, 0, lambda values, step: None)[0]
+
+
+def at(merged, granularity, groups=20):
+    """The same gates, asked at another granularity."""
+    shape = replace(merged.routing.gate, granularity=granularity, groups=groups)
+    gates = [Gate(16, merged.parts, shape).eval() for _ in merged.routing.gates]
+    for gate, trained in zip(gates, merged.routing.gates, strict=True):
+        gate.load_state_dict(trained.state_dict())
+    return replace(
+        merged, routing=replace(merged.routing, granularity=granularity, gate=shape, gates=nn.ModuleList(gates))
+    )
+
+
+def score(merged, suite, batch=100):
+    return Grid(suite, small.TOWER, batch).score(merged, "test")
+
+
+@torch.no_grad()
+def by_hand(merged, suite, shared):
+    """Accuracies and routing matrix, where `shared` turns the weights of all images [n, G] into those that are used."""
+    model = install(small.TOWER.build(), merged)
+    splits = [task.split("test") for task in suite.tasks]
+    images = small.TOWER.prepare(torch.cat([split.images for split in splits]))
+    w = shared(model.weights(images))
+    features = functional.normalize(model(images, w), dim=1).split(EACH)
+    hits = {
+        task.name: int(((some @ task.head().T).argmax(1) == split.labels).sum()) / EACH
+        for task, some, split in zip(suite.tasks, features, splits, strict=True)
+    }
+    return hits, [rows.double().mean(0).tolist() for rows in w.split(EACH)], w
+
+
+def assert_scored(found, expected):
+    hits, matrix, w = expected
+    assert found.accuracy == hits
+    for row, wanted in zip(found.routing.matrix, matrix, strict=True):
+        assert row == pytest.approx(wanted, abs=2e-6) and sum(row) == pytest.approx(1, abs=5e-6)
+    right = [float((rows.argmax(1) == task).float().mean()) for task, rows in enumerate(w.split(EACH))]
+    assert list(found.routing.accuracy.values()) == pytest.approx(right)
+
+
+SAMPLE_BY_SAMPLE = [
+    GateShape(),
+    EARLY,
+    GateShape("pass", 3, "mean"),
+    GateShape(features="mean", granularity="token"),
+    GateShape(depth=2, features="mean", pool="after", activation="none"),
+    GateShape(top_k=1),
+]
+
+
+@pytest.mark.parametrize("shape", [*SAMPLE_BY_SAMPLE, None], ids=str)
+def test_the_batch_size_plays_no_role(suite, experts, shape):
+    merged = Smile(4, 2, 3)(experts) if shape is None else fitted(Wemoe(), experts, shape)
+    one, few, many = (score(merged, suite, batch) for batch in (1, 7, 100))
+    assert one.accuracy == few.accuracy == many.accuracy
+    assert one.routing.accuracy == few.routing.accuracy == many.routing.accuracy
+    for other in (few, many):
+        for row, expected in zip(other.routing.matrix, one.routing.matrix, strict=True):
+            assert row == pytest.approx(expected, abs=5e-6)
+            assert sum(row) == pytest.approx(1, abs=1e-5) or shape.activation == "none"
+
+
+def test_by_sample(suite, routed):
+    assert_scored(score(routed, suite), by_hand(routed, suite, lambda w: w))
+
+
+def test_a_batch_of_one_task_shares_its_weights(suite, routed):
+    def shared(w, size):
+        return torch.cat([some.mean(0).expand_as(some) for each in w.split(EACH) for some in each.split(size)])
+
+    for batch, size in ((100, EACH), (7, 7), (1, 1)):
+        expected = by_hand(routed, suite, partial(shared, size=size))
+        assert_scored(score(at(routed, "batch"), suite, batch), expected)
+
+
+def test_a_mixed_batch_shares_its_weights_between_tasks(suite, routed):
+    order = torch.randperm(ALL, generator=generator("mixed"))
+
+    def shared(w, size):
+        mixed = torch.empty_like(w)
+        for some in order.split(size):
+            mixed[some] = w[some].mean(0)
+        return mixed
+
+    for batch in (ALL, 9, 1):
+        expected = by_hand(routed, suite, partial(shared, size=batch))
+        assert_scored(score(at(routed, "mixed"), suite, batch), expected)
+    matrix = score(at(routed, "mixed"), suite, ALL).routing.matrix
+    assert matrix[0] == matrix[1] == matrix[2]
+
+
+def test_block_gates_in_mixed_batches_of_one_are_per_sample(suite, experts):
+    merged = fitted(Wemoe(), experts, GateShape())
+    expected, found = score(merged, suite), score(at(merged, "mixed"), suite, 1)
+    assert found.accuracy == expected.accuracy and found.routing.accuracy == expected.routing.accuracy
+
+
+@pytest.mark.parametrize("batch", [7, 100])
+def test_as_many_groups_as_images_are_per_sample(suite, routed, batch):
+    assert score(at(routed, "group", ALL), suite, batch) == score(routed, suite, batch)
+    assert_scored(score(at(routed, "group", 1000), suite, batch), by_hand(routed, suite, lambda w: w))
+
+
+def test_a_group_shares_its_weights(suite, routed):
+    """With fewer groups than tasks there is one for every part that is the largest of some image."""
+
+    def shared(w):
+        best, mixed = w.argmax(1), torch.empty_like(w)
+        for part in best.unique():
+            mixed[best == part] = w[best == part].mean(0)
+        return mixed
+
+    for batch in (7, 100):
+        assert_scored(score(at(routed, "group", 1), suite, batch), by_hand(routed, suite, shared))
+
+
+def test_routed_weights_are_heard_once_per_gate_and_batch(suite, experts):
+    merged = fitted(Wemoe(), experts, GateShape())
+    with listening() as heard, torch.inference_mode():
+        install(small.TOWER.build(), merged)(torch.randn(5, 3, 16, 16))
+    assert [w.shape for w in heard] == [(5, 3)]
+
+
+class TestOtherTasks:
+    @pytest.mark.parametrize("names", [("tints", "hues", "shades"), ("hues", "tints"), ("hues", "tints", "colours"),
+                                       ("hues", "tints", "shades", "more")])  # fmt: skip
+    @pytest.mark.parametrize("kind", ["router", "oracle", "waiting", "subspace"])
+    def test_are_refused(self, experts, routed, kind, names):
+        waiting = Wemoe()(experts)
+        merged = {"router": routed, "waiting": waiting, "subspace": Smile(4, 2)(experts),
+                  "oracle": Oracle().fit(waiting, experts, 0, print)[0]}[kind]  # fmt: skip
+        message = rf"for the tasks hues, tints, shades, in this order; the suite small has {', '.join(names)}\. Score"
+        with pytest.raises(UserError, match=message):
+            score(merged, small.suite(*names))
+
+    def test_are_no_matter_to_a_static_merge(self, experts):
+        merged = Average()(experts)
+        expected, found = (
+            score(merged, small.suite(*names)).accuracy for names in (NAMES, ("shades", "hues", "other"))
+        )
+        assert all(found[name] == expected[name] for name in ("shades", "hues"))
+
+
+@pytest.mark.parametrize("train", [TaskId(steps=5), Gradient(1, 0.5, 1, steps=3, batch=4, lr=0.01)])
+def test_labels_play_no_role_in_training(experts, suite, train):
+    """Any labels at all give the same gates."""
+
+    class Corrupt(small.Colours):
+        def split(self, name):
+            split = super().split(name)
+            return Split(name, split.images, (split.labels + 1) % 3)
+
+    corrupt = Suite("small", tuple(Corrupt(name) for name in NAMES))
+    others = replace(experts, calibration=partial(calibration, corrupt, small.TOWER))
+    first, second = (fitted(Wemoe(), each, GateShape(), train).routing.gates.state_dict() for each in (experts, others))
+    assert all(torch.equal(first[key], second[key]) for key in first)
