@@ -134,6 +134,11 @@ class Masked(Whole):
     def part(self, index: int) -> Tensor:
         return self.scales[index] * self.vector.view(self.shape) * self.mask(index)
 
+    @property
+    def params(self) -> int:
+        """Stored numbers, 32 bits counted as one."""
+        return self.vector.numel() + self.scales.numel() + -(-self.bits.numel() // 4)
+
 
 class Rows(Bank):
     """Banks of the blocks of rows of one matrix: query, key and value of a fused projection, decomposed apart."""

@@ -165,10 +165,11 @@ class RoutedTower(nn.Module):
         return self.ln_pre(torch.cat([first, tokens], 1) + self.positions(w).to(tokens.dtype), w)
 
     def run(self, x: Tensor, w: Tensor | None = None, first: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Tokens through the blocks from `first` on, and the weights of the last one."""
+        """Tokens through the blocks from `first` on, and the weights of the last one that had any."""
         used = w
         for block in self.steps[first:]:
-            x, used = block(x, w)
+            x, asked = block(x, w)
+            used = used if asked is None else asked
         return x, used
 
     def prefix(self, x: Tensor) -> Tensor:
