@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from merging.ops import generator
 from merging.preflight import check_range
 from merging.routed import RoutedTower, attach, install
 from merging.routers import Gate, GateShape
+from merging.threads import each
 
 Log = Callable[[Mapping[str, float], int], object]
 
@@ -244,45 +245,49 @@ def features_of(
     return functional.normalize(tower(torch.cat(images)), dim=-1).split([len(some) for some in images])
 
 
-@torch.no_grad()
 def visit(tower: RoutedTower, calibration: Calibration, merged: Merged, act: Callable[[Gate, Tensor], object]) -> None:
     """Show every gate its features on all calibration images [n, F], in the order of the network.
 
     `act` may train the gate: blocks behind it then see what it routes. A shared gate is shown all its blocks at once,
-    under the weights of the true task.
+    under the weights of the true task. Batches are spread over single-threaded workers.
     """
     shape = merged.routing.gate if merged.routing is not None else None
     assert shape is not None
     batches = [(task, images) for task in range(len(calibration.sizes)) for images in calibration.batches(task)]
+    images = [some for _, some in batches]
     if shape.sees == "pass":
-        tokens = [tower.run(tower.embed(images))[0] for _, images in batches]
-        return _shown(tower.gate, tokens, act)
-    tokens = [tower.embed(images) for _, images in batches]
+        return _shown(tower.gate, _over(lambda x: tower.run(tower.embed(x))[0], images), act)
     if shape.sees == "early":
-        return _shown(tower.gate, [tower.prefix(x) for x in tokens], act)
-    together: list[Tensor] = []
+        return _shown(tower.gate, _over(lambda x: tower.prefix(tower.embed(x)), images), act)
+    tokens, together = _over(tower.embed, images), []
+    truth = [merged.one_hot(task) for task, _ in batches]
     for block in tower.steps:
-        gate = block.gate
-        if gate is not None and shape.shared:
-            together += [block.sees(x) for x in tokens]
-        elif gate is not None:
-            _shown(gate, [block.sees(x) for x in tokens], act)
+        if block.gate is None:
+            tokens = _over(lambda x, block=block: block(x)[0], tokens)
+            continue
+        asked = _over(block.ask, tokens)
+        hidden = [seen for _, seen in asked]
         if shape.shared:
-            block.gate = None
-        truth = [merged.one_hot(task) if shape.shared else None for task, _ in batches]
-        tokens = [block(x, w)[0] for x, w in zip(tokens, truth, strict=True)]
-        block.gate = gate
+            together += hidden
+        else:
+            _shown(block.gate, hidden, act)
+            truth = _over(block.gate, hidden)
+        tokens = _over(lambda state, w, block=block: block.answer(state[0], state[1], w)[0], asked, truth)
     if shape.shared:
         _shown(next(block.gate for block in tower.steps if block.gate is not None), together, act)
 
 
+def _over(function: Callable[..., Any], *items: list) -> list:
+    """`function` of every item, in order, without autograd."""
+    return each(torch.no_grad()(function), *items)  # in the workers, which start with autograd on
+
+
 def _shown(gate: nn.Module | None, tokens: list[Tensor], act: Callable[[Gate, Tensor], object]) -> None:
     assert isinstance(gate, Gate)
-    features = torch.cat([gate.features(x) for x in tokens])
+    features = torch.cat(_over(gate.features, tokens))
     if not features.isfinite().all():
         raise UserError(
             "The merged model gives NaN or Inf on the images that train its gates. Lower the scale or check the "
             "experts."
         )
-    with torch.enable_grad():
-        act(gate, features)
+    act(gate, features)

@@ -43,22 +43,25 @@ class Block(nn.Module):
         if self.gate is None:
             x = x + self.attention(self.ln_1(x, w), w)
             return x + self.ffn(self.ln_2(x, w), w), w
+        x, hidden = self.ask(x)
+        return self.answer(x, hidden, self.gate(hidden))
+
+    def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From the block's input: the tokens so far, and what the block's gate sees."""
         hidden = self.ln_1(x)
         if self.routed_attention:
-            w = self.gate(hidden)
+            return x, hidden
+        x = x + self.attention(hidden, None)
+        return x, self.ln_2(x)
+
+    def answer(self, x: Tensor, hidden: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The rest of the block after `ask`, by the gate's weights."""
+        if self.routed_attention:
             x = x + self.attention(self.ln_1(x, w) if self.ln_1.routed else hidden, w)
             hidden = self.ln_2(x, w)
-        else:
-            x = x + self.attention(hidden, None)
-            hidden = self.ln_2(x)
-            w = self.gate(hidden)
-            hidden = self.ln_2(x, w) if self.ln_2.routed else hidden
-        return x + clustered(self.ffn, hidden, cast(Tensor, w), self.kernel), w
-
-    def sees(self, x: Tensor) -> Tensor:
-        """What the block's gate is asked with, from the block's input."""
-        hidden = self.ln_1(x)
-        return hidden if self.routed_attention else self.ln_2(x + self.attention(hidden, None))
+        elif self.ln_2.routed:
+            hidden = self.ln_2(x, w)
+        return x + clustered(self.ffn, hidden, w, self.kernel), w
 
     def attention(self, x: Tensor, w: Tensor | None) -> Tensor:
         q, k, v = self.attn(x, w).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

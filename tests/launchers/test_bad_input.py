@@ -64,6 +64,3 @@ def test_a_model_that_cannot_be_saved(duet_here, output, unwritable):
     code, _, errors = duet_here(output, "method=average", f"save={unwritable}/model.safetensors")
     assert code == 1 and "Traceback" not in errors
     assert f"Cannot write to save={unwritable}" in errors and "mean accuracy" not in errors
-    code, _, errors = duet_here(output, "method=expert", f"save={output}/model.safetensors")
-    assert code == 1 and "Traceback" not in errors
-    assert "cannot be saved as one model" in errors and not (output / "model.safetensors").exists()

@@ -57,11 +57,11 @@ class TestTaskId:
         with torch.inference_mode():
             x = model.embed(torch.cat([coloured(task) for task in range(PARTS)]))
             first, second = model.steps
-            assert_standardised(gates[0], first.sees(x))
-            assert_standardised(gates[1], second.sees(first(x)[0]))
+            assert_standardised(gates[0], first.ask(x)[1])
+            assert_standardised(gates[1], second.ask(first(x)[0])[1])
             first.gate = Gate(16, PARTS, BLOCK).eval()
             with pytest.raises(AssertionError):
-                assert_standardised(gates[1], second.sees(first(x)[0]))
+                assert_standardised(gates[1], second.ask(first(x)[0])[1])
 
     def test_a_shared_gate_sees_every_block_under_the_true_task(self):
         merged = fitted(SHARED)
@@ -74,7 +74,7 @@ class TestTaskId:
             for task in range(PARTS):
                 x = model.embed(coloured(task))
                 for block in model.steps:
-                    seen.append(block.sees(x))
+                    seen.append(block.ask(x)[1])
                     x, _ = block(x, functional.one_hot(torch.tensor(task), PARTS).float())
         assert_standardised(merged.routing.gates[0], torch.cat(seen))
 
