@@ -98,7 +98,11 @@ def gated(sees, routes=ffn, kinds=("Tucker", "Dense"), **shape):
     trained = nn.ModuleList([Gate(24, T, shape).eval() for _ in range(count)])
     x = tower.embed(images(16))
     for gate, block in zip(trained, tower.steps, strict=False):
-        seen = {"block": block.sees, "early": tower.prefix, "pass": lambda x: tower.run(x)[0]}[sees](x)
+        seen = {
+            "block": lambda x, block=block: block.ask(x)[1],
+            "early": tower.prefix,
+            "pass": lambda x: tower.run(x)[0],
+        }[sees](x)
         gate.standardise(gate.features(seen))
         for parameter in gate.net.parameters():
             nn.init.normal_(parameter, std=0.5)
