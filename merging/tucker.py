@@ -1,4 +1,4 @@
-"""Tucker decompositions of stacks of task matrices [T, m, n], and how large their ranks should be.
+"""Tucker decompositions of stacks of task matrices [T, m, n].
 
 Bases come from the smaller Gram matrix of each unfolding in double precision, never from an unfolding itself. HOOI
 sweeps work in fp32: a basis is replaced by the best one in the span of itself and its image under the Gram matrix,
@@ -9,8 +9,7 @@ Several threads may decompose at once (the interpreter lock is not held); each s
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +18,12 @@ from torch import Tensor
 
 from merging.errors import UserError
 from merging.factors import leading_vectors
+from merging.ops import generator
 from merging.threads import each
 
 Bases = dict[int, Tensor]  # by mode; where there is none, the factor is the identity
 Triple = tuple[int, int, int]  # task, out, in
-ENGINES = ("hooi", "st_hosvd", "hosvd", "tensorly")
+ENGINES = ("hooi", "st_hosvd", "hosvd", "randomised", "hooi_random", "tensorly")
 EXACT = 256  # up to this size a Gram matrix is decomposed in every sweep
 LARGE = 1 << 20  # from this many numbers on, tasks are worth spreading over the cores
 
@@ -65,11 +65,12 @@ def tucker(stack: Tensor, ranks: Sequence[int], *, engine: str = "hooi", sweeps:
     """Decompose [T, m, n] at ranks (r_t, r_o, r_i), on the stack's device.
 
     Engines: "hosvd" truncates every unfolding; "st_hosvd" truncates one after the other, smaller sides first; "hooi"
-    starts there and sweeps until the norm kept grows by less than `tol` of itself; "tensorly" is that library's HOOI.
+    starts there and sweeps until the norm kept grows by less than `tol` of itself, "hooi_random" from random bases;
+    "randomised" is "st_hosvd" with bases from random sketches (Halko et al., 2011); "tensorly" is that library's HOOI.
     A rank as large as its side asks for no decomposition: the factor is the identity (for "hosvd" only the task's).
     Raises UserError for a stack that is not finite and for ranks below 1 or above the full ones.
     """
-    _check(stack, ranks)
+    check(stack, ranks)
     if engine not in ENGINES:
         raise UserError(f"Tucker engine {engine!r} is unknown; engines are {', '.join(ENGINES)}.")
     return _decompose(stack, ranks, engine, sweeps, tol)
@@ -80,7 +81,7 @@ def cut(large: Tucker, ranks: Sequence[int], *, sweeps: int = 10, tol: float = 1
 
     Cut from rank 160, a noisy 8 x 3072 x 768 gave errors up to 0.3% above direct ones. UserError above `large`'s ranks.
     """
-    _check(large, ranks)
+    check(large, ranks)
     small = _decompose(large.core, ranks, "hooi", sweeps, tol)
     return Tucker(small.core, large.task @ small.task, large.out @ small.out, large.in_ @ small.in_)
 
@@ -101,80 +102,7 @@ def energy(stack: Tensor, decomposed: Tucker) -> Tensor:
     return torch.where(total > 0, kept / total.where(total > 0, 1), 1).float()
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """How ranks are chosen; `resolve` gives them. Modes and what `value` means:
-
-    absolute: the ranks themselves; fraction: of min(m, n); energy: the smallest ranks whose unfoldings lose at most
-    that share of the energy; budget: numbers stored, spent on the direction with the most energy per number among
-    those that fit; match_svd: the largest r_o = r_i that stores no more than T singular value decompositions of that
-    rank. `in_value` is the value of the in side if it differs (first three modes). `task` is "full", a rank or, as a
-    float, the share of energy the task mode may lose. All but absolute ranks are clipped to the full ones.
-    """
-
-    mode: Literal["absolute", "fraction", "energy", "budget", "match_svd"] = "absolute"
-    value: float = 160
-    in_value: float | None = None
-    task: int | float | Literal["full"] = "full"
-
-    def resolve(self, source: Tensor | Tucker) -> Triple:
-        """(r_t, r_o, r_i) for a stack [T, m, n], or for cuts from a decomposition, whose core then stands for it.
-
-        Energy and budget need all eigenvalues of Gram matrices: seconds for a stack with a side of thousands.
-        Raises UserError for values that make no sense, ranks above the full ones and budgets below ranks of one.
-        """
-        tensor, (tasks, m, n) = (source.core, source.shape) if isinstance(source, Tucker) else (source, source.shape)
-        limits, pair = _check(source), (self.value, self.value if self.in_value is None else self.in_value)
-        shares = pair if self.mode in ("fraction", "energy") else ()
-        if not all(0 <= share <= 1 for share in (*shares, *([self.task] if isinstance(self.task, float) else []))):
-            raise UserError(f"Shares of ranks and of energy lie from 0 to 1; {self} has another.")
-        if isinstance(self.task, float):
-            first = max(1, _energy_rank(tensor, 0, self.task))
-        else:
-            first = limits[0] if self.task == "full" else self.task
-        _check(source, (first, *(pair if self.mode == "absolute" else (1, 1))))
-        if self.mode in ("absolute", "fraction"):
-            ranks = [round(value * (min(m, n) if shares else 1)) for value in pair]
-        elif self.mode == "energy":
-            ranks = [_energy_rank(tensor, mode, value) for mode, value in enumerate(pair, 1)]
-        elif self.mode in ("budget", "match_svd") and self.in_value is None:
-            ranks = self._afford((tasks, m, n), first, tensor)
-        else:
-            raise UserError(f"Rank mode {self.mode!r} is unknown, or takes one value for both sides.")
-        out, in_ = (max(1, min(rank, limit)) for rank, limit in zip(ranks, limits[1:], strict=True))
-        return first, out, in_
-
-    def _afford(self, shape: Triple, first: int, tensor: Tensor) -> list[int]:
-        tasks, sides, least = shape[0], shape[1] + shape[2], stored(shape, (first, 1, 1))
-        budget = int(self.value if self.mode == "budget" else tasks * self.value * (sides + 1))
-        if budget < least:
-            raise UserError(f"A budget of {budget} numbers is below the {least} that ranks ({first}, 1, 1) store.")
-        if self.mode == "budget":
-            return _spend(budget - least, shape, first, [np.append(_spectrum(tensor, mode), 0) for mode in (1, 2)])
-        root = math.isqrt(sides**2 + 4 * first * (budget - tasks * first))
-        return [(root - sides) // (2 * first)] * 2
-
-
-def _energy_rank(tensor: Tensor, mode: int, lost: float) -> int:
-    """The smallest rank of an unfolding that loses at most that share of the energy."""
-    spectrum = _spectrum(tensor, mode)
-    return int((spectrum[::-1].cumsum()[::-1] > lost * spectrum.sum()).sum())
-
-
-def _spend(budget: int, shape: Triple, first: int, gains: Sequence[np.ndarray]) -> list[int]:
-    """Ranks of the out and in sides by greedy choice; a direction without energy is never worth its numbers."""
-    ranks = [1, 1]
-    while True:
-        costs = [shape[1] + first * ranks[1], shape[2] + first * ranks[0]]
-        worth = [gains[side][ranks[side]] / costs[side] * (costs[side] <= budget) for side in (0, 1)]
-        if not any(worth):
-            return ranks
-        best = int(worth[1] > worth[0])
-        budget -= costs[best]
-        ranks[best] += 1
-
-
-def _check(source: Tensor | Tucker, ranks: Sequence[float] = (1, 1, 1)) -> Sequence[int]:
+def check(source: Tensor | Tucker, ranks: Sequence[float] = (1, 1, 1)) -> Sequence[int]:
     """The largest ranks; raises UserError for what is no finite stack and for ranks beyond."""
     if isinstance(source, Tucker):
         limits, reasons = source.core.shape, ["of the decomposition to cut from"] * 3
@@ -199,7 +127,7 @@ def _decompose(stack: Tensor, ranks: Sequence[int], engine: str, sweeps: int, to
     """`tucker` without checks; ranks may be too large for each other, then bases are completed."""
     tensor = stack.detach().float().cpu().contiguous()
     order = sorted((0, 1, 2), key=lambda mode: tensor.shape[mode])
-    full = tensor.shape if engine in ("hooi", "st_hosvd") else (len(tensor), math.inf, math.inf)
+    full = (len(tensor), math.inf, math.inf) if engine in ("hosvd", "tensorly") else tensor.shape
     free = [mode for mode in order if ranks[mode] < full[mode]]
     alone = torch.get_num_threads() > 1 and engine != "tensorly"
     with threadpool_limits(1 if alone else None, "blas"):  # `each` spreads the work: BLAS threads would fight it
@@ -210,13 +138,14 @@ def _decompose(stack: Tensor, ranks: Sequence[int], engine: str, sweeps: int, to
 
 def _bases(tensor: Tensor, ranks: Sequence[int], free: Sequence[int], engine: str, sweeps: int, tol: float) -> Bases:
     """HOSVD or, if the tensor shrinks with every basis, its sequentially truncated form; then HOOI sweeps over it."""
-    bases, rest = {}, tensor
+    bases, rest, begin = {}, tensor, {"randomised": _sketched, "hooi_random": _random}.get(engine, _basis)
+    begin = _basis if len(free) == 1 and engine != "randomised" else begin  # a single basis is optimal
     for mode in free:
-        bases[mode] = _basis(rest, mode, ranks[mode])
-        if engine != "hosvd":
+        bases[mode] = begin(rest, mode, ranks[mode])
+        if engine not in ("hosvd", "hooi_random"):
             rest = _times(rest, bases[mode], mode)
-    kept = norm = float(rest.double().norm())
-    for _ in range(sweeps if engine == "hooi" and len(free) > 1 else 0):  # a single basis is optimal
+    kept = norm = 0.0 if rest is tensor else float(rest.double().norm())
+    for _ in range(sweeps if engine.startswith("hooi") and len(free) > 1 else 0):
         for mode, basis in bases.items():
             projected = _project(tensor, {other: bases[other] for other in bases if other != mode})
             bases[mode] = _better(projected, mode, basis)
@@ -272,7 +201,7 @@ def _gram(tensor: Tensor, mode: int) -> np.ndarray:
     return np.add(*each(add, (pieces[::2], pieces[1::2]))) if tensor.numel() >= LARGE else add(pieces)
 
 
-def _spectrum(tensor: Tensor, mode: int) -> np.ndarray:
+def spectrum(tensor: Tensor, mode: int) -> np.ndarray:
     """Squared singular values of an unfolding, descending, fp64."""
     return np.linalg.eigvalsh(_gram(tensor.detach().float().cpu(), mode))[::-1].clip(0)
 
@@ -287,6 +216,21 @@ def _basis(tensor: Tensor, mode: int, rank: int) -> Tensor:
     return found.float()
 
 
+def _random(tensor: Tensor, mode: int, rank: int) -> Tensor:
+    """Orthonormal columns [size, rank] without a look at the entries; the same for the same sizes."""
+    size = tensor.shape[mode]
+    return torch.linalg.qr(torch.randn(size, rank, generator=generator("tucker", mode, size, rank)))[0]
+
+
+def _sketched(tensor: Tensor, mode: int, rank: int) -> Tensor:
+    """A basis of an unfolding in the span of a random sketch, eight columns wider, after two power iterations."""
+    unfolded = tensor.movedim(mode, 0).flatten(1)
+    span = _random(tensor, mode, min(len(unfolded), rank + 8))
+    for _ in range(2):
+        span = torch.linalg.qr(unfolded @ (unfolded.T @ span))[0]
+    return _best_inside(span, unfolded, rank)
+
+
 def _better(tensor: Tensor, mode: int, basis: Tensor) -> Tensor:
     """A basis of an unfolding that keeps no less energy: the best in the span of this one and its image."""
     unfolded, rank = tensor.movedim(mode, 0).flatten(1), basis.shape[1]
@@ -295,6 +239,10 @@ def _better(tensor: Tensor, mode: int, basis: Tensor) -> Tensor:
         return _basis(tensor, mode, rank)
     image = unfolded @ (unfolded.T @ basis)
     image /= image.norm(dim=0).clamp_min(1e-30)
-    span = torch.linalg.qr(torch.cat([basis, image], 1))[0]
+    return _best_inside(torch.linalg.qr(torch.cat([basis, image], 1))[0], unfolded, rank)
+
+
+def _best_inside(span: Tensor, unfolded: Tensor, rank: int) -> Tensor:
+    """The basis [size, rank] in the span of orthonormal columns that keeps the most energy of an unfolding."""
     inside = (span.T @ unfolded).double().numpy()
     return span @ torch.from_numpy(leading_vectors(inside @ inside.T, rank)[1].astype(np.float32))

@@ -6,7 +6,7 @@ import torch
 from samples import BACKBONE, drawn, family, tower
 
 from merging.neurons import Neurons
-from merging.tucker import Ranks
+from merging.ranks import Ranks
 
 TASKS, WIDE, NARROW = 3, 12, 5  # T n > m: the full out rank of the first layer is 12, not 5
 SHAPES = {

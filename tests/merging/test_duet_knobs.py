@@ -25,8 +25,8 @@ from samples import BACKBONE, drawn, equal, family, merged_of, task_vectors
 from merging import Cache, Experts, UserError, experts
 from merging.methods import Base, Duet, Single, TaskArithmetic, TsvM, Twin
 from merging.neurons import Neurons
+from merging.ranks import Ranks
 from merging.routed import install
-from merging.tucker import Ranks
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from merging import UserError
 from merging.adapt import Learned, TaskId
 from merging.methods import Dare, Duet, Expert, FfnOracle, RankOneMoe, Smile, Twin, Wemoe
 from merging.naming import Naming
+from merging.ranks import Ranks
 from merging.routed import install
 from merging.routers import Gate, GateShape
-from merging.tucker import Ranks
 
 ROUNDING, FACTORS = 1e-6, 1e-5  # as in test_methods: one spacing of fp32 below 8; factors in fp32
 LEARNED = [pytest.param(each(), id=each.__name__) for each in every_method() if getattr(each, "routed", False)]
