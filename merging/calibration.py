@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,47 +57,53 @@ def activations(
     count: int | None = None,
     statistic: str = "mean_abs",
     tokens: str = "all",
+    side: str = "input",
 ) -> dict[str, Tensor]:
     """What goes into each linear layer `names` (parameter names of their weights), as statistics [T, inputs] fp32.
 
     Checkpoint t is run on the images of task t. For the second layer of an FFN the input is the activation of its
-    hidden neurons. statistic and tokens: see `input_statistics`.
+    hidden neurons; side="output" measures what comes out of the layers instead, [T, outputs]. statistic and tokens: see
+    `linear_statistics`.
     """
 
     def one(task: int) -> dict[str, Tensor]:
         tower = calibration.tower()
         state = {key: checkpoints[task].tensor(key).float() for key in tower.state_dict()}
         tower.load_state_dict(state)
-        return input_statistics(tower, names, calibration.batches(task, count), statistic, tokens)
+        return linear_statistics(tower, names, calibration.batches(task, count), statistic, tokens, side)
 
     found = each(one, range(len(checkpoints)))
     return {name: torch.stack([means[name] for means in found]) for name in names}
 
 
 @torch.inference_mode()
-def input_statistics(
+def linear_statistics(
     model: nn.Module,
     names: tuple[str, ...],
     batches: Iterator[Tensor],
     statistic: str = "mean_abs",
     tokens: str = "all",
+    side: str = "input",
 ) -> dict[str, Tensor]:
     """One number per input of the modules that own the weights `names`, over images and tokens; summed in fp64.
 
-    statistic: mean_abs, mean, positive (share above zero) or rms. tokens: all, or the first alone ("class").
+    statistic: mean_abs, mean, positive (share above zero) or rms. tokens: all, or the first alone ("class"). side:
+    "input", or "output" for one number per output.
     """
     sums: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
     counts = dict.fromkeys(names, 0)
     measure = STATISTICS[statistic]
 
-    def note(name: str, x: Tensor) -> None:
+    def note(name: str, x: Any) -> None:
         rows = (x[:, 0] if tokens == "class" else x).flatten(0, -2)
         sums[name] = sums[name] + measure(rows).sum(0, dtype=torch.float64)
         counts[name] += len(rows)
 
     def hook(name: str) -> RemovableHandle:
         module = model.get_submodule(name.rpartition(".")[0])
-        return module.register_forward_pre_hook(lambda _, inputs: note(name, inputs[0]))
+        return module.register_forward_hook(
+            lambda _, inputs, output: note(name, inputs[0] if side == "input" else output)
+        )
 
     hooks = [hook(name) for name in names]
     for images in batches:

@@ -15,10 +15,11 @@ from merging.preflight import check_range
 
 Masks = Mapping[int, Tensor]  # block -> boolean [T, hidden]
 KNOWN = {
-    "scope": ("layer", "model"),
-    "scale": ("inverse_density", "energy", "density", "none"),
+    "scope": ("layer", "model", "mass"),
+    "scale": ("inverse_density", "energy", "density", "none", "learned"),
     "statistic": tuple(STATISTICS),
     "tokens": TOKENS,
+    "at": ("output", "input"),
     "source": ("expert", "base"),
 }
 
@@ -27,19 +28,22 @@ KNOWN = {
 class Neurons:
     """The share `ratio` of hidden neurons that are most active in expert t on its own unlabelled images.
 
-    ratio: 1 keeps all neurons. scope: "layer", the share of every block, or "model", of all blocks together.
-    images: per task, measured. scale: what a kept entry is multiplied by, "inverse_density" (1 / kept share, as DARE),
-    "energy" (restores the norm of the whole), "density", or "none".
-    statistic: of the activation function's output, "mean_abs", "mean" (signed), "positive" (share above zero) or
-    "rms"; over "all" tokens, or the "class" token alone. source: "expert" t, or the "base" on the images of task t.
+    ratio: 1 keeps all neurons. scope: "layer", the share of every block; "model", of all blocks together; "mass", in
+    every block the fewest neurons that hold the share of its summed statistic. images: per task, measured. scale: what
+    a kept entry is multiplied by, "inverse_density" (1 / kept share, as DARE), "energy" (restores the norm of the
+    whole), "density", "none", or "learned" (of all tasks together, the factors whose average leaves the least of the
+    changes; least squares, without data). statistic: "mean_abs", "mean" (signed), "positive" (share above zero) or
+    "rms"; over "all" tokens, or the "class" token alone; at the "output" of the activation function or at its "input".
+    source: "expert" t, or the "base" on the images of task t.
     """
 
     ratio: float = 0.1
-    scope: Literal["layer", "model"] = "layer"
+    scope: Literal["layer", "model", "mass"] = "layer"
     images: int = 512
-    scale: Literal["inverse_density", "energy", "density", "none"] = "inverse_density"
+    scale: Literal["inverse_density", "energy", "density", "none", "learned"] = "inverse_density"
     statistic: Literal["mean_abs", "mean", "positive", "rms"] = "mean_abs"
     tokens: Literal["all", "class"] = "all"
+    at: Literal["output", "input"] = "output"
     source: Literal["expert", "base"] = "expert"
 
     def __post_init__(self) -> None:
@@ -48,6 +52,13 @@ class Neurons:
         for name, known in KNOWN.items():
             if getattr(self, name) not in known:
                 raise UserError(f"neurons: {name}={getattr(self, name)!r} is unknown. Choose {', '.join(known)}.")
+        if self.scope == "mass" and self.statistic == "mean":
+            raise UserError("neurons: scope=mass adds up activity, and statistic=mean has signs. Use mean_abs or rms.")
+
+    @property
+    def joint(self) -> bool:
+        """Whether the scale of one task depends on the changes of all."""
+        return self.scale == "learned"
 
     def masks(self, experts: Experts) -> Masks:
         """Boolean [T, hidden] per block. Raises UserError where a mask would be empty."""
@@ -56,7 +67,8 @@ class Neurons:
             together = largest_share(torch.cat(list(activity.values()), 1), self.ratio)
             masks = dict(zip(activity, together.split([each.shape[1] for each in activity.values()], 1), strict=True))
         else:
-            masks = {block: largest_share(each, self.ratio) for block, each in activity.items()}
+            choose = largest_mass if self.scope == "mass" else largest_share
+            masks = {block: choose(each, self.ratio) for block, each in activity.items()}
         for block, mask in masks.items():
             if not mask.any(1).all():
                 task = experts.tasks[int((~mask.any(1)).nonzero()[0])]
@@ -69,7 +81,9 @@ class Neurons:
     def measured(self, experts: Experts) -> dict[int, Tensor]:
         """How active the hidden neurons of every FFN are, [T, hidden] by block; measured once per content."""
         calibration, naming = experts.unlabelled("neuron masking"), experts.naming
-        names = tuple(key for key in experts.keys("ffn") if naming.hidden(key) == 1)
+        axis, side = (1, "input") if self.at == "output" else (0, "output")  # of the second matrix, or of the first
+        matrices = [key for key in experts.keys("ffn") if len(experts.origin.specs()[key].shape) == 2]
+        names = tuple(key for key in matrices if naming.hidden(key) == axis)
         blocks = {name: naming.depth(name) for name in names}
         if None in blocks.values():
             raise UserError(
@@ -78,12 +92,12 @@ class Neurons:
         models = experts.checkpoints if self.source == "expert" else (experts.origin,) * len(experts.tasks)
 
         def make() -> dict[str, Tensor]:
-            return activations(calibration, models, names, self.images, self.statistic, self.tokens)
+            return activations(calibration, models, names, self.images, self.statistic, self.tokens, side)
 
         if experts.cache is None:
             found = make()
         else:
-            facts = (calibration.ids, self.images, names, self.statistic, self.tokens)
+            facts = (calibration.ids, self.images, names, self.statistic, self.tokens, side)
             found = experts.cache.tensors(key_of("activations", [each.id for each in models], *facts), make)
         return {int(blocks[name]): found[name] for name in names}  # type: ignore[arg-type]
 
@@ -94,6 +108,8 @@ class Neurons:
 
     def _factor(self, change: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
         density = mask.float().mean(1)
+        if self.scale == "learned":
+            return least_left(change, kept)
         if self.scale == "energy":
             left = kept.flatten(1).norm(dim=1)
             return torch.where(left > 0, change.flatten(1).norm(dim=1) / left.clamp_min(1e-30), 1.0)
@@ -112,6 +128,20 @@ def largest_share(values: Tensor, ratio: float) -> Tensor:
     count = round(ratio * values.shape[1])
     order = values.argsort(dim=1, descending=True, stable=True)[:, :count]
     return torch.zeros_like(values, dtype=torch.bool).scatter(1, order, True)
+
+
+def largest_mass(values: Tensor, share: float) -> Tensor:
+    """Boolean [T, n]: the fewest of the largest of each row of [T, n] >= 0 whose sum is at least the share of all."""
+    ordered, order = values.double().sort(dim=1, descending=True, stable=True)
+    before = ordered.cumsum(1) - ordered
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, order, before < share * ordered.sum(1, keepdim=True))
+
+
+def least_left(changes: Tensor, kept: Tensor) -> Tensor:
+    """Factors s [T] for which C = mean_t s_t kept_t minimises sum_t ||changes_t - C||^2; of equals the smallest."""
+    flat = kept.flatten(1).double()
+    wanted = flat @ changes.sum(0).flatten().double()
+    return torch.linalg.lstsq(flat @ flat.T, wanted[:, None], driver="gelsd").solution[:, 0].float()
 
 
 def jaccard(mask: Tensor) -> Tensor:

@@ -3,6 +3,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.methods.method import Method
@@ -22,6 +23,13 @@ class NeuronMask:
     neurons: Neurons = field(default_factory=Neurons)
     then: Method = field(default_factory=TaskArithmetic)
     needs: ClassVar[str] = "inputs"
+
+    def __post_init__(self) -> None:
+        if self.neurons.joint:
+            raise UserError(
+                "neuron_mask: neurons.scale=learned fits the average of all tasks, which `then` need not take. Choose "
+                "inverse_density, energy, density or none."
+            )
 
     def __call__(self, experts: Experts) -> Merged:
         if not experts.keys("ffn"):

@@ -11,7 +11,7 @@ from torch import nn
 from merging import Cache, Experts, UserError
 from merging import neurons as module
 from merging.calibration import Calibration
-from merging.neurons import Neurons, chance, jaccard, largest_share, selected
+from merging.neurons import Neurons, chance, jaccard, largest_mass, largest_share, selected
 
 TASKS, HIDDEN = 3, 6
 
@@ -104,6 +104,50 @@ def test_scaling(scale, axis):
     assert torch.equal(silent, torch.zeros(TASKS, HIDDEN))
 
 
+def test_a_share_of_the_mass_takes_the_fewest_neurons():
+    values = torch.tensor([[4.0, 1, 3, 2, 0, 0], [1.0, 1, 1, 1, 1, 1], [0.0, 0, 0, 0, 0, 7]])
+    for share in (0.1, 0.4, 0.41, 0.7, 0.99, 1.0):
+        kept = largest_mass(values, share)
+        for row, mask in zip(values, kept, strict=True):
+            held = row[mask].sum()
+            assert held >= share * row.sum() - 1e-6 and held - row[mask].min() < share * row.sum()
+            assert mask.all() or row[mask].min() >= row[~mask].max()
+    masks = Neurons(0.5, scope="mass").masks(hand_made())
+    assert torch.equal(masks[0], torch.eye(HIDDEN)[:3].bool())  # one neuron holds everything
+
+
+def test_activity_before_and_after_the_activation_function():
+    experts = opened(*small_towers())
+    before, after = (Neurons(0.5, at=at, statistic="positive").measured(experts) for at in ("input", "output"))
+    assert before.keys() == after.keys()
+    for block in before:
+        assert torch.allclose(before[block], after[block]) and before[block].std() > 0  # GELU keeps the sign
+    raw, activated = (Neurons(0.5, at=at).measured(experts) for at in ("input", "output"))
+    assert all((raw[block] > activated[block]).all() for block in raw)  # and |GELU(x)| < |x|
+    inner = Neurons(1 / HIDDEN, at="input").masks(hand_made())
+    assert torch.equal(inner[0], torch.eye(HIDDEN)[:3].bool())
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_learned_factors_leave_the_least_of_the_changes(axis):
+    change = drawn(TASKS, HIDDEN, 4) if axis == 0 else drawn(TASKS, 4, HIDDEN)
+    mask = torch.tensor([[1, 0, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 1]]).bool()
+    kept, found = selected(change, mask, axis), Neurons(scale="learned").apply(change, mask, axis)
+
+    def left(correction):
+        return float((change - correction).double().square().sum())
+
+    best = left(found.mean(0))
+    for task in range(TASKS):
+        for step in (-0.05, 0.05):
+            assert left((found + step * kept * (torch.arange(TASKS) == task)[:, None, None]).mean(0)) > best
+    owner = (torch.arange(HIDDEN) % TASKS == torch.arange(TASKS)[:, None]).bool()
+    own = selected(change, owner, axis)
+    assert close(Neurons(scale="learned").apply(own, owner, axis), own, 1e-5)  # nobody else's: the factor is 1
+    none = torch.zeros(TASKS, HIDDEN, 4)
+    assert torch.equal(Neurons(scale="learned").apply(none, mask, 0), none)
+
+
 def test_jaccard_counts_what_two_masks_share():
     mask = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
     assert close(jaccard(mask), torch.tensor([[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]], dtype=torch.float64), 1e-12)
@@ -160,7 +204,9 @@ def test_an_ffn_outside_the_blocks_has_no_mask():
     [
         ({"ratio": 0.0}, r"neurons: ratio=0.0 is out of range: it must lie in \(0.0, 1.0\]"),
         ({"images": 0}, "images=0 is out of range"),
-        ({"scope": "block"}, "scope='block' is unknown. Choose layer, model"),
+        ({"scope": "block"}, "scope='block' is unknown. Choose layer, model, mass"),
+        ({"scope": "mass", "statistic": "mean"}, "scope=mass adds up activity, and statistic=mean has signs"),
+        ({"at": "middle"}, "at='middle' is unknown. Choose output, input"),
         ({"scale": "sqrt"}, "scale='sqrt' is unknown"),
         ({"statistic": "max"}, "statistic='max' is unknown. Choose mean_abs, mean, positive, rms"),
         ({"tokens": "patches"}, "tokens='patches' is unknown. Choose all, class"),

@@ -8,7 +8,7 @@ from ffns import close, small_towers
 from samples import BACKBONE, IMAGES, opened
 from torch.nn import functional
 
-from merging.calibration import STATISTICS, activations, input_statistics
+from merging.calibration import STATISTICS, activations, linear_statistics
 
 NAMES = tuple(f"visual.transformer.resblocks.{block}.mlp.c_proj.weight" for block in (0, 1))
 MEASURES = {
@@ -71,13 +71,13 @@ def test_batches_of_any_size_give_the_same(found, statistic):
     """Every image counts once, also in a last batch that is smaller."""
     calibration = found.unlabelled("test")
     tower = calibration.tower()
-    together, split = (input_statistics(tower, NAMES, calibration.batches(0, 7, batch), statistic) for batch in (7, 3))
+    together, split = (linear_statistics(tower, NAMES, calibration.batches(0, 7, batch), statistic) for batch in (7, 3))
     assert all(close(together[name], split[name], 1e-6) for name in NAMES)
 
 
 def test_leaves_no_hooks(found):
     tower = found.unlabelled("test").tower()
-    input_statistics(tower, NAMES, found.unlabelled("test").batches(0, 2))
+    linear_statistics(tower, NAMES, found.unlabelled("test").batches(0, 2))
     assert not any(module._forward_pre_hooks for module in tower.modules())
 
 
