@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+KINDS = ("norm", "ffn", "attention", "other")
+
 
 @dataclass(frozen=True)
 class Naming:
@@ -17,10 +19,7 @@ class Naming:
 
     def kind(self, key: str) -> str:
         """ffn | attention | norm | other; norms first, because they sit beside attention in many names."""
-        for kind in ("norm", "ffn", "attention"):
-            if re.search(getattr(self, kind), key):
-                return kind
-        return "other"
+        return next((kind for kind in KINDS[:-1] if re.search(getattr(self, kind), key)), KINDS[-1])
 
     def hidden(self, key: str) -> int | None:
         """The axis of an FFN parameter [out, ...] along which hidden neurons lie, None where they do not."""

@@ -21,6 +21,7 @@ from merging.methods import (
     Ties,
     TsvM,
 )
+from merging.naming import Naming
 
 # fp32 weights below 8 are 2^-21 = 5e-7 apart, and sums of our samples are exact: rounding the product with the scale
 # and the result leaves one spacing. A decomposition in fp64 whose factors are kept in fp32 loses about a digit more.
@@ -53,6 +54,24 @@ def assert_change(merged, base, change, tolerance):
 def test_equals_the_published_steps(method, reference, tolerance, tasks):
     base, experts = family(tasks)
     assert_change(merge(method, base, experts), base, reference(task_vectors(base, experts)), tolerance)
+
+
+def test_kinds_of_parameters_may_have_coefficients_of_their_own():
+    """A search for the scale leaves them where they are."""
+    base, experts = family(3, tower())
+    merged = TaskArithmetic(0.3, {"norm": 0.0, "attention": 0.5})(opened(base, experts))
+    plain = {scale: models(merge(TaskArithmetic(scale), base, experts))[0] for scale in (0.0, 0.3, 0.5, 0.7)}
+    seen = set()
+    for scale in (0.3, 0.7):
+        for key, weight in merged.scaled(scale).state():
+            kind = Naming().kind(key)
+            assert torch.allclose(weight, plain[{"norm": 0.0, "attention": 0.5}.get(kind, scale)][key], atol=ROUNDING)
+            seen.add(kind)
+    assert seen == {"norm", "attention", "ffn", "other"}
+    with pytest.raises(UserError, match=r"kinds has 'mlp'. Kinds are norm, ffn, attention, other"):
+        TaskArithmetic(kinds={"mlp": 1.0})
+    with pytest.raises(UserError, match=r"kinds.ffn=200 is out of range"):
+        TaskArithmetic(kinds={"ffn": 200})
 
 
 @pytest.mark.parametrize("tasks", [1, 3])
