@@ -1,5 +1,6 @@
 """What every bank of changes can do, and the banks that hold whole changes one by one."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -108,3 +109,15 @@ class Dense(Whole):
         """Values, or where most are zero, the other values and one bit for each."""
         whole, kept = self.changes.nbytes, int(self.changes.count_nonzero())
         return min(whole, kept * self.changes.element_size() + -(-self.changes.numel() // 8))
+
+
+def identity(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    """Equal for two names of the same numbers, as long as both exist."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def repeated(banks: Iterable[Bank]) -> list[Tensor]:
+    """Tensors that an earlier one of the banks holds too: those decomposed together share factors."""
+    tensors = [tensor for bank in banks for tensor in bank.buffers()]
+    first = {identity(tensor): index for index, tensor in reversed(list(enumerate(tensors)))}
+    return [tensor for index, tensor in enumerate(tensors) if first[identity(tensor)] != index]

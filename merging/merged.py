@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merging import saving
-from merging.banks import Bank
+from merging.bank import Bank, repeated
 from merging.checkpoints import Checkpoint, Spec
 from merging.errors import UserError
 from merging.routers import GateShape
@@ -99,14 +99,16 @@ class Merged:
     @property
     def params(self) -> int:
         """Numbers stored beside one dense backbone: banks and gates."""
-        return sum(bank.params for bank in self.own.values()) + (self.routing.params if self.routing else 0)
+        twice = sum(tensor.numel() for tensor in repeated(self.own.values()))
+        return sum(bank.params for bank in self.own.values()) - twice + (self.routing.params if self.routing else 0)
 
     @property
     def stored_bytes(self) -> int:
         """What must be kept to use the model: one dense backbone as `save` would write it, plus the banks."""
         backbone = sum(spec.bytes for spec in {**self.base.specs(), **self.specs}.values())
         gates = 4 * self.routing.params if self.routing is not None else 0
-        return backbone + gates + sum(bank.bytes for bank in self.own.values())
+        twice = sum(tensor.nbytes for tensor in repeated(self.own.values()))
+        return backbone + gates + sum(bank.bytes for bank in self.own.values()) - twice
 
     def save(self, path: str | Path, **facts: object) -> Path:
         """Write one safetensors file that `merging.load` reads; see merging.saving. Atomic."""

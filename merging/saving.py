@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from merging.bank import identity
 from merging.banks import rebuild
 from merging.checkpoints import SafetensorsFile, Spec, write_safetensors
 from merging.errors import UserError
@@ -30,7 +31,7 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
     kept = {key: merged.specs.get(key, spec) for key, spec in sorted(merged.base.specs().items())}
     if merged.own:
         kept |= {key: Spec(spec.shape, torch.float32) for key, spec in merged.specs.items()}
-    extra = dict(_extra(merged))
+    extra, same = _once(dict(_extra(merged)))
     specs = kept | {key: Spec(tensor.shape, tensor.dtype) for key, tensor in extra.items()}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -42,6 +43,7 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
     record = {**merged.provenance, "scale": merged.scale, "base": merged.base.id, "tasks": merged.tasks, **facts}
     header = {"format": FORMAT, "provenance": json.dumps(record)}
     if merged.own:
+        header["same"] = json.dumps(same)
         header["banks"] = json.dumps({key: bank.stored().facts() for key, bank in merged.own.items()})
         header["routing"] = json.dumps(_routing_facts(merged))
     return write_safetensors(path, specs, tensors(), header)
@@ -53,6 +55,14 @@ def _extra(merged: "Merged") -> Iterator[tuple[str, Tensor]]:
     gates = merged.routing.gates if merged.routing is not None else None
     if gates is not None:
         yield from ((f"{GATE}{name}", tensor) for name, tensor in gates.state_dict().items())
+
+
+def _once(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors without those that have two names, and for each further name the first."""
+    first: dict[Any, str] = {}
+    names = {name: first.setdefault(identity(tensor), name) for name, tensor in named.items() if tensor.numel()}
+    same = {name: known for name, known in names.items() if known != name}
+    return {name: tensor for name, tensor in named.items() if name not in same}, same
 
 
 def _routing_facts(merged: "Merged") -> dict[str, Any] | None:
@@ -88,19 +98,20 @@ def _read(file: SafetensorsFile) -> "Merged":
     merged = Merged(_Dense(file, specs), tasks, floating, provenance=record)
     if "banks" not in file.metadata:
         return merged
-    own = {
-        key: rebuild(facts, _below(file, f"{OWN}{key}/")) for key, facts in json.loads(file.metadata["banks"]).items()
-    }
+    extra = {key: file.tensor(key).clone() for key in file.specs() if key.startswith((OWN, GATE))}
+    extra |= {key: extra[known] for key, known in json.loads(file.metadata.get("same", "{}")).items()}
+    banks = json.loads(file.metadata["banks"])
+    own = {key: rebuild(facts, _below(extra, f"{OWN}{key}/")) for key, facts in banks.items()}
     routing = json.loads(file.metadata["routing"])
     if routing is not None:
         shape = GateShape(**routing["gate"]) if routing["gate"] is not None else None
-        gates = _gates(_below(file, GATE), shape, routing["gates"], next(iter(own.values())).parts)
+        gates = _gates(_below(extra, GATE), shape, routing["gates"], next(iter(own.values())).parts)
         routing = Routing(**routing | {"gate": shape, "gates": gates})
     return replace(merged, own=own, routing=routing)
 
 
-def _below(file: SafetensorsFile, prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): file.tensor(key).clone() for key in file.specs() if key.startswith(prefix)}
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def _gates(tensors: Mapping[str, Tensor], shape: GateShape | None, count: int, parts: int) -> nn.ModuleList | None:

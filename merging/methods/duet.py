@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
@@ -9,13 +9,16 @@ from torch import Tensor
 from merging.banks import Bank, Dense, LowRank, Tucker
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.joint import UNITS, joint_banks
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.neurons import Masks, Neurons, selected
 from merging.preflight import check_range
+from merging.ranks import Ranks
 from merging.residual import residuals, share_kept
-from merging.tucker import ENGINES, Ranks, matched_rank, stored
+from merging.tucker import ENGINES, matched_rank, stored
+from merging.tucker import Tucker as Factors
 
 
 class Part(NamedTuple):
@@ -37,16 +40,18 @@ class Duet:
     routes: "ffn" as published; "all" routes attention and the last projection in the same form, and norms and biases
     whole. ranks: see Ranks; only those of mode energy with value 0 lose nothing, for the full ranks are min(m, T n) and
     min(n, T m). factors: "tucker", or "svd", one truncated decomposition per task with no more stored numbers
-    (at least rank 1; the ablation). static: False is the ablation "dynamic only". neurons: which are kept, and how they
-    are scaled. average: over "all" tasks, or, unscaled, over those that kept a neuron ("kept"). static_coef: 0 is no
-    correction. bias: "dynamic" (exact), "rest" or "base". init: weight of every task before the gates are trained.
-    rest: any static method, with a scale of its own.
+    (at least rank 1; the ablation). unit: "matrix" decomposes every matrix apart; "block" both FFN matrices together,
+    the second transposed, so that they share factors; "model" those of all blocks. static: False is the ablation
+    "dynamic only". neurons: which are kept, and how they are scaled. average: over "all" tasks, or, unscaled, over
+    those that kept a neuron ("kept"). static_coef: 0 is no correction. bias: "dynamic" (exact), "rest" or "base". init:
+    weight of every task before the gates are trained. rest: any static method, with a scale of its own.
     """
 
     routes: Literal["ffn", "all"] = "ffn"
     ranks: Ranks = field(default_factory=lambda: Ranks("fraction", 0.25))
     factors: Literal["tucker", "svd"] = "tucker"
     engine: str = "hooi"
+    unit: Literal["matrix", "block", "model"] = "matrix"
     static: bool = True
     neurons: Neurons = field(default_factory=Neurons)
     average: Literal["all", "kept"] = "all"
@@ -58,11 +63,13 @@ class Duet:
     routed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        known = {"routes": ("ffn", "all"), "factors": ("tucker", "svd"), "average": ("all", "kept"),
+        known = {"routes": ("ffn", "all"), "unit": UNITS, "factors": ("tucker", "svd"), "average": ("all", "kept"),
                  "bias": ("dynamic", "rest", "base"), "engine": ENGINES}  # fmt: skip
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise UserError(f"duet: {name}={getattr(self, name)!r} is unknown. Choose one of {', '.join(values)}.")
+        if self.unit != "matrix" and self.factors == "svd":
+            raise UserError(f"duet: unit={self.unit} shares Tucker factors; factors=svd has none. Set unit=matrix.")
         check_range("duet: static_coef", self.static_coef, -100.0, 100.0)
 
     def __call__(self, experts: Experts) -> Merged:
@@ -71,9 +78,11 @@ class Duet:
         kept = () if self.bias == "rest" else experts.keys("ffn")
         rest = static(self.rest, experts.part(set(experts.specs()) - set(routed) - set(kept)), "duet: rest")
         masks, parts = self._masks(experts, routed), {}
+        together = {} if self.unit == "matrix" else joint_banks(experts, routed, self.unit, self._decomposed(experts))
 
         def decompose(key: str, tau: Tensor) -> Tensor:
-            parts[key] = self._part(experts, key, tau, masks)
+            bank = together.get(key) if tau.ndim == 3 else Dense(tau.clone())
+            parts[key] = self._part(experts, key, tau, bank or self._bank(experts, key, tau), masks)
             return torch.empty(0)
 
         experts.map(decompose, routed, heavy=True)
@@ -100,30 +109,41 @@ class Duet:
         ffn = any(experts.naming.hidden(key) is not None for key in routed)
         return self.neurons.masks(experts) if ffn and self.static and self.static_coef else {}
 
-    def _part(self, experts: Experts, key: str, tau: Tensor, masks: Masks) -> Part:
+    def _part(self, experts: Experts, key: str, tau: Tensor, bank: Bank, masks: Masks) -> Part:
         if tau.ndim != 3:
-            return Part(Dense(tau.clone()), None, None)
-        bank, axis, block = self._bank(experts, key, tau), experts.naming.hidden(key), experts.naming.depth(key)
+            return Part(bank, None, None)
+        axis, block = experts.naming.hidden(key), experts.naming.depth(key)
         mask = None if axis is None or block is None else masks.get(block)
-        energy, total = [], None if mask is None else torch.zeros(tau.shape[1:])
-        for task, left in enumerate(residuals(tau, bank)):
-            energy.append(share_kept(tau[task], left))
-            if mask is not None and axis is not None and total is not None:
-                total += self._critical(left[None], mask[task : task + 1], axis)[0]
-        if mask is None or total is None:
-            return Part(bank, energy, None)
+        if mask is None or axis is None:
+            return Part(bank, [share_kept(*pair) for pair in zip(tau, residuals(tau, bank), strict=True)], None)
+        if self.neurons.joint:  # all residuals at once
+            left = torch.stack(list(residuals(tau, bank)))
+            energy, total = [share_kept(*pair) for pair in zip(tau, left, strict=True)], self._kept(left, mask, axis)
+        else:
+            energy, total = [], torch.zeros(tau.shape[1:])
+            for task, left in enumerate(residuals(tau, bank)):
+                energy.append(share_kept(tau[task], left))
+                total += self._kept(left[None], mask[task : task + 1], axis)
         by = len(tau) if self.average == "all" else mask.sum(0).clamp_min(1).view((-1, 1) if axis == 0 else (1, -1))
         return Part(bank, energy, self.static_coef * total / by)
 
-    def _critical(self, left: Tensor, mask: Tensor, axis: int) -> Tensor:
-        return (self.neurons.apply if self.average == "all" else selected)(left, mask, axis)
+    def _kept(self, left: Tensor, mask: Tensor, axis: int) -> Tensor:
+        """Sum over the tasks of what their neurons keep of the residuals."""
+        return (self.neurons.apply if self.average == "all" else selected)(left, mask, axis).sum(0)
+
+    def _decomposed(self, experts: Experts) -> Callable[[str, Tensor], Factors]:
+        def decomposed(key: str, stack: Tensor) -> Factors:
+            with about(key):
+                return experts.tucker(key, stack, self.ranks.resolve(stack), self.engine)
+
+        return decomposed
 
     def _bank(self, experts: Experts, key: str, tau: Tensor) -> Bank:
+        if self.factors == "tucker":
+            found = self._decomposed(experts)(key, tau)
+            return Tucker(found.core, found.task, found.out, found.in_)
         with about(key):
             ranks = self.ranks.resolve(tau)
-            if self.factors == "tucker":
-                found = experts.tucker(key, tau, ranks, self.engine)
-                return Tucker(found.core, found.task, found.out, found.in_)
         rank = max(1, min(matched_rank(stored(tau.shape, ranks), tau.shape), *tau.shape[1:]))
         parts = experts.svd(key, tau, rank)
         return LowRank.of(torch.stack([part.u * part.s for part in parts]), torch.stack([part.vh for part in parts]))

@@ -29,9 +29,9 @@ from merging.banks import Dense, LowRank, Tucker
 from merging.merged import Routing
 from merging.methods import Duet, TaskArithmetic, Wemoe
 from merging.neurons import Neurons
+from merging.ranks import Ranks
 from merging.routed import attach, install
 from merging.routers import Gate, GateShape
-from merging.tucker import Ranks
 
 
 @pytest.fixture(scope="module")

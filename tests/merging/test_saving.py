@@ -15,9 +15,9 @@ from merging.adapt import Learned, TaskId
 from merging.backbones.tower import Backbone
 from merging.methods import Duet, Emr, RankOneMoe, Smile, TallMask, Ties, Twin, Wemoe
 from merging.neurons import Neurons
+from merging.ranks import Ranks
 from merging.routed import RoutedTower, install
 from merging.routers import GateShape
-from merging.tucker import Ranks
 
 DUET = Duet("all", Ranks("fraction", 0.5))
 SHAPES = [
@@ -36,7 +36,15 @@ GATED = [
     *((method, SHAPES[5]) for method in (Twin(start=None), Twin(start=1), Twin(sparsify="dropout"))),
     (RankOneMoe(2), GateShape(activation="soft_top_k", top_k=3)),
 ]
-UNGATED = [DUET, Twin(start=None), Wemoe(), Emr(), TallMask()]
+UNGATED = [
+    DUET,
+    Duet(unit="block"),
+    Duet(unit="model", ranks=Ranks("absolute", 4, task=3)),
+    Twin(start=None),
+    Wemoe(),
+    Emr(),
+    TallMask(),
+]
 IDS = {"ids": lambda each: type(each).__name__ if hasattr(each, "needs") else "-".join(map(str, each.facts().values()))}
 
 

@@ -1,0 +1,50 @@
+"""One Tucker decomposition for several FFN matrices, which then share the factors of their hidden and outer sides."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from merging.banks import Tucker
+from merging.experts import Experts
+from merging.threads import each
+from merging.tucker import Tucker as Factors
+
+UNITS = ("matrix", "block", "model")
+Decompose = Callable[[str, Tensor], Factors]  # (name, stack [G, f, d]) -> its factors
+
+
+def joint_banks(experts: Experts, keys: Sequence[str], unit: str, decompose: Decompose) -> dict[str, Tucker]:
+    """Banks of the FFN matrices among `keys`, those of a "block" or of the whole "model" decomposed together.
+
+    The second matrix of an FFN is transposed, so that all are [hidden, outer]; T task matrices each make one stack
+    [matrices T, hidden, outer]. Its task factor is cut apart again. A whole model is in memory at once.
+    """
+    groups: dict[int | None, list[str]] = {}
+    for key in keys:
+        if len(experts.specs()[key].shape) == 2 and experts.naming.hidden(key) is not None:
+            groups.setdefault(experts.naming.depth(key) if unit == "block" else None, []).append(key)
+
+    def one(group: Sequence[str]) -> dict[str, Tucker]:
+        stack = torch.cat([upright(experts, key, experts.tau(key)) for key in group])
+        found = decompose(" ".join(group), stack)
+        parts = [own(found, index, len(experts.tasks)) for index in range(len(group))]
+        return {
+            key: bank if experts.naming.hidden(key) == 0 else bank.transposed()
+            for key, bank in zip(group, parts, strict=True)
+        }
+
+    return {key: bank for banks in each(one, list(groups.values())) for key, bank in banks.items()}
+
+
+def upright(experts: Experts, key: str, tau: Tensor) -> Tensor:
+    """Task matrices [T, m, n] with the hidden side first."""
+    return tau if experts.naming.hidden(key) == 0 else tau.mT
+
+
+def own(found: Factors, index: int, tasks: int) -> Tucker:
+    """The bank of the matrix at that place of the stack; of a full task factor only its own slices of the core."""
+    rows = slice(index * tasks, (index + 1) * tasks)
+    if len(found.core) == len(found.task):  # the identity
+        return Tucker(found.core[rows].clone(), torch.eye(tasks), found.out, found.in_)
+    return Tucker(found.core, found.task[rows].clone(), found.out, found.in_)
