@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from processes import interruptible
 from wandb_file import read_run
 
 import merging
@@ -60,7 +61,7 @@ def test_rows_say_where_their_numbers_come_from(first_run, built):
         assert row.checkpoints["base"] == SHIPPED["sha256"]
         assert set(row.seconds) == {"merge", "search", "score"} and row.macs == backbone.macs > 10**6
         assert row.router == ("oracle" if name == "expert" else "none")
-        assert set(row.config) == {"backbone", "experts", "suite", "method", "scale", "router", "seed"}
+        assert set(row.config) == {"backbone", "experts", "suite", "method", "scale", "router", "engine", "seed"}
         assert row.config["router"] is None and row.adaptation == "none" and row.params >= 0 and row.routing == {}
     merged, base, expert = (first_run.rows[name] for name in ("task_arithmetic", "base", "expert"))
     assert merged.scale in (0.3, 1.0) and merged.scale_source == "search:val"
@@ -199,12 +200,13 @@ def test_a_saved_model_scores_what_the_row_says(output, duet_here, built, tmp_pa
 
 def test_ctrl_c_leaves_status_130_and_one_line(tmp_path):
     command = console.command(tmp_path / "outputs", "experts.recipe.steps=1000000")
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if "fine-tuning" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with interruptible(command, cwd=tmp_path, **pipes) as process:
+        for line in process.stderr:
+            if "fine-tuning" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
 
     assert process.returncode == 130 and "run the same command to go on" in errors and "Traceback" not in errors
     assert not (tmp_path / "outputs" / "results").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import small
 import torch
+from processes import interruptible
 
 from merging import Cache
 from merging.errors import UserError
@@ -130,11 +131,11 @@ def test_worker_processes_give_the_same_experts(tmp_path, one_thread):
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path, trained):
     command = [sys.executable, small.__file__, str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    while not stored(tmp_path) and process.poll() is None:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
-    _, errors = process.communicate(timeout=60)
+    with interruptible(command, stderr=subprocess.PIPE) as process:
+        while not stored(tmp_path) and process.poll() is None:
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+        _, errors = process.communicate(timeout=60)
     kept = len(stored(tmp_path))
 
     assert process.returncode in (-signal.SIGINT, 130) and b"KeyboardInterrupt" in errors
