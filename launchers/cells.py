@@ -11,15 +11,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from launchers import rows
+from launchers.claims import claim
 from launchers.rows import Row
 from merging.accounting import macs
-from merging.adapt import Log, Router
+from merging.adapt import Log, Oracle, Router
 from merging.api import describe
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.methods import Method
 from tasks.grid import Fixed, Grid, RoutingFound, Search
+from tasks.journal import Journal
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
@@ -33,6 +38,7 @@ class Setup:
     experts: Experts
     grid: Grid
     family: str
+    unfinished: Path | None = None  # folder for what a cell has done so far
 
     @property
     def checkpoints(self) -> dict[str, str]:
@@ -84,21 +90,28 @@ class Cell:
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
 
+    @property
+    def journal(self) -> Journal:
+        """What this cell has done before it was killed; only the same code goes on with it."""
+        folder = self.setup.unfinished
+        return Journal(None if folder is None else folder / self.run_id, code_version())
+
     def compute(self, on_task: OnTask, save: str | None = None, log_step: Log = lambda values, step: None) -> Row:
         """Merge, choose the scale on validation, train the gates, score the test split once.
 
-        `on_task` hears each accuracy, `log_step` the losses of a gate in training.
+        `on_task` hears each accuracy, `log_step` the losses of a gate in training. Scores and trained gates of a run
+        that was killed are used again.
         """
-        grid, clock = self.setup.grid, Clock()
+        grid, clock, journal = self.setup.grid, Clock(), self.journal
         merged = self.method(self.setup.experts)
         clock.lap("merge")
-        merged, validation = self.scale.choose(merged, grid)
+        merged, validation = self.scale.choose(merged, grid, journal)
         clock.lap("search")
         collapsed: list[str] = []
         if merged.routing is not None and merged.routing.router == "learned":
-            merged, collapsed = self.router.fit(merged, self.setup.experts, self.config["seed"], log_step)
+            merged, collapsed = self._fitted(merged, journal, log_step)
             clock.lap("router")
-        scored = grid.score(merged, "test", on_task)
+        scored = grid.score(merged, "test", on_task, journal)
         clock.lap("score")
         if save is not None:
             merged = replace(merged, provenance={"method": describe(self.method), "run_id": self.run_id})
@@ -115,6 +128,22 @@ class Cell:
         )
         log.info("%s: %s", self.label, said(row))
         return row
+
+    def _fitted(self, merged: Merged, journal: Journal, log_step: Log) -> tuple[Merged, list[str]]:
+        """The merge with trained gates, and the tasks suspected of collapse."""
+        if isinstance(self.router, Oracle):
+            return self.router.fit(merged, self.setup.experts, self.config["seed"], log_step)
+
+        def fit() -> dict[str, Tensor]:
+            trained, collapsed = self.router.fit(merged, self.setup.experts, self.config["seed"], log_step)
+            assert trained.routing is not None and trained.routing.gates is not None
+            suspected = torch.tensor([task in collapsed for task in merged.tasks])
+            return {**trained.routing.gates.state_dict(), "collapsed": suspected}
+
+        found = journal.tensors("gates", fit)
+        suspected = found.pop("collapsed").tolist()
+        names = [task for task, collapsed in zip(merged.tasks, suspected, strict=True) if collapsed]
+        return self.router.restored(merged, found), names
 
     def told(self, merged: Merged, found: RoutingFound | None) -> dict[str, Any]:
         """What a row says of the merged model itself."""
@@ -173,19 +202,24 @@ def finish(
     found_level: int = logging.INFO,
     log_step: Log = lambda values, step: None,
 ) -> Row:
-    """The cell's row: found if finished before, else computed and written. A failure is written too, then raised."""
+    """The cell's row: found if finished before, else computed and written. A failure is written too, then raised.
+
+    Raises Taken where another process computes it just now.
+    """
     done = None if redo or save is not None else rows.find(folder, cell.run_id)
     if done is not None:
         where = folder / f"{cell.run_id}.json"
         log.log(found_level, "%s: found in %s (redo=true computes it again)", cell.label, where)
         return done
-    try:
-        row = cell.compute(on_task, save, log_step)
-    except Exception as error:
-        if rows.find(folder, cell.run_id) is None:  # a failed redo does not replace a good row
-            rows.write(replace(cell.row(), status="error", error=f"{type(error).__name__}: {error}"), folder)
-        raise
-    rows.write(row, folder)
+    with claim(folder, cell.run_id):
+        try:
+            row = cell.compute(on_task, save, log_step)
+        except Exception as error:
+            if rows.find(folder, cell.run_id) is None:  # a failed redo does not replace a good row
+                rows.write(replace(cell.row(), status="error", error=f"{type(error).__name__}: {error}"), folder)
+            raise
+        rows.write(row, folder)
+        cell.journal.close()
     return row
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from launchers import export, rows, table
 from launchers.cells import Cell, Setup, finish
+from launchers.claims import Taken, owner
 from launchers.hints import hint
 from launchers.plots import heatmap
 from launchers.routing_figure import routing_figure
@@ -33,7 +34,7 @@ from tasks.grid import Fixed, Grid
 from tasks.suite import calibration
 
 log = logging.getLogger(__name__)
-DECIDES = ("backbone", "experts", "suite", "method", "scale", "router", "seed")  # what changes a number
+DECIDES = ("backbone", "experts", "suite", "method", "scale", "router", "engine", "seed")  # what changes a number
 LISTED = "rows.json"  # in a job's folder: the row files it makes or finds
 
 
@@ -44,18 +45,29 @@ def run(config: DictConfig) -> list[str]:
         check_writable("save", Path(config.save).parent)
     with instantiate(config.tracker) as tracker:
         wanted = cell(config)
-        tracker.start(wanted.config, wanted.run_id, f"{wanted.label} {wanted.setup.grid.suite.name}")
         references = [reference(config, label) for label in ("base", "expert") if label != wanted.label]
         files = [str((folder / f"{each.run_id}.json").resolve()) for each in (wanted, *references)]
         (here / LISTED).write_text(json.dumps(files))
+        if elsewhere(wanted, folder):
+            return files
+        tracker.start(wanted.config, wanted.run_id, f"{wanted.label} {wanted.setup.grid.suite.name}")
         found = [
             finish(each, folder, partial(tracker.log_task, method=each.label), found_level=logging.DEBUG)
             for each in references
+            if not elsewhere(each, folder)
         ]
         row = finish(wanted, folder, tracker.log_task, config.redo, config.save, log_step=tracker.log)
         shown = sorted([row, *found], key=lambda each: each.created)
         tracker.finish(row, shown, draw(shown, here) if tracker.pictures else {})
     return files
+
+
+def elsewhere(wanted: Cell, folder: Path) -> bool:
+    """Whether another process computes the cell just now; says so."""
+    by = owner(folder, wanted.run_id)
+    if by is not None:
+        log.info("%s: being computed by %s; run the same command again for its row", wanted.label, by)
+    return by is not None
 
 
 def cell(config: DictConfig) -> Cell:
@@ -83,6 +95,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         decides["scale"] = None
     if not any(getattr(get_class(target), "routed", False) for target in targets(decides["method"])):
         decides["router"] = None  # what is static, or brings its own gate, is the same under every router
+    decides["engine"].pop("device")
+    if ((decides["router"] or {}).get("gate") or {}).get("granularity") not in ("batch", "mixed"):
+        decides["engine"].pop("batch")  # an image then does not depend on those beside it
     return decides
 
 
@@ -94,13 +109,15 @@ def targets(method: dict[str, Any]) -> list[str]:
 
 def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
     """Experts and grid of this backbone, suite and seed, shared by the jobs of one process."""
-    key = json.dumps([config.output, *(decides[name] for name in ("backbone", "experts", "suite"))], sort_keys=True)
+    engine, shared = instantiate(config.engine), ("backbone", "experts", "suite")
+    key = json.dumps([config.output, repr(engine), *(decides[name] for name in shared)], sort_keys=True)
     if key not in _SETUPS:
         store = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
         suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
         source = instantiate(config.experts)
-        experts = replace(source.open(suite, backbone, store), calibration=cache(partial(calibration, suite, backbone)))
-        _SETUPS[key] = Setup(experts, Grid(suite, backbone), source.family)
+        unlabelled = cache(partial(calibration, suite, backbone, device=engine.place))
+        experts = replace(source.open(suite, backbone, store), calibration=unlabelled)
+        _SETUPS[key] = Setup(experts, Grid(suite, backbone, engine), source.family, store.folder / "unfinished")
     return _SETUPS[key]
 
 
@@ -182,6 +199,9 @@ def job(config: DictConfig) -> list[str]:
     """What Hydra calls. A failure is logged, a UserError as one paragraph, and the other jobs of a sweep go on."""
     try:
         return run(config)
+    except Taken as taken:  # between the look and the claim
+        log.info("being computed by %s; run the same command again for its row", taken)
+        return []
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if not _COMMAND.is_here():  # a job sent elsewhere: only Hydra can carry the failure home

@@ -4,11 +4,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from merging.calibration import Calibration
 from merging.errors import UserError
@@ -19,7 +18,8 @@ from merging.ops import generator
 from merging.preflight import check_range
 from merging.routed import RoutedTower, attach, install
 from merging.routers import Gate, GateShape
-from merging.threads import each
+from merging.saving import rebuilt_gates
+from merging.visit import features_of, visit
 
 Log = Callable[[Mapping[str, float], int], object]
 
@@ -32,6 +32,8 @@ class Router(Protocol):
 
     def fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]: ...
 
+    def restored(self, merged: Merged, gates: Mapping[str, Tensor]) -> Merged: ...
+
 
 @dataclass(frozen=True)
 class Oracle:
@@ -42,6 +44,10 @@ class Oracle:
     def fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
         """The merge, routed by the true task; nothing is trained."""
         return replace(merged, routing=Routing("oracle")), []
+
+    def restored(self, merged: Merged, gates: Mapping[str, Tensor]) -> Merged:
+        """The same; there are no gates."""
+        return replace(merged, routing=Routing("oracle"))
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class TaskId:
     ) -> list[str]:
         """Fit the gates of `tower` in place; `log` hears the last loss of each."""
         tasks = torch.repeat_interleave(torch.arange(len(merged.tasks)), torch.tensor(calibration.sizes))
+        tasks = tasks.to(calibration.device)
         losses: list[float] = []
 
         def fit(gate: Gate, features: Tensor) -> None:
@@ -199,19 +206,28 @@ class Learned:
         with seeded(seed):  # towers start at random weights, and a gate may have dropout
             return self._fit(merged, experts, seed, log)
 
-    def _fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
+    def restored(self, merged: Merged, gates: Mapping[str, Tensor]) -> Merged:
+        """What `fit` gave, from the state dict of its gates."""
+        count = len({key.partition(".")[0] for key in gates})
+        return self._with(merged, rebuilt_gates(gates, self.gate, count, merged.parts), self.split)
+
+    def _with(self, merged: Merged, gates: nn.ModuleList | None, split: str) -> Merged:
         assert merged.routing is not None
+        routing = replace(
+            merged.routing, router=self.name, granularity=self.gate.granularity, gate=self.gate, gates=gates,
+            adaptation=split,
+        )  # fmt: skip
+        return replace(merged, routing=routing)
+
+    def _fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
         calibration = experts.unlabelled(f"router={self.name}", self.split)
         tower = install(calibration.tower(), merged)
-        routing = replace(
-            merged.routing, router=self.name, granularity=self.gate.granularity, gate=self.gate,
-            gates=self._gates(tower, merged, seed), adaptation=calibration.split,
-        )  # fmt: skip
-        trained = replace(merged, routing=routing)
-        attach(tower, routing)
-        collapsed = self.train.train(tower, trained, experts, calibration, seed, log)
-        for parameter in routing.gates.parameters():  # type: ignore[union-attr]
-            parameter.requires_grad_(False)
+        gates = self._gates(tower, merged, seed)
+        trained = self._with(merged, gates, calibration.split)
+        assert trained.routing is not None
+        attach(tower, trained.routing)
+        collapsed = self.train.train(tower.to(calibration.device), trained, experts, calibration, seed, log)
+        gates.cpu().requires_grad_(False)
         return trained, collapsed
 
     def _gates(self, tower: RoutedTower, merged: Merged, seed: int) -> nn.ModuleList:
@@ -233,61 +249,3 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-def features_of(
-    tower: RoutedTower, merged: Merged, calibration: Calibration, chosen: list[Tensor]
-) -> tuple[Tensor, ...]:
-    """Unit features [n, D] of some images of each task: all in one batch, unless a batch is to be of one task."""
-    images = [calibration.images(task, indices) for task, indices in enumerate(chosen)]
-    if merged.routing is not None and merged.routing.granularity == "batch":
-        return tuple(functional.normalize(tower(some), dim=-1) for some in images)
-    return functional.normalize(tower(torch.cat(images)), dim=-1).split([len(some) for some in images])
-
-
-def visit(tower: RoutedTower, calibration: Calibration, merged: Merged, act: Callable[[Gate, Tensor], object]) -> None:
-    """Show every gate its features on all calibration images [n, F], in the order of the network.
-
-    `act` may train the gate: blocks behind it then see what it routes. A shared gate is shown all its blocks at once,
-    under the weights of the true task. Batches are spread over single-threaded workers.
-    """
-    shape = merged.routing.gate if merged.routing is not None else None
-    assert shape is not None
-    batches = [(task, images) for task in range(len(calibration.sizes)) for images in calibration.batches(task)]
-    images = [some for _, some in batches]
-    if shape.sees == "pass":
-        return _shown(tower.gate, _over(lambda x: tower.run(tower.embed(x))[0], images), act)
-    if shape.sees == "early":
-        return _shown(tower.gate, _over(lambda x: tower.prefix(tower.embed(x)), images), act)
-    tokens, together = _over(tower.embed, images), []
-    truth = [merged.one_hot(task) for task, _ in batches]
-    for block in tower.steps:
-        if block.gate is None:
-            tokens = _over(lambda x, block=block: block(x)[0], tokens)
-            continue
-        asked = _over(block.ask, tokens)
-        hidden = [seen for _, seen in asked]
-        if shape.shared:
-            together += hidden
-        else:
-            _shown(block.gate, hidden, act)
-            truth = _over(block.gate, hidden)
-        tokens = _over(lambda state, w, block=block: block.answer(state[0], state[1], w)[0], asked, truth)
-    if shape.shared:
-        _shown(next(block.gate for block in tower.steps if block.gate is not None), together, act)
-
-
-def _over(function: Callable[..., Any], *items: list) -> list:
-    """`function` of every item, in order, without autograd."""
-    return each(torch.no_grad()(function), *items)  # in the workers, which start with autograd on
-
-
-def _shown(gate: nn.Module | None, tokens: list[Tensor], act: Callable[[Gate, Tensor], object]) -> None:
-    assert isinstance(gate, Gate)
-    features = torch.cat(_over(gate.features, tokens))
-    if not features.isfinite().all():
-        raise UserError(
-            "The merged model gives NaN or Inf on the images that train its gates. Lower the scale or check the "
-            "experts."
-        )
-    act(gate, features)

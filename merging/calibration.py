@@ -32,13 +32,18 @@ class Calibration:
     sizes: tuple[int, ...]
     images: Callable[[int, Tensor], Tensor]  # (task, indices) -> normalised images [n, 3, H, W]
     heads: tuple[Tensor, ...]  # [classes, D]: logits = unit features @ head.T
-    tower: Callable[[], ImageTower]  # an empty backbone
+    tower: Callable[[], ImageTower]  # an empty backbone, in main memory
+    device: torch.device = torch.device("cpu")  # where images and heads lie, and towers are to run
 
     def batches(self, task: int, count: int | None = None, batch: int = BATCH) -> Iterator[Tensor]:
         """The first `count` images of a task (default: all) in order."""
         size = min(self.sizes[task], self.sizes[task] if count is None else count)
         for indices in torch.arange(size).split(batch):
             yield self.images(task, indices)
+
+    def every(self, batch: int = BATCH) -> list[tuple[int, Tensor]]:
+        """What `images` takes to give all images of all tasks, in order."""
+        return [(task, some) for task, size in enumerate(self.sizes) for some in torch.arange(size).split(batch)]
 
     def drawn(self, task: int, batch: int, *seed: object) -> Iterator[Tensor]:
         """Endless random batches of indices, every image once per round."""
@@ -70,7 +75,7 @@ def activations(
         tower = calibration.tower()
         state = {key: checkpoints[task].tensor(key).float() for key in tower.state_dict()}
         tower.load_state_dict(state)
-        return linear_statistics(tower, names, calibration.batches(task, count), statistic, tokens, side)
+        return linear_statistics(tower.to(calibration.device), names, calibration.batches(task, count), statistic, tokens, side)
 
     found = each(one, range(len(checkpoints)))
     return {name: torch.stack([means[name] for means in found]) for name in names}
@@ -111,4 +116,4 @@ def linear_statistics(
     for each_hook in hooks:
         each_hook.remove()
     means = {name: sums[name] / counts[name] for name in names}
-    return {name: (mean.sqrt() if statistic == "rms" else mean).float() for name, mean in means.items()}  # type: ignore[union-attr]
+    return {name: (mean.sqrt() if statistic == "rms" else mean).float().cpu() for name, mean in means.items()}  # type: ignore[union-attr]

@@ -45,6 +45,7 @@ def expert_features(experts: Experts, calibration: Calibration) -> list[Tensor]:
     def one(task: int) -> Tensor:
         tower = calibration.tower()
         tower.load_state_dict({key: experts.checkpoints[task].tensor(key).float() for key in tower.state_dict()})
+        tower = tower.to(calibration.device)
         return functional.normalize(torch.cat([tower(images) for images in calibration.batches(task)]), dim=-1)
 
     return [features.clone() for features in each(one, range(len(experts.tasks)))]

@@ -105,7 +105,7 @@ def _read(file: SafetensorsFile) -> "Merged":
     routing = json.loads(file.metadata["routing"])
     if routing is not None:
         shape = GateShape(**routing["gate"]) if routing["gate"] is not None else None
-        gates = _gates(_below(extra, GATE), shape, routing["gates"], next(iter(own.values())).parts)
+        gates = rebuilt_gates(_below(extra, GATE), shape, routing["gates"], next(iter(own.values())).parts)
         routing = Routing(**routing | {"gate": shape, "gates": gates})
     return replace(merged, own=own, routing=routing)
 
@@ -114,7 +114,10 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def _gates(tensors: Mapping[str, Tensor], shape: GateShape | None, count: int, parts: int) -> nn.ModuleList | None:
+def rebuilt_gates(
+    tensors: Mapping[str, Tensor], shape: GateShape | None, count: int, parts: int
+) -> nn.ModuleList | None:
+    """Gates from their state dict, None for none."""
     if shape is None or not count:
         return None
     width = tensors["0.mean"].shape[0] // (2 if shape.features == "mean_std" else 1)

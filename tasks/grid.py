@@ -16,10 +16,18 @@ from merging.merged import Merged
 from merging.ops import generator
 from merging.routed import RoutedTower, install
 from merging.routers import listening
-from tasks.suite import Split, Suite, Task
+from tasks.engine import Engine
+from tasks.journal import Journal, Page
+from tasks.suite import Split, Suite, Task, gather
 
+OnTask = Callable[[str, float], object]
+ENGINE, NOWHERE = Engine("cpu"), Journal()
 Scores = dict[str, float]  # task -> share of correct images
 TOGETHER = ("mixed", "group")  # granularities that look at images of several tasks at once
+
+
+def silent(task: str, accuracy: float) -> None:
+    """Hears a score and says nothing."""
 
 
 class RoutingFound(NamedTuple):
@@ -49,7 +57,7 @@ class Fixed:
 
     source: str = "fixed"
 
-    def choose(self, merged: Merged, grid: "Grid") -> tuple[Merged, Scores | None]:
+    def choose(self, merged: Merged, grid: "Grid", journal: Journal = NOWHERE) -> tuple[Merged, Scores | None]:
         return merged, None
 
 
@@ -76,14 +84,14 @@ class Search:
     def source(self) -> str:
         return f"search:{self.split}"
 
-    def choose(self, merged: Merged, grid: "Grid") -> tuple[Merged, Scores | None]:
+    def choose(self, merged: Merged, grid: "Grid", journal: Journal = NOWHERE) -> tuple[Merged, Scores | None]:
         if merged.scale is None or (merged.own and not self.routed):
             return merged, None
         scales, scores = sorted(self.scales), {}
 
         def mean(index: int) -> float:
             if index not in scores:
-                scores[index] = grid.score(merged.scaled(scales[index]), self.split).accuracy
+                scores[index] = grid.score(merged.scaled(scales[index]), self.split, journal=journal).accuracy
             return sum(scores[index].values())
 
         best = climb(mean, len(scales))
@@ -105,16 +113,14 @@ def climb(value: Callable[[int], float], count: int) -> int:
 
 
 class Grid:
-    """A suite and towers to score on it: one single-threaded worker per torch thread, a task each."""
+    """A suite and towers to score on it: on a CPU one single-threaded worker per torch thread, a task each."""
 
-    def __init__(self, suite: Suite, backbone: Backbone, batch: int = 100):
-        self.suite, self.backbone, self.batch = suite, backbone, batch
+    def __init__(self, suite: Suite, backbone: Backbone, engine: Engine = ENGINE):
+        self.suite, self.backbone, self.engine = suite, backbone, engine
         self._towers: list[ImageTower] = []
 
-    def score(
-        self, merged: Merged, split: str, on_task: Callable[[str, float], object] = lambda task, score: None
-    ) -> Scored:
-        """Accuracy per task, and how a gate routed it; `on_task` hears each score.
+    def score(self, merged: Merged, split: str, on_task: OnTask = silent, journal: Journal = NOWHERE) -> Scored:
+        """Accuracy per task, and how a gate routed it; `on_task` hears each score, `journal` remembers batches.
 
         Banks without a trained gate are mixed by the true task (oracle), those with one sample by sample. Raises
         UserError for a merge whose parts are of other tasks than the suite's, or in another order.
@@ -123,10 +129,11 @@ class Grid:
         model = self._model(merged)
         if isinstance(model, RoutedTower) and merged.routing is not None and merged.routing.granularity in TOGETHER:
             return self._together(model, merged, split, on_task)
-        pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+        single = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.engine.workers > 1 else {}
+        pool = ThreadPoolExecutor(self.engine.workers, **single)  # type: ignore[arg-type]
         found: dict[str, Outcome] = {}
         try:
-            run = lambda index: self._one(merged, model, index, split)  # noqa: E731
+            run = lambda index: self._one(merged, model, index, split, journal)  # noqa: E731
             for task, outcome in zip(self.suite.tasks, pool.map(run, range(len(self.suite.tasks))), strict=True):
                 found[task.name] = outcome
                 on_task(task.name, outcome.accuracy)
@@ -134,37 +141,40 @@ class Grid:
             pool.shutdown(cancel_futures=True)
         return Scored({name: outcome.accuracy for name, outcome in found.items()}, routed(found, merged))
 
-    def _together(
-        self, model: RoutedTower, merged: Merged, split: str, on_task: Callable[[str, float], object]
-    ) -> Scored:
+    def _together(self, model: RoutedTower, merged: Merged, split: str, on_task: OnTask) -> Scored:
         """As `score`, where the images of all tasks meet in one batch."""
         splits = [task.split(split) for task in self.suite.tasks]
-        prepare = lambda some: self.backbone.prepare(torch.cat([each.images for each in splits])[some])  # noqa: E731
-        features, weights = together(model, merged, prepare, sum(map(len, splits)), self.batch)
+        prepare = lambda some: self.backbone.prepare(gather(splits, some).to(self.engine.place))  # noqa: E731
+        features, weights = together(model, merged, prepare, sum(map(len, splits)), self.engine)
         sizes, found = [len(each) for each in splits], {}
         parts = zip(self.suite.tasks, splits, features.split(sizes), weights.split(sizes), strict=True)
         for task, images, some, share in parts:
-            found[task.name] = Outcome(judged(some, task, images), share)
+            right = share_right(judged(some, task.head().to(some.device), task, images), images)
+            found[task.name] = Outcome(right, share)
             on_task(task.name, found[task.name].accuracy)
         return Scored({name: outcome.accuracy for name, outcome in found.items()}, routed(found, merged))
 
     def _model(self, merged: Merged) -> RoutedTower | dict[str, Tensor] | None:
         """What all tasks share: a routed tower, or the weights of a static merge."""
         if merged.routing is not None and not merged.routing.by_task:
-            return install(self.backbone.build(), merged)
+            return self.engine.ready(install(self.backbone.build(), merged), routed=True)
         return None if merged.own else dict(merged.state())
 
-    def _one(self, merged: Merged, model: RoutedTower | dict[str, Tensor] | None, index: int, split: str) -> Outcome:
+    def _one(
+        self, merged: Merged, model: RoutedTower | dict[str, Tensor] | None, index: int, split: str, journal: Journal
+    ) -> Outcome:
         task = self.suite.tasks[index]
+        images = task.split(split)
+        page = journal.page(task.name, split, images.id, merged.scale, self.engine.batch)
         if isinstance(model, RoutedTower):
-            return outcome(model, self.backbone, task, task.split(split), self.batch)
+            return outcome(model, self.backbone, task, images, self.engine, page)
         try:
             tower = self._towers.pop()
         except IndexError:  # asking first would race with the other workers
-            tower = self.backbone.build()
+            tower = self.engine.ready(self.backbone.build())
         tower.load_state_dict(dict(merged.state(merged.one_hot(index))) if model is None else model, strict=False)
         try:
-            return outcome(tower, self.backbone, task, task.split(split), self.batch)
+            return outcome(tower, self.backbone, task, images, self.engine, page)
         finally:
             self._towers.append(tower)
 
@@ -179,31 +189,45 @@ def check_order(merged: Merged, suite: Suite) -> None:
         )
 
 
-def outcome(tower: nn.Module, backbone: Backbone, task: Task, split: Split, batch: int = 100) -> Outcome:
-    """Accuracy, and the mean weights of every image. Raises UserError if a logit is not finite."""
-    answers = [answer(tower, backbone.prepare(images)) for images in split.images.split(batch)]
-    weights = [w for _, w in answers if w is not None]
-    features = torch.cat([features for features, _ in answers])
-    return Outcome(judged(features, task, split), torch.cat(weights) if weights else None)
+def outcome(
+    tower: nn.Module, backbone: Backbone, task: Task, split: Split, engine: Engine = ENGINE, page: Page | None = None
+) -> Outcome:
+    """Accuracy, and the mean weights of every image; what the page holds already is not scored again.
+
+    Raises UserError if a logit is not finite.
+    """
+    page = NOWHERE.page() if page is None else page
+    head = task.head().to(engine.place)
+    for images in engine.stream(split.images, page.done):
+        features, weights = answer(tower, backbone.prepare(images), engine=engine)
+        page.add(judged(features, head, task, split), weights)
+    page.store()
+    predicted, weights = page.together()
+    return Outcome(share_right(predicted, split), weights)
 
 
 @torch.inference_mode()
-def answer(tower: nn.Module, images: Tensor, *given: Tensor) -> tuple[Tensor, Tensor | None]:
+def answer(tower: nn.Module, images: Tensor, *given: Tensor, engine: Engine = ENGINE) -> tuple[Tensor, Tensor | None]:
     """Unit features [B, D] and the mean weights of all gates that were asked [B, G], None without gates."""
-    with listening() as heard:
-        features = functional.normalize(tower(images, *given), dim=-1)
+    with listening() as heard, engine.running():
+        features = functional.normalize(tower(images, *given).float(), dim=-1)
     weights = [per_image(w, len(images)) for w in heard]
     return features, torch.stack(weights).mean(0) if weights else None
 
 
-def judged(features: Tensor, task: Task, split: Split) -> float:
-    """Share of images whose highest logit is their label's."""
-    logits = features @ task.head().T
+def judged(features: Tensor, head: Tensor, task: Task, split: Split) -> Tensor:
+    """The classes with the highest logits, [B]. Raises UserError if a logit is not finite."""
+    logits = features @ head.T
     if not logits.isfinite().all():
         raise UserError(
             f"The merged model gives NaN or Inf on {task.name} ({split.name}). Lower the scale or check the experts."
         )
-    return int((logits.argmax(1) == split.labels).sum()) / len(split)
+    return logits.argmax(1)
+
+
+def share_right(predicted: Tensor, split: Split) -> float:
+    """Share of images whose predicted class is their label's."""
+    return int((predicted.cpu() == split.labels).sum()) / len(split)
 
 
 def per_image(weights: Tensor, images: int) -> Tensor:
@@ -215,7 +239,7 @@ def per_image(weights: Tensor, images: int) -> Tensor:
 
 @torch.inference_mode()
 def together(
-    model: RoutedTower, merged: Merged, prepare: Callable[[Tensor], Tensor], count: int, batch: int
+    model: RoutedTower, merged: Merged, prepare: Callable[[Tensor], Tensor], count: int, engine: Engine
 ) -> tuple[Tensor, Tensor]:
     """Features [n, D] and weights [n, G] of images from all tasks, in their order.
 
@@ -226,12 +250,16 @@ def together(
     assert shape is not None
     order, given = torch.randperm(count, generator=generator("mixed")), None
     if shape.granularity == "group":
-        asked = torch.cat([model.weights(prepare(some)) for some in torch.arange(count).split(batch)])
+        with engine.running():
+            asked = torch.cat([model.weights(prepare(some)) for some in torch.arange(count).split(engine.batch)]).cpu()
         labels, means = group(asked, shape.groups)
         order, given = labels.argsort(stable=True), means[labels]
     answers = []
-    for some in order.split(batch):
-        features, weights = answer(model, prepare(some), *([] if given is None else [given[some]]))
+    for some in order.split(engine.batch):
+        images = prepare(some)
+        features, weights = answer(
+            model, images, *([] if given is None else [given[some].to(images.device)]), engine=engine
+        )
         answers.append((features, weights if given is None else given[some]))
     back = order.argsort()
     return torch.cat([each[0] for each in answers])[back], torch.cat([each[1] for each in answers])[back]

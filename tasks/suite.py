@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from merging.backbones.tower import Backbone
@@ -13,6 +14,7 @@ from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.preflight import check_tasks
 
+CPU = torch.device("cpu")
 SPLITS = ("train", "val", "calibration", "test")  # calibration is used without its labels
 
 
@@ -23,6 +25,7 @@ class Split:
     name: str
     images: Tensor  # uint8 [N, 3, H, W]
     labels: Tensor  # int64 [N]
+    stored_id: str | None = None  # the fingerprint where it is known, so that images on disk need not be read for it
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -30,6 +33,8 @@ class Split:
     @cached_property
     def id(self) -> str:
         """Fingerprint: sha256 over images and labels, the first 16 hex digits."""
+        if self.stored_id is not None:
+            return self.stored_id
         digest = hashlib.sha256(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()[:16]
@@ -61,17 +66,29 @@ class Suite:
         return tuple(task.name for task in self.tasks)
 
 
-def calibration(suite: Suite, backbone: Backbone, split: str) -> Calibration:
-    """The images of one split of every task, without their labels."""
+def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.device = CPU) -> Calibration:
+    """The images of one split of every task, without their labels; batches of them lie on the device."""
     splits = [task.split(split) for task in suite.tasks]
     return Calibration(
         split=split,
         ids=tuple(each.id for each in splits),
         sizes=tuple(len(each) for each in splits),
-        images=lambda task, indices: backbone.prepare(splits[task].images[indices]),
-        heads=tuple(task.head() for task in suite.tasks),
+        images=lambda task, indices: backbone.prepare(splits[task].images[indices].to(device)),
+        heads=tuple(task.head().to(device) for task in suite.tasks),
         tower=backbone.build,
+        device=device,
     )
+
+
+def gather(splits: Sequence[Split], indices: Tensor) -> Tensor:
+    """Images [n, 3, H, W] of several splits counted through, in the order of `indices`; only these are read."""
+    ends = torch.tensor([len(split) for split in splits]).cumsum(0)
+    owners = torch.bucketize(indices, ends, right=True)
+    images = splits[0].images.new_empty((len(indices), *splits[0].images.shape[1:]))
+    for owner in owners.unique().tolist():
+        mine = owners == owner
+        images[mine] = splits[owner].images[indices[mine] - ends[owner] + len(splits[owner])]
+    return images
 
 
 def known(task: str, available: Sequence[str], suite: str) -> str:

@@ -19,6 +19,7 @@ from merging.methods import Average, Base, Expert, TaskArithmetic, Twin, Wemoe
 from merging.routed import install
 from merging.routers import GateShape, answered, listening
 from tasks.finetune import Recipe
+from tasks.engine import Engine
 from tasks.grid import Fixed, Grid, Outcome, Scored, Search, climb, outcome, per_image, routed
 from tasks.suite import Split, calibration
 
@@ -60,14 +61,14 @@ def plain_score(state, task, split):
 def told(table):
     """A grid double that looks scores up by scale."""
     asked = []
-    score = lambda merged, split: asked.append((merged.scale, split)) or Scored(table[merged.scale], None)  # noqa: E731
+    score = lambda merged, split, journal: asked.append((merged.scale, split)) or Scored(table[merged.scale], None)  # noqa: E731
     return SimpleNamespace(score=score, asked=asked)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_accuracy_is_the_share_of_right_answers(batch):
     task = pixel_task([0, 1, 2, 2, 0], [0, 1, 2, 0, 1])
-    assert outcome(nn.Flatten(), PLAIN, task, task.split("test"), batch) == Outcome(0.6, None)
+    assert outcome(nn.Flatten(), PLAIN, task, task.split("test"), Engine("cpu", batch=batch)) == Outcome(0.6, None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -84,7 +85,9 @@ def test_logits_that_are_no_numbers_are_an_error(value):
 @pytest.mark.parametrize("method", [Base(), Average(), TaskArithmetic(0.5)])
 def test_a_score_is_that_of_a_plain_loop(suite, experts, method):
     merged, heard = method(experts), []
-    scores, routing = Grid(suite, small.TOWER, batch=7).score(merged, "test", lambda *pair: heard.append(pair))
+    scores, routing = Grid(suite, small.TOWER, Engine("cpu", batch=7)).score(
+        merged, "test", lambda *pair: heard.append(pair)
+    )
 
     assert routing is None
     assert scores == {task.name: plain_score(dict(merged.state()), task, "test") for task in suite.tasks}
@@ -133,7 +136,7 @@ def test_gated_scores_and_routing_are_those_of_a_plain_loop(suite, experts):
         right[task.name] = sum(int(w.argmax()) == index for w in weights) / len(data)
         means.append(torch.stack(weights).mean(0).tolist())
 
-    scores, routing = Grid(suite, small.TOWER, batch=7).score(merged, "test")
+    scores, routing = Grid(suite, small.TOWER, Engine("cpu", batch=7)).score(merged, "test")
     assert scores == by_hand and routing.accuracy == pytest.approx(right)
     assert [sum(row) for row in routing.matrix] == pytest.approx([1] * 3, abs=1e-5)
     for found, expected in zip(routing.matrix, means, strict=True):
@@ -153,7 +156,7 @@ def test_the_weights_of_several_gates_are_averaged_image_by_image():
     task = pixel_task([0, 1, 2, 2, 0], [0, 1, 2, 0, 1])
     seen = nn.functional.one_hot(torch.tensor([0, 1, 2, 2, 0]), 3)
     expected = (seen + torch.tensor([1.0, 0.0, 0.0]) + 0.5) / 3
-    accuracy, weights = outcome(Gated(), PLAIN, task, task.split("test"), batch=2)
+    accuracy, weights = outcome(Gated(), PLAIN, task, task.split("test"), Engine("cpu", batch=2))
     assert accuracy == 0.6 and torch.allclose(weights, expected)
     assert per_image(torch.ones(3), 5).shape == per_image(torch.ones(5, 3), 5).shape == (5, 3)
 

@@ -18,6 +18,7 @@ from merging.ops import generator
 from merging.routed import install
 from merging.routers import Gate, GateShape, listening
 from tasks.finetune import Recipe
+from tasks.engine import Engine
 from tasks.grid import Grid
 from tasks.suite import Split, Suite, calibration
 
@@ -62,7 +63,7 @@ def at(merged, granularity, groups=20):
 
 
 def score(merged, suite, batch=100):
-    return Grid(suite, small.TOWER, batch).score(merged, "test")
+    return Grid(suite, small.TOWER, Engine("cpu", batch=batch)).score(merged, "test")
 
 
 @torch.no_grad()

@@ -1,0 +1,91 @@
+"""How images are run through a tower: device, precision, batch size, compiled or not."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from merging.errors import UserError
+from merging.preflight import check_range
+
+Tower = TypeVar("Tower", bound=nn.Module)
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What decides the speed of scoring and training, and at most the last digits of a result.
+
+    device: "auto" is the first GPU, or the CPU where there is none. precision: "fp32", or "bf16", autocast, which moves
+    a few images across a decision boundary. compile: torch.compile for towers without gates (a routed tower reports its
+    weights while it runs, which a compiled one cannot). batch: images at a time.
+    """
+
+    device: str = "auto"
+    precision: str = "fp32"
+    compile: bool = False
+    batch: int = 100
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UserError(f"engine.precision={self.precision!r} is unknown. Choose one of {', '.join(PRECISIONS)}.")
+        check_range("engine.batch", self.batch, 1, 10**6)
+        place = self.place
+        if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"engine.device={self.device} is not there: torch sees {torch.cuda.device_count()} GPUs. Set "
+                f"engine.device=cpu, or check the driver and CUDA_VISIBLE_DEVICES."
+            )
+
+    @property
+    def place(self) -> torch.device:
+        """The device. Raises UserError for a name that torch does not know."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.device(self.device)
+        except RuntimeError as error:
+            raise UserError(f"engine.device={self.device!r} is no device. Choose auto, cpu, cuda or cuda:1.") from error
+
+    @property
+    def workers(self) -> int:
+        """Tasks scored at once: on a CPU one per torch thread, each on a single thread."""
+        return torch.get_num_threads() if self.place.type == "cpu" else 1
+
+    def ready(self, tower: Tower, routed: bool = False) -> Tower:
+        """The tower on the device, compiled if asked for."""
+        tower = tower.to(self.place)
+        if self.compile and not routed:
+            tower.compile()
+        return tower
+
+    def running(self) -> AbstractContextManager[object]:
+        """Autocast where the precision asks for it."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.place.type, PRECISIONS[self.precision])
+
+    def stream(self, images: Tensor, start: int = 0) -> Iterator[Tensor]:
+        """Batches of images [N, ...] from `start` on, on the device.
+
+        For a GPU the next one is read into pinned memory while the last is worked on.
+        """
+        batches = images[start:].split(self.batch) if start < len(images) else ()
+        if self.place.type == "cpu":
+            yield from batches
+            return
+        with ThreadPoolExecutor(1) as reader:
+            waiting = [reader.submit(_pinned, images) for images in batches[:1]]
+            for following in (*batches[1:], None)[: len(batches)]:
+                ready = waiting.pop().result()
+                if following is not None:
+                    waiting.append(reader.submit(_pinned, following))
+                yield ready.to(self.place, non_blocking=True)
+
+
+def _pinned(images: Tensor) -> Tensor:
+    return images.contiguous().pin_memory()
