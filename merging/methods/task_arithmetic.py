@@ -14,22 +14,24 @@ class TaskArithmetic:
     """Task Arithmetic: the base plus a multiple of the summed task vectors. Ilharco et al., 2023, arXiv 2212.04089.
 
     scale: 0 is the base, 1/T is plain averaging, 1 adds every task vector in full; 0.3 is published for eight tasks.
-    kinds: coefficients of their own for kinds of parameters (ffn, attention, norm, other), which a search for the scale
-    leaves alone; {norm: 0} keeps the norms of the base.
+    kinds: coefficients of their own for kinds of parameters (norm, ffn, attention, other), which a search for the scale
+    leaves alone; None is `scale`, 0 keeps what the base has.
     """
 
     scale: float = 0.3
-    kinds: Mapping[str, float] = field(default_factory=dict)
+    kinds: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(KINDS))
     needs: ClassVar[str] = "nothing"
 
     def __post_init__(self) -> None:
-        for kind in self.kinds:
+        for kind, scale in self.kinds.items():
             if kind not in KINDS:
                 raise UserError(f"task_arithmetic: kinds has {kind!r}. Kinds are {', '.join(KINDS)}.")
-            check_range(f"task_arithmetic: kinds.{kind}", self.kinds[kind], -100.0, 100.0)
+            if scale is not None:
+                check_range(f"task_arithmetic: kinds.{kind}", scale, -100.0, 100.0)
 
     def __call__(self, experts: Experts) -> Merged:
         total = experts.map(lambda key, tau: tau.sum(0))
-        own = {key: self.kinds[kind] for key in total if (kind := experts.naming.kind(key)) in self.kinds}
-        shared = {key: change for key, change in total.items() if key not in own}
-        return experts.merged(shared, self.scale, fixed={key: scale * total[key] for key, scale in own.items()})
+        own = {key: self.kinds.get(experts.naming.kind(key)) for key in total}
+        shared = {key: change for key, change in total.items() if own[key] is None}
+        fixed = {key: scale * total[key] for key, scale in own.items() if scale is not None}
+        return experts.merged(shared, self.scale, fixed=fixed)
