@@ -112,8 +112,8 @@ class Dense(Whole):
 
 
 def identity(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
-    """Equal for two names of the same numbers, as long as both exist."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
+    """Equal for two names of the same numbers, as long as both exist; a tensor without numbers is like no other."""
+    return id(tensor) if tensor.is_meta else tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def repeated(banks: Iterable[Bank]) -> list[Tensor]:

@@ -168,6 +168,10 @@ class Rows(Bank):
         return super().facts() | {"banks": [bank.facts() for bank in self.banks]}  # type: ignore[operator]
 
     @property
+    def params(self) -> int:
+        return sum(bank.params for bank in self.banks)  # type: ignore[misc]
+
+    @property
     def bytes(self) -> int:
         return sum(bank.bytes for bank in self.banks)  # type: ignore[misc]
 

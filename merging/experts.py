@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from merging.factors import SVD
 from merging.merged import Merged, Routing
 from merging.naming import Naming
 from merging.preflight import check_experts
+from merging.separate import Joined, join_banks
 from merging.threads import each
 from merging.tucker import Tucker, tucker
+from merging.views import Separate, fused_name
 
 Source = str | Path | Mapping[str, Tensor] | Checkpoint
 Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
@@ -29,7 +32,12 @@ Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a ten
 
 @dataclass(frozen=True)
 class Experts:
-    """A base and its experts, seen as task vectors tau_t = theta_t - theta_0 in fp32."""
+    """A base and its experts, seen as task vectors tau_t = theta_t - theta_0 in fp32.
+
+    separate_qkv: show query, key and value of every attention as three parameters (`attn.q_proj_weight`, ...) instead
+    of one fused matrix, as Hugging Face stores them: methods that work matrix by matrix then differ. Checkpoints and
+    what a merge results in are fused either way.
+    """
 
     tasks: tuple[str, ...]
     origin: Checkpoint
@@ -39,6 +47,7 @@ class Experts:
     sparsifier: Sparsifier | None = None
     calibration: Callable[[str], Calibration] | None = None  # of a split, without labels
     only: frozenset[str] | None = None  # the parameters in view, None is all
+    separate_qkv: bool = False
 
     @classmethod
     def open(
@@ -58,12 +67,18 @@ class Experts:
         check_experts(origin, opened, names)
         return cls(names, origin, opened, cache=cache, **facts)
 
+    @cached_property
+    def _seen(self) -> tuple[Checkpoint, ...]:
+        """Base and experts as methods see them."""
+        stored = (self.origin, *self.checkpoints)
+        return tuple(map(Separate, stored)) if self.separate_qkv else stored
+
     def specs(self) -> dict[str, Spec]:
         """Shape and dtype of every floating parameter, keys sorted; the dtype is the wider of base and expert."""
-        expert = self.checkpoints[0].specs()
+        base, expert = (checkpoint.specs() for checkpoint in self._seen[:2])
         return {
             key: Spec(spec.shape, torch.promote_types(spec.dtype, expert[key].dtype))
-            for key, spec in sorted(self.origin.specs().items())
+            for key, spec in sorted(base.items())
             if spec.dtype.is_floating_point and (self.only is None or key in self.only)
         }
 
@@ -73,14 +88,14 @@ class Experts:
 
     def base(self, key: str) -> Tensor:
         """The pretrained parameter in fp32."""
-        return self.origin.tensor(key).float()
+        return self._seen[0].tensor(key).float()
 
     def task_vector(self, key: str, task: int, out: Tensor | None = None) -> Tensor:
         """tau_t of one expert, fp32, in `out` if given. Raises UserError on NaN or Inf, naming the parameter."""
         expert = self.checkpoints[task]
-        base = self.origin.tensor(key)
+        base = self._seen[0].tensor(key)
         tau = torch.empty(base.shape) if out is None else out
-        torch.sub(expert.tensor(key).float(), base.float(), out=tau)
+        torch.sub(self._seen[1 + task].tensor(key).float(), base.float(), out=tau)
         if not tau.sum().isfinite() and not tau.isfinite().all():
             raise UserError(
                 f"{key} is not finite (NaN or Inf) in the expert for {self.tasks[task]} ({expert.name}) or in the base "
@@ -90,7 +105,7 @@ class Experts:
 
     def tau(self, key: str, out: Tensor | None = None) -> Tensor:
         """Task vectors of one parameter, [T, *shape] fp32, in task order."""
-        shape = self.origin.specs()[key].shape
+        shape = self._seen[0].specs()[key].shape
         stack = torch.empty(len(self.tasks), *shape) if out is None else out
 
         def fill(task: int, out: Tensor) -> None:
@@ -104,7 +119,7 @@ class Experts:
     def stream(self, keys: Sequence[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """(key, tau) in fixed order. `tau` is one buffer used again for the next key: copy what is to be kept."""
         keys = self.keys() if keys is None else keys
-        specs = self.origin.specs()
+        specs = self._seen[0].specs()
         largest = max((specs[key].shape.numel() for key in keys), default=0)
         buffer = torch.empty(len(self.tasks) * largest)
         for key in keys:
@@ -189,7 +204,11 @@ class Experts:
         **more: Any,
     ) -> Merged:
         """The result of a method: changes of the base for every input, and banks for those that depend on it."""
-        return Merged(self.origin, self.tasks, self.specs(), shared, own or {}, routing, scale, **more)
+        if not self.separate_qkv:
+            return Merged(self.origin, self.tasks, self.specs(), shared, own or {}, routing, scale, **more)
+        only = None if self.only is None else frozenset(map(fused_name, self.only))
+        specs = replace(self, separate_qkv=False, only=only).specs()
+        return Joined(self.origin, self.tasks, specs, shared, join_banks(own or {}), routing, scale, **more)
 
     def part(self, keys: Iterable[str]) -> "Experts":
         """The same experts with only these parameters in view: a method applied to them merges nothing else."""
