@@ -1,0 +1,215 @@
+"""A comparison with published numbers never claims more than it may, and prints all of it."""
+
+import csv
+import io
+from dataclasses import replace
+
+import pytest
+from cells import failed_row, make_row, routed_row
+from repeated import KNOWN, SUITES, measured, names, published_row
+
+from launchers import against_table, rows, table
+from launchers.against import counterparts, sections
+from launchers.against_table import FORMATS, terminal
+from launchers.summary import summarise
+
+
+def compared(row, there):
+    """The comparison of a measured row with one published row."""
+    (summary,) = summarise([row])
+    every = counterparts(summary.lines[0])
+    assert all(each.published.method == row.method for each in every)
+    (found,) = (each for each in every if each.published.table == there.table)
+    return found
+
+
+WITH_CELLS = [row for row in KNOWN if row.accuracy]
+
+
+@pytest.mark.parametrize("there", WITH_CELLS, ids=names)
+def test_a_repetition_is_within_and_a_worse_one_is_outside(there):
+    source = "search:val" if there.settings.get("scale") == "search" else "fixed"
+    exact = compared(measured(there, scale_source=source), there)
+    assert exact.published.printed == there.printed and exact.reasons == () and exact.within
+    assert exact.mean == pytest.approx(0, abs=1e-9)
+
+    for off in (0.9, -0.9):
+        assert compared(measured(there, off * there.tolerance, scale_source=source), there).within
+    for off in (1.1, -1.1):
+        worse = compared(measured(there, off * there.tolerance, scale_source=source), there)
+        assert worse.comparable and not worse.within
+        assert worse.mean == pytest.approx(off * there.tolerance) and len(worse.accuracy) == len(there.accuracy)
+
+
+TA = published_row("RankOne-MoE logs", "task_arithmetic")
+WEMOE = published_row("RankOne-MoE logs", "wemoe")
+
+
+@pytest.mark.parametrize(("there", "changes", "said"), [
+    (TA, {"family": "task_vectors"}, "experts of hub_a there, of task_vectors here"),
+    (TA, {"config": {"suite.variant": "tall_masks"}}, "prompts and test sets of fusion_bench there, of tall_masks"),
+    (TA, {"config": {"suite.variant": None}}, "an unknown code base here"),
+    (TA, {"scale": 0.4}, "scale 0.3 / 0.4"),
+    (TA, {"config": {"engine.precision": "bf16"}}, "precision fp32 / bf16"),
+    (WEMOE, {"granularity": "sample"}, "granularity batch / sample"),
+    (WEMOE, {"adaptation": "calibration"}, "adaptation test / calibration"),
+    (WEMOE, {"config": {"router.gate.depth": 1}}, "router.gate.depth 2 / 1"),
+    (WEMOE, {"config": {"method.density": None}}, "method.density 1 / not set"),
+])  # fmt: skip
+def test_another_experiment_is_never_a_repetition(there, changes, said):
+    found = compared(measured(there, **changes), there)
+    assert not found.within and not found.comparable
+    assert any(said in reason for reason in found.reasons)
+    assert found.mean == pytest.approx(0, abs=1e-9)  # shown all the same
+
+
+def test_a_family_goes_by_its_other_name_too():
+    assert compared(measured(TA, family="hf_tanganke"), TA).within
+    assert not compared(measured(TA, family="task_vectors"), TA).comparable
+
+
+def test_other_test_images_are_named():
+    row = measured(TA)
+    sizes = {"EuroSAT": {"size": 5400}, "SUN397": {"name": "val"}}
+    splits = {task: {**split, **sizes.get(task, {})} for task, split in row.splits.items()}
+    found = compared(replace(row, splits=splits), TA)
+    assert found.reasons == ("scored on the val split here", "other test images (there / here): EuroSAT 2700 / 5400")
+    assert not found.within
+
+
+def test_a_scale_tuned_there_must_be_tuned_here():
+    there = published_row("TSV logs", "tsv_m")
+    assert not compared(measured(there, scale_source="fixed"), there).comparable
+    assert compared(measured(there, scale_source="search:val"), there).comparable
+
+
+def test_an_equal_mean_of_unequal_tasks_is_outside():
+    row = measured(TA)
+    scores = {**row.accuracy, "Cars": row.accuracy["Cars"] + 0.05, "DTD": row.accuracy["DTD"] - 0.05}
+    found = compared(replace(row, accuracy=scores), TA)
+    assert found.comparable and found.mean == pytest.approx(0, abs=1e-9) and not found.within
+
+
+def test_seeds_are_averaged_and_one_odd_seed_is_told():
+    seeds = [measured(TA, off, seed=seed) for seed, off in enumerate((-1.0, 1.0))]
+    (summary,) = summarise(seeds)
+    found = next(each for each in counterparts(summary.lines[0]) if each.published.table == TA.table)
+    assert len(summary.lines) == 1 and found.within
+
+    (summary,) = summarise([seeds[0], replace(seeds[1], scale=0.5)])
+    found = next(each for each in counterparts(summary.lines[0]) if each.published.table == TA.table)
+    assert found.reasons == ("other settings (there / here): scale 0.3 / 0.5",)
+
+
+def test_the_nearest_row_of_a_sweep_is_shown():
+    for scale, printed in ((0.3, "0.3"), (0.41, "0.4"), (0.9, "1.0")):
+        there = published_row("subspace_fusion sweep", "task_arithmetic", printed=f"Task Arithmetic lambda={printed}")
+        assert compared(measured(there, scale=scale), there).published == there
+
+
+def test_references_count_on_a_part_of_the_tasks_and_merges_do_not():
+    twenty = published_row("OPCM logs", "expert", suite="clip20")
+    assert compared(measured(twenty, suite="clip14"), twenty).within
+    part = measured(twenty, tasks=["Cars", "DTD"], accuracy={"Cars": 0.78523, "DTD": 0.79681})
+    found = compared(part, twenty)
+    assert found.within and set(found.accuracy) == {"Cars", "DTD"} and found.published.mean == 79.102
+
+    merged = measured(TA, tasks=["Cars", "DTD"])
+    assert sections([merged])[0].lines[0].counterparts == ()
+    assert compared(measured(TA), TA).comparable and not counterparts_of(measured(TA, suite="clip14"), TA.table)
+
+
+def counterparts_of(row, table):
+    (section,) = sections([row])
+    return [each for each in section.lines[0].counterparts if each.published.table == table]
+
+
+def test_a_normalised_score_is_compared_where_only_that_is_published():
+    there = published_row("Twin-Merging, Table 3", "twin")
+    expert = published_row("subspace_fusion experts", "expert")
+    scores = {task: 0.9533 * value / 100 for task, value in expert.accuracy.items()}
+    row = measured(there, accuracy=scores, splits={})
+    (section,) = sections([row, replace(measured(expert), checkpoints=row.checkpoints, splits={})])
+    (found,) = next(each for each in section.lines if each.line.label == "twin").counterparts
+    assert found.mean is None and found.accuracy == {} and found.norm == pytest.approx(0, abs=1e-9) and found.within
+
+
+BASE = published_row("OPCM logs", "base", suite="clip20")
+RESULTS = [
+    measured(BASE, suite="clip8"), measured(TA, 0.05), measured(published_row("RankOne-MoE logs", "ties"), -0.4),
+    measured(WEMOE, make=routed_row, adaptation="calibration"), make_row("own_idea", suite="clip8",
+    tasks=list(SUITES["clip8"])), measured(published_row("OPCM logs", "expert", suite="clip20"), suite="clip8"),
+    measured(BASE), failed_row("iso_c", suite="clip8", tasks=list(SUITES["clip8"])),
+]  # fmt: skip
+
+
+def test_the_terminal_page_fits_and_says_everything():
+    page = terminal(RESULTS, 118)
+    assert max(map(len, page.splitlines())) <= 118
+    one, backbone, twenty = page.split("against published numbers")[1:]
+    flat = " ".join(one.split())
+    assert "within 0.1" in flat and "outside 0.2" in flat and "differs [" in flat and TA.source in flat
+    assert "Nothing published for own_idea." in backbone and "Failed, nothing to compare: iso_c." in backbone
+    assert "other settings (there / here): adaptation test / calibration" in flat
+    assert all(task in twenty for task in ("SUN397", "KMNIST", "RenderedSST2"))
+
+
+def test_every_footnote_mark_has_its_text_and_every_text_its_mark():
+    for page in against_table.pages(RESULTS):
+        verdicts = " ".join(cell.text for cell in page.columns[-1].cells)
+        marks = {int(mark) for part in verdicts.split("[")[1:] for mark in part.split("]")[0].split()}
+        assert marks == {int(text[1:].split("]")[0]) for text in page.below if text.startswith("[")}
+
+
+def test_the_printed_difference_is_measured_minus_published():
+    page = next(page for page in against_table.pages(RESULTS) if len(page.published) > 2)
+    head, *body = list(zip(*([column.header, *(cell.text for cell in column.cells)] for column in page.columns),
+                           strict=True))  # fmt: skip
+    own, known = None, None
+    for line in body:
+        cells = dict(zip(head, line, strict=True))
+        if not cells["method"].startswith(" "):
+            own = cells
+        elif "difference" not in cells["method"]:
+            known = cells
+        else:
+            assert own is not None and known is not None
+            for name in (*SUITES["clip8"], "mean"):
+                assert (cells[name] == "-") == (known[name] == "-")
+                if cells[name] != "-":
+                    assert float(cells[name]) == pytest.approx(float(own[name]) - float(known[name]), abs=0.1001)
+
+
+def test_the_other_formats_hold_the_same_lines():
+    lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](RESULTS))))
+    exact = next(line for line in lines if (line["method"], line["table"]) == ("task_arithmetic", TA.table))
+    assert float(exact["Cars difference"]) == 0.05 and exact["verdict"] == "within" and exact["reasons"] == ""
+    assert [line["table"] for line in lines if line["method"] == "own_idea"] == [""]
+    assert all((line["verdict"] == "differs") == bool(line["reasons"]) for line in lines if line["table"])
+
+    markdown, latex = FORMATS["markdown"](RESULTS), FORMATS["latex"](RESULTS)
+    assert markdown.count("**within 0.1**") == latex.count(r"\textbf{within 0.1}") > 0
+    assert markdown.count("difference |") == latex.count("difference &") == sum(bool(line["table"]) for line in lines)
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2 and "task_a" not in latex
+    width = {line.count("|") for line in markdown.split("\n\n")[1].splitlines()}
+    assert len(width) == 1
+
+
+def test_nothing_published_is_one_line():
+    page = terminal([make_row("ties"), make_row("base", 0.3)])
+    assert "mini8, unknown (mini8), against published numbers" in page
+    assert page.strip().splitlines()[-1] == "Nothing published for base, ties."
+    assert all(format_([make_row("ties")]) for format_ in FORMATS.values())
+
+
+def test_the_command_line(tmp_path, capsys):
+    for row in RESULTS:
+        rows.write(row, tmp_path)
+    table.main([str(tmp_path), "--against", "published", "--format", "markdown"])
+    assert "**within 0.1**" in capsys.readouterr().out
+    table.main([str(tmp_path), "--against", "published"])
+    assert "within 0.1" in capsys.readouterr().out
+    table.main([str(tmp_path)])
+    assert "against" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        table.main([str(tmp_path), "--against", "memory"])
