@@ -1,0 +1,1 @@
+"""The real benchmark: published data sets, zero-shot heads and expert families."""

@@ -1,0 +1,135 @@
+"""A user's own experts, or local copies of any others: files by a template path."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from merging.backbones.tower import PREFIX, Backbone
+from merging.cache import Cache
+from merging.checkpoints import Checkpoint, SafetensorsFile
+from merging.errors import UserError
+from merging.experts import Experts
+from merging.foreign import ENDINGS, open_file
+from merging.layouts import from_hugging_face, from_image_encoder, to_hugging_face
+from merging.lora import CONFIG, open_lora
+from merging.preflight import some
+from tasks.suite import Suite
+from tasks.vision.catalogue import base_model, weights
+from tasks.vision.families import as_encoder, open_base, there_is, with_projection
+from tasks.vision.fitting import assembled
+from tasks.vision.hub import Wanted
+
+OPENAI = "openai"
+LAYOUTS = {  # what the first names of a file's parameters tell
+    "image_encoder": ("model.visual.",),
+    "open_clip": (PREFIX,),
+    "hugging_face": ("vision_model.", "text_model.", "embeddings.", "encoder.layers.", "pre_layrnorm."),
+}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Local experts: safetensors, pickles (.pt, .bin; read inertly), Hugging Face folders, LoRA adapter folders.
+
+    experts: template path with {task}, for the tasks that `paths` does not name one by one. base: a path, or openai
+    for the published base of the backbone. family: what rows call these experts; a file that names another family in
+    its metadata is refused, and so are experts of different layouts in one merge: they were not made the same way.
+    """
+
+    base: str
+    experts: str | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
+    family: str = "folder"
+    qkv: str = "fused"
+    text: bool = False
+    remarks = ()
+
+    def wanted(self, suite: Suite, backbone: Backbone) -> list[Wanted]:
+        """The base, if it comes from the Hub. Raises UserError naming every file that is not there."""
+        found = self._found(suite)
+        if missing := {who: path for who, path in found.items() if not path.exists()}:
+            listed = some([f"{path} ({who})" for who, path in missing.items()], 10)
+            first = next(iter(missing.values()))
+            raise UserError(
+                f"There is no {listed}. {first.parent}: {there_is(first.parent)} Correct experts.experts or "
+                f"experts.base, or name the file: +experts.paths.<task>=<path>."
+            )
+        return [base_model(backbone)] if self.base == OPENAI else []
+
+    def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
+        """Raises UserError for what is missing, of another family or layout, or does not fit the backbone."""
+        self.wanted(suite, backbone)
+        found = self._found(suite)
+        base = open_base(backbone, cache) if self.base == OPENAI else self._opened(found.pop("base"), cache)[0]
+        base = as_encoder(base, self.text)
+        opened = {task: self._opened(path, cache, base) for task, path in found.items()}
+        layouts = {layout: task for task, (_, layout) in opened.items()}
+        if len(layouts) > 1:
+            told = ", ".join(f"{task} {layout}" for layout, task in layouts.items())
+            raise UserError(
+                f"These experts are of different families, by the layouts of their files: {told}. They were not tuned "
+                f"in the same way from the same base, and a merge of both would be compared with neither. Take all "
+                f"from one family."
+            )
+        experts = [as_encoder(checkpoint, self.text) for checkpoint, _ in opened.values()]
+        return assembled(base, experts, suite, backbone, cache, self.qkv, self.text)
+
+    def _found(self, suite: Suite) -> dict[str, Path]:
+        """Paths by task, and of a local base."""
+        found = {} if self.base == OPENAI else {"base": Path(self.base).expanduser()}
+        for task in suite.names:
+            if task not in self.paths and (self.experts is None or "{task}" not in self.experts):
+                raise UserError(
+                    f"experts.experts={self.experts} does not say where the expert for {task} is. Write {{task}} where "
+                    f"its name stands, as in experts.experts=checkpoints/{{task}}.safetensors."
+                )
+            path = self.paths.get(task) or str(self.experts).replace("{task}", task)
+            found[task] = Path(path).expanduser()
+        return found
+
+    def _opened(self, path: Path, cache: Cache, base: Checkpoint | None = None) -> tuple[Checkpoint, str]:
+        """A checkpoint in open_clip's names, and the layout it had. `base` lends what the file lacks."""
+        if path.is_dir() and (path / CONFIG).exists():
+            if base is None:
+                raise UserError(
+                    f"{path} is an adapter, which cannot be the base. Name the model that it was tuned from."
+                )
+            return from_hugging_face(open_lora(to_hugging_face(base), path, cache)), "lora"
+        checkpoint = open_file(file_in(path), cache)
+        self._check_family(checkpoint)
+        layout = layout_of(checkpoint)
+        if layout == "hugging_face":
+            tower = from_hugging_face(checkpoint)
+            return (tower if base is None else with_projection(tower, base)), layout
+        return from_image_encoder(checkpoint, text=True), layout
+
+    def _check_family(self, checkpoint: Checkpoint) -> None:
+        named = checkpoint.metadata.get("family") if isinstance(checkpoint, SafetensorsFile) else None
+        if named not in (None, self.family):
+            raise UserError(
+                f"{checkpoint.name} is of the family {named}, and this merge is of {self.family}. Families are not "
+                f"mixed: take all experts and the base from one, and say experts.family={named}."
+            )
+
+
+def file_in(path: Path) -> Path:
+    """The weight file of a Hugging Face folder; a file is itself."""
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in weights() if (path / name).exists()), None)
+    if found is None:
+        raise UserError(f"{path} has none of {', '.join(weights())} and no {CONFIG}. {there_is(path)} Name the file.")
+    return found
+
+
+def layout_of(checkpoint: Checkpoint) -> str:
+    """image_encoder, open_clip or hugging_face. Raises UserError for names that are none of these."""
+    keys = list(checkpoint.specs())
+    for layout, starts in LAYOUTS.items():
+        if any(key.startswith(starts) for key in keys):
+            return layout
+    raise UserError(
+        f"{checkpoint.name} is no CLIP image tower: it has {some(keys)}. What works: open_clip's names (visual.*), "
+        f"Hugging Face's (vision_model.*), and ImageEncoder pickles (model.visual.*), in safetensors or "
+        f"{', '.join(ENDINGS)}."
+    )

@@ -1,0 +1,115 @@
+"""A user's own experts, in every layout; what is missing, mixed or misfit is told."""
+
+import pytest
+import torch
+from clips import BLOCKS, WIDTH, hugging_face, lora_repository, tuned, vision_repository, write_encoder
+from hub import Hub
+from safetensors.torch import save_file
+from towers import TASKS, assert_opens, clip, publish_bases, suite, tower, visual
+
+from merging.errors import UserError
+from tasks.vision.folder import Folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with Hub(tmp_path / "served") as served:
+        served.here(monkeypatch, tmp_path / "hf")
+        publish_bases(served)
+        yield served
+
+
+def local(cache, folder, **knobs):
+    """Experts from files in `folder`."""
+    return Folder(**{"base": f"{folder}/base.safetensors", "experts": f"{folder}/{{task}}.safetensors", **knobs}).open(
+        suite(), tower(), cache
+    )
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A base and an expert per task in open_clip's names."""
+    folder, state = tmp_path / "own", clip()
+    folder.mkdir()
+    save_file(state, folder / "base.safetensors")
+    for seed, task in enumerate(TASKS):
+        save_file(visual(tuned(state, seed)), folder / f"{task}.safetensors")
+    return folder
+
+
+def test_own_experts_by_a_template(files, cache):
+    experts = local(cache, files)
+    assert_opens(experts, visual(clip()), [visual(tuned(clip(), seed)) for seed in range(len(TASKS))])
+
+
+def test_own_experts_one_by_one_and_the_published_base(hub, files, cache):
+    source = Folder("openai", paths={task: str(files / f"{task}.safetensors") for task in TASKS}, qkv="separate")
+    assert [each.repo for each in source.wanted(suite(), tower())] == ["openai/clip-vit-base-patch32"]
+    experts = source.open(suite(), tower(), cache)
+    assert_opens(experts, visual(clip()), [visual(tuned(clip(), seed)) for seed in range(len(TASKS))])
+    assert experts.separate_qkv
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("layout", ["hugging_face", "pickle", "lora"])
+def test_own_experts_in_other_layouts(files, cache, layout):
+    state, want = clip(), []
+    for seed, task in enumerate(TASKS):
+        folder = files / task
+        folder.mkdir()
+        want.append(visual(tuned(state, seed, proj=layout == "pickle")))
+        if layout == "pickle":
+            write_encoder(folder / "model.pt", tuned(state, seed))
+            continue
+        made = vision_repository(tuned(state, seed, proj=False)) if layout == "hugging_face" else lora_repository(seed)
+        for name, content in made.items():
+            (folder / name).write_bytes(content)
+    template = f"{files}/{{task}}/model.pt" if layout == "pickle" else f"{files}/{{task}}"
+    experts = local(cache, files, experts=template)
+    if layout == "lora":
+        changed = {key for key in experts.specs() if experts.tau(key).any()}
+        assert changed == {f"visual.transformer.resblocks.{block}.attn.in_proj_weight" for block in range(BLOCKS)}
+    else:
+        assert_opens(experts, visual(state), want)
+
+
+def test_two_families_are_not_mixed(files, cache):
+    save_file(hugging_face(tuned(clip(), 5, proj=False), text=False), files / "DTD.safetensors")
+    with pytest.raises(UserError, match=r"different families.*DTD hugging_face"):
+        local(cache, files)
+    save_file(visual(tuned(clip(), 5)), files / "DTD.safetensors", {"family": "hub_a"})
+    with pytest.raises(UserError, match=r"DTD.safetensors is of the family hub_a.*of folder.*not mixed"):
+        local(cache, files)
+
+
+def test_files_that_are_not_there_are_all_named(files, cache):
+    (files / "DTD.safetensors").unlink()
+    (files / "Cars.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"DTD.safetensors \(DTD\).*Cars.safetensors \(Cars\).*It holds MNIST.safetensors"
+    ):
+        local(cache, files)
+    with pytest.raises(UserError, match=r"Write \{task\}"):
+        local(cache, files, experts=f"{files}/expert.safetensors")
+
+
+def test_experts_that_do_not_fit_are_refused(files, cache):
+    state = visual(tuned(clip(), 1))
+    for change, message in (
+        (lambda: state.pop("visual.proj"), "lacks visual.proj"),
+        (lambda: state.update({"visual.proj": torch.ones(3, 4)}), r"visual.proj is \(3, 4\), there \(64, 16\)"),
+        (lambda: state.update({"visual.proj": torch.ones(WIDTH, 16).long()}), "not a floating-point one"),
+        (lambda: state.update({"visual.proj": torch.ones(WIDTH, 16), "visual.more": torch.ones(1)}), "visual.more"),
+    ):
+        change()
+        save_file(state, files / "DTD.safetensors")
+        with pytest.raises(UserError, match=f"DTD.safetensors.*{message}"):
+            local(cache, files)
+    save_file({"weight": torch.ones(1)}, files / "DTD.safetensors")
+    with pytest.raises(UserError, match="no CLIP image tower: it has weight"):
+        local(cache, files)
+
+
+def test_unknown_cut_of_attention_is_refused(files, cache):
+    with pytest.raises(UserError, match=r"experts\.qkv=both"):
+        local(cache, files, qkv="both")
