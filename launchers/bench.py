@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launchers import bench_factor, bench_forward
+from launchers import bench_clip, bench_factor, bench_forward
 from launchers.measure import MIB, Measured, machine, measure, table, write_section
 
 EXPERTS = 8
@@ -179,6 +179,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="what", required=True)
     bench_factor.add_arguments(kinds.add_parser("factor", help="Tucker decompositions"))
     bench_forward.add_arguments(kinds.add_parser("forward", help="routed models against the static one"))
+    clip = kinds.add_parser("clip", help="the whole chain at ViT-B/32 size, with random weights and images")
+    clip.add_argument("--folder", type=Path, default=Path("outputs/.cache/rehearsal"), help="for weights and images")
+    clip.add_argument("--images", type=int, default=200, help="test images per task")
+    clip.add_argument("--output", type=Path, help="markdown file that gets the table")
     merges = kinds.add_parser("merge", help="methods, from files to file")
     merges.add_argument("--folder", type=Path, default=Path("outputs/.cache/bench"), help="where the inputs are kept")
     merges.add_argument(
@@ -191,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.what == "factor":
         return bench_factor.main(options)
+    if options.what == "clip":
+        return bench_clip.main(options)
     if options.what == "forward":
         return bench_forward.main(options)
     tower, measured = Tower(options.width, options.depth), []

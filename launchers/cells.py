@@ -39,6 +39,7 @@ class Setup:
     grid: Grid
     family: str
     unfinished: Path | None = None  # folder for what a cell has done so far
+    remarks: tuple[str, ...] = ()  # on the experts
 
     @property
     def checkpoints(self) -> dict[str, str]:
@@ -88,6 +89,7 @@ class Cell:
             macs=grid.backbone.macs,
             seconds={},
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            remarks=list(self.setup.remarks),
         )
 
     @property

@@ -21,6 +21,7 @@ def notes(summary: Summary) -> list[str]:
     said += _routed(summary.lines)
     failures = [(line.label, row) for line in summary.lines if line.failed for row in line.rows]
     said += [f"{label} failed (seed {row.seed}): {first_line(row.error)}" for label, row in failures]
+    said += sorted({remark for row in rows for remark in row.remarks})
     return said + _mixtures(summary.lines, rows)
 
 

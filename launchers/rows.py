@@ -47,6 +47,7 @@ class Row:
     routing: dict[str, Any] = field(default_factory=dict)  # "matrix" true task x mean weight, "accuracy" per task
     energy: dict[str, list[float]] = field(default_factory=dict)  # parameter -> share of each task vector's energy
     collapsed: list[str] = field(default_factory=list)  # tasks that the collapse guard suspects
+    remarks: list[str] = field(default_factory=list)  # what a table with these experts must say
 
     def problem(self) -> str | None:
         """What makes this row unusable, or None."""
@@ -87,7 +88,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("family", "code", "created", "adaptation"), str),
     **dict.fromkeys(("config", "accuracy", "checkpoints", "splits", "seconds", "routing", "energy"), dict),
     **dict.fromkeys(("seed", "stored_bytes", "macs", "params"), int),
-    **dict.fromkeys(("tasks", "collapsed"), list),
+    **dict.fromkeys(("tasks", "collapsed", "remarks"), list),
     "validation": (dict, type(None)),
     "scale": (float, int, type(None)),
     "error": (str, type(None)),

@@ -24,6 +24,7 @@ from launchers.cells import Cell, Setup, finish
 from launchers.claims import Taken, owner
 from launchers.hints import hint
 from launchers.plots import heatmap
+from launchers.preflight import foresee
 from launchers.routing_figure import routing_figure
 from launchers.rows import Row
 from merging.adapt import Oracle
@@ -91,6 +92,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     decides = {name: plain[name] for name in DECIDES}
     decides["experts"].pop("workers", None)
+    decides["suite"].pop("store", None)
     if decides["method"]["_target_"].endswith((".Base", ".Expert")):
         decides["scale"] = None
     if not any(getattr(get_class(target), "routed", False) for target in targets(decides["method"])):
@@ -115,9 +117,11 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
         store = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
         suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
         source = instantiate(config.experts)
+        foresee(suite, source, backbone, engine)
         unlabelled = cache(partial(calibration, suite, backbone, device=engine.place))
         experts = replace(source.open(suite, backbone, store), calibration=unlabelled)
-        _SETUPS[key] = Setup(experts, Grid(suite, backbone, engine), source.family, store.folder / "unfinished")
+        grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
+        _SETUPS[key] = Setup(experts, grid, source.family, unfinished, getattr(source, "remarks", ()))
     return _SETUPS[key]
 
 

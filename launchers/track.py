@@ -179,7 +179,7 @@ class WandbTracker:
 
         lines = records(rows)
         names = list(dict.fromkeys(name for line in lines for name in line))
-        cells = [[line.get(name) for name in names] for line in lines]
+        cells: Any = [[line.get(name) for name in names] for line in lines]
         self._run.log({"table": wandb.Table([*names], cells, allow_mixed_types=True)})
 
     @contextlib.contextmanager

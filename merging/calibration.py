@@ -13,7 +13,7 @@ from merging.checkpoints import Checkpoint
 from merging.ops import generator
 from merging.threads import each
 
-BATCH = 64
+BATCH, CPU = 64, torch.device("cpu")
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean_abs": torch.abs,
     "mean": lambda x: x,
@@ -33,7 +33,7 @@ class Calibration:
     images: Callable[[int, Tensor], Tensor]  # (task, indices) -> normalised images [n, 3, H, W]
     heads: tuple[Tensor, ...]  # [classes, D]: logits = unit features @ head.T
     tower: Callable[[], ImageTower]  # an empty backbone, in main memory
-    device: torch.device = torch.device("cpu")  # where images and heads lie, and towers are to run
+    device: torch.device = CPU  # where images and heads lie, and towers are to run
 
     def batches(self, task: int, count: int | None = None, batch: int = BATCH) -> Iterator[Tensor]:
         """The first `count` images of a task (default: all) in order."""
@@ -75,7 +75,8 @@ def activations(
         tower = calibration.tower()
         state = {key: checkpoints[task].tensor(key).float() for key in tower.state_dict()}
         tower.load_state_dict(state)
-        return linear_statistics(tower.to(calibration.device), names, calibration.batches(task, count), statistic, tokens, side)
+        images = calibration.batches(task, count)
+        return linear_statistics(tower.to(calibration.device), names, images, statistic, tokens, side)
 
     found = each(one, range(len(checkpoints)))
     return {name: torch.stack([means[name] for means in found]) for name in names}

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from merging import factors
-from merging.banks import Bank
+from merging.banks import Bank, OnDemand
 from merging.cache import Cache, key_of
 from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint, Spec, open_checkpoint
@@ -222,6 +222,16 @@ class Experts:
                 f"with calibration images, or choose a method that needs nothing."
             )
         return self.calibration(split)
+
+    def on_demand(self, key: str) -> OnDemand:
+        """The task vectors of a parameter as a bank that reads one when it is mixed and keeps none of its pages."""
+
+        def read(task: int) -> Tensor:
+            tau = self.task_vector(key, task)
+            self.release()
+            return tau
+
+        return OnDemand(read, self.specs()[key].shape, len(self.tasks))
 
     def release(self) -> None:
         """Give back the file pages read so far."""

@@ -1,8 +1,7 @@
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
-from merging.banks import Bank, OnDemand
+from merging.banks import Bank
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 
@@ -14,8 +13,6 @@ class Expert:
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts) -> Merged:
-        own: dict[str, Bank] = {
-            key: OnDemand(partial(experts.task_vector, key), spec.shape, len(experts.tasks))
-            for key, spec in experts.specs().items()
-        }
+        keys = experts.keys()
+        own: dict[str, Bank] = {key: experts.on_demand(key) for key in keys}
         return experts.merged({}, own=own, routing=Routing("oracle"))

@@ -1,8 +1,7 @@
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar
 
-from merging.banks import Bank, OnDemand
+from merging.banks import Bank
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
@@ -20,9 +19,7 @@ class FfnOracle:
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts) -> Merged:
-        ffn, specs = experts.keys("ffn"), experts.specs()
-        rest = static(self.rest, experts.part(set(specs) - set(ffn)), "ffn_oracle: rest")
-        own: dict[str, Bank] = {
-            key: OnDemand(partial(experts.task_vector, key), specs[key].shape, len(experts.tasks)) for key in ffn
-        }
+        ffn = experts.keys("ffn")
+        rest = static(self.rest, experts.part(set(experts.specs()) - set(ffn)), "ffn_oracle: rest")
+        own: dict[str, Bank] = {key: experts.on_demand(key) for key in ffn}
         return experts.merged(rest.shared, rest.scale, own, Routing("oracle"), fixed=rest.fixed)

@@ -20,7 +20,9 @@ from tasks.suite import Suite
 
 CONF = Path(__file__).parents[2] / "conf"
 CHOICES = sorted(
-    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("local", "hydra")
+    (path.parent.name, path.stem)
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name not in ("local", "hydra", "recipe")
 )
 KINDS = {
     "backbone": Backbone,

@@ -18,8 +18,8 @@ from merging.merged import Routing
 from merging.methods import Average, Base, Expert, TaskArithmetic, Twin, Wemoe
 from merging.routed import install
 from merging.routers import GateShape, answered, listening
-from tasks.finetune import Recipe
 from tasks.engine import Engine
+from tasks.finetune import Recipe
 from tasks.grid import Fixed, Grid, Outcome, Scored, Search, climb, outcome, per_image, routed
 from tasks.suite import Split, calibration
 

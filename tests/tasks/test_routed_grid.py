@@ -17,8 +17,8 @@ from merging.methods import Average, Smile, Twin, Wemoe
 from merging.ops import generator
 from merging.routed import install
 from merging.routers import Gate, GateShape, listening
-from tasks.finetune import Recipe
 from tasks.engine import Engine
+from tasks.finetune import Recipe
 from tasks.grid import Grid
 from tasks.suite import Split, Suite, calibration
 

@@ -1,0 +1,104 @@
+"""What a run is going to fetch and how long it will take, said before it begins."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merging.backbones.tower import Backbone
+from merging.errors import UserError
+from merging.preflight import some
+from tasks.engine import Engine
+from tasks.suite import Suite
+
+GB = 1e9
+PROBE = 8  # images run through a random tower to know its speed
+log = logging.getLogger(__name__)
+
+
+def foresee(suite: Suite, source: Any, backbone: Backbone, engine: Engine) -> None:
+    """Log what is to be downloaded and decoded, and how long scoring takes; nothing for what is made or cached here.
+
+    Raises UserError where a file is missing from its repository and where a disk is too small.
+    """
+    wanted = getattr(source, "wanted", None)
+    if wanted is not None:
+        downloads(wanted(suite, backbone))
+    needs = [need for task in suite.tasks if hasattr(task, "needs") for need in task.needs()]  # type: ignore[attr-defined]
+    if needs:
+        decoding([need for need in needs if need.kind != "model"], suite)
+        duration(suite, backbone, engine)
+
+
+def downloads(wanted: list[Any]) -> None:
+    """The files of base and experts that are not cached."""
+    from tasks.vision.hub import check_room, plan
+
+    missing = [each for each in plan(wanted) if not each.cached]
+    if not missing:
+        return
+    sizes = [each.bytes for each in missing]
+    known = f"{sum(size or 0 for size in sizes) / GB:.2f} GB" + (" or more" if None in sizes else "")
+    check_room(missing)
+    names = some([each.name for each in missing])
+    log.info("to download: %d files, %s, into %s: %s", len(missing), known, missing[0].where, names)
+
+
+def decoding(needs: list[Any], suite: Suite) -> None:
+    """The images that are not decoded yet. Raises UserError unless they fit on the disk."""
+    if not needs:
+        return
+    folder = next(Path(task.store.images) for task in suite.tasks if hasattr(task, "store"))  # type: ignore[attr-defined]
+    total, images = sum(need.bytes for need in needs), sum(need.images for need in needs)
+    count = f"{images:,} images, {total / GB:.2f} GB" if images else "images whose number is not known yet"
+    log.info("to decode, once: %s into %s, from %s", count, folder, some([need.where for need in needs]))
+    free = shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.exists())).free
+    if total > free:
+        raise UserError(
+            f"{folder} has {free / GB:.1f} GB free, the decoded images need {total / GB:.1f} GB. Free some space, name "
+            f"a folder on a larger disk with suite.store.images, or take fewer images with suite.limit."
+        )
+
+
+def duration(suite: Suite, backbone: Backbone, engine: Engine) -> None:
+    """How long one model takes on the test images and on those of validation, by a measured speed."""
+    counts = {split: sum(expected(task, split) or 0 for task in suite.tasks) for split in ("test", "val")}
+    if not counts["test"]:
+        return
+    rate = speed(backbone, engine)
+    log.info(
+        "one model takes about %s for %s test images, %s for %s of validation (each coefficient that is tried): "
+        "%.0f images a second on %s",
+        spoken(counts["test"] / rate), f"{counts['test']:,}", spoken(counts["val"] / rate), f"{counts['val']:,}",
+        rate, engine.place,
+    )  # fmt: skip
+
+
+def expected(task: Any, split: str) -> int | None:
+    """Images of a split by published sizes, None for a task about which nothing is published."""
+    known = getattr(task, "known", None)
+    return None if known is None else len(task.rule.choose(split, known.sizes.get, task.name).indices)
+
+
+def speed(backbone: Backbone, engine: Engine) -> float:
+    """Images per second through the static tower: the best of three batches after a first one."""
+    side = int(backbone.vision_cfg["image_size"])  # type: ignore[call-overload]
+    tower = backbone.build().to(engine.place)
+    images = torch.zeros(PROBE, 3, side, side, device=engine.place)
+    best = float("inf")
+    with torch.inference_mode(), engine.running():
+        for _ in range(4):
+            begin = time.perf_counter()
+            tower(images).sum().item()
+            best = min(best, time.perf_counter() - begin)
+    return PROBE / best
+
+
+def spoken(seconds: float) -> str:
+    """A duration as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,141 @@
+"""Zero-shot heads: the class names of a task, written into prompts and read by CLIP's text tower."""
+
+import logging
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from merging.cache import Cache, key_of
+from merging.checkpoints import Checkpoint, SafetensorsFile
+from merging.errors import UserError
+from tasks.vision.known import read
+
+TOWERS = Path(__file__).with_name("towers.yaml")
+HEAD_WIDTH = 64  # of every CLIP by OpenAI
+PROMPTS = 64  # read at once
+BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
+OUTSIDE = ("token_embedding.", "positional_embedding", "ln_final.", "text_projection", "transformer.")
+_ONE_AT_A_TIME = threading.Lock()  # a text tower in double precision takes 0.5 GB and all cores
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Text:
+    """The file that holds the text tower: in a repository of the Hub, or a local path without `repo`."""
+
+    filename: str
+    repo: str | None = None
+    revision: str | None = None
+    quick_gelu: bool = True
+
+    def open(self, cache: Cache) -> Checkpoint:
+        """In open_clip's names, downloaded if need be. Raises UserError where the file is missing or of no CLIP."""
+        path = Path(self.filename).expanduser()
+        if self.repo is not None:
+            from tasks.vision.hub import Wanted, fetch_first
+
+            older = (
+                ("pytorch_model.bin",) if self.filename == "model.safetensors" else ()
+            )  # some repositories have no other
+            path = fetch_first(Wanted(self.repo, (self.filename, *older), self.revision), cache)
+        checkpoint = opened(path, cache)
+        if any(key.startswith("text_model.") for key in checkpoint.specs()):
+            from merging.layouts import from_hugging_face
+
+            checkpoint = from_hugging_face(checkpoint)
+        return checkpoint
+
+
+def opened(path: Path, cache: Cache) -> Checkpoint:
+    """A safetensors file, or a foreign one converted once without executing it."""
+    if path.suffix in (".bin", ".pt", ".pth"):
+        from merging.foreign import open_foreign
+
+        return open_foreign(path, cache.folder)
+    return SafetensorsFile(path, cache)
+
+
+def text_of(given: str | Mapping[str, str], quick_gelu: bool) -> Text:
+    """The text tower of a backbone by its name, a repository and file, or a path.
+
+    Raises UserError for a name that has none and for unknown keys.
+    """
+    towers = read(TOWERS)
+    said: Mapping[str, str] = towers.get(given, {"filename": given}) if isinstance(given, str) else given
+    if extra := sorted(set(said) - {"repo", "filename", "revision"}):
+        raise UserError(f"suite.text has {', '.join(extra)}. Give filename and, on the Hub, repo and revision.")
+    text = Text(**{"filename": "model.safetensors", **said}, quick_gelu=quick_gelu)
+    if text.repo is None and not Path(text.filename).expanduser().is_file():
+        raise UserError(
+            f"There is no text tower for {text.filename!r}. This suite needs a CLIP: choose backbone="
+            f"{', '.join(towers)}, or name the file: suite.text=<path to a CLIP in safetensors>."
+        )
+    return text
+
+
+def zero_shot_head(
+    text: Checkpoint, classes: Sequence[str], templates: Sequence[str], quick_gelu: bool, cache: Cache
+) -> Tensor:
+    """[classes, D] fp32: per class the mean of its prompts' unit features at unit length, times exp(logit_scale).
+
+    Computed in double precision, so that its bits do not depend on the number of threads; cached by content. Raises
+    UserError for templates without {} and weights that are no text tower.
+    """
+    if not templates or any("{}" not in template for template in templates):
+        raise UserError(f"The templates {list(templates)} need one entry or more, each with {{}} for the class name.")
+    key = key_of("zero-shot head", text.id, list(classes), list(templates), quick_gelu)
+
+    def make() -> dict[str, Tensor]:
+        with _ONE_AT_A_TIME:
+            prompts = [template.replace("{}", name) for name in classes for template in templates]
+            log.info("zero-shot head: %d prompts for %d classes", len(prompts), len(classes))
+            features = read_prompts(build_tower(text, quick_gelu), prompts).unflatten(0, (len(classes), -1))
+            scale = text.tensor("logit_scale").double().exp()
+            return {"head": (scale * functional.normalize(features.mean(1), dim=-1)).float()}
+
+    return cache.tensors(key, make)["head"]
+
+
+@torch.inference_mode()
+def read_prompts(tower: nn.Module, prompts: Sequence[str]) -> Tensor:
+    """Unit features [N, D] of prompts. The padding behind the longest of a batch is left out: no token looks ahead."""
+    from open_clip import get_tokenizer
+
+    context = len(tower.positional_embedding)  # type: ignore[arg-type]
+    tokens, mask = get_tokenizer("ViT-B-32", context_length=context)(list(prompts)), tower.attn_mask
+    features = []
+    for some in tokens.split(PROMPTS):
+        length = int((some != 0).sum(1).max())
+        tower.attn_mask = mask[:length, :length]  # type: ignore[index]
+        features.append(functional.normalize(tower(some[:, :length]), dim=-1))
+    tower.attn_mask = mask
+    return torch.cat(features)
+
+
+def build_tower(text: Checkpoint, quick_gelu: bool) -> nn.Module:
+    """open_clip's text tower with these weights in double precision, its size read off them."""
+    from open_clip.model import _build_text_tower
+
+    specs = {key: spec for key, spec in text.specs().items() if key.startswith(OUTSIDE)}
+    try:
+        context, width = specs["positional_embedding"].shape
+        embed_dim = specs["text_projection"].shape[1]
+        shape = {
+            "context_length": context, "vocab_size": specs["token_embedding.weight"].shape[0], "width": width,
+            "heads": max(1, width // HEAD_WIDTH),
+            "layers": 1 + max(int(match[1]) for key in specs if (match := BLOCK.match(key))),
+        }  # fmt: skip
+        tower = _build_text_tower(embed_dim, shape, quick_gelu)  # type: ignore[arg-type]
+        tower.load_state_dict({key: text.tensor(key) for key in specs})
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{text.name} holds no text tower of a CLIP ({error}). Name a whole CLIP: suite.text=<safetensors file>."
+        ) from error
+    text.release()
+    return tower.double().eval()

@@ -1,0 +1,81 @@
+"""Suites of real images: the published benchmark and a user's own data sets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from merging.errors import UserError
+from tasks.suite import Suite
+from tasks.vision.known import DEFAULT, Facts, facts, names
+from tasks.vision.parts import Rule
+from tasks.vision.sources import Plain
+from tasks.vision.task import Store, VisionTask
+
+TEMPLATES = ("a photo of a {}.",)
+OWN = ("classes", "templates", "test_share")  # of a task in suite.sources, beside where its images lie
+
+
+def build(
+    name: str,
+    tasks: Sequence[str] | None,
+    store: Store,
+    text: str | Mapping[str, str],
+    size: int = 224,
+    quick_gelu: bool = True,
+    variant: str = DEFAULT,
+    sources: Mapping[str, Mapping] | None = None,
+    val: int = 5000,
+    calibration: int = 1024,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Suite:
+    """The suite of the named tasks (None: all of `sources`); see conf/suite/folder.yaml for the knobs.
+
+    Raises UserError for tasks that neither the published facts nor `sources` know, and for unknown keys.
+    """
+    own = {task: plain(each) for task, each in (sources or {}).items()}
+    rule = Rule(val, calibration, limit, seed=seed)
+    shared = {"text": plain(text), "quick_gelu": quick_gelu, "size": size, "store": store}
+    chosen = tuple(own) if tasks is None else tuple(tasks)
+    return Suite(name, tuple(make(task, variant, own.get(task), rule, shared) for task in chosen))
+
+
+def make(task: str, variant: str, own: Mapping[str, Any] | None, rule: Rule, shared: Mapping[str, Any]) -> VisionTask:
+    """One task: what is published about it, overridden by what the user says."""
+    said = facts(task, variant) if own is None or task in names() else None
+    own = own or {}
+    allowed = {each.name for each in fields(Plain)} | set(OWN)
+    if extra := sorted(set(own) - allowed):
+        raise UserError(
+            f"suite.sources.{task} has {', '.join(extra)}, which is no knob. Known are {', '.join(sorted(allowed))}."
+        )
+    where = {key: value for key, value in own.items() if key not in OWN}
+    if not where and said is not None:
+        where = published(said)
+    where["args"] = tuple(where.get("args", ()))
+    classes = own.get("classes", None if said is None else said.classes)
+    templates = own.get("templates", TEMPLATES if said is None else said.templates)
+    if "test_share" in own:
+        rule = replace(rule, test_share=own["test_share"])
+    source = Plain(**where).open(task)
+    return VisionTask(
+        task, source, said, None if classes is None else tuple(classes), tuple(templates), rule=rule, **shared
+    )
+
+
+def published(said: Facts) -> dict[str, Any]:
+    """Where the published copy lies; validation is drawn from train even where a part for it is there."""
+    if said.hub is None:
+        raise UserError(
+            f"{said.name} of {said.variant} has no known copy on the Hub. Say where yours lies: "
+            f"+suite.sources.{said.name}.folder=<folder>."
+        )
+    rest = {key: value for key, value in said.hub.items() if key != "id"}
+    return {"hub": said.hub["id"], "val": False, **rest}
+
+
+def plain(value: Any) -> Any:
+    """Nested mappings and lists of any kind as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

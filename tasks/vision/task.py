@@ -1,0 +1,170 @@
+"""One task of real images: its splits and its zero-shot head, made when they are asked for."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from merging.cache import Cache
+from merging.errors import UserError
+from tasks.suite import Split
+from tasks.vision.heads import text_of, zero_shot_head
+from tasks.vision.images import Images, StoredSplit
+from tasks.vision.known import DEFAULT, Facts, check_order
+from tasks.vision.parts import Rule
+from tasks.vision.sources import Source
+from tasks.vision.tables import Table
+from tasks.vision.writing import Wanted
+
+SCORED = ("val", "calibration", "test")  # what a run needs that trains no expert
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Folders of this machine: decoded images (kept), the cache (deletable), and how many threads decode."""
+
+    images: str
+    cache: str
+    workers: int | None = None
+
+
+class Need(NamedTuple):
+    """What a task is yet to load: `images` to decode into `bytes` on disk; a repository of the Hub or a local path."""
+
+    where: str
+    kind: str  # dataset | model | local
+    images: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class VisionTask:
+    """One task. Nothing is downloaded or decoded before split() and head()."""
+
+    name: str
+    source: Source
+    known: Facts | None  # None: a user's own task
+    given: tuple[str, ...] | None  # class names, None for those of the data set
+    templates: tuple[str, ...]
+    text: str | Mapping[str, str]
+    quick_gelu: bool
+    rule: Rule
+    size: int  # pixels of a side
+    store: Store
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}  # without what is cached
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """As written into the prompts, in label order."""
+        return self._classes if self.given is None else self.given
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        found = self._named
+        if found is None:
+            raise UserError(
+                f"The labels of {self.name} ({self.source.name}) are numbers without names. Give the class names in "
+                f"their order: suite.sources.{self.name}.classes=[...]."
+            )
+        return tuple(name.replace("_", " ") for name in found)
+
+    @cached_property
+    def _named(self) -> list[str] | None:
+        """The data set's own class names; those of the Hub are remembered, for machines without a network."""
+        ask = lambda: json.dumps(self.source.classes())  # noqa: E731
+        key = f"class names {self.source.identity()}"
+        return json.loads(ask() if self.source.repo is None else Cache(self.store.cache).text(key, ask))
+
+    def head(self) -> Tensor:
+        """Zero-shot head [classes, D] fp32, scaled by the text tower's temperature."""
+        return self._head
+
+    @cached_property
+    def _head(self) -> Tensor:
+        cache, text = Cache(self.store.cache), text_of(self.text, self.quick_gelu)
+        return zero_shot_head(text.open(cache), self.classes, self.templates, self.quick_gelu, cache)
+
+    def split(self, name: str) -> Split:
+        """Decoded on first use. Raises UserError for damaged images and for labels that are no class."""
+        if name not in self._splits:
+            self._splits[name] = self._split(name)
+        return self._splits[name]
+
+    @cached_property
+    def _splits(self) -> dict[str, StoredSplit]:
+        return {}
+
+    @property
+    def _images(self) -> Images:
+        return Images(Path(self.store.images), self.store.workers)
+
+    def _split(self, name: str) -> StoredSplit:
+        text_of(self.text, self.quick_gelu)  # first of all, because a download takes long
+        found = self._images.find(self.name, name, self._key(name))
+        return self._images.make(self._wanted(name), self._key(name)) if found is None else found
+
+    def _key(self, split: str) -> str:
+        """What the decoded images depend on, known without opening the data set."""
+        rule = self.rule
+        said = [rule.limit, rule.seed, rule.test_share]
+        said += {"test": [], "calibration": [rule.val, rule.calibration]}.get(split, [rule.val])
+        return json.dumps([self.source.identity(), split, said, self.size])
+
+    def _wanted(self, split: str) -> Wanted:
+        self._check_classes()
+        if self.known is not None and self.known.variant != DEFAULT and self.known.note:
+            log.warning("%s of %s: %s", self.name, self.known.variant, self.known.note)
+        tables: dict[str, Table | None] = {}
+
+        def size(part: str) -> int | None:
+            tables[part] = tables[part] if part in tables else self.source.table(part)
+            table = tables[part]
+            return None if table is None else len(table.labels)
+
+        part, indices = self.rule.choose(split, size, self.name)
+        table = tables[part] if part in tables else self.source.table(part)
+        assert table is not None
+        self._check_labels(table, part)
+        return Wanted(self.name, split, table, indices, self.size)
+
+    def _check_classes(self) -> None:
+        found = self.source.classes()
+        if self.known is not None and self.given == self.known.classes:
+            check_order(self.known, found)
+        if found is None or len(found) == len(self.classes):
+            return
+        said = f"{self.name} has {len(self.classes)} class names, its data set {self.source.name} has {len(found)}"
+        if self.known is None or self.known.hub is None or self.source.repo != self.known.hub["id"]:
+            raise UserError(f"{said}. Both need the same classes in the same order.")
+        log.warning("%s; its labels are checked against the former", said)
+
+    def _check_labels(self, table: Table, part: str) -> None:
+        if len(table.labels) and not 0 <= int(table.labels.min()) <= int(table.labels.max()) < len(self.classes):
+            raise UserError(
+                f"The labels of {self.name} ({table.origin}) run from {int(table.labels.min())} to "
+                f"{int(table.labels.max())}; with {len(self.classes)} classes they must lie in 0 to "
+                f"{len(self.classes) - 1}."
+            )
+        want = self.known.sizes.get(part) if self.known is not None else None
+        if want is not None and want != len(table.labels):
+            log.warning("%s: %s has %d images, published are %d", self.name, table.origin, len(table.labels), want)
+
+    def needs(self) -> list[Need]:
+        """What the first run will load, from published sizes; nothing is opened. Files of the Hub may be cached."""
+        text = text_of(self.text, self.quick_gelu)
+        found = [] if text.repo is None else [Need(text.repo, "model", 0, 0)]
+        missing = [split for split in SCORED if self._images.find(self.name, split, self._key(split)) is None]
+        if not missing:
+            return found
+        sizes = self.known.sizes if self.known is not None else {}
+        count = sum(len(self.rule.choose(each, sizes.get, self.name).indices) for each in missing) if sizes else 0
+        kind = "local" if self.source.repo is None else "dataset"
+        return [*found, Need(self.source.repo or self.source.name, kind, count, count * 3 * self.size**2)]
