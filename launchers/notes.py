@@ -80,7 +80,8 @@ def _splits(rows: Sequence[Row], tasks: Sequence[str]) -> str:
 
 def _without_expert(lines: Sequence[Line]) -> str:
     bare = any(line.norm is None and not line.failed for line in lines)
-    return ' "-": no expert row of the same suite, seed, checkpoints and split.' if bare else ""
+    why = "no expert row of the same suite, seed, checkpoints and split, or an expert that gets nothing right"
+    return f' "-": {why}.' if bare else ""
 
 
 def _scales(lines: Sequence[Line]) -> str:

@@ -105,6 +105,13 @@ def test_a_static_table_has_no_columns_of_routed_ones():
     assert not [note for note in notes(summary) if "MACs" in note or "oracle" in note]
 
 
+def test_what_must_be_said_about_the_experts_stands_below_once():
+    leak = "The DTD expert has seen test images."
+    results = [make_row("expert", 0.8, remarks=[leak]), make_row("ties", 0.6, remarks=[leak]), make_row("base", 0.4)]
+    with_it, without = (notes(summarise(some)[0]) for some in (results, results[2:]))
+    assert with_it.count(leak) == 1 and leak not in without
+
+
 def test_collapsed_tasks_are_named():
     rows = [routed_row(collapsed=["cars", "signs"], seed=1), routed_row()]
     assert "Suspected of collapse: cars, signs in duet (seed 1)." in notes(summarise(rows)[0])
