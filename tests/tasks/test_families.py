@@ -19,7 +19,7 @@ from clips import (
 )
 from hub import Hub
 from safetensors.torch import load
-from towers import FOLDERS, TASKS, assert_fits, assert_is, assert_opens, clip, publish_bases, suite, tower, visual
+from served import FOLDERS, TASKS, assert_fits, assert_is, assert_opens, clip, publish_bases, suite, tower, visual
 
 from merging.errors import UserError
 from merging.methods import TaskArithmetic

@@ -5,7 +5,7 @@ import torch
 from clips import BLOCKS, WIDTH, hugging_face, lora_repository, tuned, vision_repository, write_encoder
 from hub import Hub
 from safetensors.torch import save_file
-from towers import TASKS, assert_opens, clip, publish_bases, suite, tower, visual
+from served import TASKS, assert_opens, clip, publish_bases, suite, tower, visual
 
 from merging.errors import UserError
 from tasks.vision.folder import Folder
