@@ -1,86 +1,30 @@
 """Makes experts: fine-tunes the image tower of a base on one task, the zero-shot head frozen (Ilharco et al., 2023)."""
 
-import math
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from merging.backbones.tower import Backbone
 from merging.cache import Cache, key_of
 from merging.checkpoints import Checkpoint, StateDict
-from merging.ops import generator
-from merging.preflight import check_range
 from merging.threads import each
 from tasks.progress import Progress
+from tasks.recipes import Recipe
 from tasks.suite import Split, Suite, Task
+from tasks.training import Job, State, Training
 
-State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """AdamW with linear warm-up and cosine decay; one learning rate for all parameters of the tower."""
-
-    steps: int = 80
-    batch: int = 64
-    lr: float = 5.0e-4
-    warmup: int = 20
-    weight_decay: float = 0.01
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range("recipe: steps", self.steps, 1, 10**9)
-        check_range("recipe: batch", self.batch, 1, 10**6)
-        check_range("recipe: lr", self.lr, 0.0, 1.0, open_low=True)
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        warm = min(1.0, (step + 1) / max(self.warmup, 1))
-        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-
-@dataclass(frozen=True)
-class Job:
-    """One expert to make; picklable, so that a worker process can."""
-
-    base: State  # floating parameters of the tower
-    backbone: Backbone
-    task: Task
-    recipe: Recipe
-    seed: int
-    split: Split  # training images
-    key: str  # cache key: the content of base, data, head and recipe
+__all__ = ["Job", "Recipe", "make_experts", "train_expert"]
 
 
 def train_expert(job: Job, on_step: Callable[[], object] = lambda: None) -> State:
     """The fine-tuned tower (fp32). Repeats bitwise for a given job on one machine and thread count."""
-    torch.manual_seed(job.seed)
-    tower, split, head = job.backbone.build().train(), job.split, job.task.head()
-    tower.load_state_dict(job.base)
-    optimizer = torch.optim.AdamW(tower.parameters(), weight_decay=job.recipe.weight_decay)
-    rng = generator("finetune", job.seed, job.task.name)
-    order = torch.empty(0, dtype=torch.int64)
-    for step in range(job.recipe.steps):
-        while len(order) < job.recipe.batch:
-            order = torch.cat([order, torch.randperm(len(split), generator=rng)])
-        batch, order = order[: job.recipe.batch], order[job.recipe.batch :]
-        for group in optimizer.param_groups:
-            group["lr"] = job.recipe.rate(step)
-        features = functional.normalize(tower(job.backbone.prepare(split.images[batch])), dim=-1)
-        loss = functional.cross_entropy(features @ head.T, split.labels[batch])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(tower.parameters(), job.recipe.clip)
-        optimizer.step()
-        on_step()
-    return {key: value.detach().clone() for key, value in tower.state_dict().items()}
+    training = Training(job)
+    training.run(on_step)
+    return training.weights()
 
 
 def make_experts(
@@ -110,7 +54,7 @@ def make_experts(
 
 def _key(base: Checkpoint, backbone: Backbone, task: Task, split: Split, recipe: Recipe, seed: int) -> str:
     data, head = split.id, StateDict({"head": task.head()}).id
-    return key_of("expert", base.id, backbone.facts(), task.name, data, head, asdict(recipe), seed)
+    return key_of("expert", base.id, backbone.facts(), task.name, data, head, recipe.facts(), seed)
 
 
 def _train_all(jobs: Sequence[Job], cache: Cache, workers: int) -> None:

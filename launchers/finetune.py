@@ -1,0 +1,110 @@
+"""`duet-finetune`: trains an expert for every task of a suite into a folder. Composes the configuration of `duet`."""
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from launchers.claims import Taken, claim
+from launchers.run import check_writable
+from merging.cache import GIB, Cache
+from merging.errors import UserError
+from tasks.bases import pretrained
+from tasks.engine import Engine
+from tasks.expert_files import Bench, Made
+from tasks.suite import Suite
+
+log = logging.getLogger(__name__)
+_FAILED: list[str] = []  # what went wrong in this process
+
+
+def run(config: DictConfig) -> list[Made]:
+    """One expert per task; those that another process is making are left to it, and one that fails stops no other."""
+    check_writable("folder", Path(config.folder))
+    suite = instantiate(config.suite)
+    bench = bench_of(config, suite)
+    for task in suite.tasks:
+        bench.check(task.name)
+    bench.check_space(suite.names)
+    made = []
+    for task in suite.tasks:
+        try:
+            with claim(bench.unfinished(task.name).parent, task.name):
+                made.append(bench.make(task))
+        except Taken as taken:
+            log.info("%s: being trained by %s; run the same command again to see it", task.name, taken)
+        except UserError as error:
+            _FAILED.append(task.name)
+            log.error("%s", error)
+    show(made)
+    return made
+
+
+def bench_of(config: DictConfig, suite: Suite) -> Bench:
+    """The typed objects that the configuration names; the base is opened, its weights are not read."""
+    engine, backbone = engine_of(config), instantiate(config.backbone, _convert_="all")
+    recipe, source = instantiate(config.recipe, _convert_="all"), instantiate(config.experts)
+    cache = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
+    return Bench(
+        base=pretrained(source, suite, backbone, cache),
+        backbone=backbone,
+        recipe=recipe,
+        seed=config.seed,
+        folder=Path(config.folder),
+        engine=engine,
+        family=source.family if hasattr(source, "base") else "folder",
+        every=float(config.every),
+        redo=bool(config.redo),
+    )
+
+
+def engine_of(config: DictConfig) -> Engine:
+    """The engine; precision=auto is bf16 on a GPU and fp32 on a CPU."""
+    if config.engine.precision != "auto":
+        return instantiate(config.engine)
+    engine = instantiate(config.engine, precision="fp32")
+    return replace(engine, precision="bf16") if engine.place.type == "cuda" else engine
+
+
+def show(made: list[Made]) -> None:
+    """Print what there is now."""
+    page = Table("expert", "val before", "val after", "file", box=box.HORIZONTALS)
+    for each in made:
+        where = str(each.path) if each.fresh else f"{each.path} (was there)"
+        page.add_row(each.task, f"{100 * each.before:.1f}", f"{100 * each.after:.1f}", where)
+    if made:
+        Console(width=None if sys.stdout.isatty() else 200).print(page)
+
+
+@hydra.main(config_path="pkg://conf", config_name="finetune", version_base="1.3")
+def job(config: DictConfig) -> None:
+    """What Hydra calls. A failure is logged, a UserError as one paragraph."""
+    try:
+        run(config)
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        _FAILED.append(str(cause))
+        log.error(cause, exc_info=not isinstance(cause, UserError))
+
+
+def main() -> None:
+    """The console script."""
+    _FAILED.clear()
+    try:
+        job()
+    except KeyboardInterrupt:
+        print("\nInterrupted. Run the same command again to go on from the last snapshot.", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(1 if _FAILED else 0)
+
+
+if __name__ == "__main__":
+    main()

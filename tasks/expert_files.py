@@ -1,0 +1,191 @@
+"""Fine-tunes experts into a folder, one file per task, each with its provenance; resumable at any moment."""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merging.backbones.tower import Backbone
+from merging.checkpoints import Checkpoint, SafetensorsFile, Spec, StateDict, write_safetensors
+from merging.errors import UserError
+from tasks.engine import Engine
+from tasks.grid import outcome
+from tasks.progress import Progress
+from tasks.recipes import Recipe
+from tasks.suite import Split, Task
+from tasks.training import Job, State, Training
+
+SNAPSHOTS = 6  # in sizes of an expert: weights and two moments, the old one and the new
+FREE = ("recipe.accumulate", "precision", "torch")  # noted, but no reason to call an expert another one
+HASHES = {"base": "another base", "train": "other training images", "head": "another zero-shot head"}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Made:
+    """An expert on disk. `before` and `after`: accuracy on validation of base and expert; fresh: made just now."""
+
+    task: str
+    path: Path
+    before: float
+    after: float
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how experts are made. every: seconds between two snapshots; redo: make an expert again."""
+
+    base: Checkpoint  # an image tower
+    backbone: Backbone
+    recipe: Recipe
+    seed: int
+    folder: Path
+    engine: Engine
+    family: str = "folder"  # what rows will call the experts
+    every: float = 300.0
+    redo: bool = False
+
+    def path(self, name: str) -> Path:
+        """The file of a task's expert."""
+        return self.folder / f"{name}.safetensors"
+
+    def unfinished(self, name: str) -> Path:
+        """The snapshot of a task's training, removed when its expert is written."""
+        return self.folder / ".training" / f"{name}.safetensors"
+
+    @cached_property
+    def _state(self) -> State:
+        return {key: self.base.tensor(key).float() for key in self.base.specs()}
+
+    def facts(self, name: str, recipe: Recipe) -> dict[str, Any]:
+        """What decides an expert and is known before an image is read."""
+        knobs = {f"recipe.{key}": value for key, value in recipe.facts().items()}
+        return {**knobs, "task": name, "seed": self.seed, "backbone": self.backbone.name, "base": self.base.id,
+                "precision": self.engine.precision, "torch": torch.__version__}  # fmt: skip
+
+    def check(self, name: str) -> None:
+        """Raises UserError where an expert lies that was made in another way, seen from its header."""
+        facts = self.facts(name, self.recipe)
+        if self.recipe.for_images(1) is not self.recipe:  # epochs: the steps are not known yet
+            facts = {key: value for key, value in facts.items() if key not in ("recipe.steps", "recipe.epochs")}
+        if not self.redo and self.path(name).exists():
+            check_same(self.path(name), SafetensorsFile(self.path(name)).metadata, facts)
+
+    def check_space(self, names: Sequence[str]) -> None:
+        """Raises UserError unless the disk has room for the experts that are missing and for two snapshots."""
+        missing = [name for name in names if self.redo or not self.path(name).exists()]
+        each = sum(4 * spec.shape.numel() for spec in self.base.specs().values())
+        needed, free = each * (len(missing) + SNAPSHOTS) if missing else 0, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"{len(missing)} experts and a snapshot of the training need {needed / 1e9:.1f} GB in {self.folder}, "
+                f"where {free / 1e9:.1f} GB are free. Free some space or name another folder=<folder>."
+            )
+
+    def make(self, task: Task) -> Made:
+        """The expert, from its file, or trained now, going on where a killed run was.
+
+        Raises UserError for no training images, for a file or a snapshot that was made in another way, and as Training.
+        """
+        split = task.split("train")
+        if len(split) == 0:
+            raise UserError(f"{task.name} has no training images. Give it some, or leave it out of suite.tasks.")
+        recipe, path = self.recipe.for_images(len(split)), self.path(task.name)
+        head = StateDict({"head": task.head()}).id
+        facts = {**self.facts(task.name, recipe), "train": split.id, "head": head}
+        if path.exists() and not self.redo:
+            stored = SafetensorsFile(path).metadata
+            check_same(path, stored, facts)
+            self.unfinished(task.name).unlink(missing_ok=True)  # a kill may have left it behind
+            return Made(task.name, path, *json.loads(stored["val"]), fresh=False)
+        job = Job(self._state, self.backbone, task, recipe, self.seed, split, "")
+        return self._train(job, facts, self._snapshot(task.name, facts))
+
+    def _snapshot(self, name: str, facts: Mapping[str, Any]) -> SafetensorsFile | None:
+        """That of the same training, None for none. Raises UserError for that of another one, unless with redo."""
+        path = self.unfinished(name)
+        if not path.exists():
+            return None
+        stored = SafetensorsFile(path)
+        try:
+            check_same(path, stored.metadata, facts)
+        except UserError:
+            if not self.redo:
+                raise
+            return None
+        return stored
+
+    def _train(self, job: Job, facts: Mapping[str, Any], unfinished: SafetensorsFile | None) -> Made:
+        name, val = job.task.name, job.task.split("val")
+        training = Training(job, self.engine)
+        if unfinished is not None:
+            before = json.loads(unfinished.metadata["before"])
+            stored = {key: unfinished.tensor(key) for key in unfinished.specs()}
+            training.resume(int(unfinished.metadata["step"]), stored)
+        else:
+            before = self._accuracy(training, val)
+        self._steps(training, facts, before, f"{len(job.split)} images, {100 * before:.1f} % right on val before")
+        after = self._accuracy(training, val)
+        metadata = {"family": self.family, "made": json.dumps(facts), "val": json.dumps([before, after])}
+        _write(self.path(name), training.weights(), metadata)
+        self.unfinished(name).unlink(missing_ok=True)
+        log.info("%s: %.1f %% -> %.1f %% on val, %s", name, 100 * before, 100 * after, self.path(name))
+        return Made(name, self.path(name), before, after, fresh=True)
+
+    def _steps(self, training: Training, facts: Mapping[str, Any], before: float, detail: str) -> None:
+        """Train to the end, with a snapshot from time to time and one at the end."""
+        name, steps = training.job.task.name, training.job.recipe.steps
+        resumed, written = training.step, time.monotonic()
+        if resumed:
+            detail = f"going on behind step {resumed}, {detail}"
+
+        def note() -> None:
+            nonlocal written
+            progress.advance()
+            if time.monotonic() - written >= self.every or training.step == steps:
+                metadata = {"made": json.dumps(facts), "before": json.dumps(before), "step": str(training.step)}
+                _write(self.unfinished(name), training.snapshot(), metadata)
+                written = time.monotonic()
+
+        what = f"fine-tuning on {name}, {steps} steps of {training.job.recipe.batch}"
+        with Progress(what, steps, detail) as progress:
+            progress.at(resumed)
+            training.run(note)
+
+    def _accuracy(self, training: Training, val: Split) -> float:
+        """Share of right answers on validation."""
+        training.tower.eval()
+        try:
+            return outcome(training.tower, self.backbone, training.job.task, val, self.engine).accuracy
+        finally:
+            training.tower.train()
+
+
+def check_same(path: Path, metadata: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    """Raises UserError naming the knob, where a file was made with another value of one of the facts."""
+    if "made" not in metadata:
+        raise UserError(
+            f"{path} is there already and was not made by duet-finetune. Choose another folder=<folder>, or overwrite "
+            f"it with redo=true."
+        )
+    stored = json.loads(metadata["made"])
+    facts = json.loads(json.dumps(facts))
+    for key in (key for key in facts if key not in FREE and stored.get(key) != facts[key]):
+        how = HASHES.get(key) or f"{key}={stored.get(key)}, now {facts[key]}"
+        raise UserError(
+            f"{path} is there already, made with {how}. Repeat that, choose another folder=<folder>, or make it again "
+            f"with redo=true."
+        )
+
+
+def _write(path: Path, tensors: State, metadata: Mapping[str, str]) -> None:
+    specs = {key: Spec(tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
+    write_safetensors(path, specs, tensors.items(), metadata)

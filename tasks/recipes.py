@@ -1,0 +1,129 @@
+"""How an expert is trained: optimizer, schedule, batch, length."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from merging.errors import UserError
+from merging.preflight import check_range
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+SCHEDULES = ("cosine", "cosine_after_warmup", "constant")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW with linear warm-up and cosine decay; one learning rate for all parameters of the tower."""
+
+    steps: int = 80
+    batch: int = 64
+    lr: float = 5.0e-4
+    warmup: int = 20
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("recipe: steps", self.steps, 1, 10**9)
+        check_range("recipe: batch", self.batch, 1, 10**6)
+        check_range("recipe: lr", self.lr, 0.0, 1.0, open_low=True)
+        check_range("recipe: warmup", self.warmup, 0, 10**9)
+        check_range("recipe: weight_decay", self.weight_decay, 0.0, 10**6)
+        if self.clip is not None:
+            check_range("recipe: clip", self.clip, 0.0, math.inf, open_low=True)
+
+    @property
+    def parts(self) -> int:
+        """Into how many pieces a batch is cut, worked on one after the other."""
+        return 1
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
+        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def tuned(self, tower: nn.Module) -> list[nn.Parameter]:
+        """The parameters to train."""
+        return list(tower.parameters())
+
+    def stepper(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer; `rate` is yet to be set before every step."""
+        return torch.optim.AdamW(parameters, weight_decay=self.weight_decay)
+
+    def for_images(self, count: int) -> "Recipe":
+        """The recipe for that many training images."""
+        return self
+
+    def facts(self) -> dict[str, Any]:
+        """The knobs, as JSON knows them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClipRecipe(Recipe):
+    """How CLIP is tuned in the literature; the defaults are those of Ilharco et al., 2023, and their successors.
+
+    optimizer: adamw | adam. schedule: after a linear warm-up cosine_after_warmup falls from the peak to zero, constant
+    stays; cosine falls while it warms up. clip: gradient norm, None is any. accumulate: pieces of a batch, to save
+    memory; the result is the same up to rounding. frozen: parameters that keep their values. epochs: instead of steps,
+    passes over the training images.
+    """
+
+    steps: int = 2000
+    batch: int = 128
+    lr: float = 1.0e-5
+    warmup: int = 500
+    weight_decay: float = 0.1
+    clip: float | None = 1.0
+    optimizer: str = "adamw"
+    schedule: str = "cosine_after_warmup"
+    accumulate: int = 1
+    frozen: Sequence[str] = ()
+    epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "frozen", tuple(self.frozen))
+        for name, known in (("optimizer", tuple(OPTIMIZERS)), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise UserError(f"recipe: {name}={getattr(self, name)} is unknown. Choose one of {', '.join(known)}.")
+        check_range("recipe: accumulate", self.accumulate, 1, self.batch)
+        if self.epochs is not None:
+            check_range("recipe: epochs", self.epochs, 0.0, 10**6, open_low=True)
+
+    @property
+    def parts(self) -> int:
+        return self.accumulate
+
+    def rate(self, step: int) -> float:
+        if self.schedule == "cosine":
+            return super().rate(step)
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
+
+    def tuned(self, tower: nn.Module) -> list[nn.Parameter]:
+        """Raises UserError for a frozen name that the tower does not have, and where nothing is left to train."""
+        named = dict(tower.named_parameters())
+        if unknown := [name for name in self.frozen if name not in named]:
+            raise UserError(f"recipe: frozen names {unknown[0]}, which the tower lacks. It has: {', '.join(named)}.")
+        for name, parameter in named.items():
+            parameter.requires_grad_(name not in self.frozen)
+        chosen = [parameter for parameter in named.values() if parameter.requires_grad]
+        if not chosen:
+            raise UserError("recipe: frozen names every parameter. Leave some to train.")
+        return chosen
+
+    def stepper(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return OPTIMIZERS[self.optimizer](parameters, weight_decay=self.weight_decay)
+
+    def for_images(self, count: int) -> "ClipRecipe":
+        """Epochs become steps, the last one rounded up."""
+        if self.epochs is None:
+            return self
+        return replace(self, steps=max(1, math.ceil(self.epochs * count / self.batch)), epochs=None)

@@ -1,0 +1,146 @@
+"""One expert in the making: the image tower of a base, tuned on one task with the zero-shot head frozen."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from merging.backbones.tower import Backbone
+from merging.errors import UserError
+from merging.ops import generator
+from tasks.engine import Engine
+from tasks.recipes import Recipe
+from tasks.suite import Split, Task
+
+State = dict[str, Tensor]
+Batch = tuple[Tensor, Tensor]  # images and labels
+ON_CPU = Engine("cpu")
+WEIGHTS = "weights"  # before the names of the tower's parameters in a snapshot; the optimizer's are beside them
+
+
+@dataclass(frozen=True)
+class Job:
+    """One expert to make; picklable, so that a worker process can."""
+
+    base: State  # floating parameters of the tower
+    backbone: Backbone
+    task: Task
+    recipe: Recipe
+    seed: int
+    split: Split  # training images
+    key: str  # the content of base, data, head and recipe
+
+
+class Training:
+    """A tower, its optimizer and the number of steps done. Weights and optimizer are fp32 under any precision.
+
+    On a CPU it repeats bitwise for a given job and thread count, also when it goes on from a snapshot.
+    """
+
+    def __init__(self, job: Job, engine: Engine = ON_CPU):
+        torch.manual_seed(job.seed)
+        self.job, self.engine, self.step = job, engine, 0
+        tower = job.backbone.build().train()
+        tower.load_state_dict(job.base)
+        self.tower = engine.ready(tower)
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.tower.named_parameters()}
+        self._parameters = job.recipe.tuned(self.tower)
+        self._optimizer = job.recipe.stepper(self._parameters)
+        self._head = job.task.head().to(engine.place)
+
+    def run(self, on_step: Callable[[], object] = lambda: None) -> None:
+        """All steps that are left. Raises UserError where the GPU's memory is too small."""
+        try:
+            for images, labels in self._batches():
+                self._learn(images, labels)
+                self.step += 1
+                on_step()
+        except torch.cuda.OutOfMemoryError as error:
+            parts = self.job.recipe.parts
+            raise UserError(
+                f"A batch of {self.job.recipe.batch} images in {parts} pieces does not fit into the memory of "
+                f"{self.engine.place}. Cut it into more, with the same result: recipe.accumulate={2 * parts}."
+            ) from error
+
+    def _learn(self, images: Tensor, labels: Tensor) -> None:
+        """One step on a batch, piece by piece; every image has the same weight."""
+        recipe = self.job.recipe
+        for group in self._optimizer.param_groups:
+            group["lr"] = recipe.rate(self.step)
+        self._optimizer.zero_grad(set_to_none=True)
+        for some, truth in zip(images.chunk(recipe.parts), labels.chunk(recipe.parts), strict=True):
+            with self.engine.running():
+                features = self.tower(self.job.backbone.prepare(some))
+            logits = functional.normalize(features.float(), dim=-1) @ self._head.T
+            (functional.cross_entropy(logits, truth) * (len(truth) / len(labels))).backward()
+        if recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
+        self._optimizer.step()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Images (uint8) and labels of the steps that are left; a GPU's next batch is read while it works."""
+        split, place = self.job.split, self.engine.place
+        chosen = order(len(split), self.job.recipe, generator("finetune", self.job.seed, self.job.task.name), self.step)
+        if place.type == "cpu":
+            yield from ((split.images[some], split.labels[some]) for some in chosen)
+            return
+        read = lambda some: (split.images[some].pin_memory(), split.labels[some].pin_memory())  # noqa: E731
+        for images, labels in ahead(read, chosen):
+            yield images.to(place, non_blocking=True), labels.to(place, non_blocking=True)
+
+    def weights(self) -> State:
+        """A copy of the tower, fp32, on the CPU. Raises UserError naming a parameter that is not finite."""
+        state = {key: value.detach().cpu().clone() for key, value in self.tower.state_dict().items()}
+        for key, value in state.items():
+            if not value.isfinite().all():
+                raise UserError(
+                    f"Training on {self.job.task.name} diverged: {key} is NaN or Inf after step {self.step}. "
+                    f"Lower recipe.lr, or clip gradients (recipe.clip=1.0)."
+                )
+        return state
+
+    def snapshot(self) -> State:
+        """All that `resume` needs but the step."""
+        found = {f"{WEIGHTS}/{key}": value for key, value in self.weights().items()}
+        for parameter, slots in self._optimizer.state.items():
+            found |= {f"{slot}/{self._names[parameter]}": value.detach().cpu() for slot, value in slots.items()}
+        return found
+
+    def resume(self, step: int, stored: Mapping[str, Tensor]) -> None:
+        """Go on from a snapshot taken after `step` steps of the same job."""
+        slots: dict[str, dict[str, Tensor]] = {}
+        for key, value in stored.items():
+            slot, _, name = key.partition("/")
+            slots.setdefault(name, {})[slot] = value.clone()
+        self.tower.load_state_dict({name: each.pop(WEIGHTS) for name, each in slots.items()})
+        state: dict[str, Any] = self._optimizer.state_dict()
+        names = [self._names[parameter] for parameter in self._parameters]
+        state["state"] = {index: slots[name] for index, name in enumerate(names) if slots[name]}
+        self._optimizer.load_state_dict(state)
+        self.step = step
+
+
+def ahead(read: Callable[[Tensor], Batch], chosen: Iterator[Tensor]) -> Iterator[Batch]:
+    """What `read` makes of each, in order; the next one is read by another thread while this one is used."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting = [reader.submit(read, some) for some in islice(chosen, 1)]
+        while waiting:
+            ready = waiting.pop().result()
+            waiting = [reader.submit(read, some) for some in islice(chosen, 1)]
+            yield ready
+
+
+def order(count: int, recipe: Recipe, random: torch.Generator, start: int = 0) -> Iterator[Tensor]:
+    """Indices [batch] of the images of every step from `start` on: random passes over all `count`, on end."""
+    waiting = torch.empty(0, dtype=torch.int64)
+    for step in range(recipe.steps):
+        while len(waiting) < recipe.batch:
+            waiting = torch.cat([waiting, torch.randperm(count, generator=random)])
+        batch, waiting = waiting[: recipe.batch], waiting[recipe.batch :]
+        if step >= start:
+            yield batch
