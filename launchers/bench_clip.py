@@ -38,7 +38,7 @@ def prepare(folder: str, images: str) -> float:
 
 
 def write_weights(folder: Path) -> None:
-    """A whole CLIP, and eight image towers that differ from its own by noise, a twentieth of each parameter's spread."""
+    """A whole CLIP, and eight image towers: its own plus noise, a twentieth of each parameter's spread."""
     import torch
     from open_clip import create_model
     from safetensors.torch import save_file

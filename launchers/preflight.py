@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ PROBE = 8  # images run through a random tower to know its speed
 log = logging.getLogger(__name__)
 
 
-def foresee(suite: Suite, source: Any, backbone: Backbone, engine: Engine) -> None:
+def foresee(suite: Suite, source: Any, backbone: Backbone, engine: Engine, splits: Sequence[str]) -> None:
     """Log what is to be downloaded and decoded, and how long scoring takes; nothing for what is made or cached here.
 
     Raises UserError where a file is missing from its repository and where a disk is too small.
@@ -27,7 +28,7 @@ def foresee(suite: Suite, source: Any, backbone: Backbone, engine: Engine) -> No
     wanted = getattr(source, "wanted", None)
     if wanted is not None:
         downloads(wanted(suite, backbone))
-    needs = [need for task in suite.tasks if hasattr(task, "needs") for need in task.needs()]  # type: ignore[attr-defined]
+    needs = [need for task in suite.tasks if hasattr(task, "needs") for need in task.needs(splits)]  # type: ignore[attr-defined]
     if needs:
         decoding([need for need in needs if need.kind != "model"], suite)
         duration(suite, backbone, engine)

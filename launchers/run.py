@@ -117,7 +117,7 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
         store = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
         suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
         source = instantiate(config.experts)
-        foresee(suite, source, backbone, engine)
+        foresee(suite, source, backbone, engine, looked_at(config, decides))
         unlabelled = cache(partial(calibration, suite, backbone, device=engine.place))
         experts = replace(source.open(suite, backbone, store), calibration=unlabelled)
         grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
@@ -126,6 +126,15 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
 
 
 _SETUPS: dict[str, Setup] = {}
+
+
+def looked_at(config: DictConfig, decides: dict[str, Any]) -> list[str]:
+    """The splits that this job reads."""
+    searched = hasattr(get_class(config.scale._target_), "split") and decides["scale"] is not None
+    learned = decides["router"] is not None or "inputs" in {
+        getattr(get_class(target), "needs", None) for target in targets(decides["method"])
+    }
+    return ["test", *["val"] * searched, *["calibration"] * learned]
 
 
 class Report(Callback):

@@ -157,11 +157,11 @@ class VisionTask:
         if want is not None and want != len(table.labels):
             log.warning("%s: %s has %d images, published are %d", self.name, table.origin, len(table.labels), want)
 
-    def needs(self) -> list[Need]:
-        """What the first run will load, from published sizes; nothing is opened. Files of the Hub may be cached."""
+    def needs(self, splits: Sequence[str] = SCORED) -> list[Need]:
+        """What these splits are yet to load, from published sizes; nothing is opened, and Hub files may be cached."""
         text = text_of(self.text, self.quick_gelu)
         found = [] if text.repo is None else [Need(text.repo, "model", 0, 0)]
-        missing = [split for split in SCORED if self._images.find(self.name, split, self._key(split)) is None]
+        missing = [split for split in splits if self._images.find(self.name, split, self._key(split)) is None]
         if not missing:
             return found
         sizes = self.known.sizes if self.known is not None else {}
