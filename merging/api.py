@@ -38,11 +38,14 @@ def describe(method: object) -> dict[str, object]:
     """A method's name and knobs as JSON."""
     if is_dataclass(method):
         knobs: dict[str, object] = {knob.name: getattr(method, knob.name) for knob in fields(method)}
-        inner = {
-            name: describe(value) if callable(value) or is_dataclass(value) else value for name, value in knobs.items()
-        }
-        return {"name": type(method).__name__, **inner}
+        return {"name": type(method).__name__, **{name: _plain(value) for name, value in knobs.items()}}
     return {"name": getattr(method, "__name__", repr(method))}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):  # of any kind, also a configuration's
+        return {str(name): _plain(each) for name, each in value.items()}
+    return describe(value) if callable(value) or is_dataclass(value) else value
 
 
 def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
