@@ -164,31 +164,6 @@ class StateDict:
         return digest.hexdigest()
 
 
-class Part:
-    """The tensors of a checkpoint whose keys start with a prefix, such as the image tower of a CLIP."""
-
-    def __init__(self, whole: Checkpoint, prefix: str):
-        self._whole, self.prefix = whole, prefix
-        self._specs = {key: spec for key, spec in whole.specs().items() if key.startswith(prefix)}
-
-    @property
-    def name(self) -> str:
-        return self._whole.name
-
-    @property
-    def id(self) -> str:
-        return self._whole.id
-
-    def specs(self) -> Mapping[str, Spec]:
-        return self._specs
-
-    def tensor(self, key: str) -> Tensor:
-        return self._whole.tensor(key)
-
-    def release(self) -> None:
-        self._whole.release()
-
-
 def open_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint, cache: Cache | None = None) -> Checkpoint:
     """A checkpoint from a safetensors path or a state dict; a checkpoint passes through."""
     if isinstance(source, str | Path):

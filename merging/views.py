@@ -80,6 +80,13 @@ class View:
         self._whole.release()
 
 
+class Part(View):
+    """The tensors of a checkpoint whose keys start with a prefix, such as the image tower of a CLIP."""
+
+    def __init__(self, whole: Checkpoint, prefix: str):
+        super().__init__(whole, {key: Made((key,)) for key in whole.specs() if key.startswith(prefix)})
+
+
 class Separate(View):
     """Every fused `in_proj_weight` and `in_proj_bias` as three parameters `q_proj_*`, `k_proj_*` and `v_proj_*`."""
 

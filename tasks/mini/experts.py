@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from merging.backbones.tower import PREFIX, Backbone
 from merging.cache import Cache
-from merging.checkpoints import Part, SafetensorsFile
+from merging.checkpoints import SafetensorsFile
 from merging.experts import Experts
+from merging.views import Part
 from tasks.finetune import Recipe, make_experts
 from tasks.mini.model import BASE
 from tasks.suite import Suite

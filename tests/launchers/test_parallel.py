@@ -11,7 +11,7 @@ from processes import interruptible
 
 from launchers import rows
 
-METHODS = ["average", "task_arithmetic", "tsv_m", "duet", "wemoe"]
+METHODS = ["average", "tsv_m", "duet"]
 SWEEP = ["-m", f"method={','.join(METHODS)}", "router.train.steps=20"]
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from samples import drawn, equal, family
 
 from merging import UserError
-from merging.checkpoints import DTYPES, Part, SafetensorsFile, Spec, StateDict, open_checkpoint, write_safetensors
+from merging.checkpoints import DTYPES, SafetensorsFile, Spec, StateDict, open_checkpoint, write_safetensors
+from merging.views import Part
 
 
 def one_of_each():

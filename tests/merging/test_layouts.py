@@ -11,9 +11,9 @@ from towers import PUBLISHED, SIZES, hugging_face, open_clip, pooled, scrambled,
 
 from merging import UserError
 from merging.backbones.tower import PREFIX
-from merging.checkpoints import Part, SafetensorsFile, Spec, StateDict
+from merging.checkpoints import SafetensorsFile, Spec, StateDict
 from merging.layouts import Overlay, Separate, from_hugging_face, from_image_encoder, to_hugging_face
-from merging.views import View, fused_name
+from merging.views import Part, View, fused_name
 
 
 def saved(model, folder):
