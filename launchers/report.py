@@ -1,0 +1,175 @@
+"""All rows as one page: `python -m launchers.report [paths...] [--output report.html] [--figures folder]`.
+
+The page needs no network and no other file. The figures are also written for papers: PDF and PNG, 3.25 or 6.75 in wide.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from launchers import report_table
+from launchers.notes import first_line, notes
+from launchers.report_curves import bytes_figure, curves, knob_figure
+from launchers.report_maps import energy_map, routing_map, score_map
+from launchers.report_style import Drawn, inline_svg, save
+from launchers.report_tasks import count_figures
+from launchers.rows import Row
+from launchers.summary import Summary, summarise
+from launchers.table import RESULTS, rows_of
+from merging.errors import UserError
+from merging.files import write_atomically, write_text
+
+PAGE = "report.html"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One suite of the page."""
+
+    key: str  # unique in the page, for ids and file names
+    title: str
+    summary: Summary
+    table: report_table.Grid
+    warnings: list[str]
+    notes: list[str]
+    maps: list[Drawn]
+    curves: list[Drawn]
+    routing: list[Drawn]
+    energy: list[Drawn]
+
+    @property
+    def figures(self) -> list[Drawn]:
+        return [*self.maps, *self.curves, *self.routing, *self.energy]
+
+
+def sections(rows: Iterable[Row]) -> list[Section]:
+    """One section a suite, figures drawn."""
+    summaries = summarise(rows)
+    names = [_slug(summary.suite) for summary in summaries]
+    several = [names.count(name) > 1 for name in names]
+    keys = [f"{name}-{number}" if several[number] else name for number, name in enumerate(names)]
+    return [_section(*each) for each in zip(keys, summaries, several, strict=True)]
+
+
+def _section(key: str, summary: Summary, several: bool) -> Section:
+    family = ", ".join(sorted({line.rows[0].family for line in summary.lines}))
+    title = summary.suite if family in ("", summary.suite) else f"{summary.suite} ({family})"
+    return Section(
+        key=key,
+        title=title + (f": {', '.join(summary.tasks)}" if several else ""),
+        summary=summary,
+        table=report_table.grid(summary),
+        warnings=report_table.warnings(summary),
+        notes=notes(summary),
+        maps=[score_map(summary)],
+        curves=[
+            *([drawn] if (drawn := bytes_figure(summary)) else []),
+            *(knob_figure(summary, knob, found) for knob, found in curves(summary).items()),
+        ],
+        routing=[routing_map(summary, line) for line in summary.lines if line.routed_right],
+        energy=[drawn] if (drawn := energy_map(summary)) else [],
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.") or "suite"
+
+
+def across(made: Sequence[Section]) -> list[Drawn]:
+    """Figures that need several tables."""
+    return count_figures(section.summary for section in made)
+
+
+def page(made: Sequence[Section], damaged: Sequence[str] = ()) -> str:
+    """The whole page."""
+    house = Environment(
+        loader=PackageLoader("launchers", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    house.globals.update(first_line=first_line, runs=report_table.runs, checkpoints=report_table.checkpoints,
+                         splits=report_table.splits, words=report_table.WORDS)  # fmt: skip
+    house.filters["svg"] = lambda drawn, key: Markup(inline_svg(drawn, f"{key}-{_slug(drawn.name)}"))
+    own = files("launchers") / "page"
+    style, script = (Markup((own / name).read_text("utf-8")) for name in ("report.css", "report.js"))
+    rows = [run.row for section in made for run in report_table.runs(section.summary)]
+    dates = sorted(row.created[:10] for row in rows)
+    return house.get_template("report.html").render(
+        sections=made,
+        across=across(made),
+        damaged=damaged,
+        style=style,
+        script=script,
+        rows=rows,
+        first=dates[0],
+        last=dates[-1],
+    )
+
+
+def write_figures(made: Sequence[Section], folder: Path) -> list[Path]:
+    """Every figure as `<suite>-<name>.pdf` and `.png` at its size on paper."""
+    named = {f"{section.key}-{_slug(drawn.name)}": drawn for section in made for drawn in section.figures}
+    named |= {_slug(drawn.name): drawn for drawn in across(made)}
+    return [_write(drawn, folder / f"{name}.{kind}", kind) for name, drawn in named.items() for kind in ("pdf", "png")]
+
+
+def _write(drawn: Drawn, path: Path, kind: str) -> Path:
+    content = save(drawn, kind)
+    return write_atomically(path, lambda file: file.write(content))
+
+
+class _Heard(logging.Handler):
+    """What was said while rows were read: files that were left out."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+@contextmanager
+def _listening(name: str) -> Iterator[list[str]]:
+    heard, logger = _Heard(), logging.getLogger(name)
+    logger.addHandler(heard)
+    try:
+        yield heard.said
+    finally:
+        logger.removeHandler(heard)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line. Exits 1 with one paragraph when there is nothing to show or no place for it."""
+    parser = argparse.ArgumentParser("python -m launchers.report", description="Write result rows as one HTML page.")
+    parser.add_argument("paths", nargs="*", default=[RESULTS], help=f"row files or folders of them ({RESULTS})")
+    parser.add_argument("--output", default=PAGE, help=f"the page ({PAGE})")
+    parser.add_argument("--figures", metavar="FOLDER", help="also write every figure there, as PDF and PNG for a paper")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    try:
+        with _listening("launchers.rows") as damaged:
+            rows = rows_of(chosen.paths)
+        made = sections(rows)
+        written = write_text(chosen.output, page(made, damaged))
+        figures = write_figures(made, Path(chosen.figures)) if chosen.figures else []
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    more = f" and {len(figures)} figures in {chosen.figures}" if figures else ""
+    print(f"{len(rows)} rows in {written}{more}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""How the figures of a report look: paper sizes, colours for every vision, and as SVG that follows the page's theme."""
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from launchers.summary import Line, Summary
+
+PAGE, COLUMN = 6.75, 3.25  # inches: the text width of a paper in two columns, and one column
+TEXT = 7  # points
+INK, RULE, MISSING = "#1b1c1e", "#d3d4d6", "#fdfdfc"  # become the page's own colours
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by every colour vision
+MARKERS = "osD^vP"
+STYLES = ("-", "--", "-.", ":")
+NAME = 34  # characters of a line's name in a figure
+RC: Any = {
+    "font.size": TEXT,
+    "axes.labelsize": TEXT,
+    "xtick.labelsize": TEXT,
+    "ytick.labelsize": TEXT,
+    "legend.fontsize": TEXT - 0.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": RULE,
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text
+    "pdf.fonttype": 42,  # fonts that publishers accept
+    "svg.hashsalt": "report",
+}
+styled = rc_context(RC)  # decorates what draws
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with what stands around it."""
+
+    name: str  # of its file, unique within its suite
+    title: str
+    figure: Figure
+    caption: str
+    width: float  # inches
+    tips: Mapping[str, str] = field(default_factory=dict)  # gid of an artist -> what a pointer over it reads
+
+
+def named(summary: Summary, line: Line, more: str = "") -> str:
+    """The line's name; a long one is cut and carries its number in the table."""
+    if len(line.label) <= NAME:
+        return line.label + more
+    return f"{line.label[: NAME - 8].rstrip()}... [{summary.lines.index(line) + 1}]{more}"
+
+
+@styled
+def save(drawn: Drawn, kind: str) -> bytes:
+    """The figure as a "pdf" or "png" file."""
+    file = io.BytesIO()
+    stamp = {"CreationDate": None} if kind == "pdf" else {}
+    drawn.figure.savefig(file, format=kind, dpi=300, metadata=stamp)
+    return file.getvalue()
+
+
+@styled
+def inline_svg(drawn: Drawn, prefix: str) -> str:
+    """The figure as an `<svg>` element: ids begin with `prefix`, colours of text and rules are the page's own."""
+    file = io.StringIO()
+    drawn.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|\bxlink:href="#|url\(#)', rf"\1{prefix}-", svg).replace("xlink:href", "href")
+    for colour, own in ((INK, "currentColor"), (RULE, "var(--rule)"), (MISSING, "var(--page)")):
+        svg = svg.replace(colour, own)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
+    for gid, tip in drawn.tips.items():
+        svg = svg.replace(f'<g id="{prefix}-{gid}">', f'<g id="{prefix}-{gid}"><title>{escape(tip)}</title>')
+    width, height = drawn.figure.get_size_inches() * 96
+    head = f'<svg role="img" aria-label="{escape(drawn.title)}" viewBox="0 0 {width * 0.75:g} {height * 0.75:g}"'
+    return head + f' width="{width:.0f}" height="{height:.0f}">' + svg[svg.index(">") + 1 :]

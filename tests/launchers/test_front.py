@@ -1,0 +1,62 @@
+"""The two objectives of a search, and the front of what no other merge beats in both."""
+
+import pytest
+from cells import failed_row, make_row, routed_row
+from matplotlib.image import imread
+
+from launchers import front, rows
+from launchers.front import Point, objectives
+from merging.errors import UserError
+
+
+def test_the_objectives_are_those_of_the_first_file(tmp_path):
+    row, expert, base = make_row("ties", 0.4, stored_bytes=777), make_row("expert", 0.8), make_row("base", 0.1)
+    files = [rows.write(each, tmp_path) for each in (row, expert, base)]
+    norm = sum(row.accuracy[task] / expert.accuracy[task] for task in row.tasks) / len(row.tasks)
+    assert objectives(files) == (pytest.approx(norm), 777.0)
+    assert objectives([files[1], *files])[0] == 1
+    assert objectives([files[0]]) == (pytest.approx(0.435), 777.0)  # no expert: plain accuracy
+
+
+def test_without_a_finished_row_there_are_none(tmp_path):
+    expert, failed = rows.write(make_row("expert", 0.8), tmp_path), rows.write(failed_row(), tmp_path)
+    assert objectives([failed, expert]) is None and objectives([]) is None
+    assert objectives([tmp_path / "missing.json", expert]) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_front_is_what_nothing_beats(seed):
+    import random
+
+    draw = random.Random(seed)
+    points = [Point(draw.randrange(6), draw.randrange(6)) for _ in range(12)]
+    kept = [points[index] for index in front.front(points)]
+    unbeaten = {point for point in points if not any(
+        (other.accuracy >= point.accuracy and other.stored_bytes <= point.stored_bytes) and other != point
+        for other in points
+    )}  # fmt: skip
+    assert len(kept) == len(set(kept)) and set(kept) == unbeaten
+    assert kept == sorted(kept, key=lambda point: point.stored_bytes)
+
+
+def test_the_picture_and_the_list_leave_out_what_is_told_the_true_task(tmp_path, capsys):
+    made = [
+        make_row("expert", 0.9),
+        make_row("ties", 0.5, stored_bytes=10_000_000),
+        routed_row("duet", 0.7, stored_bytes=15_000_000),
+        routed_row("twin", 0.6, stored_bytes=20_000_000),
+        make_row("emr", 0.85, router="oracle", stored_bytes=11_000_000),
+        failed_row(),
+    ]
+    for row in made:
+        rows.write(row, tmp_path / "results")
+    picture = tmp_path / "front.png"
+    front.main([str(tmp_path / "results"), "--file", str(picture)])
+
+    _, *listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in listed] == ["ties", "duet"] and "10.0 MB" in listed[0]
+    assert imread(picture).shape[1] > 1000
+    with pytest.raises(UserError, match="nothing to draw"):
+        front.figure([failed_row()], picture)
+    with pytest.raises(SystemExit, match="No result rows"):
+        front.main([str(tmp_path)])
