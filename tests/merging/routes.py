@@ -85,7 +85,7 @@ def folded(merged, x, w, quick_gelu=False):
 
 
 def close(found, expected, relative=1e-4):
-    assert float((found.double() - expected).norm() / expected.norm()) < relative
+    assert float(((found.double() - expected).norm() / expected.norm()).detach()) < relative
 
 
 def gated(sees, routes=ffn, kinds=("Tucker", "Dense"), **shape):

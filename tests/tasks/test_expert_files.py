@@ -24,6 +24,8 @@ from tasks.suite import Split
 from tasks.training import Training
 from tasks.vision.folder import Folder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FEW = ClipRecipe(steps=30, batch=8, lr=0.01, warmup=2)
 LONG = replace(FEW, steps=400)
 
@@ -39,14 +41,6 @@ def stored(path):
 
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -20,14 +20,6 @@ from tasks.finetune import Job, Recipe, train_expert
 
 
 @pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def trained(monkeypatch):
     """The names of the tasks that were really trained, in order."""
     names, honest = [], train_expert

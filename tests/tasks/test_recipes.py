@@ -16,15 +16,9 @@ from tasks.engine import Engine
 from tasks.recipes import ClipRecipe, Recipe
 from tasks.training import Job, Training, ahead, order
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FEW = ClipRecipe(steps=6, batch=8, lr=0.01, warmup=2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def job(recipe, base=None):
