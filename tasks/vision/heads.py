@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merging.cache import Cache, key_of
-from merging.checkpoints import Checkpoint, SafetensorsFile
+from merging.checkpoints import Checkpoint
 from merging.errors import UserError
+from merging.foreign import open_file
 from tasks.vision.known import read
 
 TOWERS = Path(__file__).with_name("towers.yaml")
@@ -44,21 +45,12 @@ class Text:
                 ("pytorch_model.bin",) if self.filename == "model.safetensors" else ()
             )  # some repositories have no other
             path = fetch_first(Wanted(self.repo, (self.filename, *older), self.revision), cache)
-        checkpoint = opened(path, cache)
+        checkpoint = open_file(path, cache)
         if any(key.startswith("text_model.") for key in checkpoint.specs()):
             from merging.layouts import from_hugging_face
 
             checkpoint = from_hugging_face(checkpoint)
         return checkpoint
-
-
-def opened(path: Path, cache: Cache) -> Checkpoint:
-    """A safetensors file, or a foreign one converted once without executing it."""
-    if path.suffix in (".bin", ".pt", ".pth"):
-        from merging.foreign import open_foreign
-
-        return open_foreign(path, cache.folder)
-    return SafetensorsFile(path, cache)
 
 
 def text_of(given: str | Mapping[str, str], quick_gelu: bool) -> Text:
