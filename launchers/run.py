@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from launchers import export, rows, table
-from launchers.cells import Cell, Setup, finish
+from launchers.cells import Cell, Setup, finish, needs_of
 from launchers.claims import Taken, owner
 from launchers.hints import hint
 from launchers.plots import heatmap
@@ -31,7 +31,7 @@ from merging.adapt import Oracle
 from merging.cache import GIB, Cache
 from merging.errors import UserError
 from merging.methods import Base, Expert
-from tasks.grid import Fixed, Grid
+from tasks.grid import Fixed, Grid, Search
 from tasks.suite import calibration
 
 log = logging.getLogger(__name__)
@@ -130,10 +130,8 @@ _SETUPS: dict[str, Setup] = {}
 
 def looked_at(config: DictConfig, decides: dict[str, Any]) -> list[str]:
     """The splits that this job reads."""
-    searched = hasattr(get_class(config.scale._target_), "split") and decides["scale"] is not None
-    learned = decides["router"] is not None or "inputs" in {
-        getattr(get_class(target), "needs", None) for target in targets(decides["method"])
-    }
+    searched = isinstance(instantiate(config.scale), Search) and decides["scale"] is not None
+    learned = decides["router"] is not None or needs_of(instantiate(config.method)) == "inputs"
     return ["test", *["val"] * searched, *["calibration"] * learned]
 
 
