@@ -17,23 +17,14 @@ from clips import (
     vision_repository,
     write_encoder,
 )
-from hub import Hub
 from safetensors.torch import load
-from served import FOLDERS, TASKS, assert_fits, assert_is, assert_opens, clip, publish_bases, suite, tower, visual
+from served import FOLDERS, TASKS, assert_fits, assert_is, assert_opens, clip, suite, tower, visual
 
 from merging.errors import UserError
 from merging.methods import TaskArithmetic
 from tasks.vision import catalogue
 from tasks.vision.families import EncoderFamily, HubFamily, open_base
 from tasks.vision.hub import plan
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with Hub(tmp_path / "served") as served:
-        served.here(monkeypatch, tmp_path / "hf")
-        publish_bases(served)
-        yield served
 
 
 @pytest.mark.parametrize("name", sorted(MIDDLES))

@@ -3,20 +3,11 @@
 import pytest
 import torch
 from clips import BLOCKS, WIDTH, hugging_face, lora_repository, tuned, vision_repository, write_encoder
-from hub import Hub
 from safetensors.torch import save_file
-from served import TASKS, assert_opens, clip, publish_bases, suite, tower, visual
+from served import TASKS, assert_opens, clip, suite, tower, visual
 
 from merging.errors import UserError
 from tasks.vision.folder import Folder
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with Hub(tmp_path / "served") as served:
-        served.here(monkeypatch, tmp_path / "hf")
-        publish_bases(served)
-        yield served
 
 
 def local(cache, folder, **knobs):
