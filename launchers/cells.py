@@ -62,10 +62,15 @@ class Cell:
     def run_id(self) -> str:
         return rows.run_id(self.config, self.setup.checkpoints)
 
+    @property
+    def split(self) -> str:
+        """What is scored: the test split, or validation while a setting is being chosen."""
+        return self.config.get("split", "test")
+
     def row(self) -> Row:
         """The row before any result: everything that is known without computing."""
         grid = self.setup.grid
-        tests = {task.name: task.split("test") for task in grid.suite.tasks}
+        scored = {task.name: task.split(self.split) for task in grid.suite.tasks}
         return Row(
             run_id=self.run_id,
             status="ok",
@@ -82,7 +87,7 @@ class Cell:
             granularity="none",
             family=self.setup.family,
             checkpoints=self.setup.checkpoints,
-            splits={name: {"name": "test", "id": split.id, "size": len(split)} for name, split in tests.items()},
+            splits={name: {"name": self.split, "id": split.id, "size": len(split)} for name, split in scored.items()},
             seed=self.config["seed"],
             code=code_version(),
             stored_bytes=0,
@@ -99,7 +104,7 @@ class Cell:
         return Journal(None if folder is None else folder / self.run_id, code_version())
 
     def compute(self, on_task: OnTask, save: str | None = None, log_step: Log = lambda values, step: None) -> Row:
-        """Merge, choose the scale on validation, train the gates, score the test split once.
+        """Merge, choose the scale on validation, train the gates, score the split once.
 
         `on_task` hears each accuracy, `log_step` the losses of a gate in training. Scores and trained gates of a run
         that was killed are used again.
@@ -113,7 +118,7 @@ class Cell:
         if merged.routing is not None and merged.routing.router == "learned":
             merged, collapsed = self._fitted(merged, journal, log_step)
             clock.lap("router")
-        scored = grid.score(merged, "test", on_task, journal)
+        scored = grid.score(merged, self.split, on_task, journal)
         clock.lap("score")
         if save is not None:
             merged = replace(merged, provenance={"method": describe(self.method), "run_id": self.run_id})

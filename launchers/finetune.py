@@ -13,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from launchers.callback import check_writable
 from launchers.claims import Taken, claim
-from launchers.run import check_writable
 from merging.cache import GIB, Cache
 from merging.errors import UserError
 from tasks.bases import pretrained

@@ -25,7 +25,7 @@ class Row:
     config: dict[str, Any]  # the resolved Hydra config
     suite: str
     tasks: list[str]
-    accuracy: dict[str, float]  # task -> fraction in [0, 1] on the test split
+    accuracy: dict[str, float]  # task -> fraction in [0, 1] on the split that `splits` names
     validation: dict[str, float] | None  # the same on validation at the chosen scale; None without a search
     scale: float | None
     scale_source: str  # "fixed" | "search:val" | "-"

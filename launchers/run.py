@@ -1,10 +1,9 @@
-"""`duet`: compose -> check -> merge -> choose the scale -> score -> rows -> table. The only module that knows Hydra."""
+"""`duet`: compose -> check -> merge -> choose the scale -> score -> rows -> table."""
 
 import json
 import logging
 import os
 import sys
-import tempfile
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,21 +11,17 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, InstantiationException
-from hydra.experimental.callback import Callback
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
-from launchers import export, rows, table
+from launchers.callback import LISTED, check_writable, draw
 from launchers.cells import Cell, Setup, finish, needs_of
 from launchers.claims import Taken, owner
+from launchers.front import Point, objectives
 from launchers.hints import hint
-from launchers.plots import heatmap
 from launchers.preflight import foresee
-from launchers.routing_figure import routing_figure
-from launchers.rows import Row
+from launchers.sweep_check import problem
 from merging.adapt import Oracle
 from merging.cache import GIB, Cache
 from merging.errors import UserError
@@ -36,7 +31,6 @@ from tasks.suite import calibration
 
 log = logging.getLogger(__name__)
 DECIDES = ("backbone", "experts", "suite", "method", "scale", "router", "engine", "seed")  # what changes a number
-LISTED = "rows.json"  # in a job's folder: the row files it makes or finds
 
 
 def run(config: DictConfig) -> list[str]:
@@ -72,7 +66,9 @@ def elsewhere(wanted: Cell, folder: Path) -> bool:
 
 
 def cell(config: DictConfig) -> Cell:
-    """The cell that the configuration names."""
+    """The cell that the configuration names. Raises UserError for a split that is not scored."""
+    if config.split not in ("test", "val"):
+        raise UserError(f"split={config.split} is not scored. Choose test, or val while a setting is being chosen.")
     decides = resolved(config)
     label = HydraConfig.get().runtime.choices["method"]
     method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
@@ -98,6 +94,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     if not any(getattr(get_class(target), "routed", False) for target in targets(decides["method"])):
         decides["router"] = None  # what is static, or brings its own gate, is the same under every router
     decides["engine"].pop("device")
+    if plain["split"] != "test":
+        decides["split"] = plain["split"]
     if ((decides["router"] or {}).get("gate") or {}).get("granularity") not in ("batch", "mixed"):
         decides["engine"].pop("batch")  # an image then does not depend on those beside it
     return decides
@@ -132,94 +130,27 @@ def looked_at(config: DictConfig, decides: dict[str, Any]) -> list[str]:
     """The splits that this job reads."""
     searched = isinstance(instantiate(config.scale), Search) and decides["scale"] is not None
     learned = decides["router"] is not None or needs_of(instantiate(config.method)) == "inputs"
-    return ["test", *["val"] * searched, *["calibration"] * learned]
-
-
-class Report(Callback):
-    """Checks the output folder first; shows the table and its figures when the run, or the whole sweep, has ended."""
-
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        check_output(Path(config.output))
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        check_output(Path(config.output))
-        check_saves(config)
-
-    def on_run_end(self, config: DictConfig, **_: Any) -> None:
-        show(Path(config.hydra.run.dir))
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        show(Path(config.hydra.sweep.dir))
-
-
-def check_output(folder: Path) -> None:
-    """Exits with one paragraph unless files can be made in `folder`; Hydra would show a traceback."""
-    try:
-        check_writable("output", folder)
-    except UserError as error:
-        sys.exit(str(error))
-
-
-def check_saves(config: DictConfig) -> None:
-    """Exits with one paragraph if every job of a sweep would write its model to the same file."""
-    raw: Any = OmegaConf.to_container(config, resolve=False)
-    same = isinstance(raw["save"], str) and "${" not in raw["save"]
-    if same and not _swept("save", raw["hydra"]["overrides"]["task"]):
-        sys.exit(
-            f"save={raw['save']} would be overwritten by every job of this sweep. Name a file per job: "
-            "'save=models/${hydra:job.num}.safetensors' or 'save=models/${hydra:runtime.choices.method}.safetensors'."
-        )
-
-
-def _swept(key: str, overrides: list[str]) -> bool:
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return any(each.key_or_group == key and each.is_sweep_override() for each in parsed)
-
-
-def check_writable(knob: str, folder: Path) -> None:
-    """Raises UserError naming the knob unless files can be made in `folder`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(
-            f"Cannot write to {knob}={folder}: {error.strerror}. Name a folder that you may write to."
-        ) from error
-
-
-def show(folder: Path) -> None:
-    """Print one table of all rows made under `folder`, failed ones too; write it and its figures there."""
-    listed = sorted({file for found in folder.rglob(LISTED) for file in json.loads(found.read_text())})
-    made: list[Row] = rows.read([file for file in listed if Path(file).exists()])
-    if not made:
-        return
-    table.show(made, Console(width=None if sys.stdout.isatty() else table.WIDTH))
-    (folder / "table.md").write_text(export.markdown(made))
-    pictures = ", ".join(f"{name} {path}" for name, path in draw(made, folder).items())
-    log.info("table %s, %s, rows %s", folder / "table.md", pictures, Path(listed[0]).parent)
-
-
-def draw(made: list[Row], folder: Path) -> dict[str, Path]:
-    """The figures of a table, by name: heatmap.png, and routing.png where gates routed."""
-    found = {"heatmap": heatmap(made, folder / "heatmap.png"), "routing": routing_figure(made, folder / "routing.png")}
-    return {name: path for name, path in found.items() if path is not None}
+    return [*dict.fromkeys([config.split, *["val"] * searched]), *["calibration"] * learned]
 
 
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
-def job(config: DictConfig) -> list[str]:
-    """What Hydra calls. A failure is logged, a UserError as one paragraph, and the other jobs of a sweep go on."""
+def job(config: DictConfig) -> Point | None:
+    """What Hydra calls; a sweeper that searches hears both objectives, None where there is no row.
+
+    A failure is logged, a UserError as one paragraph, and the other jobs of a sweep go on.
+    """
     try:
-        return run(config)
+        return objectives(run(config))
     except Taken as taken:  # between the look and the claim
         log.info("being computed by %s; run the same command again for its row", taken)
-        return []
+        return None
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if not _COMMAND.is_here():  # a job sent elsewhere: only Hydra can carry the failure home
             raise CompactHydraException(str(cause)) if isinstance(cause, UserError) else error from None
         _COMMAND.failed += 1
         log.error(cause, exc_info=not isinstance(cause, UserError))
-        return []
+        return None
 
 
 @dataclass
@@ -239,6 +170,8 @@ _COMMAND = _Command()
 def main() -> None:
     """The console script."""
     _COMMAND.process, _COMMAND.failed = os.getpid(), 0
+    if (wrong := problem(sys.argv[1:])) is not None:
+        sys.exit(wrong)
     try:
         job()
     except KeyboardInterrupt:

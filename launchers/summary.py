@@ -82,11 +82,11 @@ class Summary:
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """One summary per suite and set of tasks, in order of first appearance. The same run twice counts once."""
+    """One summary per suite, set of tasks and split, in order of first appearance. The same run twice counts once."""
     unique = list({row.run_id: row for row in sorted(rows, key=lambda row: row.created)}.values())
     suites: dict[tuple, list[Row]] = defaultdict(list)
     for row in unique:
-        suites[row.suite, frozenset(row.tasks)].append(row)
+        suites[row.suite, frozenset(row.tasks), row.config.get("split")].append(row)
     return [_summarise_suite(members) for members in suites.values()]
 
 
@@ -95,7 +95,9 @@ def _summarise_suite(rows: Sequence[Row]) -> Summary:
     names = labels([group[0] for group in groups])
     experts = {_reference(row): row for row in rows if row.method == "expert" and row.status == "ok"}
     lines = [_line(label, group, experts) for label, group in zip(names, groups, strict=True)]
-    return Summary(rows[0].suite, tuple(rows[0].tasks), tuple(sorted(lines, key=_place)))
+    split = rows[0].config.get("split")
+    title = rows[0].suite if split is None else f"{rows[0].suite} ({split} split)"
+    return Summary(title, tuple(rows[0].tasks), tuple(sorted(lines, key=_place)))
 
 
 def _group(rows: Sequence[Row]) -> list[list[Row]]:

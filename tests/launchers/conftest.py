@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import console
 import pytest
+from console import by_method
 
-from launchers import rows, run
+from launchers import run
 
 WANDB = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE")
 
@@ -53,7 +54,3 @@ def duet_here(monkeypatch, capsys, tmp_path):
         return stop.value.code or 0, page, errors
 
     return call
-
-
-def by_method(output):
-    return {row.method: row for row in rows.read(output / "results")}

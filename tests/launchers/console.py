@@ -6,6 +6,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from launchers import rows
+
 DUET = Path(sys.executable).with_name("duet")
 TASKS = ["cars", "digits"]
 TINY = [
@@ -30,6 +32,11 @@ def command(output, *arguments):
 def duet(output, *arguments):
     """The finished process, started beside `output`, to see that nothing else is written there."""
     return subprocess.run(command(output, *arguments), cwd=output.parent, capture_output=True, text=True, timeout=300)
+
+
+def by_method(output):
+    """The rows of an output folder."""
+    return {row.method: row for row in rows.read(output / "results")}
 
 
 @contextmanager

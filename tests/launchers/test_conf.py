@@ -109,4 +109,4 @@ def test_the_main_experiment_is_a_sweep_over_known_methods():
 
 def test_run_level_keys_are_few():
     config = OmegaConf.load(CONF / "config.yaml")
-    assert set(config) - {"defaults", "hydra"} == {"seed", "redo", "output", "save", "cache_gb", "engine"}
+    assert set(config) - {"defaults", "hydra"} == {"seed", "split", "redo", "output", "save", "cache_gb", "engine"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import console
 import pytest
 import yaml
+from console import by_method
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from processes import interruptible
@@ -222,3 +223,12 @@ def test_the_configuration_is_readable(duet_here, tmp_path):
 
     code, page, _ = duet_here(tmp_path, "--help")
     assert code == 0 and "duet -m method=ties" in page and "tsv_m" in page
+
+
+def test_a_setting_may_be_scored_on_validation(output, duet_here):
+    status, page, _ = duet_here(output, "method=average", "split=val")
+    row = by_method(output)["average"]
+    assert status == 0 and "mini8 (val split)" in page
+    assert {(split["name"], split["size"]) for split in row.splits.values()} == {("val", 20), ("val", 160)}
+    status, _, errors = duet_here(output, "method=average", "split=train")
+    assert status == 1 and "split=train is not scored. Choose test, or val" in errors

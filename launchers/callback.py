@@ -1,0 +1,92 @@
+"""What happens around the jobs of a run or sweep: the output folder is checked first, the table is shown last."""
+
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from launchers import export, rows, table
+from launchers.plots import heatmap
+from launchers.routing_figure import routing_figure
+from launchers.rows import Row
+from merging.errors import UserError
+
+log = logging.getLogger(__name__)
+LISTED = "rows.json"  # in a job's folder: the row files it makes or finds
+
+
+class Report(Callback):
+    """Checks the output folder first; shows the table and its figures when the run, or the whole sweep, has ended."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        check_output(Path(config.output))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        check_output(Path(config.output))
+        check_saves(config)
+
+    def on_run_end(self, config: DictConfig, **_: Any) -> None:
+        show(Path(config.hydra.run.dir))
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        show(Path(config.hydra.sweep.dir))
+
+
+def check_output(folder: Path) -> None:
+    """Exits with one paragraph unless files can be made in `folder`; Hydra would show a traceback."""
+    try:
+        check_writable("output", folder)
+    except UserError as error:
+        sys.exit(str(error))
+
+
+def check_saves(config: DictConfig) -> None:
+    """Exits with one paragraph if every job of a sweep would write its model to the same file."""
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    same = isinstance(raw["save"], str) and "${" not in raw["save"]
+    if same and not _swept("save", raw["hydra"]["overrides"]["task"]):
+        sys.exit(
+            f"save={raw['save']} would be overwritten by every job of this sweep. Name a file per job: "
+            "'save=models/${hydra:job.num}.safetensors' or 'save=models/${hydra:runtime.choices.method}.safetensors'."
+        )
+
+
+def _swept(key: str, overrides: list[str]) -> bool:
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return any(each.key_or_group == key and each.is_sweep_override() for each in parsed)
+
+
+def check_writable(knob: str, folder: Path) -> None:
+    """Raises UserError naming the knob unless files can be made in `folder`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {knob}={folder}: {error.strerror}. Name a folder that you may write to."
+        ) from error
+
+
+def show(folder: Path) -> None:
+    """Print one table of all rows made under `folder`, failed ones too; write it and its figures there."""
+    listed = sorted({file for found in folder.rglob(LISTED) for file in json.loads(found.read_text())})
+    made: list[Row] = rows.read([file for file in listed if Path(file).exists()])
+    if not made:
+        return
+    table.show(made, Console(width=None if sys.stdout.isatty() else table.WIDTH))
+    (folder / "table.md").write_text(export.markdown(made))
+    pictures = ", ".join(f"{name} {path}" for name, path in draw(made, folder).items())
+    log.info("table %s, %s, rows %s", folder / "table.md", pictures, Path(listed[0]).parent)
+
+
+def draw(made: list[Row], folder: Path) -> dict[str, Path]:
+    """The figures of a table, by name: heatmap.png, and routing.png where gates routed."""
+    found = {"heatmap": heatmap(made, folder / "heatmap.png"), "routing": routing_figure(made, folder / "routing.png")}
+    return {name: path for name, path in found.items() if path is not None}
