@@ -1,0 +1,93 @@
+"""An experiment as a W&B sweep: the server hands out the cells, any number of agents run them with `duet`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from hydra.errors import HydraException
+
+from launchers.sweep_axes import Sweep, composed, parsed, value_of
+from launchers.sweep_check import check
+from merging.errors import UserError
+
+METHODS = ("grid", "random", "bayes")
+GOAL = {"name": "accuracy/norm", "goal": "maximize"}  # as the tracker logs it
+
+
+def definition(sweep: Sweep, method: str = "grid") -> dict[str, Any]:
+    """The sweep as W&B wants it. Raises UserError where it cannot be one: see `sweep_axes.check`, and scalars only."""
+    check(sweep)
+    if method == "grid" and sweep.intervals:
+        raise UserError(
+            f"A grid has no intervals, but {', '.join(sorted(sweep.intervals))} is one. Give --method random."
+        )
+    if not sweep.axes:
+        raise UserError("There is nothing to sweep. Name an experiment with axes, or give one: method=ties,tsv_m.")
+    tracker = composed(sweep.fixed).tracker
+    parameters = {key: _parameter(key, values, key in sweep.intervals) for key, values in sweep.axes.items()}
+    place = {name: tracker[name] for name in ("project", "entity") if tracker[name] is not None}
+    name = _told(sweep.fixed).get("experiment", "sweep")
+    return {"name": name, **place, "method": method, "metric": dict(GOAL), "program": "duet",
+            "command": command(sweep), "parameters": parameters}  # fmt: skip
+
+
+def command(sweep: Sweep) -> list[str]:
+    """What an agent runs: one job of the experiment, with the values that the server hands out last."""
+    return ["${env}", "${program}", "hydra.mode=RUN", *sweep.fixed, "${args_no_hyphens}"]
+
+
+def text(sweep: Sweep, made: dict[str, Any]) -> str:
+    """The definition as YAML, with the command that wrote it."""
+    head = f"# Written by python -m launchers.sweep wandb {' '.join(sweep.fixed)}; register it with wandb sweep."
+    return f"{head}\n{yaml.safe_dump(made, sort_keys=False, width=120)}"
+
+
+def register(made: dict[str, Any]) -> str:
+    """Make the sweep known to the server; its path for `wandb agent`. Raises UserError where that fails."""
+    import wandb
+
+    try:
+        return f"{made['project']}/{wandb.sweep(made, entity=made.get('entity'), project=made['project'])}"
+    except Exception as error:  # the client raises what its transport raises
+        raise UserError(
+            f"W&B did not take the sweep: {type(error).__name__}: {error}. Log in with `wandb login`, and see that "
+            f"tracker.project and tracker.entity are yours."
+        ) from error
+
+
+def tracked(overrides: Sequence[str]) -> list[str]:
+    """The overrides with the live tracker and its group, unless they say otherwise."""
+    told = _told(overrides)
+    wanted = {"tracker": "wandb", "tracker.group": told.get("experiment", "sweep")}
+    if told.get("tracker", "wandb") != "wandb":
+        raise UserError("The runs of a W&B sweep need the W&B tracker: leave tracker=... out, or set tracker=wandb.")
+    return [*overrides, *(f"{key}={value}" for key, value in wanted.items() if key not in told)]
+
+
+def _told(overrides: Sequence[str]) -> dict[str, str]:
+    single = {each.get_key_element(): each for each in parsed(overrides) if not each.is_sweep_override()}
+    return {key: each.get_value_element_as_str() for key, each in single.items()}
+
+
+def _parameter(key: str, values: tuple[str, ...], interval: bool) -> dict[str, Any]:
+    if interval:
+        low, high = map(value_of, values)
+        return {"min": low, "max": high}
+    return {"values": [_scalar(key, value) for value in values]}
+
+
+def _scalar(key: str, value: str) -> str | int | float | bool:
+    """A value that comes back the same when W&B writes `key=value`. Raises UserError for lists, mappings and commas."""
+    meant = value_of(value)
+    sent = "null" if meant is None else meant
+    try:
+        (back,) = parsed([f"{key}={sent}"])
+        survives = not back.is_sweep_override() and back.value() == meant
+    except HydraException:
+        survives = False
+    if isinstance(sent, (str, int, float)) and survives:
+        return sent
+    raise UserError(
+        f"W&B cannot sweep {key}={value}: its command line carries numbers, booleans and plain names only. Name the "
+        f"choices in the experiment file and sweep their names, as conf/experiment/task_count.yaml does."
+    )

@@ -1,0 +1,51 @@
+"""The real clients of W&B, `wandb sweep` and `wandb agent`, run an experiment against a server on this machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import console
+import pytest
+import yaml
+from conftest import by_method
+from wandb_server import Server
+
+from launchers import sweep
+
+BIN = Path(sys.executable).parent
+
+
+def client(*command, cwd, environment, timeout=240):
+    env = os.environ | environment | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(list(command), cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def test_agents_run_the_experiment_and_the_server_has_the_numbers_of_the_rows(output, tmp_path, monkeypatch, capsys):
+    told = [each for each in console.TINY if not each.startswith("scale=")]
+    overrides = ["experiment=coefficient", *told, f"output={output}", "method=ties,tsv_m", "method.scale=0.3", "seed=0",
+                 "tracker.folder=tracked", "tracker.timeout=60"]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with Server() as server:
+        for key, value in server.environment.items():
+            monkeypatch.setenv(key, value)
+        sweep.main(["wandb", "--file", "sweep.yaml", "--register", *overrides])
+        assert "wandb agent duet-merging/sweep0" in capsys.readouterr().out
+        assert server.sweeps["sweep0"]["config"] == yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+
+        made = client("wandb", "sweep", "sweep.yaml", cwd=tmp_path, environment=server.environment)
+        assert made.returncode == 0 and server.sweeps["sweep1"]["text"] == server.sweeps["sweep0"]["text"], made.stderr
+        agent = client("wandb", "agent", "me/duet-merging/sweep1", cwd=tmp_path, environment=server.environment)
+        assert agent.returncode == 0, agent.stderr
+        assert not server.unknown and server.sweeps["sweep1"]["left"] == []
+
+    rows = by_method(output)
+    assert set(rows) == {"base", "ties", "tsv_m", "expert"}
+    told = {run["config"]["row"]["value"]["method"]: run for run in server.runs.values()}
+    assert set(told) == {"ties", "tsv_m"}
+    for method, run in told.items():
+        row, experts = rows[method], rows["expert"]
+        assert run["exit"] == 0 and run["sweep"] == "sweep1" and run["groupName"] == "coefficient"
+        assert {task: run["history"][f"accuracy/{task}"] for task in row.tasks} == row.accuracy
+        norm = sum(row.accuracy[task] / experts.accuracy[task] for task in row.tasks) / len(row.tasks)
+        assert run["history"]["accuracy/norm"] == pytest.approx(norm, abs=1e-3)
