@@ -40,7 +40,8 @@ def visit(tower: RoutedTower, calibration: Calibration, merged: Merged, act: Cal
         return _shown(gate_of(tower), _over(see, batches), act)
     tokens, together = _over(lambda some: tower.embed(calibration.images(*some)), batches), []
     truth = [merged.one_hot(task).to(calibration.device) for task, _ in batches]
-    for block in tower.steps:
+    last = max(index for index, block in enumerate(tower.steps) if block.gate is not None)  # nobody sees what follows
+    for index, block in enumerate(tower.steps[: last + 1]):
         if block.gate is None:
             tokens = _over(lambda x, block=block: block(x)[0], tokens)
             continue
@@ -51,8 +52,9 @@ def visit(tower: RoutedTower, calibration: Calibration, merged: Merged, act: Cal
             together += features
         else:
             _shown(block.gate, features, act)
-            truth = _over(block.gate, hidden)
-        tokens = _over(lambda state, w, block=block: block.answer(state[0], state[1], w)[0], asked, truth)
+            truth = _over(block.gate, hidden) if index < last else truth
+        if index < last:
+            tokens = _over(lambda state, w, block=block: block.answer(state[0], state[1], w)[0], asked, truth)
     if shape.shared:
         _shown(gate_of(tower), together, act)
 
