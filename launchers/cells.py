@@ -1,28 +1,32 @@
 """One cell: merge with one method, choose its scale, score every task, write the row."""
 
+import contextlib
 import logging
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+import merging
+import tasks
 from launchers import rows
-from launchers.claims import claim
+from launchers.claims import Taken, claim
+from launchers.gates import Fitted, code, content, fitted
 from launchers.rows import Row
 from merging.accounting import macs
-from merging.adapt import Log, Router
+from merging.adapt import Log, Oracle, Router
 from merging.api import describe
+from merging.cache import Cache
+from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
-from merging.methods import Method
+from merging.methods import Expert, Method
+from merging.similarity import cosines
 from tasks.grid import Fixed, Grid, RoutingFound, Search
 from tasks.journal import Journal
 
@@ -40,6 +44,7 @@ class Setup:
     family: str
     unfinished: Path | None = None  # folder for what a cell has done so far
     remarks: tuple[str, ...] = ()  # on the experts
+    gates: Cache | None = None  # trained ones, by content
 
     @property
     def checkpoints(self) -> dict[str, str]:
@@ -101,7 +106,7 @@ class Cell:
     def journal(self) -> Journal:
         """What this cell has done before it was killed; only the same code goes on with it."""
         folder = self.setup.unfinished
-        return Journal(None if folder is None else folder / self.run_id, code_version())
+        return Journal(None if folder is None else folder / self.run_id, code(merging.__path__[0], tasks.__path__[0]))
 
     def compute(self, on_task: OnTask, save: str | None = None, log_step: Log = lambda values, step: None) -> Row:
         """Merge, choose the scale on validation, train the gates, score the split once.
@@ -116,8 +121,8 @@ class Cell:
         clock.lap("search")
         collapsed: list[str] = []
         if merged.routing is not None and merged.routing.router == "learned":
-            merged, collapsed = self._fitted(merged, journal, log_step)
-            clock.lap("router")
+            merged, collapsed, spent = self._fitted(merged, journal, log_step)
+            clock.lap("router", spent)
         scored = grid.score(merged, self.split, on_task, journal)
         clock.lap("score")
         if save is not None:
@@ -136,19 +141,12 @@ class Cell:
         log.info("%s: %s", self.label, said(row))
         return row
 
-    def _fitted(self, merged: Merged, journal: Journal, log_step: Log) -> tuple[Merged, list[str]]:
-        """The merge with trained gates, and the tasks suspected of collapse."""
-
-        def fit() -> dict[str, Tensor]:
-            trained, collapsed = self.router.fit(merged, self.setup.experts, self.config["seed"], log_step)
-            gates = trained.routing.gates if trained.routing is not None else None  # an oracle has none
-            suspected = torch.tensor([task in collapsed for task in merged.tasks])
-            return {**({} if gates is None else gates.state_dict()), "collapsed": suspected}
-
-        found = journal.tensors("gates", fit)
-        suspected = found.pop("collapsed").tolist()
-        names = [task for task, collapsed in zip(merged.tasks, suspected, strict=True) if collapsed]
-        return self.router.restored(merged, found), names
+    def _fitted(self, merged: Merged, journal: Journal, log_step: Log) -> Fitted:
+        """The merge with trained gates, those of an equal merge if there are any."""
+        setup, router, keep = self.setup, self.router, partial(journal.tensors, "gates")
+        if setup.gates is not None and not isinstance(router, Oracle):
+            keep = partial(setup.gates.tensors, content(router, merged, setup.experts, self.config, setup.checkpoints))
+        return fitted(router, merged, setup.experts, self.config["seed"], keep, log_step)
 
     def told(self, merged: Merged, found: RoutingFound | None) -> dict[str, Any]:
         """What a row says of the merged model itself."""
@@ -164,7 +162,12 @@ class Cell:
             "macs": macs(merged, self.setup.grid.backbone),
             "routing": {} if found is None else found._asdict(),
             "energy": {key: [round(share, 5) for share in shares] for key, shares in merged.energy.items()},
+            "similarity": self._similarity() if isinstance(self.method, Expert) else [],
         }
+
+    def _similarity(self) -> list[list[float]]:
+        """Cosines between the task vectors, in the rows of the experts alone: they are the same for every method."""
+        return [[round(cosine, 5) for cosine in line] for line in cosines(self.setup.experts).tolist()]
 
 
 def needs_of(method: Method) -> str:
@@ -181,10 +184,10 @@ class Clock:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, phase: str) -> None:
-        """The time since the last call was spent on `phase`."""
+    def lap(self, phase: str, spent: float | None = None) -> None:
+        """The time since the last call was spent on `phase`; or `spent`, where an earlier cell did the work."""
         now = time.perf_counter()
-        self.seconds[phase], self._last = round(now - self._last, 3), now
+        self.seconds[phase], self._last = round(now - self._last if spent is None else spent, 3), now
 
 
 def said(row: Row) -> str:
@@ -211,21 +214,41 @@ def finish(
 
     Raises Taken where another process computes it just now.
     """
-    done = None if redo or save is not None else rows.find(folder, cell.run_id)
-    if done is not None:
-        where = folder / f"{cell.run_id}.json"
-        log.log(found_level, "%s: found in %s (redo=true computes it again)", cell.label, where)
-        return done
-    with claim(folder, cell.run_id):
-        try:
-            row = cell.compute(on_task, save, log_step)
-        except Exception as error:
-            if rows.find(folder, cell.run_id) is None:  # a failed redo does not replace a good row
+    anew = redo or save is not None
+    done = None if anew else rows.find(folder, cell.run_id)
+    if done is None:
+        with claim(folder, cell.run_id):
+            done = None if anew else rows.find(folder, cell.run_id, logging.DEBUG)  # finished since by another process
+            if done is None:
+                return _computed(cell, folder, lambda: cell.compute(on_task, save, log_step))
+    where = folder / f"{cell.run_id}.json"
+    log.log(found_level, "%s: found in %s (redo=true computes it again)", cell.label, where)
+    _tidy(cell, folder)
+    return done
+
+
+def _computed(cell: Cell, folder: Path, compute: Callable[[], Row]) -> Row:
+    """The row, written to its file. A failure is written too, unless a good row is there, then raised."""
+    try:
+        row = compute()
+    except Exception as error:
+        if rows.find(folder, cell.run_id, logging.DEBUG) is None:
+            try:
                 rows.write(replace(cell.row(), status="error", error=f"{type(error).__name__}: {error}"), folder)
-            raise
-        rows.write(row, folder)
-        cell.journal.close()
+            except UserError as unwritten:
+                log.error("The failure of %s has no row: %s", cell.label, unwritten)
+        raise
+    rows.write(row, folder)
+    cell.journal.close()
     return row
+
+
+def _tidy(cell: Cell, folder: Path) -> None:
+    """Remove what a process left behind that was killed just after it wrote the row."""
+    journal = cell.journal.folder
+    if (folder / f"{cell.run_id}.claim").exists() or (journal is not None and journal.exists()):
+        with contextlib.suppress(Taken), claim(folder, cell.run_id):
+            cell.journal.close()
 
 
 @cache

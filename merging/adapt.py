@@ -206,6 +206,12 @@ class Learned:
         with seeded(seed):  # towers start at random weights, and a gate may have dropout
             return self._fit(merged, experts, seed, log)
 
+    @property
+    def sees_own(self) -> bool:
+        """Whether what it learns depends on the task-specific parts: tokens before them, or of a pass without them,
+        do not."""
+        return self.gate.sees == "block" or isinstance(self.train, Gradient)
+
     def restored(self, merged: Merged, gates: Mapping[str, Tensor]) -> Merged:
         """What `fit` gave, from the state dict of its gates."""
         count = len({key.partition(".")[0] for key in gates})

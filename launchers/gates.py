@@ -1,0 +1,80 @@
+"""Trained gates, kept by content: what they learned from, how, and by which code. No two cells train the same gates."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import merging
+from merging.adapt import Learned, Log, Router
+from merging.cache import key_of
+from merging.experts import Experts
+from merging.merged import Merged
+
+Make = Callable[[], dict[str, Tensor]]
+
+
+class Fitted(NamedTuple):
+    """A merge with its gates, the tasks that the collapse guard suspects, and how long the training took."""
+
+    merged: Merged
+    collapsed: list[str]
+    seconds: float
+
+
+def fitted(
+    router: Router, merged: Merged, experts: Experts, seed: int, keep: Callable[[Make], dict[str, Tensor]], log: Log
+) -> Fitted:
+    """Train the gates of a merge, unless `keep` has them; `log` hears the losses of a training that takes place."""
+
+    def fit() -> dict[str, Tensor]:
+        begin = time.perf_counter()
+        trained, collapsed = router.fit(merged, experts, seed, log)
+        gates = trained.routing.gates if trained.routing is not None else None  # an oracle has none
+        suspected = torch.tensor([task in collapsed for task in merged.tasks])
+        spent = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
+        return {**({} if gates is None else gates.state_dict()), "collapsed": suspected, "seconds": spent}
+
+    found = keep(fit)
+    suspected, spent = found.pop("collapsed").tolist(), float(found.pop("seconds"))
+    names = [task for task, collapsed in zip(merged.tasks, suspected, strict=True) if collapsed]
+    return Fitted(router.restored(merged, found), names, spent)
+
+
+def content(router: Router, merged: Merged, experts: Experts, config: Mapping[str, Any], ids: Mapping[str, str]) -> str:
+    """The cache key of gates: equal keys are equal gates. `config` is the cell's, `ids` name its checkpoints.
+
+    Where no task-specific part is before a gate in training, the shared weights alone count, whatever made them.
+    """
+    split = router.split if isinstance(router, Learned) else "calibration"
+    images = experts.unlabelled(f"router={router.name}", split).ids
+    sees_own = not isinstance(router, Learned) or router.sees_own
+    made = {"method": config["method"], "scale": merged.scale, "checkpoints": ids, "experts": config["experts"]}
+    init = merged.routing.init if merged.routing is not None else None
+    learned_from = made if sees_own else [_shared(merged), sorted(merged.own), init]
+    how = {name: config[name] for name in ("router", "backbone", "suite", "seed", "engine")}
+    return key_of("gates", learned_from, how, merged.parts, images, code(merging.__path__[0]))
+
+
+def _shared(merged: Merged) -> str:
+    """SHA-256 of the weights that all inputs share."""
+    digest = hashlib.sha256()
+    for key in sorted(merged.specs):
+        weight = merged.static(key).contiguous()
+        digest.update(f"{key} {tuple(weight.shape)} ".encode())
+        digest.update(weight.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@cache
+def code(*folders: str) -> str:
+    """SHA-256 of the source in these folders: what they made is not used any more when they have changed."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
