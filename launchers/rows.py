@@ -5,12 +5,14 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from launchers import json_place, row_check
+from launchers.json_place import Damaged
 from merging.errors import UserError
-from merging.files import write_text
+from merging.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -48,63 +50,12 @@ class Row:
     energy: dict[str, list[float]] = field(default_factory=dict)  # parameter -> share of each task vector's energy
     collapsed: list[str] = field(default_factory=list)  # tasks that the collapse guard suspects
     remarks: list[str] = field(default_factory=list)  # what a table with these experts must say
+    similarity: list[list[float]] = field(default_factory=list)  # of an expert row: cosines between task vectors
 
     def problem(self) -> str | None:
         """What makes this row unusable, or None."""
-        if self.status not in ("ok", "error"):
-            return f"status is {self.status!r}, not 'ok' or 'error'"
-        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(self, name), kind)]
-        if wrong:
-            return f"wrong type in {', '.join(wrong)}"
-        if self.status == "error":
-            return None if self.error else "a failed row without its error"
-        missing = [task for task in self.tasks if task not in self.accuracy]
-        if missing or not self.tasks:
-            return f"no accuracy for {', '.join(missing) or 'any task'}"
-        scores = {**(self.validation or {}), **self.accuracy}
-        odd = [task for task, score in scores.items() if not _is_fraction(score)]
-        return f"accuracy outside 0..1 for {', '.join(odd)}" if odd else self._routing_problem()
-
-    def _routing_problem(self) -> str | None:
-        """What is wrong with what the gates and banks left behind."""
-        if self.routing:
-            matrix, right = self.routing.get("matrix"), self.routing.get("accuracy")
-            count = len(self.tasks)
-            lines = matrix if isinstance(matrix, list) else []
-            if [len(line) if isinstance(line, list) else -1 for line in lines] != [count] * count:
-                return f"the routing matrix is not {count} x {count}"
-            if not all(map(_are_numbers, lines)):
-                return "the routing matrix holds a weight that is no finite number"
-            if not isinstance(right, dict) or set(right) != set(self.tasks):
-                return "the routing accuracy is not one number a task"
-            if odd := [task for task, share in right.items() if not _is_fraction(share)]:
-                return f"routing accuracy outside 0..1 for {', '.join(odd)}"
-        odd = [key for key, shares in self.energy.items() if not _are_numbers(shares)]
-        return f"energy that is no finite number for {', '.join(odd)}" if odd else None
-
-
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("run_id", "method", "suite", "scale_source", "needs", "router", "granularity"), str),
-    **dict.fromkeys(("family", "code", "created", "adaptation"), str),
-    **dict.fromkeys(("config", "accuracy", "checkpoints", "splits", "seconds", "routing", "energy"), dict),
-    **dict.fromkeys(("seed", "stored_bytes", "macs", "params"), int),
-    **dict.fromkeys(("tasks", "collapsed", "remarks"), list),
-    "validation": (dict, type(None)),
-    "scale": (float, int, type(None)),
-    "error": (str, type(None)),
-}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (float, int)) and math.isfinite(value)
-
-
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(map(_is_number, values))
-
-
-def _is_fraction(score: Any) -> bool:
-    return _is_number(score) and 0 <= score <= 1
+        found = row_check.problem(self)
+        return found.said if found else None
 
 
 def run_id(config: Mapping[str, Any], checkpoints: Mapping[str, str]) -> str:
@@ -113,7 +64,7 @@ def run_id(config: Mapping[str, Any], checkpoints: Mapping[str, str]) -> str:
     The order of keys does not matter. Pass only what changes the numbers: no output folders, no tracker.
     """
     text = _strict_json({"config": config, "checkpoints": checkpoints}, "the config of this run", sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:12]
 
 
 def write(row: Row, folder: str | Path) -> Path:
@@ -122,7 +73,8 @@ def write(row: Row, folder: str | Path) -> Path:
     if problem := row.problem():
         raise UserError(f"The row {row.method} on {row.suite} ({path}) was not written: {problem}.")
     text = _strict_json(asdict(row), f"the row {row.method} on {row.suite}", indent=1)
-    return write_text(path, text + "\n")
+    content = f"{text}\n".encode(errors="backslashreplace")  # a path that is no UTF-8, in JSON's own spelling
+    return write_atomically(path, lambda file: file.write(content))
 
 
 def read(paths: str | Path | Iterable[str | Path]) -> list[Row]:
@@ -135,10 +87,10 @@ def read(paths: str | Path | Iterable[str | Path]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.created, row.run_id))
 
 
-def find(folder: str | Path, run_id: str) -> Row | None:
-    """The finished row of this run, or None when it is missing, failed or damaged."""
+def find(folder: str | Path, run_id: str, level: int = logging.WARNING) -> Row | None:
+    """The finished row of this run, or None when it is missing, failed or damaged, which is logged at `level`."""
     path = Path(folder) / f"{run_id}.json"
-    row = _load(path) if path.exists() else None
+    row = _load(path, level) if path.exists() else None
     return row if row is not None and row.status == "ok" and row.run_id == run_id else None
 
 
@@ -150,19 +102,31 @@ def _files(path: Path) -> list[Path]:
     raise UserError(f"There are no rows at {path}: no such file or folder. Name row files or a folder of them.")
 
 
-def _load(path: Path) -> Row | None:
+def _load(path: Path, level: int = logging.WARNING) -> Row | None:
     try:
-        row = Row(**json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse))
-        if not (problem := row.problem()):
-            return row
-    except (OSError, ValueError, TypeError) as error:
-        problem = str(error).removeprefix("Row.__init__() ")
-    log.warning("skipped the damaged row file %s: %s", path, problem)
+        return _parsed(path.read_bytes())
+    except OSError as error:
+        log.log(level, "skipped the row file %s: %s", path, error.strerror or error)
+    except Damaged as error:
+        log.log(level, "skipped the damaged row file %s: %s", path, error)
     return None
 
 
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is not a number a row may hold")
+def _parsed(content: bytes) -> Row:
+    """The row. Raises Damaged, with line and column wherever one place is to blame."""
+    found = json_place.parse(content)
+    if not isinstance(found, dict):
+        raise Damaged(f"a row is a mapping, not a {type(found).__name__}", (1, 1))
+    text, known = content.decode(), {each.name: each for each in fields(Row)}
+    for name in found.keys() - known.keys():
+        raise Damaged(f"unknown field {name!r}", json_place.place(text, [name]))
+    missing = [name for name, each in known.items() if name not in found and each.default is each.default_factory]
+    if missing:
+        raise Damaged(f"no {', '.join(missing)}")
+    row = Row(**found)
+    if wrong := row_check.problem(row):
+        raise Damaged(wrong.said, json_place.place(text, wrong.where))
+    return row
 
 
 def _strict_json(content: Any, what: str, **options: Any) -> str:

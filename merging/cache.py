@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from merging.files import write_atomically
+from merging.files import remove_abandoned, write_atomically
 
 GIB = 1 << 30
 
@@ -26,6 +26,7 @@ class Cache:
     def __init__(self, folder: str | Path, cap_bytes: int = 20 * GIB):
         self.folder, self.cap_bytes = Path(folder), cap_bytes
         self._written = 0  # bytes since the folder was last measured
+        self._tidy = False
 
     def path(self, key: str) -> Path:
         """Where the entry of `key` lies, present or not."""
@@ -34,6 +35,7 @@ class Cache:
 
     def get(self, key: str) -> bytes | None:
         """The stored bytes, or None; an entry that fails its checksum is removed."""
+        self._remove_abandoned()
         path = self.path(key)
         try:
             stored = path.read_bytes()
@@ -41,7 +43,8 @@ class Cache:
             return None
         checksum, payload = stored[:8], memoryview(stored)[8:]
         if checksum != b"%08x" % zlib.crc32(payload):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone already, or not ours: storing it again says why
+                path.unlink()
             return None
         with contextlib.suppress(OSError):  # another process may trim it just now
             os.utime(path)
@@ -54,6 +57,7 @@ class Cache:
             file.write(b"%08x" % zlib.crc32(payload))
             file.write(payload)
 
+        self._remove_abandoned()
         write_atomically(self.path(key), write, durable=False)  # a torn entry fails its checksum
         self._written += len(payload)
         if self._written == len(payload) or self._written > self.cap_bytes // 16:
@@ -82,10 +86,17 @@ class Cache:
         self.put(key, save(value))
         return value
 
+    def _remove_abandoned(self) -> None:
+        """What killed writers left behind, also of entries that another process has stored since: once is enough."""
+        for folder in () if self._tidy else self.folder.glob("??"):
+            with contextlib.suppress(OSError):  # gone, or not ours
+                remove_abandoned(folder)
+        self._tidy = True
+
     def _trim(self) -> None:
         """Drop the least recently used entries until the folder fits under the cap."""
         entries = []
-        for path in self.folder.glob("??/*"):
+        for path in self.folder.glob("??/[!.]*"):  # no temporary files: their writers live
             try:
                 stat = path.stat()
             except FileNotFoundError:  # another process trimmed it
@@ -95,8 +106,9 @@ class Cache:
         for _, size, path in sorted(entries):
             if total <= self.cap_bytes:
                 return
-            path.unlink(missing_ok=True)
-            total -= size
+            with contextlib.suppress(OSError):  # gone already, or somebody else's
+                path.unlink()
+                total -= size
 
 
 def key_of(*parts: object) -> str:

@@ -1,9 +1,11 @@
 """Files that are either whole or absent."""
 
 import contextlib
+import fcntl
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,19 +15,21 @@ from merging.errors import UserError
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], durable: bool = True) -> Path:
     """Let `write` fill a temporary file beside `path`, flush it to disk if `durable`, then rename it into place.
 
-    On any failure, Ctrl-C included, the temporary file is removed and an older `path` stays as it was.
-    Raises UserError naming the path when the folder cannot be written or the disk is full.
+    On any failure, Ctrl-C included, the temporary file is removed and an older `path` stays as it was; what a killed
+    writer of the same `path` left behind is removed too. Raises UserError naming the path when the folder cannot be
+    written or the disk is full.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        remove_abandoned(path.parent, path.name)
+        with _locked(partial) as file:
             write(file)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)  # still locked, so that nobody takes it for abandoned
     except OSError as error:
         raise UserError(
             f"Cannot write {path}: {error.strerror or error}. Nothing was left behind and an older file of that name "
@@ -35,6 +39,43 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], dura
         with contextlib.suppress(OSError):  # gone after the rename; a folder that cannot be written has its error above
             partial.unlink()
     return path
+
+
+_MINE: set[str] = set()  # temporary files of this process; some file systems keep no locks between its threads
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[BinaryIO]:
+    """A new file, locked until it is closed: the sign that its writer lives, on every machine that shares the disk."""
+    _MINE.add(os.path.abspath(partial))
+    try:
+        with _opened(partial) as file:
+            yield file
+    finally:
+        _MINE.discard(os.path.abspath(partial))
+
+
+def _opened(partial: Path) -> BinaryIO:
+    while True:
+        file = partial.open("wb")
+        with contextlib.suppress(OSError):  # a file system without locks: nothing there is ever taken for abandoned
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # it was taken for abandoned before it was locked
+
+
+def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
+    """Remove the temporary files of writers that were killed: those of the file `name`, by default of every file."""
+    wanted = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\d+\.\d+")
+    with os.scandir(folder) as entries:
+        found = [each.path for each in entries if wanted.fullmatch(each.name) and each.is_file(follow_symlinks=False)]
+    for path in found:
+        if os.path.abspath(path) not in _MINE:
+            with contextlib.suppress(OSError), open(path, "r+b") as file:  # its writer lives, or another removed it
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # no newer file of that name
+                    os.unlink(path)
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -3,14 +3,17 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
 from merging.backbones.tower import Backbone
 from merging.cache import Cache, key_of
 from merging.checkpoints import Checkpoint, StateDict
+from merging.errors import UserError
 from merging.threads import each
 from tasks.progress import Progress
 from tasks.recipes import Recipe
@@ -74,6 +77,11 @@ def _train_all(jobs: Sequence[Job], cache: Cache, workers: int) -> None:
                 progress.at(ticks.value)
             for future in waiting:
                 future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"A process that fine-tuned {', '.join(names)} was killed, perhaps because memory ran out. Run the "
+                "same command again, with fewer of them (experts.workers=1); experts that were finished are kept."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -83,7 +91,16 @@ def _start_worker(ticks, cache: Cache) -> None:
     global _TICKS, _CACHE
     _TICKS, _CACHE = ticks, cache
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """The workers of a killed process would wait for their next job for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(job: Job) -> None:

@@ -1,6 +1,7 @@
 """Rows survive the disk unchanged, and a bad one is never silent."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -9,6 +10,9 @@ import pytest
 from cells import failed_row, make_row, routed_row
 
 from launchers import rows
+from launchers.export import comma_separated, latex, markdown
+from launchers.report import page, sections
+from launchers.table import terminal
 from merging.errors import UserError
 
 
@@ -58,6 +62,13 @@ def test_what_gates_and_banks_left_behind_survives(tmp_path):
     assert rows.read(tmp_path) == [row]
 
 
+def test_a_failure_that_tells_a_strange_path_survives(tmp_path):
+    """File names need not be UTF-8."""
+    row = failed_row(error="OSError: no such file: b\udcff.png")
+    rows.write(row, tmp_path)
+    assert rows.read(tmp_path) == [row]
+
+
 def test_a_row_from_before_there_was_routing_still_loads(tmp_path):
     path = rows.write(make_row(), tmp_path)
     content = json.loads(path.read_text())
@@ -83,6 +94,8 @@ RIGHT = {"cars": 1.0, "signs": 0.5}
         ({"energy": {"proj": [0.5, math.inf]}}, "energy that is no finite number for proj"),
         ({"energy": {"proj": 0.5}}, "energy that is no finite number for proj"),
         ({"collapsed": "cars"}, "wrong type in collapsed"),
+        ({"similarity": [[1.0, 0.5], [0.5]]}, "similarity is not 2 x 2"),
+        ({"similarity": [[1.0, 0.5], [0.5, math.nan]]}, "similarity holds a cosine"),
     ],
 )
 def test_no_row_holds_routing_that_is_none(tmp_path, wrong, reason):
@@ -93,24 +106,58 @@ def test_no_row_holds_routing_that_is_none(tmp_path, wrong, reason):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda text: text[:100], "delimiter|Unterminated|Expecting"),
-        (lambda text: text.replace('"seed": 0', '"seed": NaN'), "NaN"),
-        (lambda text: text.replace('"family"', '"famly"'), "famly"),
-        (lambda text: text.replace('"status": "ok"', '"status": "done"'), "status"),
-        (lambda text: text.replace('"cars": 0.61', '"cars": 61'), "accuracy outside 0..1 for cars"),
-        (lambda text: "[]", "mapping"),
+        (lambda text: text[:100], r"line \d+ column \d+: (Unterminated|Expecting)"),
+        (lambda text: "", "line 1 column 1: the file is empty"),
+        (lambda text: text.replace('"seed": 0', '"seed": NaN', 1), r"line 7 column 11: NaN is not a number"),
+        (lambda text: text.replace('"ties"', '"NaN", "x": -Infinity', 1), r"line 4 column 24: -Infinity is not"),
+        (lambda text: text.replace('"family"', '"famly"'), "line 39 column 2: unknown field 'famly'"),
+        (lambda text: re.sub(r' "family".*\n', "", text), "no family$"),
+        (lambda text: text.replace('"status": "ok"', '"status": "done"'), "line 3 column 2: status is 'done'"),
+        (lambda text: text.replace('"cars": 0.61', '"cars": 61'), "line 25 .*accuracy outside 0..1 for cars"),
+        (lambda text: text.replace('"cars": 0.61', '"cars": true'), "line 25 .*accuracy outside 0..1 for cars"),
+        (lambda text: text.replace('"merge": 0.42', '"merge": "0.42"'), r"line \d+ .*seconds of merge are '0.42'"),
+        (lambda text: text.replace('"macs": 10000000', '"macs": "many"'), r"line \d+ column 2: wrong type in macs"),
+        (lambda text: text.replace('"scale": 0.3', '"scale": 1e999'), r"line \d+ column 2: wrong type in scale"),
+        (lambda text: text.replace('"base": "bbbbbbbb"', '"base": 5'), r"line \d+ column 3: wrong type in checkpoints"),
+        (lambda text: "[]", "line 1 column 1: a row is a mapping, not a list"),
+        (lambda text: "[" * 200_000, "too many brackets|Expecting"),
+        (lambda text: text.replace('"mini8"', '"mini\udcff"', 1), r"line 6 column 17: byte 0xff is no UTF-8"),
     ],
 )
 def test_a_damaged_file_is_named_and_the_others_survive(tmp_path, caplog, damage, reason):
+    """By file, line and column, as `path: line 7 column 11`."""
     good, bad = make_row("average"), make_row("ties")
     rows.write(good, tmp_path)
     path = rows.write(bad, tmp_path)
-    path.write_text(damage(path.read_text()))
+    path.write_bytes(damage(path.read_text()).encode(errors="surrogateescape"))
 
     assert rows.read(tmp_path) == [good]
-    assert str(path) in caplog.text
-    assert re.search(reason, caplog.text)
+    (said,) = caplog.messages
+    assert said.startswith(f"skipped the damaged row file {path}: ") and re.search(reason, said), said
     assert rows.find(tmp_path, bad.run_id) is None
+
+
+WRONG = (None, True, -1, 0.5, "text", [], [[]], ["a", 1], {}, {"a": []}, {"cars": "x"}, 10**30, 1e999)
+
+
+def test_no_wrong_type_gets_as_far_as_a_table(tmp_path):
+    """Each value of a row is replaced by each of many wrong ones: the row is refused, or every table can be made."""
+    row = routed_row(tasks=["cars", "signs"], validation={"cars": 0.5, "signs": 0.5})
+    path = rows.write(row, tmp_path)
+    whole, refused, accepted = json.loads(path.read_text()), 0, 0
+    places = [(key,) for key in whole] + [(key, inner) for key, value in whole.items() if isinstance(value, dict)
+                                          for inner in value]  # fmt: skip
+    for place, wrong in itertools.product(places, WRONG):
+        content = json.loads(json.dumps(whole))
+        (content if len(place) == 1 else content[place[0]])[place[-1]] = wrong
+        path.write_text(json.dumps(content))
+        made = rows.read(tmp_path)
+        refused += not made
+        assert markdown(made) and terminal(made) is not None and latex(made) is not None, (place, wrong)
+        assert comma_separated(made), (place, wrong)
+        if made and (accepted := accepted + 1) % 15 == 0:
+            page(sections(made))  # takes its time
+    assert refused > len(places) * len(WRONG) / 2
 
 
 def test_a_path_that_does_not_exist_is_an_error(tmp_path):

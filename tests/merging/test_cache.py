@@ -1,7 +1,10 @@
 """The cache may lose entries at any time and never gives a wrong one."""
 
+import errno
+import fcntl
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,3 +127,44 @@ def test_threads_may_share_it(cache):
 def test_an_unwritable_folder_is_a_user_error(unwritable):
     with pytest.raises(UserError, match=r"Cannot write .*folder.*choose a folder you may write to"):
         Cache(unwritable).text("key", lambda: "value")
+
+
+def test_files_of_killed_writers_make_room_first(tmp_path):
+    """What is being written just now is no entry, however full the cache is."""
+    cache = Cache(tmp_path, cap_bytes=3000)
+    cache.put("old", bytes(1000))
+    folder = cache.path("old").parent
+    abandoned, living = folder / ".entry.1.2", folder / ".entry.1.3"
+    abandoned.write_bytes(bytes(1000))
+    with living.open("wb") as file:
+        file.write(bytes(1_000_000))
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        Cache(tmp_path, cap_bytes=3000).put("new", bytes(1000))
+    assert living.exists() and not abandoned.exists()
+    assert cache.get("old") is not None and cache.get("new") is not None
+
+
+def test_entries_of_somebody_else_stop_nothing(tmp_path, monkeypatch):
+    """In a shared folder one may not remove everything."""
+    cache = Cache(tmp_path, cap_bytes=1500)
+    cache.put("old", bytes(1000))
+    os.utime(cache.path("old"), (0, 0))
+    kept, unlink = cache.path("old"), Path.unlink
+
+    def guarded(path, missing_ok=False):
+        if path == kept:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", guarded)
+    Cache(tmp_path, cap_bytes=1500).put("new", bytes(1000))
+    assert kept.exists() and not cache.path("new").exists()  # the next in line made room
+
+
+def test_a_reader_removes_what_killed_writers_left(cache):
+    """Another process may have stored the entry meanwhile, so that nobody writes it again."""
+    cache.put("key", b"value")
+    half = cache.path("key").with_name(f".{cache.path('key').name}.1.2")
+    half.write_bytes(b"half")
+    assert Cache(cache.folder).get("key") == b"value" and not half.exists()

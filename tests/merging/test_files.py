@@ -1,15 +1,19 @@
 """Files are whole or absent, whatever goes wrong while they are written."""
 
 import errno
+import fcntl
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from samples import family
 
+import merging
 from merging import UserError, merge
-from merging.files import write_atomically, write_text
+from merging.files import remove_abandoned, write_atomically, write_text
 from merging.methods import TaskArithmetic
 
 OLD = b"the old content"
@@ -114,3 +118,70 @@ def test_writers_of_one_file_do_not_mix(target):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda text: write_text(target, text), texts))
     assert target.read_text() in texts and os.listdir(target.parent) == [target.name]
+
+
+ABANDONING = """
+import os, signal, sys, types
+sys.modules["merging"] = types.ModuleType("merging")  # without the rest of the package, which takes seconds
+sys.modules["merging"].__path__ = [sys.argv[2]]
+from merging.files import write_atomically
+def write(file):
+    file.write(b"half")
+    file.flush()
+    print("writing", flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(sys.argv[1], write)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(target):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", ABANDONING, target, Path(merging.__file__).parent], **pipes) as writer:
+        assert writer.stdout.readline() == "writing\n"
+        write_text(target, "new")
+        remove_abandoned(target.parent)
+        (half,) = [path for path in target.parent.iterdir() if path != target]
+        assert half.read_bytes() == b"half" and str(writer.pid) in half.name
+        writer.communicate("die\n")
+    assert half.exists()
+    write_text(target.with_name("other"), "")
+    assert half.exists()  # only files of the same name are looked for
+    write_text(target, "newer")
+    assert not half.exists() and target.read_text() == "newer"
+
+
+def test_only_names_of_its_own_are_removed(tmp_path):
+    mine = [".target.1.2.bak", ".target.12", "target.1.2", ".target.x.1"]
+    for name in (*mine, ".target.1.2", ".other.3.4"):
+        (tmp_path / name).write_text("")
+    remove_abandoned(tmp_path, "target")
+    assert sorted(os.listdir(tmp_path)) == sorted([*mine, ".other.3.4"])
+    remove_abandoned(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(mine)
+
+
+def test_a_file_taken_for_abandoned_before_it_was_locked_is_made_anew(target, monkeypatch):
+    lock, removed = fcntl.flock, []
+
+    def late(file, operation):
+        if not removed:
+            removed.extend(path for path in target.parent.iterdir() if path != target)
+            removed[0].unlink()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert write_text(target, "new").read_text() == "new" and len(removed) == 1
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_a_file_system_without_locks(target, monkeypatch):
+    """Files are written as ever, and nobody's are removed."""
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    other = target.with_name(".target.1.2")
+    other.write_text("of somebody")
+    assert write_text(target, "new").read_text() == "new" and other.exists()
