@@ -98,6 +98,71 @@ def test_owners_give_signs_of_life(tmp_path, monkeypatch):
         assert time.time() - path.stat().st_mtime < 5
 
 
+def in_slurm(monkeypatch, **told):
+    for key in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT"):
+        monkeypatch.delenv(f"SLURM_{key}", raising=False)
+    for key, value in told.items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+
+
+ARRAY = {"JOB_ID": 15, "ARRAY_JOB_ID": 12, "ARRAY_TASK_ID": 3}
+
+
+@pytest.mark.parametrize(
+    ("here", "free"),
+    [
+        (ARRAY | {"RESTART_COUNT": 2}, True),  # the same job, started again, on whichever machine
+        (ARRAY | {"RESTART_COUNT": 1}, False),  # another process of the same life
+        (ARRAY | {"ARRAY_TASK_ID": 4, "RESTART_COUNT": 2}, False),
+        ({"JOB_ID": 12, "RESTART_COUNT": 2}, False),
+        ({}, False),
+    ],
+)
+def test_a_slurm_job_started_again_takes_over_from_its_earlier_life(here, free, tmp_path, monkeypatch):
+    written(tmp_path, job="12_3", life=1)
+    in_slurm(monkeypatch, **here)
+    holder = None if free else "far, SLURM job 12_3, process 1, since 2026-01-01 12:00 UTC"
+    assert owner(tmp_path, "cell") == holder
+
+
+def test_claims_of_no_job_are_nobodys_earlier_life(tmp_path, monkeypatch):
+    in_slurm(monkeypatch, RESTART_COUNT=5)
+    written(tmp_path)
+    assert owner(tmp_path, "cell") is not None
+    written(tmp_path, job="", life=0)
+    assert owner(tmp_path, "cell") is not None
+
+
+@pytest.mark.parametrize(
+    ("here", "job", "life"),
+    [(ARRAY | {"RESTART_COUNT": 2}, "12_3", 2), ({"JOB_ID": 15}, "15", 0), ({}, "", 0)],
+)
+def test_a_claim_names_its_slurm_job(here, job, life, tmp_path, monkeypatch):
+    in_slurm(monkeypatch, **here)
+    with claim(tmp_path, "cell"):
+        found = json.loads((tmp_path / "cell.claim").read_text())
+        assert (found["job"], found["life"]) == (job, life)
+        assert (f"SLURM job {job}, " in owner(tmp_path, "cell")) == bool(job)
+
+
+def test_a_job_that_starts_again_makes_the_row_itself(tmp_path, monkeypatch):
+    written(tmp_path, job="12_3", life=0)
+    in_slurm(monkeypatch, **ARRAY, RESTART_COUNT=1)
+    with claim(tmp_path, "cell"):
+        assert json.loads((tmp_path / "cell.claim").read_text())["life"] == 1
+    assert not (tmp_path / "cell.claim").exists()
+
+
+def test_claims_of_a_dead_job_are_released(tmp_path):
+    written(tmp_path, job="12_3")
+    claims.release(tmp_path, "12_30")
+    assert (tmp_path / "cell.claim").exists()
+    claims.release(tmp_path, "12_3")
+    assert not (tmp_path / "cell.claim").exists()
+    (tmp_path / "cell.claim").write_text("{")
+    claims.release(tmp_path, "12_3")  # whose it is cannot be said: it is left alone
+
+
 def test_a_damaged_claim_is_respected_for_a_moment_only(tmp_path):
     path = tmp_path / "cell.claim"
     path.write_text("{")
