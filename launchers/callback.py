@@ -1,7 +1,9 @@
 """What happens around the jobs of a run or sweep: the output folder is checked first, the table is shown last."""
 
+import contextlib
 import json
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -9,21 +11,30 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from launchers import export, rows, table
+from launchers import export, live, rows, table
+from launchers.live_jobs import ENDED, LISTED
 from launchers.plots import heatmap
 from launchers.routing_figure import routing_figure
 from launchers.rows import Row
 from merging.errors import UserError
+from merging.files import write_text
 
 log = logging.getLogger(__name__)
-LISTED = "rows.json"  # in a job's folder: the row files it makes or finds
+ROOM = 1 << 20  # bytes that must be free for what Hydra, a row and a table write
 
 
 class Report(Callback):
-    """Checks the output folder first; shows the table and its figures when the run, or the whole sweep, has ended."""
+    """Checks the output folder first; shows the table and its figures when the run, or the whole sweep, has ended.
+
+    A sweep is also shown while it runs, unless `live` is False: hydra.callbacks.report.live=false.
+    """
+
+    def __init__(self, live: bool = True):
+        self.live = live
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         check_output(Path(config.output))
@@ -31,18 +42,30 @@ class Report(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         check_output(Path(config.output))
         check_saves(config)
+        if self.live:
+            live.start(config)
+
+    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.mode == RunMode.MULTIRUN:
+            with contextlib.suppress(OSError):  # where the disk is full the job's own error says so
+                (Path(config.hydra.runtime.output_dir) / ENDED).touch()
+            if config.hydra.launcher._target_.endswith(".BasicLauncher"):
+                check_output(Path(config.output))  # Hydra's own files of the next job would end in a traceback
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
-        show(Path(config.hydra.run.dir))
+        shown(Path(config.hydra.run.dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        show(Path(config.hydra.sweep.dir))
+        live.stop()
+        shown(Path(config.hydra.sweep.dir))
 
 
 def check_output(folder: Path) -> None:
-    """Exits with one paragraph unless files can be made in `folder`; Hydra would show a traceback."""
+    """Exits with one paragraph unless files can be made in `folder` and its results; Hydra would show a traceback."""
     try:
         check_writable("output", folder)
+        if (results := folder / "results").exists():  # it may be a disk of its own
+            check_writable("output", results)
     except UserError as error:
         sys.exit(str(error))
 
@@ -67,11 +90,23 @@ def check_writable(knob: str, folder: Path) -> None:
     """Raises UserError naming the knob unless files can be made in `folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise UserError(
-            f"Cannot write to {knob}={folder}: {error.strerror}. Name a folder that you may write to."
+            f"Cannot write to {knob}={folder}: {error.strerror}. Free some space or name a folder that you may write "
+            "to, then run the same command again; finished rows are kept."
         ) from error
+
+
+def shown(folder: Path) -> None:
+    """As `show`. Exits with one paragraph where the table cannot be written; Hydra would only warn."""
+    try:
+        show(folder)
+    except UserError as error:
+        sys.exit(str(error))
 
 
 def show(folder: Path) -> None:
@@ -81,7 +116,7 @@ def show(folder: Path) -> None:
     if not made:
         return
     table.show(made, Console(width=None if sys.stdout.isatty() else table.WIDTH))
-    (folder / "table.md").write_text(export.markdown(made))
+    write_text(folder / "table.md", export.markdown(made))
     pictures = ", ".join(f"{name} {path}" for name, path in draw(made, folder).items())
     log.info("table %s, %s, rows %s", folder / "table.md", pictures, Path(listed[0]).parent)
 

@@ -1,9 +1,11 @@
 """`duet`: compose -> check -> merge -> choose the scale -> score -> rows -> table."""
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,16 +17,22 @@ from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from launchers import live, rows
 from launchers.callback import LISTED, check_writable, draw
 from launchers.cells import Cell, Setup, finish, needs_of
 from launchers.claims import Taken, owner
 from launchers.front import Point, objectives
 from launchers.hints import hint
 from launchers.preflight import foresee
+from launchers.rows import Row
+from launchers.slurm import FAILED
 from launchers.sweep_check import problem
+from launchers.sweep_group import group_of
+from launchers.track import Tracker
 from merging.adapt import Oracle
 from merging.cache import GIB, Cache
 from merging.errors import UserError
+from merging.files import write_text
 from merging.methods import Base, Expert
 from tasks.grid import Fixed, Grid, Search
 from tasks.suite import calibration
@@ -42,19 +50,32 @@ def run(config: DictConfig) -> list[str]:
         wanted = cell(config)
         references = [reference(config, label) for label in ("base", "expert") if label != wanted.label]
         files = [str((folder / f"{each.run_id}.json").resolve()) for each in (wanted, *references)]
-        (here / LISTED).write_text(json.dumps(files))
+        write_text(here / LISTED, json.dumps(files))
         if elsewhere(wanted, folder):
             return files
-        tracker.start(wanted.config, wanted.run_id, f"{wanted.label} {wanted.setup.grid.suite.name}")
-        found = [
-            finish(each, folder, partial(tracker.log_task, method=each.label), found_level=logging.DEBUG)
-            for each in references
-            if not elsewhere(each, folder)
-        ]
-        row = finish(wanted, folder, tracker.log_task, config.redo, config.save, log_step=tracker.log)
+        title = f"{wanted.label} {wanted.setup.grid.suite.name}"
+        tracker.start(wanted.config, wanted.run_id, title, group_of(HydraConfig.get()))
+        found = list(beside(references, folder, tracker))
+        model = model_file(config, tracker, wanted, folder)
+        row = finish(wanted, folder, tracker.log_task, config.redo, model, log_step=tracker.log)
         shown = sorted([row, *found], key=lambda each: each.created)
-        tracker.finish(row, shown, draw(shown, here) if tracker.pictures else {})
+        tracker.finish(row, shown, draw(shown, here) if tracker.pictures else {}, model)
     return files
+
+
+def beside(references: Iterable[Cell], folder: Path, tracker: Tracker) -> Iterator[Row]:
+    """The rows of the reference cells, but for those that another process computes just now."""
+    for each in references:
+        with contextlib.suppress(Taken):  # between the look and the claim
+            if not elsewhere(each, folder):
+                yield finish(each, folder, partial(tracker.log_task, method=each.label), found_level=logging.DEBUG)
+
+
+def model_file(config: DictConfig, tracker: Tracker, wanted: Cell, folder: Path) -> str | None:
+    """Where the merged model is written: as told, else where the tracker wants it if there is no row yet."""
+    computed = config.redo or rows.find(folder, wanted.run_id, logging.DEBUG) is None
+    merged = wanted.label not in ("base", "expert")
+    return config.save or (tracker.model_file(wanted.run_id) if computed and merged else None)
 
 
 def elsewhere(wanted: Cell, folder: Path) -> bool:
@@ -72,7 +93,8 @@ def cell(config: DictConfig) -> Cell:
     decides = resolved(config)
     label = HydraConfig.get().runtime.choices["method"]
     method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
-    return Cell(label, method, scale, router, decides, setup_of(config, decides))
+    setup = setup_of(config, decides)
+    return Cell(label, method, scale, router, decides, replace(setup, gates=None) if config.redo else setup)
 
 
 def reference(config: DictConfig, label: str) -> Cell:
@@ -80,6 +102,7 @@ def reference(config: DictConfig, label: str) -> Cell:
     method = {"base": Base, "expert": Expert}[label]()
     decides = resolved(config) | {"method": {"_target_": f"merging.methods.{type(method).__name__}"}, "scale": None,
                                   "router": None}  # fmt: skip
+    decides["engine"].pop("batch", None)  # without a gate no image depends on those beside it
     return Cell(label, method, Fixed(), Oracle(), decides, setup_of(config, decides))
 
 
@@ -119,7 +142,7 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
         unlabelled = cache(partial(calibration, suite, backbone, device=engine.place))
         experts = replace(source.open(suite, backbone, store), calibration=unlabelled)
         grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
-        _SETUPS[key] = Setup(experts, grid, source.family, unfinished, getattr(source, "remarks", ()))
+        _SETUPS[key] = Setup(experts, grid, source.family, unfinished, getattr(source, "remarks", ()), store)
     return _SETUPS[key]
 
 
@@ -146,7 +169,8 @@ def job(config: DictConfig) -> Point | None:
         return None
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if not _COMMAND.is_here():  # a job sent elsewhere: only Hydra can carry the failure home
+        if not _COMMAND.is_here():  # a job sent elsewhere: only Hydra can carry the failure home, without its traceback
+            log.error(cause, exc_info=not isinstance(cause, UserError))
             raise CompactHydraException(str(cause)) if isinstance(cause, UserError) else error from None
         _COMMAND.failed += 1
         log.error(cause, exc_info=not isinstance(cause, UserError))
@@ -169,6 +193,7 @@ _COMMAND = _Command()
 
 def main() -> None:
     """The console script."""
+    logging.raiseExceptions = False  # a full disk is told once, not again for every line of run.log
     _COMMAND.process, _COMMAND.failed = os.getpid(), 0
     if (wrong := problem(sys.argv[1:])) is not None:
         sys.exit(wrong)
@@ -181,7 +206,9 @@ def main() -> None:
         if stop.code == 1 and (advice := hint(sys.argv[1:])):
             print(advice, file=sys.stderr)
         raise
-    sys.exit(1 if _COMMAND.failed else 0)
+    finally:
+        live.stop()
+    sys.exit(1 if _COMMAND.failed or FAILED else 0)
 
 
 if __name__ == "__main__":

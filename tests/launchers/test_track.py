@@ -1,5 +1,7 @@
 """What W&B was told is read back from the run's own file, byte by byte."""
 
+import base64
+import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -8,12 +10,13 @@ import pytest
 import yaml
 from cells import TASKS, failed_row, make_row, routed_row
 from hydra.utils import instantiate
-from wandb_file import read_run
+from omegaconf import OmegaConf
+from wandb_file import artifacts, read_run
 
-from launchers import track
 from launchers.plots import heatmap
+from launchers.reach import default_mode
 from launchers.routing_figure import routing_figure
-from launchers.track import NoTracker, WandbTracker, default_mode
+from launchers.track import NoTracker, WandbTracker
 from merging.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "tracker"
@@ -68,6 +71,31 @@ def test_a_routed_run_is_tracked_with_its_gates(tmp_path):
     assert (folder / history["routing.path"][0]).read_bytes() == (tmp_path / "routing.png").read_bytes()
 
 
+def test_the_merged_model_is_an_artifact_that_stays_where_it_is(tmp_path):
+    row, tracker = make_row("ties"), WandbTracker(folder=str(tmp_path), model=True)
+    file = Path(tracker.model_file(row.run_id) or "")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(range(256)) * 1000)
+    with tracker:
+        tracker.start(row.config, row.run_id, "ties on mini8")
+        tracker.finish(row, [row], {}, str(file))
+    (artifact,) = [each for each in artifacts(tmp_path, row.run_id) if each.type == "model"]
+    (entry,) = artifact.manifest.contents
+
+    assert artifact.name == f"ties-{row.run_id}" and json.loads(artifact.metadata)["run_id"] == row.run_id
+    assert (entry.path, entry.size, Path(entry.local_path)) == ("model.safetensors", 256_000, file)
+    assert base64.b64decode(entry.digest) == hashlib.md5(file.read_bytes()).digest()
+    assert WandbTracker(folder=str(tmp_path)).model_file(row.run_id) is None
+
+
+def test_disabled_leaves_nothing(tmp_path):
+    with WandbTracker(folder=str(tmp_path / "tracked"), mode="disabled") as tracker:
+        tracker.start({}, "dddddddddddd", "silent")
+        tracker.log_task("cars", 0.5)
+        tracker.finish(make_row(), [make_row()], {})
+    assert not list(tmp_path.rglob("*.wandb"))
+
+
 def test_two_jobs_in_one_process_are_two_runs(tmp_path):
     tracker, first, second = WandbTracker(folder=str(tmp_path)), make_row("ties"), failed_row("tsv_m")
     for row in (first, second):
@@ -90,7 +118,7 @@ def test_an_exception_ends_the_run_as_failed_and_goes_on(tmp_path):
 def test_losing_wandb_is_one_warning_and_never_an_error(tmp_path, monkeypatch, caplog):
     with WandbTracker(folder=str(tmp_path)) as tracker:
         tracker.start({}, "aaaaaaaaaaaa", "lost")
-        monkeypatch.setattr(tracker._run, "log", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
+        monkeypatch.setattr(tracker._run._run, "log", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
         tracker.log_task("cars", 0.5)
         tracker.log({"loss": 1.0}, 0)
         tracker.finish(make_row(), [make_row()], {})
@@ -101,24 +129,6 @@ def test_losing_wandb_is_one_warning_and_never_an_error(tmp_path, monkeypatch, c
     with WandbTracker(folder=str(tmp_path / "file")) as tracker:
         tracker.start({}, "bbbbbbbbbbbb", "no folder")
         tracker.log_task("cars", 0.5)
-
-
-def test_an_unreachable_server_falls_back_to_offline(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(track, "default_mode", lambda: "online")
-    opened, honest = [], WandbTracker._open
-
-    def no_server(self, mode, *rest):
-        opened.append(mode)
-        if mode == "online":
-            raise TimeoutError("no answer")
-        return honest(self, mode, *rest)
-
-    monkeypatch.setattr(WandbTracker, "_open", no_server)
-    with WandbTracker(folder=str(tmp_path)) as tracker:
-        tracker.start({"seed": 0}, "cccccccccccc", "far")
-        tracker.log_task("cars", 0.5)
-    assert opened == ["online", "offline"] and "no answer" in caplog.text
-    assert read_run(tmp_path, "cccccccccccc")[1]["accuracy/cars"] == [0.5]
 
 
 def test_the_mode_follows_keys_and_logins(monkeypatch, tmp_path):
@@ -137,7 +147,8 @@ def test_the_mode_follows_keys_and_logins(monkeypatch, tmp_path):
 def test_configs_build_and_name_every_knob():
     conf = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.yaml")}
     assert isinstance(instantiate(conf["none"]), NoTracker)
-    assert instantiate(conf["wandb"]) == WandbTracker()
+    wandb = OmegaConf.create({"output": "outputs", "tracker": conf["wandb"]}).tracker
+    assert instantiate(wandb) == WandbTracker(folder="outputs/runs")
     knobs = {each.name for each in fields(WandbTracker) if each.init}
     assert set(conf["wandb"]) == knobs | {"_target_"}
     with pytest.raises(UserError, match=r"tracker\.mode is 'onlin'"):

@@ -28,14 +28,19 @@ def records(path):
             parts = b""
 
 
-def read_run(folder, run_id):
-    """The config, history and summary of the one run of this id, and its exit code."""
+def ended(folder, run_id):
+    """The records of the one run of this id, which has ended."""
     (path,) = folder.glob(f"wandb/offline-run-*/run-{run_id}.wandb")
     deadline = time.monotonic() + 20  # W&B's writer may close the file a moment after the run ended
     while not any(record.HasField("exit") for record in records(path)) and time.monotonic() < deadline:
         time.sleep(0.02)
+    return list(records(path))
+
+
+def read_run(folder, run_id):
+    """The config, history and summary of the one run of this id, and its exit code."""
     config, history, summary, exit_code = {}, defaultdict(list), {}, None
-    for record in records(path):
+    for record in ended(folder, run_id):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
@@ -49,3 +54,13 @@ def read_run(folder, run_id):
         elif kind == "exit":
             exit_code = record.exit.exit_code
     return config, history, summary, exit_code
+
+
+def group(folder, run_id):
+    """What gathers the one run of this id with others."""
+    return next(each.run.run_group for each in ended(folder, run_id) if each.WhichOneof("record_type") == "run")
+
+
+def artifacts(folder, run_id):
+    """What the one run of this id stores as artifacts, its table too."""
+    return [each.artifact for each in ended(folder, run_id) if each.WhichOneof("record_type") == "artifact"]

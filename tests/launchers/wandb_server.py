@@ -1,9 +1,11 @@
 """A server on this machine that answers what `wandb sweep`, `wandb agent` and an online run ask, and remembers it."""
 
+import contextlib
 import gzip
 import itertools
 import json
 import re
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,10 +22,15 @@ TOLERATED = {
 
 
 class Server:
-    """Use in a `with` block. `sweeps` holds definitions, `runs` what was logged, `unknown` what had no answer."""
+    """Use in a `with` block. `sweeps` holds definitions, `runs` what was logged, `unknown` what had no answer.
 
-    def __init__(self):
+    `fault` may be set at any time: "hangs" accepts and never answers, "fails" answers 500 to everything, "opens
+    nothing" hangs unless it is only asked who it is.
+    """
+
+    def __init__(self, fault=None):
         self.lock, self.sweeps, self.agents, self.runs, self.unknown = threading.Lock(), {}, {}, {}, set()
+        self.fault, self.asked, self._connections, self._over = fault, 0, set(), threading.Event()
 
     def __enter__(self):
         handler = type("Handler", (_Handler,), {"state": self})
@@ -32,8 +39,17 @@ class Server:
         return self
 
     def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        """Shut down at once, open connections too; from now on the port refuses."""
+        self.fault = "gone"
+        self._over.set()
         self._http.shutdown()
         self._http.server_close()
+        for connection in tuple(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def environment(self):
@@ -112,8 +128,18 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def setup(self):
+        super().setup()
+        self.state._connections.add(self.request)
+
     def do_POST(self):
+        self.state.asked += 1
         body = self._body()
+        known = self.state.fault == "opens nothing" and b"Viewer" in body
+        if self.state.fault in ("hangs", "opens nothing") and not known:
+            self.state._over.wait()
+        if self.state.fault is not None and not known:
+            return self._reply(500, b"")
         with self.state.lock:
             answer = {}
             if self.path == "/graphql":

@@ -1,0 +1,65 @@
+"""The runs of a sweep have one group, however often and from wherever the sweep is started."""
+
+import sys
+
+import console
+import hydra
+import pytest
+from conftest import by_method
+from hydra.core.hydra_config import HydraConfig
+from wandb_file import artifacts, group
+
+from launchers.sweep_group import LONGEST, group_of
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """The groups of the jobs that Hydra makes of a command line; the sweep's own folder is another one each time."""
+    started = iter(range(9))
+    (tmp_path / "config.yaml").write_text("{method: ties, seed: 0, density: 1, cache_gb: 1, engine: {device: auto}}")
+
+    def call(*arguments, folder_of_config=None):
+        found = []
+
+        @hydra.main(config_path=folder_of_config or str(tmp_path), config_name="config", version_base="1.3")
+        def job(_):
+            found.append(group_of(HydraConfig.get()))
+
+        folder = tmp_path / f"started{next(started)}"
+        told = [f"hydra.sweep.dir={folder}", f"hydra.run.dir={folder}"]
+        monkeypatch.setattr(sys, "argv", ["duet", *arguments, *told])
+        with console.logging_kept():
+            job()
+        return found
+
+    return call
+
+
+def test_an_experiment_is_its_own_group(groups):
+    told = ["experiment=granularity", "seed=0", "~hydra.callbacks.report"]
+    assert groups(*told, "router.gate.granularity=sample,token", folder_of_config="pkg://conf") == ["granularity"] * 2
+    assert groups(*told, "hydra.mode=RUN", folder_of_config="pkg://conf") == ["granularity"]
+
+
+def test_a_bare_sweep_is_named_by_what_it_sweeps(groups):
+    name = "method=ties,tsv_m seed=0"
+    assert groups("-m", "seed=0", "method=ties,tsv_m") == [name, name]
+    assert groups("-m", "method=ties,tsv_m", "seed=0", "cache_gb=3", "engine.device=cpu") == [name, name]
+    assert groups("-m", "cache_gb=3") == ["started2"]
+    assert groups("seed=1") == [None]
+
+
+def test_a_long_name_is_cut_and_stays_its_own(groups):
+    long = [f"density=0.{'1' * 60}{last}1,0.{'1' * 60}{last}2" for last in "34"]
+    (first, _), (again, _), (second, _) = (groups("-m", each) for each in (long[0], long[0], long[1]))
+    assert first == again != second and len(first) == LONGEST and first.startswith("density=0.1")
+
+
+def test_the_run_of_a_sweep_is_told_its_group_and_stores_its_model(output, duet_here):
+    told = ["-m", "experiment=coefficient", "method=ties", "method.scale=1.0", "seed=0"]
+    status, _, errors = duet_here(output, *told, "tracker=wandb", "tracker.model=true")
+    assert status == 0, errors
+    run_id, folder = by_method(output)["ties"].run_id, output / "runs"
+    (model,) = [each for each in artifacts(folder, run_id) if each.type == "model"]
+    file = folder / "wandb" / "models" / f"{run_id}.safetensors"
+    assert group(folder, run_id) == "coefficient" and model.manifest.contents[0].size == file.stat().st_size > 0
