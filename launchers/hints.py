@@ -18,12 +18,12 @@ def hint(arguments: list[str]) -> str | None:
     """For the first override whose key does not exist: what exists there, nearest first. None if all exist."""
     try:
         overrides = OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
-        config = _compose([each.input_line or "" for each in overrides if _group(each) in GROUPS])
+        config = _compose([each.input_line or "" for each in overrides if _chooses(each)])
     except HydraException:  # Hydra's own message lists the options of a group
         return None
     for each in overrides:
         key = each.key_or_group
-        if each.is_add() or "@" in key or "/" in key or key.split(".")[0] == "hydra":
+        if each.is_add() or _chooses(each) or "/" in key or key.split(".")[0] == "hydra":
             continue
         path, config_part = [], config
         for name in key.split("."):
@@ -34,8 +34,9 @@ def hint(arguments: list[str]) -> str | None:
     return None
 
 
-def _group(override: Override) -> str:
-    return override.key_or_group.split("@")[0]
+def _chooses(override: Override) -> bool:
+    """Whether it chooses a file of conf/, which need not leave a key: an experiment has none."""
+    return override.key_or_group.split("@")[0] in GROUPS
 
 
 def _compose(choices: list[str]) -> DictConfig:

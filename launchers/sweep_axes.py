@@ -60,7 +60,7 @@ def composed(overrides: Iterable[str]) -> DictConfig:
     return _composed(tuple(overrides))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     try:
         with initialize_config_module("conf", version_base="1.3"):
@@ -75,6 +75,13 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
                 if not each.is_add():
                     check_exists(config, _key(each))
         raise
+
+
+@lru_cache(maxsize=64)
+def alone(group: str, name: str) -> DictConfig:
+    """What one file of a group says, with the files that it names itself."""
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose(f"{group}/{name}")[group]
 
 
 def value_of(text: str) -> Value:

@@ -1,12 +1,15 @@
 """Whether every axis of an experiment exists and every value builds, told before anything runs."""
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -14,11 +17,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from launchers.hints import GROUPS
-from launchers.sweep_axes import Sweep, check_exists, choices, composed, is_group, names, parsed, read, unknown
+from launchers.sweep_axes import (
+    Sweep,
+    alone,
+    check_exists,
+    choices,
+    composed,
+    is_group,
+    names,
+    parsed,
+    read,
+    unknown,
+)
 from merging.errors import UserError
 
 PARTS = ("backbone", "experts", "suite", "method", "scale", "router", "engine", "tracker")  # what is built
 MANY = 64  # combinations of values tried in full
+FILES = Path(conf.__path__[0])
 ELSEWHERE = ("--config", "-c")  # flags that bring in folders which are not looked into here
 
 
@@ -31,6 +46,7 @@ def check(sweep: Sweep) -> int:
     changed = _check_keys(composed(choices(sweep.fixed)))
     changed |= {_root(each.get_key_element()) for each in parsed(sweep.fixed) if not is_group(each.get_key_element())}
     first = [f"{key}={values[0]}" for key, values in sweep.axes.items() if is_group(key)]
+    start = [*sweep.fixed, *(() if _are_chosen(first, composed(sweep.fixed)) else first)]
     for root in dict.fromkeys(map(_root, sweep.axes)):
         own = [key for key in sweep.axes if _root(key) == root]
         knobs = {key: sweep.axes[key] for key in own if not is_group(key)}
@@ -39,7 +55,14 @@ def check(sweep: Sweep) -> int:
             continue
         others = [each for each in first if _root(each) != root]
         for chosen in itertools.product(*groups):
-            _check_choice(root, [*sweep.fixed, *others, *chosen], knobs)
+            overrides = [*sweep.fixed, *others, *chosen]
+            if set(chosen) <= set(first):
+                config = composed(start)
+            elif root in changed or not _stands_alone(root, chosen, composed(start)):
+                config = composed(overrides)
+            else:
+                config = _exchanged(composed(start), root, chosen[0].partition("=")[2])
+            _check_choice(root, config, knobs, overrides)
     return math.prod(map(len, sweep.axes.values()))
 
 
@@ -58,16 +81,22 @@ def problem(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _check_choice(root: str, overrides: list[str], knobs: Mapping[str, Sequence[str]]) -> None:
+def _check_choice(root: str, config: DictConfig, knobs: Mapping[str, Sequence[str]], overrides: list[str]) -> None:
     """One choice of the groups under a root, with the values of the knobs there."""
-    config = composed(overrides)
     for key in knobs:
         check_exists(config, key)
+    parts, built, changed = [root] if root in PARTS else PARTS, set(), config.copy()
     for tried in _combinations(knobs):
-        changed = config.copy()
-        for each in parsed(tried):
+        for each in map(_override, tried):
+            if isinstance(each.value(), dict):  # is merged with what was there
+                changed = config.copy()
             OmegaConf.update(changed, each.get_key_element(), each.value(), force_add=False)
-        _build(changed, [root] if root in PARTS else PARTS, tried or overrides)
+        _build(changed, parts, tried or overrides, built)
+
+
+@lru_cache(maxsize=64)
+def _override(text: str) -> Override:
+    return parsed([text])[0]
 
 
 def _combinations(knobs: Mapping[str, Sequence[str]]) -> list[list[str]]:
@@ -79,10 +108,14 @@ def _combinations(knobs: Mapping[str, Sequence[str]]) -> list[list[str]]:
             for key, values in knobs.items() for value in values]  # fmt: skip
 
 
-def _build(config: DictConfig, parts: Iterable[str], knobs: Sequence[str]) -> None:
+def _build(config: DictConfig, parts: Iterable[str], knobs: Sequence[str], built: set[str]) -> None:
+    """Every part that was not `built` with the same values."""
     for part in parts:
         try:
-            instantiate(config[part], _convert_="all")
+            said = part + json.dumps(OmegaConf.to_container(config[part], resolve=True), default=str)
+            if said not in built:
+                instantiate(config[part], _convert_="all")
+                built.add(said)
         except (InstantiationException, OmegaConfBaseException, UserError) as error:
             cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
             raise UserError(f"{', '.join(knobs)} does not build {part}: {cause}") from error
@@ -120,7 +153,26 @@ def _additions(own: dict[str, Any], other: dict[str, Any], path: tuple[str, ...]
 
 def _is_shipped(choice: str) -> bool:
     group, name = re.split("[@=]", choice)[0], choice.rpartition("=")[2]
-    return (Path(conf.__path__[0]) / group / f"{name}.yaml").exists()
+    return (FILES / group / f"{name}.yaml").exists()
+
+
+def _are_chosen(choices: Sequence[str], config: DictConfig) -> bool:
+    chosen = config.hydra.runtime.choices
+    return all(chosen.get(group) == name for group, _, name in (each.partition("=") for each in choices))
+
+
+def _stands_alone(root: str, chosen: Sequence[str], config: DictConfig) -> bool:
+    """Whether a root is one shipped file that nothing else adds to, so that it need not be composed with the others."""
+    places = {key.partition("@")[2].split(".")[0] for key in config.hydra.runtime.choices}
+    local = (FILES / "local").exists()
+    return len(chosen) == 1 and "@" not in chosen[0] and _is_shipped(chosen[0]) and root not in places and not local
+
+
+def _exchanged(config: DictConfig, group: str, name: str) -> DictConfig:
+    """The same with another file of a group, which is much quicker than composing anew."""
+    changed = config.copy()
+    OmegaConf.update(changed, group, alone(group, name), merge=False, force_add=True)
+    return changed
 
 
 def _overrides(key: str, values: Iterable[str]) -> list[str]:

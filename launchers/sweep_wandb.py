@@ -1,16 +1,19 @@
 """An experiment as a W&B sweep: the server hands out the cells, any number of agents run them with `duet`."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 from hydra.errors import HydraException
 
+from launchers import reach
 from launchers.sweep_axes import Sweep, composed, parsed, value_of
 from launchers.sweep_check import check
 from merging.errors import UserError
 
 METHODS = ("grid", "random", "bayes")
+NAME = r"[A-Za-z_][A-Za-z0-9_.-]*"  # of a parameter, by W&B's own schema
 GOAL = {"name": "accuracy/norm", "goal": "maximize"}  # as the tracker logs it
 
 
@@ -23,6 +26,11 @@ def definition(sweep: Sweep, method: str = "grid") -> dict[str, Any]:
         )
     if not sweep.axes:
         raise UserError("There is nothing to sweep. Name an experiment with axes, or give one: method=ties,tsv_m.")
+    if odd := [key for key in sweep.axes if not re.fullmatch(NAME, key)]:
+        raise UserError(
+            f"W&B cannot sweep {', '.join(odd)}: it takes names of letters, digits, dots, - and _. Choose one with "
+            f"{odd[0]}=... and sweep the rest, or sweep it with duet -m."
+        )
     tracker = composed(sweep.fixed).tracker
     parameters = {key: _parameter(key, values, key in sweep.intervals) for key, values in sweep.axes.items()}
     place = {name: tracker[name] for name in ("project", "entity") if tracker[name] is not None}
@@ -46,6 +54,10 @@ def register(made: dict[str, Any]) -> str:
     """Make the sweep known to the server; its path for `wandb agent`. Raises UserError where that fails."""
     import wandb
 
+    if problem := reach.silence():
+        raise UserError(
+            f"W&B does not answer at {reach.server()} ({problem}). Register the file later: wandb sweep FILE."
+        )
     try:
         return f"{made['project']}/{wandb.sweep(made, entity=made.get('entity'), project=made['project'])}"
     except Exception as error:  # the client raises what its transport raises

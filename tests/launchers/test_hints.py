@@ -21,6 +21,11 @@ from launchers.hints import hint
         (["router.gate.sess=early"], "There is no router.gate.sess. Did you mean sees? router.gate has: "),
         (["router=oracle", "router.gate.sees=early"], "There is no router.gate. router has: "),
         (["method=duet", "method.ranks.vaule=3"], "There is no method.ranks.vaule. Did you mean value?"),
+        (["experiment=seeds", "sede=1"], "There is no sede. Did you mean seed? The configuration has: "),
+        (
+            ["-m", "experiment=granularity,task_rank", "method.unti=block"],
+            "There is no method.unti. Did you mean unit?",
+        ),
         (["zzz.y=1", "seed=2"], "There is no zzz. The configuration has: "),
     ],
 )
@@ -35,6 +40,7 @@ def test_the_nearest_name_is_told_with_all_there_are(arguments, answer):
         [],
         ["seed=1", "method=ties", "method.density=0.1,0.2", "suite.tasks=[cars]"],
         ["+new=1", "++method.new=2", "hydra.run.dir=x", "method@method.then=ties", "tracker=wandb", "tracker.tags=[a]"],
+        ["experiment=seeds", "seed=1", "hydra/launcher=basic"],
         ["method=tise"],  # Hydra's own message lists the methods
         ["seed=[1"],  # and names what it cannot read
     ],
