@@ -1,12 +1,15 @@
 """Names of table lines: the method, and the knobs that tell its lines apart."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from launchers.rows import Row
 
 Identity = dict[str, Any]
+MANY = 4  # knobs in a name that are always told
 KINDS = ("name", "_target_")  # of a part of the config; knobs of unlike parts need not be told one by one
 
 
@@ -28,17 +31,37 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Identity:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """The method names; where one stands for several configs, followed by the knobs that tell them apart."""
+    """The method names; where one stands for several configs, followed by the knobs that tell them apart.
+
+    Of many knobs those are left out that have their most frequent value, as long as the names still differ.
+    """
     identities = [identity(row) for row in rows]
     same: dict[str, list[Identity]] = defaultdict(list)
     for each in identities:
         same[each["row.method"]].append(each)
-    return [_label(each, same[each["row.method"]]) for each in identities]
+    knobs = [_telling(each, same[each["row.method"]]) for each in identities]
+    usual = {(method, key): _usual(key, rivals) for method, rivals in same.items() for key in {*chain(*rivals)}}
+    fewer = [[key for key in each if len(each) <= MANY or own[key] != usual[own["row.method"], key]]
+             for own, each in zip(identities, knobs, strict=True)]  # fmt: skip
+    short = [_label(*each) for each in zip(identities, fewer, strict=True)]
+    count = Counter(short)
+    return [name if count[name] == 1 else _label(own, each)
+            for name, own, each in zip(short, identities, knobs, strict=True)]  # fmt: skip
 
 
-def _label(own: Identity, rivals: Sequence[Identity]) -> str:
+def _telling(own: Identity, rivals: Sequence[Identity]) -> list[str]:
+    """The knobs that tell a line from its rivals."""
     differing = {key for rival in rivals for key in _differing(own, rival)}
-    knobs = [key for key in own if key in differing]
+    return [key for key in own if key in differing]
+
+
+def _usual(key: str, identities: Sequence[Identity]) -> Any:
+    """The most frequent value of a knob."""
+    texts = Counter(json.dumps(each[key]) for each in identities if key in each)
+    return json.loads(texts.most_common(1)[0][0])
+
+
+def _label(own: Identity, knobs: Sequence[str]) -> str:
     parts = {key: _parts(key) for key in knobs}
     shared = Counter(parts[key][-1] for key in knobs)
     names = {key: ".".join(parts[key][-2:]) if shared[parts[key][-1]] > 1 else parts[key][-1] for key in knobs}

@@ -1,25 +1,31 @@
-"""All rows as one page: `python -m launchers.report [paths...] [--output report.html] [--figures folder]`.
+"""All rows as one page: `python -m launchers.report [paths...] [--output report.html] [--figures folder] [--open]`.
 
 The page needs no network and no other file. The figures are also written for papers: PDF and PNG, 3.25 or 6.75 in wide.
 """
 
 import argparse
 import logging
+import os
 import re
 import sys
+import webbrowser
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from launchers import report_table
-from launchers.notes import first_line, notes
-from launchers.report_curves import bytes_figure, curves, knob_figure
-from launchers.report_maps import energy_map, routing_map, score_map
+from launchers.notes import first_line
+from launchers.report_axes import choices, grids, runs
+from launchers.report_bars import choice_figure, level_figure
+from launchers.report_bytes import bytes_figure, size_figure
+from launchers.report_curves import knob_figure
+from launchers.report_grids import grid_figure
+from launchers.report_maps import energy_map, score_map
+from launchers.report_squares import routing_map, similarity_maps
 from launchers.report_style import Drawn, inline_svg, save
 from launchers.report_tasks import count_figures
 from launchers.rows import Row
@@ -29,6 +35,7 @@ from merging.errors import UserError
 from merging.files import write_atomically, write_text
 
 PAGE = "report.html"
+MANY = 9  # routing matrices of a suite; more are folded away until asked for
 log = logging.getLogger(__name__)
 
 
@@ -70,15 +77,29 @@ def _section(key: str, summary: Summary, several: bool) -> Section:
         summary=summary,
         table=report_table.grid(summary),
         warnings=report_table.warnings(summary),
-        notes=notes(summary),
-        maps=[score_map(summary)],
-        curves=[
-            *([drawn] if (drawn := bytes_figure(summary)) else []),
-            *(knob_figure(summary, knob, found) for knob, found in curves(summary).items()),
-        ],
+        notes=report_table.remarks(summary),
+        maps=[score_map(summary), *similarity_maps(summary)],
+        curves=_curves(summary),
         routing=[routing_map(summary, line) for line in summary.lines if line.routed_right],
         energy=[drawn] if (drawn := energy_map(summary)) else [],
     )
+
+
+def _curves(summary: Summary) -> list[Drawn]:
+    """Bytes, deviations, then what was varied: grids of numbers, single numbers that no grid shows, words."""
+    ends = [bytes_figure(summary), size_figure(summary), level_figure(summary)]
+    gridded = grids(summary)
+    inside = {id(line) for grid in gridded for line in grid.cells.values()}
+    left = {
+        knob: [run for run in found if not {id(line) for _, line in run} <= inside]
+        for knob, found in runs(summary).items()
+    }
+    return [
+        *(drawn for drawn in ends if drawn is not None),
+        *(grid_figure(summary, grid, number) for number, grid in enumerate(gridded, 1)),
+        *(knob_figure(summary, knob, found) for knob, found in left.items() if found),
+        *(choice_figure(summary, knob, found) for knob, found in choices(summary).items()),
+    ]
 
 
 def _slug(text: str) -> str:
@@ -101,13 +122,14 @@ def page(made: Sequence[Section], damaged: Sequence[str] = ()) -> str:
     )
     house.globals.update(first_line=first_line, runs=report_table.runs, checkpoints=report_table.checkpoints,
                          splits=report_table.splits, words=report_table.WORDS)  # fmt: skip
-    house.filters["svg"] = lambda drawn, key: Markup(inline_svg(drawn, f"{key}-{_slug(drawn.name)}"))
+    house.filters["svg"] = lambda drawn, key: inline_svg(drawn, f"{key}-{_slug(drawn.name)}")
     own = files("launchers") / "page"
-    style, script = (Markup((own / name).read_text("utf-8")) for name in ("report.css", "report.js"))
+    style, script = ((own / name).read_text("utf-8") for name in ("report.css", "report.js"))
     rows = [run.row for section in made for run in report_table.runs(section.summary)]
     dates = sorted(row.created[:10] for row in rows)
     return house.get_template("report.html").render(
         sections=made,
+        many=MANY,
         across=across(made),
         damaged=damaged,
         style=style,
@@ -157,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("paths", nargs="*", default=[RESULTS], help=f"row files or folders of them ({RESULTS})")
     parser.add_argument("--output", default=PAGE, help=f"the page ({PAGE})")
     parser.add_argument("--figures", metavar="FOLDER", help="also write every figure there, as PDF and PNG for a paper")
+    parser.add_argument("--open", action="store_true", help="show the page in a browser, where there is one")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
@@ -168,7 +191,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     more = f" and {len(figures)} figures in {chosen.figures}" if figures else ""
-    print(f"{len(rows)} rows in {written}{more}")
+    print(f"{len(rows)} rows in {written}{more}", flush=True)
+    if chosen.open:
+        _open(written)
+
+
+def _open(path: Path) -> None:
+    """Show a file in the user's browser. Without a screen nothing happens: the path has been printed."""
+    screens = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")  # else a browser in text would take over the terminal
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in screens):
+        return
+    with suppress(webbrowser.Error, OSError):
+        webbrowser.open(path.resolve().as_uri())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures made of coloured cells: methods x tasks, routing matrices, energy captured per layer."""
+"""Figures made of coloured cells: methods x tasks, energy captured per layer."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 
 from launchers.notes import first_line
 from launchers.plots import COLOURS, SPAN, ink
-from launchers.report_style import COLUMN, MISSING, PAGE, TEXT, Drawn, named, styled
-from launchers.routing_figure import matrix
+from launchers.report_style import MISSING, PAGE, TEXT, Drawn, named, styled
 from launchers.summary import Line, Summary, Value
 
 NAMES = 1.9  # inches for the names of lines
 ROW = 0.2  # inches a line is high
 WIDEST = 0.55  # inches a cell is wide at most
+LONG = 25  # lines from which on columns are named at both ends
 COLUMNS = 24  # of the map of energies at most
 OUTSIDE = "other"  # column of what lies in no layer
 READABLE = 0.2  # narrower cells carry no number
@@ -32,6 +32,11 @@ def score_map(summary: Summary) -> Drawn:
     columns = [*summary.tasks, "norm" if relative else "mean"]
     values = np.array([_shares(line, summary.tasks, relative) for line in lines])
     figure, ax = _cells(values, [named(summary, line) for line in lines], columns, SPAN, 1)
+    if len(lines) > LONG:
+        top = ax.secondary_xaxis("top")
+        top.set_xticks(ax.get_xticks(), columns, rotation=40, ha="left", rotation_mode="anchor")
+        top.tick_params(length=0)
+        top.spines[:].set_visible(False)
     for index, line in enumerate(lines):
         if line.failed:
             _strike(ax, index, len(columns), f"failed: {first_line(line.rows[0].error)}")
@@ -57,7 +62,7 @@ def _cells(
     known = values[np.isfinite(values)]
     lowest, highest = (known.min(), known.max()) if known.size else (0, 100)
     scale = Normalize(lowest, max(highest, lowest + span))
-    _paint(ax, values, scale, digits if wide >= READABLE else None, TEXT if wide > 0.33 else TEXT - 2)
+    paint(ax, values, scale, digits if wide >= READABLE else None, TEXT if wide > 0.33 else TEXT - 2)
     ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_yticks(np.arange(len(lines)) + 0.5, lines)
     ax.set_xlim(0, max(len(columns), (PAGE - NAMES) / WIDEST))  # few columns do not become bars
@@ -66,14 +71,15 @@ def _cells(
     return figure, ax
 
 
-def _paint(ax: Axes, values: np.ndarray, scale: Normalize, digits: int | None, size: float) -> None:
-    """Coloured cells, from the top left, with numbers."""
+def paint(ax: Axes, values: np.ndarray, scale: Normalize, digits: int | None, size: float) -> None:
+    """Coloured cells, from the top left, with numbers of so many digits; None for none."""
     ax.pcolormesh(np.ma.masked_invalid(values), cmap=COLOURS, norm=scale, edgecolors=MISSING, linewidth=0.8)
     for row, column in np.ndindex(values.shape) if digits is not None else ():
         number = values[row, column]
         if np.isfinite(number):
             colour = ink(COLOURS(scale(number)))
-            ax.text(column + 0.5, row + 0.5, f"{number:.{digits}f}", color=colour, ha="center", va="center", size=size)
+            ax.text(column + 0.5, row + 0.5, f"{number:.{digits}f}", color=colour, ha="center", va="center", size=size,
+                    in_layout=False)  # fmt: skip
     ax.set_ylim(len(values), 0)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -83,29 +89,6 @@ def _strike(ax: Axes, row: int, columns: int, text: str) -> None:
     room = 14 * columns
     shown = text if len(text) <= room else text[: room - 3] + "..."
     ax.text(0.1, row + 0.5, shown, va="center", style="italic")
-
-
-@styled
-def routing_map(summary: Summary, line: Line) -> Drawn:
-    """True task x mean weight, in percent, mean over the line's seeds."""
-    weights = 100 * matrix(line, summary.tasks)
-    figure = Figure(figsize=(COLUMN, COLUMN), layout="constrained")
-    ax = figure.subplots()
-    scale = Normalize(min(0.0, weights.min()), max(100.0, weights.max()))
-    fits = len(summary.tasks) <= 14
-    _paint(ax, weights, scale, 0 if fits else None, TEXT if len(summary.tasks) <= 9 else TEXT - 2)
-    ticks = np.arange(len(summary.tasks)) + 0.5
-    ax.set_xticks(ticks, summary.tasks, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks(ticks, summary.tasks)
-    ax.set(aspect="equal", xlabel="mean weight of the part of, %", ylabel="images of")
-    if not fits:
-        figure.colorbar(ax.collections[0], ax=ax, label="%", shrink=0.6)
-    right = line.routed_right
-    assert right is not None
-    deviation = "" if right.deviation is None else f" ±{100 * right.deviation:.1f}"
-    told = f"Largest weight on the own task: {100 * right.mean:.1f}{deviation} % of the images."
-    number = summary.lines.index(line) + 1
-    return Drawn(f"routing-{line.rows[0].method}-{number}", named(summary, line), figure, told, COLUMN)
 
 
 @styled

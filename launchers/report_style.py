@@ -19,6 +19,10 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  
 MARKERS = "osD^vP"
 STYLES = ("-", "--", "-.", ":")
 NAME = 34  # characters of a line's name in a figure
+LOOKS = {"base": ("X", INK), "static": ("o", OKABE_ITO[0]), "routed": ("s", OKABE_ITO[1]),
+         "oracle": ("^", OKABE_ITO[2]), "expert": ("P", INK)}  # kind of line -> marker, colour  # fmt: skip
+SAYS = {"base": "base", "static": "static", "routed": "routed per input", "oracle": "told the true task",
+        "expert": "experts"}  # fmt: skip
 RC: Any = {
     "font.size": TEXT,
     "axes.labelsize": TEXT,
@@ -63,9 +67,18 @@ def named(summary: Summary, line: Line, more: str = "") -> str:
     return f"{line.label[: NAME - 8].rstrip()}... [{summary.lines.index(line) + 1}]{more}"
 
 
+def settle(figure: Figure) -> None:
+    """Give everything its place once: every format would else work it out again by drawing the figure twice."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
 @styled
 def save(drawn: Drawn, kind: str) -> bytes:
     """The figure as a "pdf" or "png" file."""
+    settle(drawn.figure)
     file = io.BytesIO()
     stamp = {"CreationDate": None} if kind == "pdf" else {}
     drawn.figure.savefig(file, format=kind, dpi=300, metadata=stamp)
@@ -75,6 +88,7 @@ def save(drawn: Drawn, kind: str) -> bytes:
 @styled
 def inline_svg(drawn: Drawn, prefix: str) -> str:
     """The figure as an `<svg>` element: ids begin with `prefix`, colours of text and rules are the page's own."""
+    settle(drawn.figure)
     file = io.StringIO()
     drawn.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()

@@ -3,14 +3,19 @@
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launchers.columns import Cell, Column, columns
+from launchers.notes import notes
 from launchers.rows import Row
-from launchers.summary import Line, Summary
+from launchers.summary import Line, Summary, Value
 
 WORDS = ("method", "kind", "needs", "router", "granularity", "adapt",
          "run", "code", "family", "created", "scale from")  # columns of words, not of numbers  # fmt: skip
+
+
+RIGHT, ENERGY = "routed right", "energy kept"
+FEW = 12  # lines whose names the notes below the table repeat; of longer tables they give the numbers
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,19 @@ def _widened(every: Sequence[Column], summary: Summary) -> list[Column]:
     found.insert(1, Column("kind", tuple(Cell(line.kind) for line in summary.lines)))
     place = [column.header for column in found].index("MB") + 1
     found.insert(place, _mean("MMACs", summary, lambda row: row.macs / 1e6, 1))
+    for header, tell in ((ENERGY, lambda line: line.energy), (RIGHT, lambda line: line.routed_right)):
+        if any(tell(line) for line in summary.lines):
+            found.insert(headers.index("norm") + 2, _shares(header, summary, tell))
     return [*found, _mean("total s", summary, lambda row: sum(row.seconds.values()), 1)]
+
+
+def _shares(header: str, summary: Summary, tell: Callable[[Line], Value | None]) -> Column:
+    values = [None if line.failed else tell(line) for line in summary.lines]
+    deviations = [
+        "" if value is None or value.deviation is None else f"±{100 * value.deviation:.1f}" for value in values
+    ]
+    texts = ["-" if value is None else f"{100 * value.mean:.1f}" for value in values]
+    return Column(header, tuple(map(Cell, texts, deviations)))
 
 
 def _facts(header: str, summary: Summary, tell: Callable[[Row], str]) -> Column:
@@ -69,6 +86,28 @@ def _shown(header: str, cell: Cell) -> Shown:
         return Shown(cell, None if cell.text == "-" else cell.text)
     number = re.match(r"x?(-?\d+(\.\d+)?(e-?\d+)?)", cell.text)
     return Shown(cell, float(number[1]) if number else None)
+
+
+def remarks(summary: Summary) -> list[str]:
+    """The notes of the terminal's table; below a long table with the numbers of lines in place of their names."""
+    if len(summary.lines) <= FEW:
+        return notes(summary)
+    numbered = [replace(line, label=f"#{number}") for number, line in enumerate(summary.lines, 1)]
+    said = (note for note in notes(replace(summary, lines=tuple(numbered))) if not note.startswith("Routed right"))
+    return [re.sub(r"#\d+(, #\d+)*", lambda found: _ranges(found[0]), note) for note in said]
+
+
+def _ranges(listed: str) -> str:
+    """ "#1, #2, #3, #5" is "lines 1-3, 5"."""
+    numbers = [int(each) for each in re.findall(r"\d+", listed)]
+    runs = [[numbers[0], numbers[0]]]
+    for number in numbers[1:]:
+        if number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    told = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return f"{'line' if len(numbers) == 1 else 'lines'} {told}"
 
 
 def warnings(summary: Summary) -> list[str]:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from itertools import groupby
 
 from launchers.labels import identity, labels
-from launchers.report_curves import Point, curve_panel, scores
+from launchers.report_curves import curve_panels
+from launchers.report_points import Point, accuracy
 from launchers.report_style import COLUMN, Drawn, styled
 from launchers.rows import Row
 from launchers.summary import Line, Summary, over_seeds
@@ -28,7 +29,7 @@ def count_figures(summaries: Iterable[Summary]) -> list[Drawn]:
 
 def _figure(suite: str, members: list[Summary]) -> Drawn:
     unit, found = by_count(members)
-    figure = curve_panel([*found.values()], [*found], "number of tasks", unit)
+    figure = curve_panels([(unit, [*found.values()])], [*found], "number of tasks")
     title = f"{suite}: accuracy against the number of tasks"
     caption = "Mean over sets of tasks; bars: standard deviation over them, for a single set over its seeds."
     return Drawn(f"{suite}-tasks", title, figure, caption, COLUMN)
@@ -36,9 +37,9 @@ def _figure(suite: str, members: list[Summary]) -> Drawn:
 
 def by_count(members: list[Summary]) -> tuple[str, dict[str, list[Point]]]:
     """What the axis says, and by name of the line its points, a number of tasks each; only lines with several."""
-    told = [(summary, *scores(summary)) for summary in members]
-    relative = len({unit for _, unit, _ in told}) == 1
-    unit = told[0][1] if relative else "mean accuracy, %"
+    units = {accuracy(summary).unit for summary in members}
+    relative = len(units) == 1
+    unit = units.pop() if relative else "mean accuracy, %"
     lines: dict[str, list[tuple[int, Line]]] = defaultdict(list)
     for summary in members:
         for line in summary.lines:

@@ -53,7 +53,13 @@ def explain(row: Row, rows: Sequence[Row], console: Console, output: str = "outp
         again, why = None, str(error)
     else:
         why = ""
-    facts = {"What": _what(row), "How": _how(row), "Data": _data(row), "Cost": _cost(row, rows), "From": _origin(row)}
+    facts = {
+        "What": _what(row, rows),
+        "How": _how(row),
+        "Data": _data(row),
+        "Cost": _cost(row, rows),
+        "From": _origin(row),
+    }
     for name, sentences in facts.items():
         console.print(Text.assemble((f"{name:6}", "bold cyan"), sentences[0]))
         for sentence in sentences[1:]:
@@ -92,12 +98,25 @@ def _verdict(line: Line) -> str:
     return f"mean accuracy {100 * line.mean.mean:.1f} %{relative}"
 
 
-def _what(row: Row) -> list[str]:
+def _what(row: Row, rows: Sequence[Row]) -> list[str]:
     base = row.checkpoints.get("base", "unknown")[:12]
     return [
         f"{len(row.tasks)} experts of the family {row.family}: {', '.join(row.tasks)}.",
         f"Base checkpoint {base}; experts " + ", ".join(row.checkpoints.get(task, "?")[:8] for task in row.tasks) + ".",
+        *_alike(row, rows),
     ]
+
+
+def _alike(row: Row, rows: Sequence[Row]) -> list[str]:
+    """How alike these experts are, where a row of theirs tells."""
+    known = (each for each in rows if each.similarity and each.checkpoints == row.checkpoints)
+    pairs = [(cosine, one, other) for each in known for one, line in zip(each.tasks, each.similarity, strict=True)
+             for other, cosine in zip(each.tasks, line, strict=True) if one < other]  # fmt: skip
+    if not pairs:
+        return []
+    most, one, other = max(pairs)
+    mean = statistics.fmean(cosine for cosine, _, _ in pairs)
+    return [f"Cosine between their task vectors: {mean:.3f} on average, {most:.3f} for {one} and {other}."]
 
 
 def _how(row: Row) -> list[str]:

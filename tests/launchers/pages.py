@@ -3,9 +3,12 @@
 import os
 import shutil
 from dataclasses import dataclass, field
+from functools import cache
 from html.parser import HTMLParser
 
 from cells import failed_row, make_row, routed_row
+
+from launchers import report
 
 KNOBS = (4, 8, 16, 64)
 SCRIPT = "<script>alert('&')</script>"
@@ -13,12 +16,13 @@ SCRIPT = "<script>alert('&')</script>"
 
 def many_rows():
     """What a real folder holds: references, static, routed and oracle lines, two seeds, a curve and a failure."""
+    alike = [[1.0 if one == other else 0.02 * (one + other) - 0.01 for other in range(8)] for one in range(8)]
     made = []
     for seed in (0, 1):
         up = seed / 50
         made += [
             make_row("base", 0.3, seed=seed, stored_bytes=10_000_000),
-            make_row("expert", 0.9, seed=seed, stored_bytes=90_000_000),
+            make_row("expert", 0.9, seed=seed, stored_bytes=90_000_000, similarity=alike),
             make_row("average", 0.5 + up, seed=seed, stored_bytes=10_000_000),
             make_row("ties", 0.7 - up, seed=seed, stored_bytes=10_000_000),
             routed_row("twin", 0.85, seed=seed, stored_bytes=30_000_000),
@@ -28,6 +32,13 @@ def many_rows():
                          stored_bytes=11_000_000 + 100_000 * rank) for rank in KNOBS),
         ]  # fmt: skip
     return [*made, failed_row(error=f"ValueError: {SCRIPT} rank 0\n  at line 3")]
+
+
+@cache
+def shown():
+    """The sections of `many_rows` and their page, drawn once for all test files of a process."""
+    made = report.sections(many_rows())
+    return made, report.page(made)
 
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -94,7 +105,9 @@ def read(text):
     return Reader(text).open[0]
 
 
-def browser_path():
-    """An installed Chromium or Chrome; CHROMIUM names another one."""
+def browser_path(own=None):
+    """A Chromium: the one that CHROMIUM names, else Playwright's `own`, else one on PATH; None where there is none."""
+    if named := os.environ.get("CHROMIUM"):
+        return shutil.which(named)
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    return os.environ.get("CHROMIUM") or next((path for name in names if (path := shutil.which(name))), None)
+    return next((path for path in map(shutil.which, [own or "", *names]) if path), None)

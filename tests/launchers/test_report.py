@@ -1,32 +1,36 @@
 """The page holds what the rows hold, all by itself."""
 
+import json
 import re
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pages
 import pytest
 from cells import TASKS, failed_row, make_row, routed_row
-from pages import KNOBS, SCRIPT, many_rows
+from pages import SCRIPT, many_rows
 from PIL import Image
 
-from launchers import report, rows
+from launchers import report, report_table, rows
 from launchers.columns import columns
 from launchers.notes import notes
-from launchers.report_curves import Point, curves, pareto
 from launchers.report_maps import energy_map
+from launchers.report_points import Point, pareto
+from launchers.report_squares import similarity, similarity_maps
 from launchers.report_tasks import by_count
 from launchers.summary import summarise
+from merging.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def made():
-    return report.sections(many_rows())
+    return pages.shown()[0]
 
 
 @pytest.fixture(scope="module")
-def text(made):
-    return report.page(made)
+def text():
+    return pages.shown()[1]
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +88,7 @@ def test_a_failure_is_shown_whole_and_never_runs(text, tree):
 
 def test_mixed_origins_are_warned_of_and_uniform_ones_are_not():
     def warned(*some):
-        page = pages.read(report.page(report.sections(some)))
-        return " ".join(node.text for node in page.all("div", kind="warning"))
+        return " ".join(report_table.warnings(summarise(some)[0]))
 
     one, other = make_row("ties"), make_row("average")
     assert warned(one, other) == ""
@@ -94,6 +97,9 @@ def test_mixed_origins_are_warned_of_and_uniform_ones_are_not():
     cars = {**other.splits, "cars": {"name": "test", "id": "new", "size": 500}}
     assert "different splits of cars" in warned(one, replace(other, splits=cars))
     assert "collapse in duet" in warned(one, routed_row("duet", collapsed=["cars"]))
+    page = pages.read(report.page(report.sections([one, replace(other, code="ffff")])))
+    (warning,) = page.all("div", kind="warning")
+    assert "2 code versions" in warning.text
 
 
 def test_provenance_names_every_run_checkpoint_and_split(tree):
@@ -104,23 +110,6 @@ def test_provenance_names_every_run_checkpoint_and_split(tree):
             assert name in page and content in page
 
 
-def test_a_curve_joins_the_lines_that_differ_in_one_number():
-    twin = [routed_row("twin", 0.8, knobs={"rank": 4, "init": 0.5})]  # differs in another knob too: no curve
-    flags = [make_row("dare", level, knobs={"flag": flag}) for flag, level in ((True, 0.5), (False, 0.6))]
-    (summary,) = summarise([*many_rows(), *twin, *flags])
-    found = curves(summary)
-
-    assert list(found) == ["method.rank"] and len(found["method.rank"]) == 1
-    (run,) = found["method.rank"]
-    assert [point.at for point in run] == list(KNOBS)
-    experts = [0.9 + step / 100 for step in range(8)]
-    for rank, point in zip(KNOBS, run, strict=True):
-        seeds = [100 * statistics.fmean((0.7 + rank / 1000 + up + step / 100) / experts[step] for step in range(8))
-                 for up in (0, 0.02)]  # fmt: skip
-        assert point.score == pytest.approx(statistics.fmean(seeds))
-        assert point.deviation == pytest.approx(statistics.stdev(seeds))
-
-
 def test_accuracy_against_the_number_of_tasks_is_the_mean_over_sets():
     sets = [TASKS[:2], TASKS[2:4], TASKS[:4], TASKS]
     some = [make(method, level, tasks=tasks, checkpoints={"base": "b", **{task: task for task in tasks}})
@@ -129,17 +118,17 @@ def test_accuracy_against_the_number_of_tasks_is_the_mean_over_sets():
     some = [replace(row, config={**row.config, "suite": {"name": "mini8", "tasks": row.tasks}},
                     run_id=f"{row.run_id}{len(row.tasks)}{row.tasks[0]}") for row in some]  # fmt: skip
     some[1] = replace(some[1], accuracy=dict.fromkeys(sets[0], 0.45))
-    made = report.sections(some)
-    unit, found = by_count([section.summary for section in made])
+    unit, found = by_count(summarise(some))
 
     assert list(found) == ["ties", "duet"] and "experts'" in unit
     assert [point.at for point in found["ties"]] == [2, 4, 8]
     pair = [100 * statistics.fmean(share) for share in ((0.45 / 0.9, 0.45 / 0.91), (0.6 / 0.9, 0.61 / 0.91))]
     assert found["ties"][0].score == pytest.approx(statistics.fmean(pair))
     assert found["ties"][0].deviation == pytest.approx(statistics.stdev(pair)) and found["ties"][1].deviation is None
-    tree = pages.read(report.page(made))
+    drawn = report.sections([some[0], some[-1]])
+    tree = pages.read(report.page(drawn))
     assert [node.text for node in tree.all("h2")][:2] == ["Across tables", "mini8: scenes, cars"]
-    assert not report.across(made[:2]), "one number of tasks is no curve"
+    assert not report.across(drawn[:1]), "one number of tasks is no curve"
 
 
 def test_the_front_holds_what_nothing_beats():
@@ -154,20 +143,84 @@ def test_the_front_holds_what_nothing_beats():
 def test_figures_say_what_they_show(made):
     (section,) = made
     names = [drawn.name for drawn in section.figures]
-    assert names[:3] == ["heatmap", "bytes", "knob-method.rank"] and names[-1] == "energy"
-    assert sum(name.startswith("routing-") for name in names) == 6 == len(names) - 4
+    assert names[:6] == ["heatmap", "similarity", "bytes", "sizes", "levels", "knob-method.rank"]
+    assert names[-1] == "energy" and sum(name.startswith("routing-") for name in names) == 6 == len(names) - 7
     for drawn in section.figures:
         ax = drawn.figure.axes[0]
         assert ax.get_xlabel() and drawn.title
-        assert any("%" in said for said in (ax.get_xlabel(), ax.get_ylabel(), drawn.title))
-    heat, scatter, knob = (drawn.figure.axes[0] for drawn in section.figures[:3])
-    assert "MB" in scatter.get_xlabel() and scatter.get_xscale() == "log"
-    assert scatter.containers and knob.containers, "error bars"
+        said = (ax.get_xlabel(), ax.get_ylabel(), drawn.title)
+        assert any("%" in each or "cosine" in each for each in said)
+    heat, _, scatter, sizes, levels, knob = (drawn.figure.axes[0] for drawn in section.figures[:6])
+    assert "MB" in scatter.get_xlabel() and scatter.get_xscale() == "log" and "MB" in sizes.get_xlabel()
+    assert scatter.containers and knob.containers and levels.containers, "error bars"
     assert [tick.get_text() for tick in knob.get_xticklabels()] == ["4", "8", "16", "64"]
     shown = [cell.get_text() for cell in heat.texts]
     assert shown[0] == f"{30 / 0.9:.1f}" and shown[-1].startswith("failed: ValueError")
-    assert section.figures[1].caption.startswith("Front: ties, duet ")  # by bytes, and more accurate each
-    assert "emr" not in section.figures[1].caption and "smile" not in section.figures[1].caption
+    assert section.figures[2].caption.startswith("Front: ties, duet ")  # by bytes, and more accurate each
+    assert "emr" not in section.figures[2].caption and "smile" not in section.figures[2].caption
+
+
+def test_similarity_is_the_mean_over_seeds_in_the_order_of_the_table():
+    tasks = ["cars", "signs", "digits"]
+    one = make_row("expert", tasks=tasks, similarity=[[1.0, 0.5, -0.1], [0.5, 1.0, 0.03], [-0.1, 0.03, 1.0]])
+    other = make_row("expert", tasks=["digits", "cars", "signs"], seed=1,
+                     similarity=[[0.0, 0.0, 0.0], [0.0, 1.0, 0.7], [0.0, 0.7, 1.0]])  # fmt: skip
+    old = make_row("expert", tasks=tasks, seed=2)  # from before there was a similarity
+    (summary,) = summarise([one, other, old, make_row("ties", tasks=tasks)])
+    (line,) = (line for line in summary.lines if line.kind == "expert")
+    found = similarity(line, summary.tasks)
+    assert found == pytest.approx(np.array([[1, 0.6, -0.05], [0.6, 1, 0.015], [-0.05, 0.015, 0.5]]))
+
+    (drawn,) = similarity_maps(summary)
+    ax = drawn.figure.axes[0]
+    cells = [cell.get_text() for cell in ax.texts]
+    assert cells == ["0.60", "-0.05", "0.60", "0.01", "-0.05", "0.01"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == list(summary.tasks)
+    assert drawn.caption.startswith("Mean 0.188, largest 0.600: cars and signs")
+    still = similarity_maps(summarise([replace(other, seed=0)])[0])[0].caption
+    assert "no direction: digits" in still
+    assert similarity_maps(summarise([old])[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ([[1.0, 0.5]], "similarity is not 2 x 2"),
+        ([[1.0], [0.5, 1.0]], "similarity is not 2 x 2"),
+        ([1.0, 0.5], "similarity is not 2 x 2"),
+        ([[1.0, 1.5], [1.5, 1.0]], "a cosine outside"),
+        ([[1.0, "0.5"], [0.5, 1.0]], "a cosine outside"),
+        ([[1.0, float("nan")], [0.5, 1.0]], "a cosine outside"),
+        ({"cars": 1.0}, "wrong type in similarity"),
+    ],
+)
+def test_no_row_holds_a_similarity_that_is_none(tmp_path, wrong, reason):
+    with pytest.raises(UserError, match=reason):
+        rows.write(make_row("expert", tasks=["cars", "signs"], similarity=wrong), tmp_path)
+
+
+def test_similarity_survives_the_disk_and_older_rows_have_none(tmp_path):
+    row = make_row("expert", tasks=["cars", "signs"], similarity=[[1.0, -0.25], [-0.25, 1.0]])
+    path = rows.write(row, tmp_path)
+    assert rows.read(tmp_path) == [row]
+    content = json.loads(path.read_text())
+    del content["similarity"]
+    path.write_text(json.dumps(content))
+    assert rows.read(tmp_path) == [replace(row, similarity=[])]
+
+
+def test_notes_of_a_long_table_give_the_numbers_of_lines():
+    some = [make_row("ties", level / 100, knobs={"rank": level}) for level in range(40, 60)]
+    some += [make_row("emr", 0.9, router="oracle"), make_row("twin", 0.95, router="oracle"), failed_row()]
+    (summary,) = summarise(some)
+    told = " ".join(report_table.remarks(summary))
+    assert (
+        "search on the val split for lines 1-22." in told
+        and "(oracle; no fair rival, never bold): lines 21-22." in told
+    )
+    assert "line 23 failed (seed 0): ValueError: rank 0" in told
+    (short,) = summarise(some[:3])
+    assert report_table.remarks(short) == notes(short)
 
 
 def test_energy_is_drawn_by_layer_and_lines_that_hold_the_same_share_one():
@@ -200,8 +253,7 @@ def test_the_same_rows_make_the_same_page(text):
 
 def test_the_command_writes_the_page_and_figures_for_papers(tmp_path, capsys):
     folder = tmp_path / "results"
-    few = [make_row("base", 0.3), make_row("expert", 0.9), make_row("ties"), failed_row(),
-           *(routed_row("duet", 0.7 + rank / 1000, knobs={"rank": rank}) for rank in (4, 8))]  # fmt: skip
+    few = [make_row("base", 0.3), make_row("expert", 0.9), make_row("ties"), failed_row(), routed_row("duet", 0.7)]
     for row in few:
         rows.write(row, folder)
     (folder / "damaged.json").write_text('{"run_id": "half')
@@ -210,15 +262,39 @@ def test_the_command_writes_the_page_and_figures_for_papers(tmp_path, capsys):
 
     tree = pages.read(page.read_text("utf-8"))
     assert any("damaged.json" in node.text for node in tree.all("div", kind="warning"))
-    assert len(list(tree.all("svg"))) == 6 == len(list(figures.glob("*.pdf"))) == len(list(figures.glob("*.png")))
+    assert len(list(tree.all("svg"))) == 4 == len(list(figures.glob("*.pdf"))) == len(list(figures.glob("*.png")))
     assert all(path.read_bytes().startswith(b"%PDF") for path in figures.glob("*.pdf"))
     for path in figures.glob("*.png"):
         picture = Image.open(path)
         assert picture.width in (2025, 975)  # 6.75 and 3.25 inches at 300 dpi
         assert len(picture.convert("L").getcolors()) > 20
-    assert f"6 rows in {page} and 12 figures" in capsys.readouterr().out
+    assert f"5 rows in {page} and 8 figures" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="No result rows"):
         (tmp_path / "empty").mkdir()
         report.main([str(tmp_path / "empty"), "--output", str(page)])
     with pytest.raises(SystemExit, match="Cannot write"):
         report.main([str(folder), "--output", str(page / "below.html")])
+
+
+def test_the_command_opens_the_page_where_there_is_a_browser(tmp_path, capsys, monkeypatch):
+    rows.write(failed_row(), tmp_path / "rows")
+    command = [str(tmp_path / "rows"), "--output", str(tmp_path / "my page.html"), "--open"]
+    opened = []
+    monkeypatch.setattr(report.webbrowser, "open", lambda address: opened.append(address))
+    monkeypatch.setattr(report.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    report.main(command)
+    assert opened == [], "no screen: a browser in text would take over the terminal"
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    report.main(command)
+    report.main(command[:-1])
+    assert opened == [(tmp_path / "my page.html").as_uri()] and "my%20page" in opened[0]
+
+    def broken(address):
+        raise report.webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.setattr(report.webbrowser, "open", broken)
+    report.main(command)
+    assert capsys.readouterr().out.count(f"1 rows in {tmp_path / 'my page.html'}") == 4

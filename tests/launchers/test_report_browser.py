@@ -7,21 +7,21 @@ import pages
 import pytest
 from PIL import Image
 
-from launchers import report
-
 
 @pytest.fixture(scope="module")
 def text():
-    return report.page(report.sections(pages.many_rows()))
+    return pages.shown()[1]
 
 
 @pytest.fixture(scope="module")
 def chromium():
     api = pytest.importorskip("playwright.sync_api", reason="no browser test: pip install playwright")
-    path = pages.browser_path()
-    if path is None:
-        pytest.skip("no browser test: no Chromium found (apt-get install chromium, or set CHROMIUM)")
     with api.sync_playwright() as started:
+        path = pages.browser_path(started.chromium.executable_path)
+        if path is None:
+            pytest.skip(
+                "no browser test: no Chromium (apt-get install chromium, playwright install chromium, CHROMIUM=)"
+            )
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -54,6 +54,9 @@ BROKEN = """() => [...document.querySelectorAll("svg, img, svg image")].filter((
 CUT = """() => [...document.querySelectorAll("figure svg")].flatMap((svg) => [...svg.querySelectorAll("text")].filter(
   (text) => { const a = text.getBoundingClientRect(), b = svg.getBoundingClientRect();
   return a.left < b.left - 2 || a.right > b.right + 2 || a.bottom > b.bottom + 2; })).map((text) => text.textContent)"""
+HEADS = """() => [...document.querySelectorAll("thead th[aria-sort]")].filter((each) =>
+  each.querySelector("button").offsetWidth || !getComputedStyle(each, "::before").content.includes(each.dataset.name))
+  .map((each) => each.dataset.name)"""
 ORDER = "(column) => [...document.querySelector('.summary').tBodies[0].rows].map((row) => row.cells[column].innerText)"
 
 
@@ -62,7 +65,7 @@ ORDER = "(column) => [...document.querySelector('.summary').tBodies[0].rows].map
 def test_a_browser_shows_it_on_phones_and_desks_light_and_dark(opened, width, scheme):
     page = opened(width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width and page.evaluate(WIDER) == []
-    assert page.evaluate("document.querySelectorAll('svg').length") == 10
+    assert page.evaluate("document.querySelectorAll('svg').length") == 13
     assert page.evaluate(BROKEN) == 0 and page.evaluate(CUT) == []
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("L")
     shades = picture.histogram()
@@ -100,6 +103,7 @@ def test_paper_holds_everything(opened):
     (_, _, wide, high) = map(float, re.search(rb"/MediaBox \[([\d. ]+)\]", printed)[1].split())
     assert wide == pytest.approx(842, abs=2) and high == pytest.approx(595, abs=2)
     page.emulate_media(media="print")
+    assert page.evaluate(HEADS) == [], "a head with buttons is not repeated on every sheet"
     assert page.evaluate("[...document.querySelectorAll('details')].every((each) => each.open)")
     assert page.evaluate("[...document.querySelectorAll('body *')].every((each) => each.getBoundingClientRect().right "
                          "<= innerWidth + 1)")  # fmt: skip
