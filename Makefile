@@ -1,14 +1,19 @@
-# make run: the comparison on mini8; make test; make check: linters, types and tests. The first call makes .venv.
+# make run: the comparison on mini8; make sweep: a short ablation and its report; make test; make check: linters, types
+# and tests. The first call makes .venv.
 PY ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run test check lint setup
+.PHONY: run sweep test check lint setup
 run: setup
 	.venv/bin/duet experiment=mini8
 
+sweep: setup
+	.venv/bin/duet experiment=mini8_bytes
+	.venv/bin/python -m launchers.report --open
+
 test: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	.venv/bin/ruff check .
