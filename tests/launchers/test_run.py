@@ -51,6 +51,12 @@ def test_a_run_leaves_three_rows_and_a_table(first_run):
     assert os.listdir(first_run.output.parent) == ["outputs"]  # nothing beside it
 
 
+def test_the_experts_row_says_how_alike_they_are(first_run):
+    (one, above), (below, other) = first_run.rows["expert"].similarity
+    assert one == other == 1 and above == below and -1 < above < 1
+    assert first_run.rows["base"].similarity == first_run.rows["task_arithmetic"].similarity == []
+
+
 def test_rows_say_where_their_numbers_come_from(first_run, built):
     suite, backbone = built
     splits = {task.name: task.split("test") for task in suite.tasks}
