@@ -15,8 +15,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from launchers import export, live, rows, table
-from launchers.live_jobs import ENDED, LISTED
+from launchers import export, rows, table
+from launchers.live import watch
+from launchers.live.jobs import ENDED, LISTED
 from launchers.plots import heatmap
 from launchers.routing_figure import routing_figure
 from launchers.rows import Row
@@ -43,7 +44,7 @@ class Report(Callback):
         check_output(Path(config.output))
         check_saves(config)
         if self.live:
-            live.start(config)
+            watch.start(config)
 
     def on_job_end(self, config: DictConfig, **_: Any) -> None:
         if config.hydra.mode == RunMode.MULTIRUN:
@@ -56,7 +57,7 @@ class Report(Callback):
         shown(Path(config.hydra.run.dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        live.stop()
+        watch.stop()
         shown(Path(config.hydra.sweep.dir))
 
 

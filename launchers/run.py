@@ -17,17 +17,18 @@ from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from launchers import live, rows
+from launchers import rows
 from launchers.callback import LISTED, check_writable, draw
 from launchers.cells import Cell, Setup, finish, needs_of
 from launchers.claims import Taken, owner
 from launchers.front import Point, objectives
 from launchers.hints import hint
+from launchers.live import watch
 from launchers.preflight import foresee
 from launchers.rows import Row
 from launchers.slurm import FAILED
-from launchers.sweep_check import problem
-from launchers.sweep_group import group_of
+from launchers.sweep.check import problem
+from launchers.sweep.group import group_of
 from launchers.track import Tracker
 from merging.adapt import Oracle
 from merging.cache import GIB, Cache
@@ -207,7 +208,7 @@ def main() -> None:
             print(advice, file=sys.stderr)
         raise
     finally:
-        live.stop()
+        watch.stop()
     sys.exit(1 if _COMMAND.failed or FAILED else 0)
 
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 from cells import failed_row, make_row, routed_row
 
-from launchers import report
+from launchers.report import html
 
 KNOBS = (4, 8, 16, 64)
 SCRIPT = "<script>alert('&')</script>"
@@ -37,8 +37,8 @@ def many_rows():
 @cache
 def shown():
     """The sections of `many_rows` and their page, drawn once for all test files of a process."""
-    made = report.sections(many_rows())
-    return made, report.page(made)
+    made = html.sections(many_rows())
+    return made, html.page(made)
 
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -14,13 +14,14 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from screens import terminal
 
-from launchers import live, rows
+from launchers import rows
 from launchers.claims import claim
-from launchers.live_eta import Computed, Running, Waiting, about, clock, left
-from launchers.live_jobs import ENDED, LISTED, Job, Jobs, View
-from launchers.live_page import page, status
-from launchers.live_plan import Plan, planned
-from launchers.live_results import Results
+from launchers.live import watch
+from launchers.live.eta import Computed, Running, Waiting, about, clock, left
+from launchers.live.jobs import ENDED, LISTED, Job, Jobs, View
+from launchers.live.page import page, status
+from launchers.live.plan import Plan, planned
+from launchers.live.results import Results
 from launchers.summary import summarise
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
@@ -215,7 +216,7 @@ class Broken:
 
 
 def test_whatever_fails_in_the_view_ends_it_in_one_line(caplog):
-    watcher = live.Watcher(Broken(), live.Lines())
+    watcher = watch.Watcher(Broken(), watch.Lines())
     assert watcher.wait(10)
     watcher.stop()
     (line,) = caplog.messages
@@ -231,13 +232,13 @@ def test_a_results_folder_is_watched_from_outside(sweep, capsys):
     with claim(sweep.results, sweep.rows[0].run_id):
         (job,) = (job for job in Results(sweep.results).look().jobs if job.state == "running")
         assert job.choices == ("scale=fixed", "seed=0", "method=ties")
-        live.main([str(sweep.results), "--once"])
+        watch.main([str(sweep.results), "--once"])
     text = capsys.readouterr().out
     assert "tsv_m" in text and "1 row\n" in text and "scale=fixed seed=0 method=ties" in text
-    live.main([str(sweep.results), "--once"])
+    watch.main([str(sweep.results), "--once"])
     assert "1 row, nothing is being computed" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no folder"):
-        live.main([str(sweep.results / "missing")])
+        watch.main([str(sweep.results / "missing")])
 
 
 def test_a_sweep_is_watched_from_outside_until_it_is_done(sweep, capsys):
@@ -246,7 +247,7 @@ def test_a_sweep_is_watched_from_outside_until_it_is_done(sweep, capsys):
     for number in range(4):
         sweep.begin(number)
         sweep.finish(number)
-    live.main([str(sweep.folder)])
+    watch.main([str(sweep.folder)])
     assert "4 of 4 cells" in capsys.readouterr().out
 
 
@@ -261,8 +262,8 @@ def scored(first_run, output):
 def test_a_log_gets_lines_without_control_codes(scored, duet_here):
     code, page_, errors = duet_here(scored, "-m", "method=base,average")
     assert code == 0 and "2 of 2 cells, 1 found from before" in errors and "\x1b" not in errors + page_
-    assert sum("of 2 cells" in line for line in errors.splitlines()) in (1, 2) and not live._HERE
-    errors = duet_here(scored, "-m", "method=base,average", "+hydra.callbacks.report.live=false")[2]
+    assert sum("of 2 cells" in line for line in errors.splitlines()) in (1, 2) and not watch._HERE
+    errors = duet_here(scored, "-m", "method=base,average", "hydra.callbacks.report.live=false")[2]
     assert "of 2 cells" not in errors
 
 

@@ -12,13 +12,13 @@ from cells import TASKS, failed_row, make_row, routed_row
 from pages import SCRIPT, many_rows
 from PIL import Image
 
-from launchers import report, report_table, rows
+from launchers import rows
 from launchers.columns import columns
 from launchers.notes import notes
-from launchers.report_maps import energy_map
-from launchers.report_points import Point, pareto
-from launchers.report_squares import similarity, similarity_maps
-from launchers.report_tasks import by_count
+from launchers.report import counts, html, table
+from launchers.report.maps import energy_map
+from launchers.report.points import Point, pareto
+from launchers.report.squares import similarity, similarity_maps
 from launchers.summary import summarise
 from merging.errors import UserError
 
@@ -88,7 +88,7 @@ def test_a_failure_is_shown_whole_and_never_runs(text, tree):
 
 def test_mixed_origins_are_warned_of_and_uniform_ones_are_not():
     def warned(*some):
-        return " ".join(report_table.warnings(summarise(some)[0]))
+        return " ".join(table.warnings(summarise(some)[0]))
 
     one, other = make_row("ties"), make_row("average")
     assert warned(one, other) == ""
@@ -97,7 +97,7 @@ def test_mixed_origins_are_warned_of_and_uniform_ones_are_not():
     cars = {**other.splits, "cars": {"name": "test", "id": "new", "size": 500}}
     assert "different splits of cars" in warned(one, replace(other, splits=cars))
     assert "collapse in duet" in warned(one, routed_row("duet", collapsed=["cars"]))
-    page = pages.read(report.page(report.sections([one, replace(other, code="ffff")])))
+    page = pages.read(html.page(html.sections([one, replace(other, code="ffff")])))
     (warning,) = page.all("div", kind="warning")
     assert "2 code versions" in warning.text
 
@@ -118,17 +118,17 @@ def test_accuracy_against_the_number_of_tasks_is_the_mean_over_sets():
     some = [replace(row, config={**row.config, "suite": {"name": "mini8", "tasks": row.tasks}},
                     run_id=f"{row.run_id}{len(row.tasks)}{row.tasks[0]}") for row in some]  # fmt: skip
     some[1] = replace(some[1], accuracy=dict.fromkeys(sets[0], 0.45))
-    unit, found = by_count(summarise(some))
+    unit, found = counts.by_count(summarise(some))
 
     assert list(found) == ["ties", "duet"] and "experts'" in unit
     assert [point.at for point in found["ties"]] == [2, 4, 8]
     pair = [100 * statistics.fmean(share) for share in ((0.45 / 0.9, 0.45 / 0.91), (0.6 / 0.9, 0.61 / 0.91))]
     assert found["ties"][0].score == pytest.approx(statistics.fmean(pair))
     assert found["ties"][0].deviation == pytest.approx(statistics.stdev(pair)) and found["ties"][1].deviation is None
-    drawn = report.sections([some[0], some[-1]])
-    tree = pages.read(report.page(drawn))
+    drawn = html.sections([some[0], some[-1]])
+    tree = pages.read(html.page(drawn))
     assert [node.text for node in tree.all("h2")][:2] == ["Across tables", "mini8: scenes, cars"]
-    assert not report.across(drawn[:1]), "one number of tasks is no curve"
+    assert not html.across(drawn[:1]), "one number of tasks is no curve"
 
 
 def test_the_front_holds_what_nothing_beats():
@@ -213,14 +213,14 @@ def test_notes_of_a_long_table_give_the_numbers_of_lines():
     some = [make_row("ties", level / 100, knobs={"rank": level}) for level in range(40, 60)]
     some += [make_row("emr", 0.9, router="oracle"), make_row("twin", 0.95, router="oracle"), failed_row()]
     (summary,) = summarise(some)
-    told = " ".join(report_table.remarks(summary))
+    told = " ".join(table.remarks(summary))
     assert (
         "search on the val split for lines 1-22." in told
         and "(oracle; no fair rival, never bold): lines 21-22." in told
     )
     assert "line 23 failed (seed 0): ValueError: rank 0" in told
     (short,) = summarise(some[:3])
-    assert report_table.remarks(short) == notes(short)
+    assert table.remarks(short) == notes(short)
 
 
 def test_energy_is_drawn_by_layer_and_lines_that_hold_the_same_share_one():
@@ -244,11 +244,11 @@ def test_odd_folders_have_a_page_too():
                  [make_row(), make_row(suite="other <b>", tasks=["cars"]), make_row(tasks=["cars", "signs"])],
                  [make_row("ties", tasks=[f"a_long_task_name_{n}" for n in range(20)], level=0.5)],
                  [make_row("ties", knobs={"rank": rank}, stored_bytes=0) for rank in (0, 1)]):  # fmt: skip
-        pages.read(report.page(report.sections(some)))
+        pages.read(html.page(html.sections(some)))
 
 
 def test_the_same_rows_make_the_same_page(text):
-    assert report.page(report.sections(many_rows())) == text
+    assert html.page(html.sections(many_rows())) == text
 
 
 def test_the_command_writes_the_page_and_figures_for_papers(tmp_path, capsys):
@@ -258,7 +258,7 @@ def test_the_command_writes_the_page_and_figures_for_papers(tmp_path, capsys):
         rows.write(row, folder)
     (folder / "damaged.json").write_text('{"run_id": "half')
     page, figures = tmp_path / "new" / "page.html", tmp_path / "figures"
-    report.main([str(folder), "--output", str(page), "--figures", str(figures)])
+    html.main([str(folder), "--output", str(page), "--figures", str(figures)])
 
     tree = pages.read(page.read_text("utf-8"))
     assert any("damaged.json" in node.text for node in tree.all("div", kind="warning"))
@@ -271,30 +271,30 @@ def test_the_command_writes_the_page_and_figures_for_papers(tmp_path, capsys):
     assert f"5 rows in {page} and 8 figures" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="No result rows"):
         (tmp_path / "empty").mkdir()
-        report.main([str(tmp_path / "empty"), "--output", str(page)])
+        html.main([str(tmp_path / "empty"), "--output", str(page)])
     with pytest.raises(SystemExit, match="Cannot write"):
-        report.main([str(folder), "--output", str(page / "below.html")])
+        html.main([str(folder), "--output", str(page / "below.html")])
 
 
 def test_the_command_opens_the_page_where_there_is_a_browser(tmp_path, capsys, monkeypatch):
     rows.write(failed_row(), tmp_path / "rows")
     command = [str(tmp_path / "rows"), "--output", str(tmp_path / "my page.html"), "--open"]
     opened = []
-    monkeypatch.setattr(report.webbrowser, "open", lambda address: opened.append(address))
-    monkeypatch.setattr(report.sys, "platform", "linux")
+    monkeypatch.setattr(html.webbrowser, "open", lambda address: opened.append(address))
+    monkeypatch.setattr(html.sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
         monkeypatch.delenv(name, raising=False)
-    report.main(command)
+    html.main(command)
     assert opened == [], "no screen: a browser in text would take over the terminal"
 
     monkeypatch.setenv("DISPLAY", ":0")
-    report.main(command)
-    report.main(command[:-1])
+    html.main(command)
+    html.main(command[:-1])
     assert opened == [(tmp_path / "my page.html").as_uri()] and "my%20page" in opened[0]
 
     def broken(address):
-        raise report.webbrowser.Error("could not locate runnable browser")
+        raise html.webbrowser.Error("could not locate runnable browser")
 
-    monkeypatch.setattr(report.webbrowser, "open", broken)
-    report.main(command)
+    monkeypatch.setattr(html.webbrowser, "open", broken)
+    html.main(command)
     assert capsys.readouterr().out.count(f"1 rows in {tmp_path / 'my page.html'}") == 4

@@ -7,12 +7,12 @@ import pytest
 from cells import make_row, routed_row
 from pages import KNOBS, many_rows
 
-from launchers import report
-from launchers.report_axes import choices, grids, runs
-from launchers.report_bars import choice_figure
-from launchers.report_grids import grid_figure
-from launchers.report_points import accuracy, measures
-from launchers.report_tasks import count_figures
+from launchers.report import html
+from launchers.report.axes import choices, grids, runs
+from launchers.report.bars import choice_figure
+from launchers.report.counts import count_figures
+from launchers.report.grids import grid_figure
+from launchers.report.points import accuracy, measures
 from launchers.summary import summarise
 
 
@@ -108,8 +108,8 @@ def drawn(monkeypatch):
 
     def draw(summary, name):
         for other in {"bytes", "level"} - {name.rstrip("s"), name}:
-            monkeypatch.setattr(report, f"{other}_figure", lambda summary: None)
-        (found,) = (each for each in report._curves(summary) if each.name == name)
+            monkeypatch.setattr(html, f"{other}_figure", lambda summary: None)
+        (found,) = (each for each in html._curves(summary) if each.name == name)
         return found
 
     return draw

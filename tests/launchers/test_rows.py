@@ -11,7 +11,7 @@ from cells import failed_row, make_row, routed_row
 
 from launchers import rows
 from launchers.export import comma_separated, latex, markdown
-from launchers.report import page, sections
+from launchers.report.html import page, sections
 from launchers.table import terminal
 from merging.errors import UserError
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from hydra.utils import instantiate
 
-from launchers import sweep, sweep_wandb
-from launchers.sweep_axes import Sweep, _composed, alone, composed, read
-from launchers.sweep_check import _exchanged, check, problem
+from launchers.sweep import agents, command
+from launchers.sweep.axes import Sweep, _composed, alone, composed, read
+from launchers.sweep.check import _exchanged, check, problem
 from merging.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "conf" / "experiment"
@@ -145,8 +145,8 @@ def test_a_problem_is_found_in_a_second():
 
 @pytest.mark.parametrize("name", ["mini8_routers", "ranks_per_mode", "task_count", "task_rank", "twin_sparsity"])
 def test_an_experiment_is_a_wandb_sweep_of_the_same_cells(name):
-    found = read(sweep_wandb.tracked([f"experiment={name}"]))
-    made = yaml.safe_load(sweep_wandb.text(found, sweep_wandb.definition(found)))
+    found = read(agents.tracked([f"experiment={name}"]))
+    made = yaml.safe_load(agents.text(found, agents.definition(found)))
 
     assert {key: len(values) for key, values in found.axes.items()} == {
         key: len(parameter["values"]) for key, parameter in made["parameters"].items()
@@ -177,24 +177,24 @@ def test_an_experiment_is_a_wandb_sweep_of_the_same_cells(name):
 def test_what_cannot_be_a_wandb_sweep_is_refused(overrides, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="error: ") as stop:
-        sweep.main(["wandb", *overrides])
+        command.main(["wandb", *overrides])
     assert told in str(stop.value) and not list(tmp_path.iterdir())
 
 
 def test_null_and_intervals_reach_wandb():
-    found = read(sweep_wandb.tracked(["method=twin", "method.rank=null,4", "method.keep=interval(0.1,0.5)"]))
-    made = sweep_wandb.definition(found, "bayes")
+    found = read(agents.tracked(["method=twin", "method.rank=null,4", "method.keep=interval(0.1,0.5)"]))
+    made = agents.definition(found, "bayes")
     assert made["parameters"] == {"method.rank": {"values": ["null", 4]}, "method.keep": {"min": 0.1, "max": 0.5}}
     assert made["metric"] == {"name": "accuracy/norm", "goal": "maximize"} and made["name"] == "sweep"
 
 
 def test_the_command_checks_and_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    sweep.main(["check", "experiment=granularity"])
+    command.main(["check", "experiment=granularity"])
     assert capsys.readouterr().out.splitlines() == [
         "seed: 0, 1", "router.gate.granularity: sample, token, batch, mixed", "8 cells"
     ]  # fmt: skip
-    sweep.main(["wandb", "experiment=granularity", "tracker.project=mine"])
+    command.main(["wandb", "experiment=granularity", "tracker.project=mine"])
     assert yaml.safe_load((tmp_path / "granularity.sweep.yaml").read_text())["project"] == "mine"
 
 
@@ -202,5 +202,5 @@ def test_a_server_that_is_not_there_is_told_in_a_paragraph(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(SystemExit, match=r"W&B does not answer at http.*:9 \(.*Register the file later: wandb"):
-        sweep.main(["wandb", "--register", "experiment=granularity"])
+        command.main(["wandb", "--register", "experiment=granularity"])
     assert (tmp_path / "granularity.sweep.yaml").exists()

@@ -12,7 +12,7 @@ import yaml
 from conftest import by_method
 from wandb_server import Server
 
-from launchers import sweep
+from launchers.sweep import command
 
 BIN = Path(sys.executable).parent
 
@@ -35,7 +35,7 @@ def test_agents_run_the_experiment_and_the_server_has_the_numbers_of_the_rows(ou
     with Server() as server:
         for key, value in server.environment.items():
             monkeypatch.setenv(key, value)
-        sweep.main(["wandb", "--file", "sweep.yaml", "--register", *overrides])
+        command.main(["wandb", "--file", "sweep.yaml", "--register", *overrides])
         assert "wandb agent duet-merging/sweep0" in capsys.readouterr().out
         assert server.sweeps["sweep0"]["config"] == yaml.safe_load((tmp_path / "sweep.yaml").read_text())
 

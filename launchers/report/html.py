@@ -17,17 +17,18 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from launchers import report_table
 from launchers.notes import first_line
-from launchers.report_axes import choices, grids, runs
-from launchers.report_bars import choice_figure, level_figure
-from launchers.report_bytes import bytes_figure, size_figure
-from launchers.report_curves import knob_figure
-from launchers.report_grids import grid_figure
-from launchers.report_maps import energy_map, score_map
-from launchers.report_squares import routing_map, similarity_maps
-from launchers.report_style import Drawn, inline_svg, save
-from launchers.report_tasks import count_figures
+from launchers.report import table
+from launchers.report.axes import choices, grids, runs
+from launchers.report.bars import choice_figure, level_figure
+from launchers.report.counts import count_figures
+from launchers.report.curves import knob_figure
+from launchers.report.grids import grid_figure
+from launchers.report.maps import energy_map, score_map
+from launchers.report.sizes import bytes_figure, size_figure
+from launchers.report.squares import routing_map, similarity_maps
+from launchers.report.style import Drawn, inline_svg, save
+from launchers.report.table import Grid
 from launchers.rows import Row
 from launchers.summary import Summary, summarise
 from launchers.table import RESULTS, rows_of
@@ -46,7 +47,7 @@ class Section:
     key: str  # unique in the page, for ids and file names
     title: str
     summary: Summary
-    table: report_table.Grid
+    table: Grid
     warnings: list[str]
     notes: list[str]
     maps: list[Drawn]
@@ -75,9 +76,9 @@ def _section(key: str, summary: Summary, several: bool) -> Section:
         key=key,
         title=title + (f": {', '.join(summary.tasks)}" if several else ""),
         summary=summary,
-        table=report_table.grid(summary),
-        warnings=report_table.warnings(summary),
-        notes=report_table.remarks(summary),
+        table=table.grid(summary),
+        warnings=table.warnings(summary),
+        notes=table.remarks(summary),
         maps=[score_map(summary), *similarity_maps(summary)],
         curves=_curves(summary),
         routing=[routing_map(summary, line) for line in summary.lines if line.routed_right],
@@ -114,18 +115,18 @@ def across(made: Sequence[Section]) -> list[Drawn]:
 def page(made: Sequence[Section], damaged: Sequence[str] = ()) -> str:
     """The whole page."""
     house = Environment(
-        loader=PackageLoader("launchers", "page"),
+        loader=PackageLoader("launchers.report", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    house.globals.update(first_line=first_line, runs=report_table.runs, checkpoints=report_table.checkpoints,
-                         splits=report_table.splits, words=report_table.WORDS)  # fmt: skip
+    house.globals.update(first_line=first_line, runs=table.runs, checkpoints=table.checkpoints,
+                         splits=table.splits, words=table.WORDS)  # fmt: skip
     house.filters["svg"] = lambda drawn, key: inline_svg(drawn, f"{key}-{_slug(drawn.name)}")
-    own = files("launchers") / "page"
+    own = files("launchers.report") / "page"
     style, script = ((own / name).read_text("utf-8") for name in ("report.css", "report.js"))
-    rows = [run.row for section in made for run in report_table.runs(section.summary)]
+    rows = [run.row for section in made for run in table.runs(section.summary)]
     dates = sorted(row.created[:10] for row in rows)
     return house.get_template("report.html").render(
         sections=made,
@@ -203,7 +204,3 @@ def _open(path: Path) -> None:
         return
     with suppress(webbrowser.Error, OSError):
         webbrowser.open(path.resolve().as_uri())
-
-
-if __name__ == "__main__":
-    main()

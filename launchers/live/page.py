@@ -12,8 +12,8 @@ from rich.text import Text
 
 from launchers.columns import Column, columns
 from launchers.draw import FIRST_WIDTH
-from launchers.live_eta import about, clock
-from launchers.live_jobs import Job, View
+from launchers.live.eta import about, clock
+from launchers.live.jobs import Job, View
 from launchers.summary import Summary
 
 SHARE = 0.75  # of the terminal's height: log lines stay in sight above

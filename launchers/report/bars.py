@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launchers.labels import labels
-from launchers.report_axes import Choice
-from launchers.report_points import Measure, accuracy, measures
-from launchers.report_style import COLUMN, INK, LOOKS, PAGE, SAYS, TEXT, Drawn, named, styled
+from launchers.report.axes import Choice
+from launchers.report.points import Measure, accuracy, measures
+from launchers.report.style import COLUMN, INK, LOOKS, PAGE, SAYS, TEXT, Drawn, named, styled
 from launchers.summary import Line, Summary
 
 GROUPS = 6  # of bars in a figure at most

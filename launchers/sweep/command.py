@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from hydra.errors import HydraException
 
-from launchers import sweep_wandb
-from launchers.sweep_axes import read
-from launchers.sweep_check import check
+from launchers.sweep import agents
+from launchers.sweep.axes import read
+from launchers.sweep.check import check
 from merging.errors import UserError
 from merging.files import write_text
 
@@ -31,7 +31,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     second = commands.add_parser("wandb", help="write a W&B sweep; its agents run `duet`")
     second.set_defaults(run=write)
     second.add_argument("--file", help="where to write it (<experiment>.sweep.yaml)")
-    second.add_argument("--method", choices=sweep_wandb.METHODS, default="grid", help="how W&B chooses (grid)")
+    second.add_argument("--method", choices=agents.METHODS, default="grid", help="how W&B chooses (grid)")
     second.add_argument("--register", action="store_true", help="also make it known to the server")
     for command in (first, second):
         command.add_argument("overrides", nargs="+", help="experiment=NAME and any overrides, as for duet")
@@ -49,13 +49,9 @@ def show(chosen: argparse.Namespace) -> None:
 
 def write(chosen: argparse.Namespace) -> None:
     """The YAML file and, if wanted, the registered sweep."""
-    sweep = read(sweep_wandb.tracked(chosen.overrides))
-    made = sweep_wandb.definition(sweep, chosen.method)
-    path = write_text(chosen.file or f"{made['name']}.sweep.yaml", sweep_wandb.text(sweep, made))
+    sweep = read(agents.tracked(chosen.overrides))
+    made = agents.definition(sweep, chosen.method)
+    path = write_text(chosen.file or f"{made['name']}.sweep.yaml", agents.text(sweep, made))
     print(f"wrote {path}; `wandb sweep {path}` registers it")
     if chosen.register:
-        print(f"registered; run `wandb agent {sweep_wandb.register(made)}` on any number of machines")
-
-
-if __name__ == "__main__":
-    main()
+        print(f"registered; run `wandb agent {agents.register(made)}` on any number of machines")

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launchers.labels import labels
-from launchers.report_axes import Run
-from launchers.report_points import SPAN, Point, measures, scale
-from launchers.report_style import COLUMN, MARKERS, OKABE_ITO, STYLES, Drawn, styled
+from launchers.report.axes import Run
+from launchers.report.points import SPAN, Point, measures, scale
+from launchers.report.style import COLUMN, MARKERS, OKABE_ITO, STYLES, Drawn, styled
 from launchers.summary import Line, Summary
 
 CURVES = 6  # in one panel at most

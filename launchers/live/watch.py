@@ -14,11 +14,11 @@ from typing import Protocol
 from omegaconf import DictConfig
 from rich.console import Console, RenderableType
 
-from launchers.live_jobs import Jobs, View, clock_of
-from launchers.live_page import SHARE, page, status
-from launchers.live_plan import plan_of, planned
-from launchers.live_results import Results
-from launchers.live_terminal import Terminal
+from launchers.live.jobs import Jobs, View, clock_of
+from launchers.live.page import SHARE, page, status
+from launchers.live.plan import plan_of, planned
+from launchers.live.results import Results
+from launchers.live.terminal import Terminal
 from launchers.rows import Row
 from launchers.summary import Summary, summarise
 from launchers.table import RESULTS, WIDTH
@@ -183,7 +183,3 @@ def source_of(folder: Path) -> Source:
 def _whole(view: View) -> RenderableType:
     width = Console().width if sys.stdout.isatty() else WIDTH
     return page(view, summarise(view.rows), width, 10_000)
-
-
-if __name__ == "__main__":
-    main()

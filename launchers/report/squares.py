@@ -5,8 +5,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from launchers.report_maps import paint
-from launchers.report_style import COLUMN, PAGE, TEXT, Drawn, named, styled
+from launchers.report.maps import paint
+from launchers.report.style import COLUMN, PAGE, TEXT, Drawn, named, styled
 from launchers.routing_figure import matrix
 from launchers.summary import Line, Summary
 

@@ -7,9 +7,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from launchers.plots import COLOURS, ink
-from launchers.report_axes import Grid
-from launchers.report_points import SPAN, Measure, measures
-from launchers.report_style import COLUMN, MISSING, PAGE, TEXT, Drawn, styled
+from launchers.report.axes import Grid
+from launchers.report.points import SPAN, Measure, measures
+from launchers.report.style import COLUMN, MISSING, PAGE, TEXT, Drawn, styled
 from launchers.summary import Line, Summary
 
 CELL = 0.62  # inches a cell is wide at most

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from launchers.hints import GROUPS
-from launchers.sweep_axes import (
+from launchers.sweep.axes import (
     Sweep,
     alone,
     check_exists,

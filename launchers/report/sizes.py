@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launchers.columns import COMPETE
-from launchers.report_axes import LONG, runs
-from launchers.report_curves import CURVES, curve_panels, names
-from launchers.report_points import Measure, Point, accuracy, pareto, scale
-from launchers.report_style import INK, LOOKS, PAGE, SAYS, TEXT, Drawn, named, settle, styled
+from launchers.report.axes import LONG, runs
+from launchers.report.curves import CURVES, curve_panels, names
+from launchers.report.points import Measure, Point, accuracy, pareto, scale
+from launchers.report.style import INK, LOOKS, PAGE, SAYS, TEXT, Drawn, named, settle, styled
 from launchers.summary import Line, Summary
 
 PLACES = ((5, 0, "left", "center"), (-5, 0, "right", "center"), (0, 5, "center", "bottom"), (0, -5, "center", "top"),

@@ -8,8 +8,8 @@ import yaml
 from hydra.errors import HydraException
 
 from launchers import reach
-from launchers.sweep_axes import Sweep, composed, parsed, value_of
-from launchers.sweep_check import check
+from launchers.sweep.axes import Sweep, composed, parsed, value_of
+from launchers.sweep.check import check
 from merging.errors import UserError
 
 METHODS = ("grid", "random", "bayes")
@@ -18,7 +18,7 @@ GOAL = {"name": "accuracy/norm", "goal": "maximize"}  # as the tracker logs it
 
 
 def definition(sweep: Sweep, method: str = "grid") -> dict[str, Any]:
-    """The sweep as W&B wants it. Raises UserError where it cannot be one: see `sweep_axes.check`, and scalars only."""
+    """The sweep as W&B wants it. Raises UserError where it cannot be one: see `sweep.check`, and scalars only."""
     check(sweep)
     if method == "grid" and sweep.intervals:
         raise UserError(

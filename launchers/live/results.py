@@ -10,8 +10,8 @@ import yaml
 
 from launchers import rows
 from launchers.claims import owner
-from launchers.live_jobs import LISTED, Job, View, job_folders, time_of_change
-from launchers.live_plan import Choices, Plan
+from launchers.live.jobs import LISTED, Job, View, job_folders, time_of_change
+from launchers.live.plan import Choices, Plan
 from launchers.rows import Row
 
 NEWEST = 20  # runs and sweeps in which the name of a claimed cell is looked for

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from launchers.notes import first_line
 from launchers.plots import COLOURS, SPAN, ink
-from launchers.report_style import MISSING, PAGE, TEXT, Drawn, named, styled
+from launchers.report.style import MISSING, PAGE, TEXT, Drawn, named, styled
 from launchers.summary import Line, Summary, Value
 
 NAMES = 1.9  # inches for the names of lines

@@ -8,9 +8,9 @@ from dataclasses import replace
 from itertools import groupby
 
 from launchers.labels import identity, labels
-from launchers.report_curves import curve_panels
-from launchers.report_points import Point, accuracy
-from launchers.report_style import COLUMN, Drawn, styled
+from launchers.report.curves import curve_panels
+from launchers.report.points import Point, accuracy
+from launchers.report.style import COLUMN, Drawn, styled
 from launchers.rows import Row
 from launchers.summary import Line, Summary, over_seeds
 

@@ -14,8 +14,8 @@ import yaml
 
 from launchers import rows
 from launchers.claims import owner
-from launchers.live_eta import Computed, Running, Waiting, left
-from launchers.live_plan import Choices, Plan, group, kinds
+from launchers.live.eta import Computed, Running, Waiting, left
+from launchers.live.plan import Choices, Plan, group, kinds
 from launchers.rows import Row
 from merging.errors import UserError
 

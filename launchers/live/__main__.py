@@ -1,0 +1,5 @@
+"""`python -m launchers.live`."""
+
+from launchers.live.watch import main
+
+main()

@@ -1,0 +1,1 @@
+"""Result rows as one HTML page, and its figures for a paper."""

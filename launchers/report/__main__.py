@@ -1,0 +1,5 @@
+"""`python -m launchers.report`."""
+
+from launchers.report.html import main
+
+main()

@@ -1,0 +1,1 @@
+"""What an experiment sweeps: read, checked, handed out."""

@@ -1,0 +1,5 @@
+"""`python -m launchers.sweep`."""
+
+from launchers.sweep.command import main
+
+main()
