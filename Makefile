@@ -1,5 +1,5 @@
 # make run: the comparison on mini8; make sweep: a short ablation and its report; make test; make check: linters, types
-# and tests. The first call makes .venv.
+# and tests, whole files in parallel, slow ones first. The first call makes .venv.
 PY ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -13,7 +13,7 @@ sweep: setup
 	.venv/bin/python -m launchers.report --open
 
 test: setup
-	.venv/bin/python -m pytest -n auto --dist loadfile
+	.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	.venv/bin/ruff check .

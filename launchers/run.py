@@ -21,6 +21,7 @@ from launchers import rows
 from launchers.callback import LISTED, check_writable, draw
 from launchers.cells import Cell, Setup, finish, needs_of
 from launchers.claims import Taken, owner
+from launchers.extras import missing
 from launchers.front import Point, objectives
 from launchers.hints import hint
 from launchers.live import watch
@@ -196,7 +197,7 @@ def main() -> None:
     """The console script."""
     logging.raiseExceptions = False  # a full disk is told once, not again for every line of run.log
     _COMMAND.process, _COMMAND.failed = os.getpid(), 0
-    if (wrong := problem(sys.argv[1:])) is not None:
+    if (wrong := missing(sys.argv[1:]) or problem(sys.argv[1:])) is not None:
         sys.exit(wrong)
     try:
         job()

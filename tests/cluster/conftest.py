@@ -14,7 +14,7 @@ from sweeps import PRESET, SETTING, Cluster, started
 def cluster():
     """Started where root can start one and the plugin is installed, else a skip that says what is missing."""
     if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-        pytest.skip("needs pip install 'duet-merging[slurm]'")
+        pytest.skip("needs pip install -e '.[slurm]'")
     with tempfile.TemporaryDirectory(prefix="slurm") as folder, pytest.MonkeyPatch.context() as patch:
         found = Cluster(folder)
         found.script("up")

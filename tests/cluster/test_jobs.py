@@ -88,7 +88,7 @@ def test_accounting_is_looked_for(script, missing, tmp_path, monkeypatch):
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     """Makes a job of a sweep that has ended: with a result, or without and in this state."""
-    submitit = pytest.importorskip("submitit", reason="needs pip install 'duet-merging[slurm]'")
+    submitit = pytest.importorskip("submitit", reason="needs pip install -e '.[slurm]'")
     import cloudpickle
     from submitit.slurm.slurm import SlurmJob
 

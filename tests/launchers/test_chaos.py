@@ -88,15 +88,16 @@ def numbers(output):
 
 def phases(output):
     """What a killed process was in the middle of, by what it left."""
-    made, cached = output / "results", output / ".cache"
+    files = [Path(folder, name) for folder, _, names in os.walk(output) for name in names]  # some vanish meanwhile
+    left = lambda pattern: any(file.match(pattern) for file in files)  # noqa: E731
     return {
         name
         for name, found in {
-            "experts": any(cached.glob("??/*")) and not any(made.glob("*.json")),
-            "claim": any(made.glob("*.claim")),
-            "gates or scores": any(cached.glob("unfinished/*/*/*")),
-            "half a file": any(cached.rglob(".*.*.*")) or any(made.glob(".*.json.*")),
-            "between rows": 0 < len(list(made.glob("*.json"))) < 8,
+            "experts": left(".cache/??/*") and not left("results/*.json"),
+            "claim": left("results/*.claim"),
+            "gates or scores": left("unfinished/*/*/*"),
+            "half a file": left(".*.*.*"),
+            "between rows": 0 < sum(file.match("results/*.json") for file in files) < 8,
         }.items()
         if found
     }
