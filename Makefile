@@ -10,7 +10,7 @@ run: setup
 
 sweep: setup
 	.venv/bin/duet experiment=mini8_bytes
-	.venv/bin/python -m launchers.report --open
+	.venv/bin/python -m launchers.report --output outputs/report.html --open
 
 test: setup
 	.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

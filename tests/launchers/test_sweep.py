@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from launchers.sweep import agents, command
 from launchers.sweep.axes import Sweep, _composed, alone, composed, read
@@ -60,6 +61,22 @@ def test_an_experiment_says_what_it_is_and_is_a_sweep(name):
         told = head.split("# Axes: ")[1].split("Draws:")[0]
         assert all(key.split(".")[-1].split("@")[-1].split("_")[0] in told or "both ranks" in told
                    for key in yaml.safe_load(text)["hydra"]["sweeper"]["params"])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_an_experiment_sets_is_set(name):
+    needs_plugin(name)
+    config = OmegaConf.to_container(composed([f"experiment={name}"]), resolve=False)
+    for part, told in yaml.safe_load(TEXTS[name]).items():
+        if part not in ("defaults", "hydra"):
+            assert merged(config[part], told) == config[part]
+
+
+def merged(value, told):
+    """`value` with what an experiment says of it."""
+    if not isinstance(told, dict):
+        return told
+    return value | {key: merged(value[key], each) for key, each in told.items()}
 
 
 @pytest.mark.parametrize(
