@@ -18,7 +18,7 @@ from merging.errors import UserError
 FOLDER = Path(__file__).parents[2] / "conf" / "experiment"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 TEXTS = {name: (FOLDER / f"{name}.yaml").read_text() for name in FILES}
-CLIP = ["backbone=clip_vit_b32", "experts=hub_a", "suite=clip8"]
+CLIP = ["experts=hub_a", "suite=clip8"]
 
 
 def needs_plugin(name):
