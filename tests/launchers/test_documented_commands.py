@@ -33,7 +33,8 @@ def commands():
 def test_it_composes_and_its_method_builds(words):
     overrides = OverridesParser.create().parse_overrides([word for word in words if word not in FLAGS])
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    assert len(jobs) == 1 or FLAGS & set(words)
+    is_sweep = FLAGS & set(words) or any(word.startswith("experiment=") for word in words)  # its file says so
+    assert len(jobs) == 1 or is_sweep
     for job in jobs:
         with initialize_config_module("conf", version_base="1.3"):
             config = compose("config", job)
