@@ -10,6 +10,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
+from launchers.extras import missing
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FLAGS = {"-m", "--multirun"}
@@ -31,6 +33,8 @@ def commands():
 
 @pytest.mark.parametrize("words", commands())
 def test_it_composes_and_its_method_builds(words):
+    if (needed := missing(words)) is not None:
+        pytest.skip(needed)
     overrides = OverridesParser.create().parse_overrides([word for word in words if word not in FLAGS])
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     is_sweep = FLAGS & set(words) or any(word.startswith("experiment=") for word in words)  # its file says so
