@@ -57,6 +57,8 @@ def test_jobs_that_ran_out_of_time_or_were_preempted_go_on_where_they_were(clust
     trained = [path.stat().st_ino for path in found]
     cluster.told("sbatch", "-p", "urgent", "--exclusive", "-o", "/dev/null", "--wrap", "true")
     assert command.wait() == 0, command.stderr
+    # submitit says how many time-outs remain after `scontrol requeue`, which may have killed it by then
+    assert "Job has timed out" in command.log(timed_out) and "DUE TO PREEMPTION" in command.log(preempted)
     assert cluster.lives(timed_out) > 0, command.log(timed_out)
     assert cluster.lives(preempted) > 0, command.log(preempted)
     assert numbers(command.output, "wemoe", "duet") == numbers(ready / "quiet", "wemoe", "duet")
