@@ -17,9 +17,10 @@ import tasks
 from launchers import rows
 from launchers.claims import Taken, claim
 from launchers.gates import Fitted, code, content, fitted
+from launchers.opened import SCALE, Opened, adaptation
 from launchers.rows import Row
 from merging.accounting import macs
-from merging.adapt import Log, Oracle, Router
+from merging.adapt import Learned, Log, Router
 from merging.api import describe
 from merging.cache import Cache
 from merging.errors import UserError
@@ -114,14 +115,16 @@ class Cell:
         `on_task` hears each accuracy, `log_step` the losses of a gate in training. Scores and trained gates of a run
         that was killed are used again.
         """
-        grid, clock, journal = self.setup.grid, Clock(), self.journal
-        merged = self.method(self.setup.experts)
+        grid, clock, journal, opened = self.setup.grid, Clock(), self.journal, Opened()
+        merged = self.method(opened.watched(self.setup.experts, f"method={self.label}", needs_of(self.method)))
         clock.lap("merge")
         merged, validation = self.scale.choose(merged, grid, journal)
+        if validation is not None and isinstance(self.scale, Search):
+            opened.note(SCALE, self.scale.split)
         clock.lap("search")
         collapsed: list[str] = []
         if merged.routing is not None and merged.routing.router == "learned":
-            merged, collapsed, spent = self._fitted(merged, journal, log_step)
+            merged, collapsed, _, spent = self._fitted(merged, journal, opened, log_step)
             clock.lap("router", spent)
         scored = grid.score(merged, self.split, on_task, journal)
         clock.lap("score")
@@ -136,25 +139,29 @@ class Cell:
             scale=merged.scale,
             scale_source="-" if merged.scale is None else "fixed" if validation is None else self.scale.source,
             seconds=clock.seconds,
-            **self.told(merged, scored.routing),
+            **self.told(merged, scored.routing, opened.splits),
         )
         log.info("%s: %s", self.label, said(row))
         return row
 
-    def _fitted(self, merged: Merged, journal: Journal, log_step: Log) -> Fitted:
+    def _fitted(self, merged: Merged, journal: Journal, opened: Opened, log_step: Log) -> Fitted:
         """The merge with trained gates, those of an equal merge if there are any."""
-        setup, router, keep = self.setup, self.router, partial(journal.tensors, "gates")
-        if setup.gates is not None and not isinstance(router, Oracle):
+        setup, router, keep = self.setup, self.router, partial(journal.tensors, "fitted gates")
+        if setup.gates is not None and isinstance(router, Learned):
             keep = partial(setup.gates.tensors, content(router, merged, setup.experts, self.config, setup.checkpoints))
-        return fitted(router, merged, setup.experts, self.config["seed"], keep, log_step)
+        found = fitted(router, merged, setup.experts, self.config["seed"], keep, log_step)
+        for split in found.splits:
+            opened.note(f"router={router.name}", split)
+        return found
 
-    def told(self, merged: Merged, found: RoutingFound | None) -> dict[str, Any]:
+    def told(self, merged: Merged, found: RoutingFound | None, opened: dict[str, list[str]]) -> dict[str, Any]:
         """What a row says of the merged model itself."""
-        routing, looks = merged.routing, needs_of(self.method) == "inputs"
-        adaptation = (routing.adaptation if routing else None) or ("calibration" if looks else "none")
+        routing, adapted, declared = merged.routing, adaptation(opened), needs_of(self.method)
+        looked = "nothing" if adapted == "none" else "inputs"
         return {
-            "needs": "inputs" if adaptation != "none" else needs_of(self.method),
-            "adaptation": adaptation,
+            "needs": declared if declared == "labels" else looked,
+            "opened": opened,
+            "adaptation": adapted,
             "router": routing.router if routing else "none",
             "granularity": routing.granularity if routing else "none",
             "stored_bytes": merged.stored_bytes,

@@ -96,6 +96,7 @@ def _record(line: Line) -> dict[str, Any]:
         "router": row.router,
         "granularity": row.granularity,
         "adaptation": row.adaptation,
+        "opened": "; ".join(f"{split}: {', '.join(who)}" for split, who in row.opened.items()) or None,
         **dict(_pair("routed_right", line.routed_right)),
         **dict(_pair("energy", line.energy)),
         "collapsed": " ".join(dict.fromkeys(task for each in line.rows for task in each.collapsed)) or None,

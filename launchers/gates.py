@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import merging
+from launchers.opened import Opened
 from merging.adapt import Learned, Log, Router
 from merging.cache import key_of
 from merging.experts import Experts
@@ -20,10 +21,11 @@ Make = Callable[[], dict[str, Tensor]]
 
 
 class Fitted(NamedTuple):
-    """A merge with its gates, the tasks that the collapse guard suspects, and how long the training took."""
+    """A merge with its gates, the tasks that the collapse guard suspects, the splits and the time of the training."""
 
     merged: Merged
     collapsed: list[str]
+    splits: tuple[str, ...]
     seconds: float
 
 
@@ -33,32 +35,35 @@ def fitted(
     """Train the gates of a merge, unless `keep` has them; `log` hears the losses of a training that takes place."""
 
     def fit() -> dict[str, Tensor]:
-        begin = time.perf_counter()
-        trained, collapsed = router.fit(merged, experts, seed, log)
+        begin, opened = time.perf_counter(), Opened()
+        trained, collapsed = router.fit(merged, opened.watched(experts, router.name), seed, log)
         gates = trained.routing.gates if trained.routing is not None else None  # an oracle has none
         suspected = torch.tensor([task in collapsed for task in merged.tasks])
         spent = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-        return {**({} if gates is None else gates.state_dict()), "collapsed": suspected, "seconds": spent}
+        looked = torch.tensor(list(" ".join(opened.by(router.name)).encode()), dtype=torch.uint8)
+        facts = {"collapsed": suspected, "splits": looked, "seconds": spent}
+        return {**({} if gates is None else gates.state_dict()), **facts}
 
     found = keep(fit)
-    suspected, spent = found.pop("collapsed").tolist(), float(found.pop("seconds"))
+    suspected, looked = (found.pop(name).tolist() for name in ("collapsed", "splits"))
+    spent = float(found.pop("seconds"))
     names = [task for task, collapsed in zip(merged.tasks, suspected, strict=True) if collapsed]
-    return Fitted(router.restored(merged, found), names, spent)
+    return Fitted(router.restored(merged, found), names, tuple(bytes(looked).decode().split()), spent)
 
 
-def content(router: Router, merged: Merged, experts: Experts, config: Mapping[str, Any], ids: Mapping[str, str]) -> str:
+def content(
+    router: Learned, merged: Merged, experts: Experts, config: Mapping[str, Any], ids: Mapping[str, str]
+) -> str:
     """The cache key of gates: equal keys are equal gates. `config` is the cell's, `ids` name its checkpoints.
 
     Where no task-specific part is before a gate in training, the shared weights alone count, whatever made them.
     """
-    split = router.split if isinstance(router, Learned) else "calibration"
-    images = experts.unlabelled(f"router={router.name}", split).ids
-    sees_own = not isinstance(router, Learned) or router.sees_own
+    images = experts.unlabelled(f"router={router.name}", router.split).ids
     made = {"method": config["method"], "scale": merged.scale, "checkpoints": ids, "experts": config["experts"]}
     init = merged.routing.init if merged.routing is not None else None
-    learned_from = made if sees_own else [_shared(merged), sorted(merged.own), init]
+    learned_from = made if router.sees_own else [_shared(merged), sorted(merged.own), init]
     how = {name: config[name] for name in ("router", "backbone", "suite", "seed", "engine")}
-    return key_of("gates", learned_from, how, merged.parts, images, code(merging.__path__[0]))
+    return key_of("fitted gates", learned_from, how, merged.parts, images, code(merging.__path__[0]))
 
 
 def _shared(merged: Merged) -> str:

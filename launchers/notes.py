@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from launchers.rows import Row
-from launchers.summary import Line, Summary
+from launchers.summary import Line, Summary, is_transductive
 
 
 def notes(summary: Summary) -> list[str]:
@@ -37,9 +37,10 @@ def _routed(lines: Sequence[Line]) -> list[str]:
         said.append(f"Told the true task of every image (oracle; no fair rival, never bold): {', '.join(oracle)}.")
     if right := [f"{line.label} {100 * line.routed_right.mean:.1f}" for line in scored if line.routed_right]:
         said.append(f"Routed right (largest weight on the own task), in percent: {', '.join(right)}.")
-    for split in sorted({row.adaptation for line in scored for row in line.rows} - {"none"}):
-        who = ", ".join(line.label for line in scored if any(row.adaptation == split for row in line.rows))
-        kind = " (transductive; no fair rival, never bold)" if split == "test" else ""
+    adapted = [(row.adaptation, is_transductive(row), line.label) for line in scored for row in line.rows]
+    for split, leaks in sorted({(split, leaks) for split, leaks, _ in adapted if split != "none"}):
+        who = ", ".join(dict.fromkeys(label for *seen, label in adapted if seen == [split, leaks]))
+        kind = " (transductive; no fair rival, never bold)" if leaks else ""
         said.append(f"Saw the unlabelled {split} images{kind}: {who}.")
     return said + [
         f"Suspected of collapse: {', '.join(row.collapsed)} in {line.label} (seed {row.seed})."

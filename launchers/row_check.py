@@ -16,14 +16,14 @@ class Problem(NamedTuple):
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "method", "suite", "scale_source", "needs", "router", "granularity"), str),
     **dict.fromkeys(("family", "code", "created", "adaptation"), str),
-    **dict.fromkeys(("config", "accuracy", "checkpoints", "splits", "seconds", "routing", "energy"), dict),
+    **dict.fromkeys(("config", "accuracy", "checkpoints", "splits", "seconds", "routing", "energy", "opened"), dict),
     **dict.fromkeys(("seed", "stored_bytes", "macs", "params"), int),
     **dict.fromkeys(("tasks", "collapsed", "remarks", "similarity"), list),
     "validation": (dict, type(None)),
     "scale": (float, int, type(None)),
     "error": (str, type(None)),
 }
-INSIDE = {"checkpoints": str, "splits": dict, "tasks": str, "collapsed": str, "remarks": str}
+INSIDE = {"checkpoints": str, "splits": dict, "tasks": str, "collapsed": str, "remarks": str, "opened": list}
 
 
 def problem(row: Any) -> Problem | None:
@@ -49,6 +49,9 @@ def _types(row: Any) -> Iterator[Problem]:
         for key, value in inner:
             if not isinstance(value, kind):
                 yield Problem(f"wrong type in {name}: {value!r}", (name, key) if key else (name,))
+    for split, who in row.opened.items():
+        if not all(isinstance(name, str) for name in who):
+            yield Problem(f"wrong type in opened: {who!r}", ("opened", split))
     for phase, seconds in row.seconds.items():
         if not is_number(seconds):
             yield Problem(f"seconds of {phase} are {seconds!r}, no number", ("seconds", phase))

@@ -45,6 +45,9 @@ class Row:
     created: str  # ISO time, UTC
     error: str | None = None
     adaptation: str = "none"  # the split whose unlabelled images the method or its router saw; "test" is transductive
+    opened: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # split -> who looked at it before the score; empty: none
     params: int = 0  # numbers stored for what is mixed and for the gates
     routing: dict[str, Any] = field(default_factory=dict)  # "matrix" true task x mean weight, "accuracy" per task
     energy: dict[str, list[float]] = field(default_factory=dict)  # parameter -> share of each task vector's energy

@@ -149,7 +149,10 @@ def _data(row: Row) -> list[str]:
     return [
         f"Scored on the {names} split ({images}), seed {row.seed}.",
         f"The method needs {row.needs} besides weights. "
-        + seen.get(row.adaptation, f"It saw the unlabelled {row.adaptation} images before."),
+        + seen.get(row.adaptation, f"It saw the unlabelled {row.adaptation} images before.")
+        + "".join(
+            f" {split.capitalize()} images were opened by {', '.join(who)}." for split, who in row.opened.items()
+        ),
         *row.remarks,
     ]
 

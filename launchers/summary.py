@@ -49,8 +49,8 @@ class Line:
 
     @property
     def transductive(self) -> bool:
-        """It saw unlabelled images that it is scored on."""
-        return any(row.adaptation == "test" for row in self.rows)
+        """It saw unlabelled images that it is scored on, or of the test split."""
+        return any(is_transductive(row) for row in self.rows)
 
     @property
     def routed_right(self) -> Value | None:
@@ -79,6 +79,11 @@ class Summary:
         kinds = [line.kind for line in self.lines]
         return [index for index, (one, next_one) in enumerate(pairwise(kinds))
                 if one != next_one and {one, next_one} & {"routed", "oracle"}]  # fmt: skip
+
+
+def is_transductive(row: Row) -> bool:
+    """Whether it adapted to the test images, or to those of another split that it is scored on."""
+    return row.adaptation in {"test", *(split.get("name") for split in row.splits.values())}
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:

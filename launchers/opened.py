@@ -1,0 +1,54 @@
+"""Which splits a merge and its gates really looked at, and who did. Scoring is not counted: `Row.splits` tells it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from merging.calibration import Calibration
+from merging.errors import UserError
+from merging.experts import Experts
+
+SCALE = "scale"  # who picks a coefficient by labelled accuracy: selection, not adaptation
+ORDER = ("test", "val", "calibration", "train")  # of the splits that a row adapted on the first is its `adaptation`
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Notes every opening of a cell; `splits` is what the row keeps, split -> who, in the order of first openings."""
+
+    splits: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, who: str, split: str) -> None:
+        """`who` looked at a split, or uses what was computed from it earlier."""
+        names = self.splits.setdefault(split, [])
+        if who not in names:
+            names.append(who)
+
+    def watched(self, experts: Experts, who: str, needs: str = "inputs") -> Experts:
+        """The same experts, noting the splits that `who` opens; one that `needs` nothing is refused with a UserError.
+
+        What a cache holds of a split's images is keyed by them, so its use opens the split too, without reading one.
+        """
+        give = experts.calibration
+        if give is None:
+            return experts
+
+        def opening(split: str) -> Calibration:
+            if needs == "nothing":
+                raise UserError(
+                    f"{who} opens the unlabelled {split} images, but says that it needs nothing besides weights. Let "
+                    f'its class say what it uses: needs: ClassVar[str] = "inputs".'
+                )
+            self.note(who, split)
+            return give(split)
+
+        return replace(experts, calibration=opening)
+
+    def by(self, who: str) -> tuple[str, ...]:
+        """The splits that `who` opened."""
+        return tuple(split for split, names in self.splits.items() if who in names)
+
+
+def adaptation(opened: Mapping[str, Sequence[str]]) -> str:
+    """The split that the numbers of a row adapted to: where there are several the gravest, "test"; "none"."""
+    seen = [split for split, who in opened.items() if set(who) - {SCALE}]
+    return next((split for split in (*ORDER, *seen) if split in seen), "none")

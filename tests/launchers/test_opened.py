@@ -1,0 +1,151 @@
+"""A row names the splits that were really opened, and who opened them, whatever a method says or a cache holds."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import pytest
+import torch
+from cells import routed_row
+from torch.nn import functional
+
+from launchers import rows
+from launchers.cells import Cell, Setup
+from launchers.notes import notes
+from launchers.summary import summarise
+from merging import Cache
+from merging.adapt import Learned, Oracle, TaskId
+from merging.backbones.tower import Backbone
+from merging.errors import UserError
+from merging.experts import Experts
+from merging.methods import Duet, NeuronMask, TaskArithmetic, Twin
+from merging.routers import GateShape
+from tasks.grid import Fixed, Grid, Search
+from tasks.suite import Split, Suite, calibration
+
+TOWER = Backbone("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})
+EARLY = GateShape(sees="early", features="mean")
+CONFIG = {"seed": 0, "method": {}, "router": {}, "backbone": {}, "suite": {}, "engine": {}, "experts": {}}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Task double: a dozen random images per split."""
+
+    name: str
+    classes: tuple[str, ...] = ("a", "b")
+
+    def split(self, name):
+        rng = torch.Generator().manual_seed(len(self.name) + len(name))
+        return Split(
+            name, torch.randint(0, 255, (12, 3, 16, 16), generator=rng, dtype=torch.uint8), torch.arange(12) % 2
+        )
+
+    def head(self):
+        rng = torch.Generator().manual_seed(len(self.name))
+        return functional.normalize(torch.randn(2, 8, generator=rng), dim=-1)
+
+
+@dataclass(frozen=True)
+class Peeking:
+    """Merges statically after a look at the images of a split."""
+
+    split: str = "test"
+    needs: ClassVar[str] = "inputs"
+
+    def __call__(self, experts):
+        experts.unlabelled("peeking", self.split)
+        return TaskArithmetic()(experts)
+
+
+@dataclass(frozen=True)
+class Undeclared(Peeking):
+    needs: ClassVar[str] = "nothing"
+
+
+@pytest.fixture
+def setup(tmp_path):
+    suite = Suite("noise", (Noise("one"), Noise("three")))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        states = [TOWER.build().state_dict() for _ in range(3)]
+    store = Cache(tmp_path / "cache")
+    experts = Experts.open(states[0], states[1:], suite.names, store)
+    experts = replace(experts, calibration=partial(calibration, suite, TOWER))
+    return Setup(experts, Grid(suite, TOWER), "noise", store.folder / "unfinished", gates=store)
+
+
+def computed(setup, method, router=None, scale=None, split="test"):
+    router, config = router or Oracle(), CONFIG | {"split": split, "router": repr(router), "method": repr(method)}
+    return Cell("mine", method, scale or Fixed(), router, config, setup).compute(lambda task, score: None)
+
+
+def learned(split="calibration"):
+    return Learned(gate=EARLY, train=TaskId(steps=2), split=split)
+
+
+def test_a_method_that_looks_at_test_images_is_transductive(setup):
+    row = computed(setup, Peeking())
+    assert row.opened == {"test": ["method=mine"]} and row.adaptation == "test" and row.needs == "inputs"
+    (summary,) = summarise([row])
+    assert summary.lines[0].transductive
+    assert "Saw the unlabelled test images (transductive; no fair rival, never bold): mine." in notes(summary)
+
+
+def test_of_several_splits_the_test_split_counts(setup):
+    row = computed(setup, NeuronMask(then=Peeking()))
+    assert row.opened == {"calibration": ["method=mine"], "test": ["method=mine"]} and row.adaptation == "test"
+    row = computed(setup, Duet(rest=TaskArithmetic()), learned("test"))
+    assert row.opened == {"calibration": ["method=mine"], "test": ["router=task_id"]} and row.adaptation == "test"
+
+
+def test_an_opening_that_is_not_declared_is_refused(setup):
+    with pytest.raises(
+        UserError, match=r"method=mine opens the unlabelled test images, but says that it needs nothing"
+    ):
+        computed(setup, Undeclared())
+
+
+def test_who_declares_and_does_not_look_saw_nothing(setup):
+    row = computed(setup, Duet(static=False))
+    assert row.opened == {} and row.adaptation == "none" and row.needs == "nothing"
+
+
+def test_cached_activations_and_gates_are_recorded_without_reading_an_image(setup, monkeypatch):
+    first = computed(setup, Duet(), learned("test"))
+
+    def unread(*_):
+        raise AssertionError("trained or measured again")
+
+    monkeypatch.setattr("merging.neurons.activations", unread)
+    monkeypatch.setattr(Learned, "fit", unread)
+    again = computed(setup, Duet(), learned("test"))
+    assert again.opened == first.opened == {"calibration": ["method=mine"], "test": ["router=task_id"]}
+    unkept = replace(setup, gates=None)  # as redo=true: the gates of a killed run lie in its journal
+    cell = Cell("mine", Twin(), Fixed(), learned("test"), CONFIG, unkept)
+    monkeypatch.undo()
+    fresh = cell.compute(lambda task, score: None)
+    monkeypatch.setattr(Learned, "fit", unread)
+    assert cell.compute(lambda task, score: None).opened == fresh.opened == {"test": ["router=task_id"]}
+
+
+def test_a_search_opens_validation_and_adapts_to_nothing(setup):
+    row = computed(setup, TaskArithmetic(), scale=Search([0.1, 0.3]))
+    assert row.opened == {"val": ["scale"]} and row.adaptation == "none" and row.needs == "nothing"
+    assert computed(setup, TaskArithmetic()).opened == {}
+
+
+def test_the_split_that_is_scored_need_not_be_test(setup):
+    row = computed(setup, Twin(), learned("val"), split="val")
+    (summary,) = summarise([row])
+    assert row.adaptation == "val" and summary.lines[0].transductive
+    assert "Saw the unlabelled val images (transductive; no fair rival, never bold): mine." in notes(summary)
+
+
+def test_openings_survive_the_disk_and_older_rows_have_none(tmp_path):
+    row = routed_row(opened={"calibration": ["method=duet", "router=task_id"], "val": ["scale"]})
+    path = rows.write(row, tmp_path)
+    assert rows.read(tmp_path) == [row]
+    path.write_text(path.read_text().replace('"val": [', '"val": [7, '))
+    assert rows.read(tmp_path) == []
+    assert routed_row().opened == {}
