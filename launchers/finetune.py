@@ -4,6 +4,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.errors import InstantiationException
@@ -15,18 +16,18 @@ from rich.table import Table
 
 from launchers.callback import check_writable
 from launchers.claims import Taken, claim
-from merging.cache import GIB, Cache
 from merging.errors import UserError
-from tasks.bases import pretrained
-from tasks.engine import Engine
-from tasks.expert_files import Bench, Made
-from tasks.suite import Suite
+
+if TYPE_CHECKING:  # importing them imports torch, which `--help` does without
+    from tasks.engine import Engine
+    from tasks.expert_files import Bench, Made
+    from tasks.suite import Suite
 
 log = logging.getLogger(__name__)
 _FAILED: list[str] = []  # what went wrong in this process
 
 
-def run(config: DictConfig) -> list[Made]:
+def run(config: DictConfig) -> "list[Made]":
     """One expert per task; those that another process is making are left to it, and one that fails stops no other."""
     check_writable("folder", Path(config.folder))
     suite = instantiate(config.suite)
@@ -48,8 +49,12 @@ def run(config: DictConfig) -> list[Made]:
     return made
 
 
-def bench_of(config: DictConfig, suite: Suite) -> Bench:
+def bench_of(config: DictConfig, suite: "Suite") -> "Bench":
     """The typed objects that the configuration names; the base is opened, its weights are not read."""
+    from merging.cache import GIB, Cache
+    from tasks.bases import pretrained
+    from tasks.expert_files import Bench
+
     engine, backbone = engine_of(config), instantiate(config.backbone, _convert_="all")
     recipe, source = instantiate(config.recipe, _convert_="all"), instantiate(config.experts)
     cache = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
@@ -66,7 +71,7 @@ def bench_of(config: DictConfig, suite: Suite) -> Bench:
     )
 
 
-def engine_of(config: DictConfig) -> Engine:
+def engine_of(config: DictConfig) -> "Engine":
     """The engine; precision=auto is bf16 on a GPU and fp32 on a CPU."""
     if config.engine.precision != "auto":
         return instantiate(config.engine)
@@ -74,7 +79,7 @@ def engine_of(config: DictConfig) -> Engine:
     return replace(engine, precision="bf16") if engine.place.type == "cuda" else engine
 
 
-def show(made: list[Made]) -> None:
+def show(made: "list[Made]") -> None:
     """Print what there is now."""
     page = Table("expert", "val before", "val after", "file", box=box.HORIZONTALS)
     for each in made:

@@ -5,22 +5,21 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from merging.backbones.tower import Backbone
 from merging.errors import UserError
-from merging.preflight import some
-from tasks.engine import Engine
-from tasks.suite import Suite
+
+if TYPE_CHECKING:  # importing them imports torch
+    from merging.backbones.tower import Backbone
+    from tasks.engine import Engine
+    from tasks.suite import Suite
 
 GB = 1e9
 PROBE = 8  # images run through a random tower to know its speed
 log = logging.getLogger(__name__)
 
 
-def foresee(suite: Suite, source: Any, backbone: Backbone, engine: Engine, splits: Sequence[str]) -> None:
+def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine", splits: Sequence[str]) -> None:
     """Log what is to be downloaded and decoded, and how long scoring takes; nothing for what is made or cached here.
 
     Raises UserError where a file is missing from its repository and where a disk is too small.
@@ -36,6 +35,7 @@ def foresee(suite: Suite, source: Any, backbone: Backbone, engine: Engine, split
 
 def downloads(wanted: list[Any]) -> None:
     """The files of base and experts that are not cached."""
+    from merging.preflight import some
     from tasks.vision.hub import check_room, plan
 
     missing = [each for each in plan(wanted) if not each.cached]
@@ -48,8 +48,10 @@ def downloads(wanted: list[Any]) -> None:
     log.info("to download: %d files, %s, into %s: %s", len(missing), known, missing[0].where, names)
 
 
-def decoding(needs: list[Any], suite: Suite) -> None:
+def decoding(needs: list[Any], suite: "Suite") -> None:
     """The images that are not decoded yet. Raises UserError unless they fit on the disk."""
+    from merging.preflight import some
+
     if not needs:
         return
     folder = next(Path(task.store.images) for task in suite.tasks if hasattr(task, "store"))  # type: ignore[attr-defined]
@@ -64,7 +66,7 @@ def decoding(needs: list[Any], suite: Suite) -> None:
         )
 
 
-def duration(suite: Suite, backbone: Backbone, engine: Engine) -> None:
+def duration(suite: "Suite", backbone: "Backbone", engine: "Engine") -> None:
     """How long one model takes on the test images and on those of validation, by a measured speed."""
     counts = {split: sum(expected(task, split) or 0 for task in suite.tasks) for split in ("test", "val")}
     if not counts["test"]:
@@ -84,8 +86,10 @@ def expected(task: Any, split: str) -> int | None:
     return None if known is None else len(task.rule.choose(split, known.sizes.get, task.name).indices)
 
 
-def speed(backbone: Backbone, engine: Engine) -> float:
+def speed(backbone: "Backbone", engine: "Engine") -> float:
     """Images per second through the static tower: the best of three batches after a first one."""
+    import torch
+
     side = int(backbone.vision_cfg["image_size"])  # type: ignore[call-overload]
     tower = backbone.build().to(engine.place)
     images = torch.zeros(PROBE, 3, side, side, device=engine.place)

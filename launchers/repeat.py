@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from launchers import rows
+from launchers.job import resolved
 from launchers.rows import Row
-from launchers.run import resolved
 from merging.errors import UserError
 
 Config = dict[str, Any]

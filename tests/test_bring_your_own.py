@@ -123,12 +123,12 @@ def test_the_guide_stays_short():
 
 def main(lines):
     """Run the commands one after another in this process, the Python of the guide in the end."""
-    from launchers import finetune, run
+    from launchers import finetune, job, run
 
     statuses = []
     for words in lines:
         sys.argv = words
-        run._SETUPS.clear()
+        job._SETUPS.clear()
         try:
             {"duet": run, "duet-finetune": finetune}[words[0]].main()
             statuses.append(0)

@@ -8,7 +8,7 @@ import console
 import pytest
 from console import by_method
 
-from launchers import run
+from launchers import job, run
 
 WANDB = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE")
 
@@ -45,7 +45,7 @@ def duet_here(monkeypatch, capsys, tmp_path):
     def call(output, *arguments):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", console.command(output, *arguments))
-        monkeypatch.setattr(run, "_SETUPS", {})
+        monkeypatch.setattr(job, "_SETUPS", {})
         with console.logging_kept(), pytest.raises(SystemExit) as stop:
             run.main()
         page, errors = capsys.readouterr()

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 import conf
 from launchers import rows
+from launchers.job import resolved, targets
 from launchers.repeat import _composed
-from launchers.run import resolved, targets
 from launchers.sweep.axes import is_group, read, value_of
 
 FOLDER = Path(conf.__path__[0]) / "experiment"

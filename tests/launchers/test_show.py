@@ -13,8 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
 from launchers import rows
+from launchers.job import resolved
 from launchers.repeat import repeat, spelled
-from launchers.run import resolved
 from launchers.show import command, explain, main, pick
 from merging.errors import UserError
 

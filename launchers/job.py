@@ -1,0 +1,148 @@
+"""One Hydra job: compose -> check -> merge -> choose the scale -> score -> rows."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from launchers import rows
+from launchers.callback import LISTED, check_writable, draw
+from launchers.cells import Cell, Setup, finish, needs_of
+from launchers.claims import Taken, owner
+from launchers.preflight import foresee
+from launchers.rows import Row
+from launchers.sweep.group import group_of
+from launchers.track import Tracker
+from merging.adapt import Oracle
+from merging.cache import GIB, Cache
+from merging.errors import UserError
+from merging.files import write_text
+from merging.methods import Base, Expert
+from tasks.grid import Fixed, Grid, Search
+from tasks.suite import calibration
+
+log = logging.getLogger(__name__)
+DECIDES = ("backbone", "experts", "suite", "method", "scale", "router", "engine", "seed")  # what changes a number
+
+
+def run(config: DictConfig) -> list[str]:
+    """One Hydra job: the base, the chosen method and the experts. Returns the row files."""
+    folder, here = Path(config.output) / "results", Path(HydraConfig.get().runtime.output_dir)
+    if config.save is not None:
+        check_writable("save", Path(config.save).parent)
+    with instantiate(config.tracker) as tracker:
+        wanted = cell(config)
+        references = [reference(config, label) for label in ("base", "expert") if label != wanted.label]
+        files = [str((folder / f"{each.run_id}.json").resolve()) for each in (wanted, *references)]
+        write_text(here / LISTED, json.dumps(files))
+        if elsewhere(wanted, folder):
+            return files
+        title = f"{wanted.label} {wanted.setup.grid.suite.name}"
+        tracker.start(wanted.config, wanted.run_id, title, group_of(HydraConfig.get()))
+        found = list(beside(references, folder, tracker))
+        model = model_file(config, tracker, wanted, folder)
+        row = finish(wanted, folder, tracker.log_task, config.redo, model, log_step=tracker.log)
+        shown = sorted([row, *found], key=lambda each: each.created)
+        tracker.finish(row, shown, draw(shown, here) if tracker.pictures else {}, model)
+    return files
+
+
+def beside(references: Iterable[Cell], folder: Path, tracker: Tracker) -> Iterator[Row]:
+    """The rows of the reference cells, but for those that another process computes just now."""
+    for each in references:
+        with contextlib.suppress(Taken):  # between the look and the claim
+            if not elsewhere(each, folder):
+                yield finish(each, folder, partial(tracker.log_task, method=each.label), found_level=logging.DEBUG)
+
+
+def model_file(config: DictConfig, tracker: Tracker, wanted: Cell, folder: Path) -> str | None:
+    """Where the merged model is written: as told, else where the tracker wants it if there is no row yet."""
+    computed = config.redo or rows.find(folder, wanted.run_id, logging.DEBUG) is None
+    merged = wanted.label not in ("base", "expert")
+    return config.save or (tracker.model_file(wanted.run_id) if computed and merged else None)
+
+
+def elsewhere(wanted: Cell, folder: Path) -> bool:
+    """Whether another process computes the cell just now; says so."""
+    by = owner(folder, wanted.run_id)
+    if by is not None:
+        log.info("%s: being computed by %s; run the same command again for its row", wanted.label, by)
+    return by is not None
+
+
+def cell(config: DictConfig) -> Cell:
+    """The cell that the configuration names. Raises UserError for a split that is not scored."""
+    if config.split not in ("test", "val"):
+        raise UserError(f"split={config.split} is not scored. Choose test, or val while a setting is being chosen.")
+    decides = resolved(config)
+    label = HydraConfig.get().runtime.choices["method"]
+    method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
+    setup = setup_of(config, decides)
+    return Cell(label, method, scale, router, decides, replace(setup, gates=None) if config.redo else setup)
+
+
+def reference(config: DictConfig, label: str) -> Cell:
+    """The base or the experts on the same setup; no knob of the run's own method touches them."""
+    method = {"base": Base, "expert": Expert}[label]()
+    decides = resolved(config) | {"method": {"_target_": f"merging.methods.{type(method).__name__}"}, "scale": None,
+                                  "router": None}  # fmt: skip
+    decides["engine"].pop("batch", None)  # without a gate no image depends on those beside it
+    return Cell(label, method, Fixed(), Oracle(), decides, setup_of(config, decides))
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The part of the configuration that decides the numbers, as plain values."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    decides = {name: plain[name] for name in DECIDES}
+    decides["experts"].pop("workers", None)
+    decides["suite"].pop("store", None)
+    if decides["method"]["_target_"].endswith((".Base", ".Expert")):
+        decides["scale"] = None
+    if not any(getattr(get_class(target), "routed", False) for target in targets(decides["method"])):
+        decides["router"] = None  # what is static, or brings its own gate, is the same under every router
+    decides["engine"].pop("device")
+    if plain["split"] != "test":
+        decides["split"] = plain["split"]
+    if ((decides["router"] or {}).get("gate") or {}).get("granularity") not in ("batch", "mixed"):
+        decides["engine"].pop("batch")  # an image then does not depend on those beside it
+    return decides
+
+
+def targets(method: dict[str, Any]) -> list[str]:
+    """The classes of a method's configuration: its own and those of the methods inside it."""
+    inner = [each for value in method.values() if isinstance(value, dict) for each in targets(value)]
+    return [method["_target_"], *inner] if "_target_" in method else inner
+
+
+def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
+    """Experts and grid of this backbone, suite and seed, shared by the jobs of one process."""
+    engine, shared = instantiate(config.engine), ("backbone", "experts", "suite")
+    key = json.dumps([config.output, repr(engine), *(decides[name] for name in shared)], sort_keys=True)
+    if key not in _SETUPS:
+        store = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
+        suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
+        source = instantiate(config.experts)
+        foresee(suite, source, backbone, engine, looked_at(config, decides))
+        unlabelled = cache(partial(calibration, suite, backbone, device=engine.place))
+        experts = replace(source.open(suite, backbone, store), calibration=unlabelled)
+        grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
+        _SETUPS[key] = Setup(experts, grid, source.family, unfinished, getattr(source, "remarks", ()), store)
+    return _SETUPS[key]
+
+
+_SETUPS: dict[str, Setup] = {}
+
+
+def looked_at(config: DictConfig, decides: dict[str, Any]) -> list[str]:
+    """The splits that this job reads."""
+    searched = isinstance(instantiate(config.scale), Search) and decides["scale"] is not None
+    learned = decides["router"] is not None or needs_of(instantiate(config.method)) == "inputs"
+    return [*dict.fromkeys([config.split, *["val"] * searched]), *["calibration"] * learned]

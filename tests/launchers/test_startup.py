@@ -1,0 +1,38 @@
+"""What a command loads before it is known that something must be computed."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "open_clip", "matplotlib", "sklearn", "scipy", "wandb", "datasets")
+LOADED = """
+import atexit, sys
+from importlib import import_module
+heavy = {heavy!r}
+atexit.register(lambda: print("loaded:", *(name for name in heavy if name in sys.modules), file=sys.stderr))
+sys.argv = {argv!r}
+import_module({module!r}).main()
+"""
+
+
+def loaded(module, *arguments, cwd=None):
+    """The heavy packages in memory when a program ends, its exit status and what it wrote to both streams."""
+    code = LOADED.format(heavy=HEAVY, argv=["duet", *arguments], module=module)
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
+    *said, last = done.stderr.splitlines()
+    return last.split()[1:], done.returncode, done.stdout + "\n".join(said)
+
+
+@pytest.mark.parametrize("module", ["launchers.run", "launchers.finetune"])
+@pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"]])
+def test_help_and_the_configuration_need_nothing_heavy(module, flags, tmp_path):
+    packages, status, shown = loaded(module, *flags, cwd=tmp_path)
+    assert (packages, status) == ([], 0), shown
+    assert "backbone" in shown
+
+
+def test_looking_ahead_needs_nothing_heavy():
+    code = f"import sys, merging, launchers.preflight, launchers.callback; print(*({set(HEAVY)} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
