@@ -16,6 +16,7 @@ from rich.table import Table
 
 from launchers.callback import check_writable
 from launchers.claims import Taken, claim
+from launchers.quoting import spelled
 from merging.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch, which `--help` does without
@@ -108,6 +109,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command again to go on from the last snapshot.", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as stop:
+        if stop.code in (1, 2) and (advice := spelled(sys.argv[1:], "duet-finetune")):
+            print(advice, file=sys.stderr)
+        raise
     sys.exit(1 if _FAILED else 0)
 
 

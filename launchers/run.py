@@ -14,6 +14,7 @@ from launchers.claims import Taken
 from launchers.extras import missing
 from launchers.hints import hint
 from launchers.live import watch
+from launchers.quoting import spelled
 from launchers.slurm import FAILED
 from launchers.sweep.check import problem
 from merging.errors import UserError
@@ -74,7 +75,7 @@ def main() -> None:
         print("\nInterrupted. What was finished is kept; run the same command to go on.", file=sys.stderr)
         sys.exit(130)
     except SystemExit as stop:
-        if stop.code == 1 and (advice := hint(sys.argv[1:])):
+        if stop.code in (1, 2) and (advice := spelled(sys.argv[1:]) or hint(sys.argv[1:])):
             print(advice, file=sys.stderr)
         raise
     finally:
