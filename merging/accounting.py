@@ -30,8 +30,7 @@ def bank_macs(key: str, bank: Bank, backbone: Backbone, routing: Routing) -> int
         return bank.mix_macs()
     if routing.router == "subspace":
         return subspace_macs(bank, tokens, routing)
-    used = routing.gate.top_k if routing.gate is not None else None
-    used = None if used is None else min(used, bank.parts)
+    used = routing.gate.used(bank.parts) if routing.gate is not None else None
     if len(bank.shape) == 1:
         return bank.macs(1, used=used) * (tokens if by_token else 1)
     return bank.macs(tokens, by_token, used)

@@ -191,11 +191,14 @@ class Learned:
     split: str = "calibration"
 
     def __post_init__(self) -> None:
-        hard = self.gate.activation == "softmax" and self.gate.top_k == 1
-        if hard and isinstance(self.train, Gradient):
+        self._check_kept(self.gate.top_k)
+
+    def _check_kept(self, count: float | None) -> None:
+        """Raises UserError where one-hot weights would have to be trained."""
+        if count == 1 and self.gate.activation == "softmax" and isinstance(self.train, Gradient):
             raise UserError(
-                "router.gate.top_k=1 gives one-hot weights, through which no loss of the model can train a gate. Set "
-                "router.gate.top_k=2 or more, or train by task id: router=task_id."
+                f"router.gate.top_k={self.gate.top_k} gives one-hot weights, through which no loss of the model can "
+                f"train a gate. Keep two parts or more (router.gate.top_k=2), or train by task id: router=task_id."
             )
 
     def fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
@@ -242,6 +245,8 @@ class Learned:
                 f"router.gate.sees={self.gate.sees} cannot weigh what comes before the blocks (patches, positions). "
                 f"Set router.gate.sees=pass, or keep the stem static: method.start=0."
             )
+        if self.gate.top_k is not None:  # a share is known now
+            self._check_kept(self.gate.kept(merged.parts))
         routed = sum(1 for block in tower.steps if block.routed)
         count = routed if self.gate.sees == "block" and not self.gate.shared else 1
         width, init = tower.conv1.weight.shape[0], merged.routing.init if merged.routing else 0.0

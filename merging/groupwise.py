@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from merging.errors import UserError
 from merging.ops import generator
+from merging.routers import Gate, answered
 
 
 def group(
@@ -35,6 +36,14 @@ def group(
             used += int(found.max()) + 1
     sums = torch.zeros(used, weights.shape[1], dtype=torch.float64).index_add(0, labels, weights.double())
     return labels, (sums / torch.bincount(labels, minlength=used)[:, None]).to(weights.dtype)
+
+
+def grouped(gate: Gate, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels [n] and weights of the groups [groups, G] as a gate's shape says, from logits [n, (N,) G] of samples."""
+    shape, weights = gate.shape, answered(gate.of_all(logits))
+    points = weights if shape.points == "weights" else logits.mean(1) if logits.ndim == 3 else logits
+    labels, means = group(weights, shape.groups, per_bin=shape.per_bin, points=points)
+    return labels, gate.chosen(means)
 
 
 def apply(tower: nn.Module, images: Tensor, weights: Tensor, count: int, **how) -> Tensor:

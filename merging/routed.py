@@ -188,8 +188,12 @@ class RoutedTower(nn.Module):
 
     def weights(self, images: Tensor) -> Tensor:
         """What the model's one gate answers for images, [B, G] (early and pass)."""
+        return self.asked(self.seen(images))
+
+    def seen(self, images: Tensor) -> Tensor:
+        """The tokens [B, N, d] that the model's one gate is shown (early and pass)."""
         x = self.embed(images)
-        return self.asked(self.run(x)[0] if self.sees == "pass" else self.prefix(x))
+        return self.run(x)[0] if self.sees == "pass" else self.prefix(x)
 
     def asked(self, hidden: Tensor) -> Tensor:
         """The weights that the model's one gate gives for tokens."""

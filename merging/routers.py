@@ -15,6 +15,7 @@ SEES = ("block", "early", "pass")
 FEATURES = ("mean", "mean_std", "cls")
 ACTIVATIONS = ("softmax", "sigmoid", "none", "soft_top_k")
 GRANULARITIES = ("sample", "token", "batch", "mixed", "group")
+POINTS = ("logits", "weights")
 _HEARD: ContextVar[list[Tensor] | None] = ContextVar("heard", default=None)
 
 
@@ -54,10 +55,13 @@ class GateShape:
     3 the router of Twin-Merging. features: of the tokens, their mean, mean and deviation, or the class token.
     pool: "before" the network or, for the mean alone, "after" it (WEMoE). shared: all blocks use one gate. activation:
     softmax, sigmoid, none (any real weights) or soft_top_k (of rank-one MoE: real weights s, times sigmoid(100 (s - the
-    k-th largest))). temperature divides the logits. top_k: keep the k largest weights, those of softmax and sigmoid
-    rescaled to the same sum; 1 is hard routing. granularity: one w per "sample", per "token", for a "batch" of one task
-    (as some published code does; it inflates), for a "mixed" batch of all tasks, or per "group" of similar samples of
-    the whole test set (`groups` of them; Twin-Merging's appendix E).
+    k-th largest))). temperature divides the logits. top_k: keep the k largest weights, or below 1 that share of the
+    parts, rounded, at least one; those of softmax and sigmoid are rescaled to the same sum; 1 is hard routing, null
+    changes nothing. The largest are chosen last, when the tokens, the batch or the group have been averaged.
+    granularity: one w per "sample", per "token", for a "batch" of one task (as some published code does; it inflates),
+    for a "mixed" batch of all tasks, or per "group" of similar samples of the whole test set (Twin-Merging's appendix
+    E): samples with the same largest part, clustered by `points`, their "logits" as published or the "weights", into
+    `groups` groups, of every part (per_bin) or of all parts together.
     """
 
     sees: str = "block"
@@ -67,20 +71,26 @@ class GateShape:
     shared: bool = False
     activation: str = "softmax"
     temperature: float = 1.0
-    top_k: int | None = None
+    top_k: int | float | None = None
     granularity: str = "sample"
     groups: int = 20
+    per_bin: bool = True
+    points: str = "logits"
 
     def __post_init__(self) -> None:
         known = {"sees": SEES, "depth": (1, 2, 3), "features": FEATURES, "pool": ("before", "after")}
-        for name, values in (known | {"activation": ACTIVATIONS, "granularity": GRANULARITIES}).items():
+        known |= {"activation": ACTIVATIONS, "granularity": GRANULARITIES, "points": POINTS}
+        for name, values in known.items():
             if getattr(self, name) not in values:
                 choices = ", ".join(map(str, values))
                 raise UserError(f"router.gate.{name}={getattr(self, name)!r} is unknown. Choose one of {choices}.")
         if not self.temperature > 0:
             raise UserError(f"router.gate.temperature={self.temperature} is out of range: it must be above 0.")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"router.gate.top_k={self.top_k} is out of range: keep at least 1 part, or null for all.")
+        if self.top_k is not None and not (0 < self.top_k < 1 or (self.top_k >= 1 and isinstance(self.top_k, int))):
+            raise UserError(
+                f"router.gate.top_k={self.top_k} is out of range: keep at least 1 part (a whole number), a share of "
+                f"the parts between 0 and 1, or null for all."
+            )
         if self.groups < 1:
             raise UserError(f"router.gate.groups={self.groups} is out of range: there is at least 1 group.")
         if self.by_token and self.features != "mean":
@@ -108,6 +118,16 @@ class GateShape:
     def by_token(self) -> bool:
         """Whether the network is asked once per token."""
         return self.pool == "after" or self.granularity == "token"
+
+    def kept(self, parts: int) -> int:
+        """How many of that many parts `top_k` keeps."""
+        if self.top_k is None:
+            return parts
+        return min(self.top_k if isinstance(self.top_k, int) else max(1, round(self.top_k * parts)), parts)
+
+    def used(self, parts: int) -> int:
+        """How many of that many parts have a weight that is not zero; the soft choice leaves all of them a little."""
+        return parts if self.activation == "soft_top_k" else self.kept(parts)
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -151,26 +171,38 @@ class Gate(nn.Module):
         """Before the activation, [B, (N,) G]."""
         return self.net((features - self.mean) / self.std)
 
-    def weights(self, logits: Tensor, hard: bool = True) -> Tensor:
-        """The activation, of the `top_k` largest alone; without `hard` of all, as a part left out has no gradient."""
+    def of_all(self, logits: Tensor) -> Tensor:
+        """The weights of all parts: the activation of [B, (N,) G], averaged over tokens that share one w.
+
+        soft_top_k is none here, as the published order is to average the real weights and then to choose.
+        """
         logits = logits / self.shape.temperature
-        most = min(self.shape.top_k or self.parts, self.parts)
-        if self.shape.activation == "soft_top_k":
-            return logits * (100 * (logits - logits.topk(most, -1).values[..., -1:])).sigmoid()
-        most = most if hard else self.parts
-        if self.shape.activation == "softmax":
-            return softmax(logits, most)
-        if self.shape.activation == "none":
-            return largest(logits, most)
-        weights = logits.sigmoid()
+        activate = {"softmax": lambda: logits.softmax(-1), "sigmoid": logits.sigmoid}
+        weights = activate.get(self.shape.activation, lambda: logits)()
+        return weights.mean(1) if weights.ndim == 3 and self.shape.granularity != "token" else weights
+
+    def chosen(self, weights: Tensor, hard: bool = True) -> Tensor:
+        """The `top_k` largest of [..., G]; without `hard` all but softly chosen ones, as a zero has no gradient."""
+        most, activation = self.shape.kept(self.parts), self.shape.activation
+        if most == self.parts:
+            return weights
+        if activation == "soft_top_k":
+            return weights * (100 * (weights - weights.topk(most, -1).values[..., -1:])).sigmoid()
+        if not hard:
+            return weights
         kept = largest(weights, most)
-        return kept * (weights.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True)) if most < self.parts else kept
+        if activation == "none":
+            return kept
+        shares = kept / kept.sum(-1, keepdim=True)  # exactly one-hot for one
+        return shares * weights.sum(-1, keepdim=True) if activation == "sigmoid" else shares
+
+    def weights(self, logits: Tensor, hard: bool = True) -> Tensor:
+        """What logits [B, (N,) G] give: [B, G], or [B, N, G] where every token has its own."""
+        return self.chosen(self.of_all(logits), hard)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        weights = self.weights(self.logits(self.features(tokens)))
-        if weights.ndim == 3 and self.shape.granularity != "token":
-            weights = weights.mean(1)
-        return answered(weights.mean(0) if self.shape.granularity in ("batch", "mixed") else weights)
+        weights = self.of_all(self.logits(self.features(tokens)))
+        return answered(self.chosen(weights.mean(0) if self.shape.granularity in ("batch", "mixed") else weights))
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for one sample."""

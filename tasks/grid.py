@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from merging.backbones.tower import Backbone, ImageTower
 from merging.errors import UserError
-from merging.groupwise import group
+from merging.groupwise import grouped
 from merging.merged import Merged
 from merging.ops import generator
 from merging.routed import RoutedTower, install
 from merging.routers import listening
+from merging.visit import gate_of
 from tasks.engine import Engine
 from tasks.journal import Journal, Page
 from tasks.suite import Split, Suite, Task, gather
@@ -243,16 +244,18 @@ def together(
 ) -> tuple[Tensor, Tensor]:
     """Features [n, D] and weights [n, G] of images from all tasks, in their order.
 
-    mixed: shuffled batches, each with one w. group: the weights of all images are known first, and groups of similar
-    ones share their mean.
+    mixed: shuffled batches, each with one w. group: what the gate gives all images is known first, and groups of
+    similar ones share the mean of their weights.
     """
     shape = merged.routing.gate if merged.routing is not None else None
     assert shape is not None
     order, given = torch.randperm(count, generator=generator("mixed")), None
     if shape.granularity == "group":
+        gate = gate_of(model)
+        ask = lambda some: gate.logits(gate.features(model.seen(prepare(some)))).float()  # noqa: E731
         with engine.running():
-            asked = torch.cat([model.weights(prepare(some)) for some in torch.arange(count).split(engine.batch)]).cpu()
-        labels, means = group(asked, shape.groups)
+            logits = torch.cat([ask(some) for some in torch.arange(count).split(engine.batch)]).cpu()
+        labels, means = grouped(gate, logits)
         order, given = labels.argsort(stable=True), means[labels]
     answers = []
     for some in order.split(engine.batch):

@@ -178,6 +178,12 @@ def test_smile_and_wemoe(arch, gate, dense):
     experts = twin(arch, 32)
     chosen = ratio(arch, experts, gate=GateShape(sees="early", top_k=1)) - 1
     asked = ratio(arch, experts, **smile) - 1 - chosen
+    for share, count in ((1 / 8, 1), (0.5, 4)):  # a share of the eight parts, whatever is averaged before
+        assert ratio(arch, experts, gate=GateShape(sees="early", top_k=share, granularity="batch")) == ratio(
+            arch, experts, gate=GateShape(sees="early", top_k=count)
+        )
+    soft = GateShape(features="mean", activation="soft_top_k", top_k=1)
+    assert ratio(arch, experts, gate=soft) == ratio(arch, experts)  # small weights are not zero
     assert f"{asked:.3f}" == gate
     assert arch == "l14" or f"{chosen:.3f}" == "0.060"
     width, blocks = SIZES[arch][:2]

@@ -169,8 +169,7 @@ class TestStart:
         assert torch.equal(made.net[-1].bias, torch.full((G,), 0.3)) and 0.003 < made.net[0].weight.std() < 0.02
         assert depth == 1 or not made.net[0].bias.any()
         nn.init.zeros_(made.net[-1].weight)
-        share = 0.5 if activation == "soft_top_k" else 1.0  # all are the k-th
-        assert torch.allclose(made(drawn(B, N, D).float()), torch.full((B, G), 0.3 * share))
+        assert torch.allclose(made(drawn(B, N, D).float()), torch.full((B, G), 0.3))
 
     def test_others_start_undecided(self):
         for activation, expected in (("softmax", 1 / G), ("sigmoid", 0.5)):
@@ -271,8 +270,9 @@ class TestNotFinite:
         ({"granularity": "patch"}, r"gate.granularity='patch' is unknown. Choose one of sample, token, batch"),
         ({"temperature": 0.0}, r"gate.temperature=0.0 is out of range: it must be above 0"),
         ({"temperature": math.nan}, r"gate.temperature=nan is out of range"),
-        ({"top_k": 0}, r"gate.top_k=0 is out of range: keep at least 1 part, or null"),
+        ({"top_k": 0}, r"gate.top_k=0 is out of range: keep at least 1 part \(a whole number\), a share"),
         ({"groups": 0}, r"gate.groups=0 is out of range: there is at least 1 group"),
+        ({"points": "features"}, r"gate.points='features' is unknown. Choose one of logits, weights"),
         (
             {"pool": "after"},
             r"gate.features=mean_std pools the tokens, but pool=after .* Set router.gate.features=mean",
@@ -293,5 +293,7 @@ def test_shapes_that_make_no_sense(wrong, message):
 
 
 def test_a_shape_is_its_facts():
-    shape = GateShape("early", 2, "cls", temperature=0.5, top_k=3, granularity="group", groups=7)
+    shape = GateShape("early", 2, "cls", temperature=0.5, top_k=3, granularity="group", groups=7, points="weights")
     assert GateShape(**shape.facts()) == shape and merge().routing is None
+    older = {name: fact for name, fact in shape.facts().items() if name not in ("per_bin", "points")}
+    assert GateShape(**older) == replace(shape, points="logits")  # a saved model from before these options

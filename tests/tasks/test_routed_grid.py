@@ -13,6 +13,7 @@ from merging import Cache
 from merging.adapt import Gradient, Learned, Oracle, TaskId
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.groupwise import grouped, k_means
 from merging.methods import Average, Smile, Twin, Wemoe
 from merging.ops import generator
 from merging.routed import install
@@ -51,9 +52,9 @@ def fitted(method, experts, shape=EARLY, train=None):
     return router.fit(method(experts), experts, 0, lambda values, step: None)[0]
 
 
-def at(merged, granularity, groups=20):
+def at(merged, granularity, groups=20, **how):
     """The same gates, asked at another granularity."""
-    shape = replace(merged.routing.gate, granularity=granularity, groups=groups)
+    shape = replace(merged.routing.gate, granularity=granularity, groups=groups, **how)
     gates = [Gate(16, merged.parts, shape).eval() for _ in merged.routing.gates]
     for gate, trained in zip(gates, merged.routing.gates, strict=True):
         gate.load_state_dict(trained.state_dict())
@@ -163,7 +164,55 @@ def test_a_group_shares_its_weights(suite, routed):
         return mixed
 
     for batch in (7, 100):
+        assert_scored(score(at(routed, "group", 1, per_bin=False), suite, batch), by_hand(routed, suite, shared))
         assert_scored(score(at(routed, "group", 1), suite, batch), by_hand(routed, suite, shared))
+
+
+@torch.no_grad()
+def clustered(model, images, w, count, points):
+    """Twin-Merging's appendix: bins of the largest part, `count` clusters in each, the mean of the weights."""
+    logits = model.gate.logits(model.gate.features(model.seen(images)))
+    seen, mixed, groups = {"logits": logits, "weights": w}[points], torch.empty_like(w), 0
+    for part in logits.argmax(1).unique():
+        inside = (logits.argmax(1) == part).nonzero()[:, 0]
+        labels = k_means(seen[inside], count)
+        groups += len(labels.unique())
+        for label in labels.unique():
+            some = inside[labels == label]
+            mixed[some] = w[some].mean(0)
+    return mixed, groups
+
+
+@pytest.mark.parametrize("points", ["logits", "weights"])
+def test_groups_are_those_of_the_appendix(suite, routed, points):
+    """Four of every largest part, clustered by the logits unless told otherwise."""
+    model, counted = install(small.TOWER.build(), routed), []
+    images = small.TOWER.prepare(torch.cat([task.split("test").images for task in suite.tasks]))
+
+    def shared(w, points=points):
+        mixed, groups = clustered(model, images, w, 4, points)
+        counted.append(groups)
+        return mixed
+
+    options = {} if points == "logits" else {"points": "weights"}
+    expected = by_hand(routed, suite, shared)
+    for batch in (7, 100):
+        assert_scored(score(at(routed, "group", 4, **options), suite, batch), expected)
+    bins = len(expected[2].argmax(1).unique())
+    assert counted[0] == 4 * bins > 4
+    other = by_hand(routed, suite, lambda w: shared(w, "logits" if points == "weights" else "weights"))
+    assert not torch.allclose(other[2], expected[2], rtol=0, atol=1e-4)  # the choice is seen
+
+
+def test_four_groups_in_all(suite, routed):
+    w = by_hand(routed, suite, lambda w: w)[2]
+    model = install(small.TOWER.build(), at(routed, "group", 4, per_bin=False))
+    images = small.TOWER.prepare(torch.cat([task.split("test").images for task in suite.tasks]))
+    with torch.no_grad():
+        labels, means = grouped(model.gate, model.gate.logits(model.gate.features(model.seen(images))))
+    assert len(means) == len(labels.unique()) == 4 > len(w.argmax(1).unique())
+    mixed = lambda w: torch.stack([w[labels == label].mean(0) for label in labels])  # noqa: E731
+    assert_scored(score(at(routed, "group", 4, per_bin=False), suite), by_hand(routed, suite, mixed))
 
 
 def test_routed_weights_are_heard_once_per_gate_and_batch(suite, experts):
