@@ -137,7 +137,7 @@ class Gradient:
         count = len(merged.tasks)
         if self.warm_up is not None:
             self.warm_up.train(tower, merged, experts, calibration, seed, log)
-        else:
+        elif merged.routing is not None and merged.routing.gate is not None and merged.routing.gate.standardise:
             visit(tower, calibration, merged, lambda gate, features: gate.standardise(features))
         targets = expert_features(experts, calibration) if self.distillation else None
         draws = [calibration.drawn(task, self.batch, seed) for task in range(count)]

@@ -62,6 +62,8 @@ class GateShape:
     for a "mixed" batch of all tasks, or per "group" of similar samples of the whole test set (Twin-Merging's appendix
     E): samples with the same largest part, clustered by `points`, their "logits" as published or the "weights", into
     `groups` groups, of every part (per_bin) or of all parts together.
+    standardise: features are centred and scaled by what they are on the training images; False shows them raw, as the
+    published gates see them.
     """
 
     sees: str = "block"
@@ -76,6 +78,7 @@ class GateShape:
     groups: int = 20
     per_bin: bool = True
     points: str = "logits"
+    standardise: bool = True
 
     def __post_init__(self) -> None:
         known = {"sees": SEES, "depth": (1, 2, 3), "features": FEATURES, "pool": ("before", "after")}
@@ -134,7 +137,7 @@ class GateShape:
 
 
 class Gate(nn.Module):
-    """Tokens [B, N, d] -> weights [B, G] ([B, N, G] per token, [G] per batch), from standardised features."""
+    """Tokens [B, N, d] -> weights [B, G] ([B, N, G] per token, [G] per batch), from features, standardised or raw."""
 
     def __init__(self, width: int, parts: int, shape: GateShape, init: float = 0.3):
         super().__init__()
@@ -162,7 +165,9 @@ class Gate(nn.Module):
         return torch.cat([mean[:, 0], deviation], -1)
 
     def standardise(self, features: Tensor) -> None:
-        """Take mean and deviation from features [n, F]."""
+        """Take mean and deviation from features [n, F], unless they are to be seen raw."""
+        if not self.shape.standardise:
+            return
         flat = features.flatten(0, -2)
         self.mean.copy_(flat.mean(0))
         self.std.copy_(flat.std(0, correction=0).clamp_min(1e-6))

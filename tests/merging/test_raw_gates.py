@@ -1,0 +1,40 @@
+"""Gates that see raw inputs, as the published code of WEMoE does: transcribed, and trained."""
+
+from dataclasses import replace
+
+import torch
+from coloured import BLOCK, PARTS, fitted, separable
+
+from merging.adapt import Gradient
+from merging.routers import Gate, GateShape
+
+RAW = replace(BLOCK, activation="none", granularity="batch", features="mean", standardise=False)
+
+
+def test_the_published_gate_on_raw_tokens():
+    """fusion_bench's WEMoE: two layers on the tokens themselves, mean over tokens, then over the batch."""
+    torch.manual_seed(0)
+    made = Gate(8, 4, GateShape(depth=2, features="mean", pool="after", activation="none", granularity="batch",
+                                standardise=False)).double()  # fmt: skip
+    x = 3 + 5 * torch.randn(6, 5, 8, dtype=torch.float64)
+    made.standardise(x)  # does nothing
+    first, second = made.net[0], made.net[2]
+    expected = torch.zeros(4, dtype=torch.float64)
+    for token in x.flatten(0, 1):
+        expected += second.weight @ torch.relu(first.weight @ token + first.bias) + second.bias
+    assert torch.allclose(made(x), expected / 30, rtol=0, atol=1e-12)
+
+
+def test_training_looks_at_no_image_before_the_first_step():
+    seen, experts = [], separable()
+    give = experts.calibration
+
+    def noting(split):
+        found = give(split)
+        return replace(found, images=lambda task, some: seen.append(task) or found.images(task, some))
+
+    merged = fitted(RAW, Gradient(steps=2, lr=1e-12, batch=4), experts=replace(experts, calibration=noting))
+    assert len(seen) == 2 * PARTS
+    for gate in (*merged.routing.gates, *fitted(RAW).routing.gates):  # by entropy, and by task id
+        assert not gate.mean.any() and (gate.std == 1).all()
+    assert all(torch.allclose(gate.net[0].bias, torch.tensor(0.3)) for gate in merged.routing.gates)
