@@ -30,6 +30,7 @@ from merging.methods import Expert, Method
 from merging.similarity import cosines
 from tasks.grid import Fixed, Grid, RoutingFound, Search
 from tasks.journal import Journal
+from tasks.unseen import Unseen, score_unseen
 
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
@@ -46,11 +47,14 @@ class Setup:
     unfinished: Path | None = None  # folder for what a cell has done so far
     remarks: tuple[str, ...] = ()  # on the experts
     gates: Cache | None = None  # trained ones, by content
+    unseen: Experts | None = None  # of the held-out tasks, where there are any: what the expert row is scored with
 
     @property
     def checkpoints(self) -> dict[str, str]:
-        ids = (checkpoint.id for checkpoint in self.experts.checkpoints)
-        return {"base": self.experts.origin.id, **dict(zip(self.experts.tasks, ids, strict=True))}
+        ids = {"base": self.experts.origin.id}
+        for experts in (self.experts, self.unseen) if self.unseen is not None else (self.experts,):
+            ids |= {task: each.id for task, each in zip(experts.tasks, experts.checkpoints, strict=True)}
+        return ids
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Cell:
     def row(self) -> Row:
         """The row before any result: everything that is known without computing."""
         grid = self.setup.grid
-        scored = {task.name: task.split(self.split) for task in grid.suite.tasks}
+        scored = {task.name: task.split(self.split) for task in grid.suite.every}
         return Row(
             run_id=self.run_id,
             status="ok",
@@ -101,6 +105,7 @@ class Cell:
             seconds={},
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             remarks=list(self.setup.remarks),
+            unseen={task.name: None for task in grid.suite.held_out},
         )
 
     @property
@@ -127,6 +132,7 @@ class Cell:
             merged, collapsed, _, spent = self._fitted(merged, journal, opened, log_step)
             clock.lap("router", spent)
         scored = grid.score(merged, self.split, on_task, journal)
+        unseen = self._unseen(merged, journal)
         clock.lap("score")
         if save is not None:
             merged = replace(merged, provenance={"method": describe(self.method), "run_id": self.run_id})
@@ -139,7 +145,8 @@ class Cell:
             scale=merged.scale,
             scale_source="-" if merged.scale is None else "fixed" if validation is None else self.scale.source,
             seconds=clock.seconds,
-            **self.told(merged, scored.routing, opened.splits),
+            unseen=unseen.accuracy,
+            **self.told(merged, scored.routing, unseen, opened.splits),
         )
         log.info("%s: %s", self.label, said(row))
         return row
@@ -154,7 +161,17 @@ class Cell:
             opened.note(f"router={router.name}", split)
         return found
 
-    def told(self, merged: Merged, found: RoutingFound | None, opened: dict[str, list[str]]) -> dict[str, Any]:
+    def _unseen(self, merged: Merged, journal: Journal) -> Unseen:
+        """Scores on the held-out tasks; in the expert row those of their own experts, where there are any."""
+        grid, own = self.setup.grid, self.setup.unseen
+        if own is None or not isinstance(self.method, Expert):
+            return score_unseen(grid, merged, self.split, journal)
+        turned = Grid(grid.suite.unseen, grid.backbone, grid.engine)
+        return Unseen({**turned.score(self.method(own), self.split, journal=journal).accuracy}, {})
+
+    def told(
+        self, merged: Merged, found: RoutingFound | None, unseen: Unseen, opened: dict[str, list[str]]
+    ) -> dict[str, Any]:
         """What a row says of the merged model itself."""
         routing, adapted, declared = merged.routing, adaptation(opened), needs_of(self.method)
         looked = "nothing" if adapted == "none" else "inputs"
@@ -167,7 +184,9 @@ class Cell:
             "stored_bytes": merged.stored_bytes,
             "params": merged.params,
             "macs": macs(merged, self.setup.grid.backbone),
-            "routing": {} if found is None else found._asdict(),
+            "routing": {}
+            if found is None
+            else found._asdict() | ({"unseen": unseen.weights} if unseen.weights else {}),
             "energy": {key: [round(share, 5) for share in shares] for key, shares in merged.energy.items()},
             "similarity": self._similarity() if isinstance(self.method, Expert) else [],
         }
@@ -200,6 +219,8 @@ class Clock:
 def said(row: Row) -> str:
     """One line about a finished row."""
     text = f"mean accuracy {100 * sum(row.accuracy.values()) / len(row.accuracy):.1f} %"
+    if known := [accuracy for accuracy in row.unseen.values() if accuracy is not None]:
+        text += f", of unseen tasks {100 * sum(known) / len(known):.1f} %"
     if row.routing:
         routed = row.routing["accuracy"].values()
         text += f", routed right {100 * sum(routed) / len(routed):.1f} %"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from launchers.rows import Row
 from launchers.summary import Line, Summary, Value
 
+UNSEEN = "unseen"  # tasks whose experts were left out
 COMPETE = ("static", "routed")  # kinds of lines whose best is bold; what saw the test images takes no part
 
 
@@ -29,9 +30,12 @@ def columns(summary: Summary) -> list[Column]:
     lines = summary.lines
     scores: list[tuple[str, Callable[[Line], Value | None]]] = [
         *((task, lambda line, task=task: line.accuracy.get(task)) for task in summary.tasks),
+        *((f"{task} {UNSEEN}", lambda line, task=task: line.unseen.get(task)) for task in summary.unseen),
         ("mean", lambda line: line.mean),
         ("norm", lambda line: line.norm),
     ]
+    if summary.unseen:
+        scores.append((UNSEEN, lambda line: line.unseen_mean))
     seeds = [("n", lambda line: str(len(line.rows)))] if any(len(line.rows) > 1 for line in lines) else []
     return [
         *(_plain(header, lines, tell) for header, tell in [("method", lambda line: line.label), *seeds]),

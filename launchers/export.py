@@ -90,6 +90,7 @@ def _record(line: Line) -> dict[str, Any]:
         "status": row.status,
         "n": len(line.rows),
         **{name: text for task in [*row.tasks, "mean", "norm"] for name, text in _pair(task, shares.get(task))},
+        **{name: text for task in row.unseen for name, text in _pair(f"unseen {task}", line.unseen.get(task))},
         "scale": _joined([each.scale for each in line.rows]),
         "scale_source": row.scale_source,
         "needs": row.needs,

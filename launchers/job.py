@@ -22,12 +22,14 @@ from launchers.rows import Row
 from launchers.sweep.group import group_of
 from launchers.track import Tracker
 from merging.adapt import Oracle
+from merging.backbones.tower import Backbone
 from merging.cache import GIB, Cache
 from merging.errors import UserError
+from merging.experts import Experts
 from merging.files import write_text
 from merging.methods import Base, Expert
 from tasks.grid import Fixed, Grid, Search
-from tasks.suite import calibration
+from tasks.suite import Suite, calibration
 
 log = logging.getLogger(__name__)
 DECIDES = ("backbone", "experts", "suite", "method", "scale", "router", "engine", "seed")  # what changes a number
@@ -133,9 +135,21 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
         foresee(suite, source, backbone, engine, looked_at(config, decides))
         unlabelled = cache(partial(calibration, suite, backbone, device=engine.place))
         experts = replace(source.open(suite, backbone, store), calibration=unlabelled)
+        unseen, more = of_unseen(source, suite, backbone, store)
         grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
-        _SETUPS[key] = Setup(experts, grid, source.family, unfinished, getattr(source, "remarks", ()), store)
+        remarks = (*getattr(source, "remarks", ()), *more)
+        _SETUPS[key] = Setup(experts, grid, source.family, unfinished, remarks, store, unseen)
     return _SETUPS[key]
+
+
+def of_unseen(source: Any, suite: Suite, backbone: Backbone, store: Cache) -> tuple[Experts | None, tuple[str, ...]]:
+    """The held-out tasks' own experts, or why there are none: no method needs them, the expert row shows them."""
+    if not suite.held_out:
+        return None, ()
+    try:
+        return source.open(suite.unseen, backbone, store), ()
+    except UserError as error:
+        return None, (f"No expert row for {', '.join(suite.unseen.names)}, held out: {error}",)
 
 
 _SETUPS: dict[str, Setup] = {}

@@ -18,6 +18,12 @@ def notes(summary: Summary) -> list[str]:
     ]
     if any(len(line.rows) > 1 and not line.failed for line in summary.lines):
         said.append("±: sample standard deviation over n seeds.")
+    if summary.unseen:
+        said.append(
+            f"unseen: mean accuracy on {', '.join(summary.unseen)}, whose experts are not merged and whose images no "
+            "router saw; not in mean and norm. The expert row has their own experts there, if any; "
+            '"-": told the true task, for which it has no part.'
+        )
     said += _routed(summary.lines)
     failures = [(line.label, row) for line in summary.lines if line.failed for row in line.rows]
     said += [f"{label} failed (seed {row.seed}): {first_line(row.error)}" for label, row in failures]

@@ -27,7 +27,7 @@ def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine",
     wanted = getattr(source, "wanted", None)
     if wanted is not None:
         downloads(wanted(suite, backbone))
-    needs = [need for task in suite.tasks if hasattr(task, "needs") for need in task.needs(splits)]  # type: ignore[attr-defined]
+    needs = [need for task in suite.every if hasattr(task, "needs") for need in task.needs(splits)]  # type: ignore[attr-defined]
     if needs:
         decoding([need for need in needs if need.kind != "model"], suite)
         duration(suite, backbone, engine)
@@ -54,7 +54,7 @@ def decoding(needs: list[Any], suite: "Suite") -> None:
 
     if not needs:
         return
-    folder = next(Path(task.store.images) for task in suite.tasks if hasattr(task, "store"))  # type: ignore[attr-defined]
+    folder = next(Path(task.store.images) for task in suite.every if hasattr(task, "store"))  # type: ignore[attr-defined]
     total, images = sum(need.bytes for need in needs), sum(need.images for need in needs)
     count = f"{images:,} images, {total / GB:.2f} GB" if images else "images whose number is not known yet"
     log.info("to decode, once: %s into %s, from %s", count, folder, some([need.where for need in needs]))
@@ -68,7 +68,7 @@ def decoding(needs: list[Any], suite: "Suite") -> None:
 
 def duration(suite: "Suite", backbone: "Backbone", engine: "Engine") -> None:
     """How long one model takes on the test images and on those of validation, by a measured speed."""
-    counts = {split: sum(expected(task, split) or 0 for task in suite.tasks) for split in ("test", "val")}
+    counts = {split: sum(expected(task, split) or 0 for task in suite.every) for split in ("test", "val")}
     if not counts["test"]:
         return
     rate = speed(backbone, engine)

@@ -38,18 +38,24 @@ def routing_figure(rows: Iterable[Row], path: str | Path) -> Path | None:
     return write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=160))
 
 
-def matrix(line: Line, tasks: tuple[str, ...]) -> np.ndarray:
-    """Mean over seeds of true task x mean weight, in the order of `tasks`."""
+def matrix(line: Line, tasks: tuple[str, ...], unseen: tuple[str, ...] = ()) -> np.ndarray:
+    """Mean over seeds of true task x mean weight, in the order of `tasks`; those that no expert was merged for last."""
     seeds = []
     for row in line.rows:
         if row.routing:
             order = [row.tasks.index(task) for task in tasks]
-            seeds.append(np.array(row.routing["matrix"])[np.ix_(order, order)])
+            lines = [row.routing["matrix"][index] for index in order] + [row.routing["unseen"][task] for task in unseen]
+            seeds.append(np.array(lines)[:, order])
     return np.mean(seeds, axis=0)
 
 
+def images_of(summary: Summary) -> list[str]:
+    """Names of the lines of `matrix`."""
+    return [*summary.tasks, *(f"{task} (unseen)" for task in summary.unseen)]
+
+
 def _panel(ax: Axes, summary: Summary, line: Line) -> None:
-    weights, count = matrix(line, summary.tasks), len(summary.tasks)
+    weights, count = matrix(line, summary.tasks, summary.unseen), len(summary.tasks)
     scale = Normalize(min(0.0, weights.min()), max(1.0, weights.max()))
     ax.pcolormesh(weights, cmap=COLOURS, norm=scale, edgecolors="white", linewidth=1.5)
     for row, column in np.ndindex(weights.shape):
@@ -58,8 +64,8 @@ def _panel(ax: Axes, summary: Summary, line: Line) -> None:
         ax.text(column + 0.5, row + 0.5, number, color=colour, ha="center", va="center", fontsize=8)
     ticks = [index + 0.5 for index in range(count)]
     ax.set_xticks(ticks, summary.tasks, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    ax.set_yticks(ticks, summary.tasks, fontsize=8)
-    ax.set(aspect="equal", ylim=(count, 0))
+    ax.set_yticks(np.arange(len(weights)) + 0.5, images_of(summary), fontsize=8)
+    ax.set(aspect="equal", ylim=(len(weights), 0))
     ax.set_xlabel("weight of the part of", fontsize=8)
     ax.set_ylabel("images of", fontsize=8)
     ax.tick_params(length=0)

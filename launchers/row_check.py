@@ -16,7 +16,8 @@ class Problem(NamedTuple):
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "method", "suite", "scale_source", "needs", "router", "granularity"), str),
     **dict.fromkeys(("family", "code", "created", "adaptation"), str),
-    **dict.fromkeys(("config", "accuracy", "checkpoints", "splits", "seconds", "routing", "energy", "opened"), dict),
+    **dict.fromkeys(("config", "accuracy", "checkpoints", "splits", "seconds", "routing", "energy"), dict),
+    **dict.fromkeys(("opened", "unseen"), dict),
     **dict.fromkeys(("seed", "stored_bytes", "macs", "params"), int),
     **dict.fromkeys(("tasks", "collapsed", "remarks", "similarity"), list),
     "validation": (dict, type(None)),
@@ -64,6 +65,10 @@ def _scores(row: Any) -> Iterator[Problem]:
     for name, scores in (("accuracy", row.accuracy), ("validation", row.validation or {})):
         if odd := [task for task, score in scores.items() if not _is_fraction(score)]:
             yield Problem(f"{name} outside 0..1 for {', '.join(odd)}", (name, odd[0]))
+    if odd := [task for task, score in row.unseen.items() if not (score is None or _is_fraction(score))]:
+        yield Problem(f"unseen outside 0..1 for {', '.join(odd)}", ("unseen", odd[0]))
+    if both := [task for task in row.unseen if task in row.tasks]:
+        yield Problem(f"{', '.join(both)} both merged and unseen", ("unseen", both[0]))
 
 
 def _routing(row: Any) -> Iterator[Problem]:
@@ -78,6 +83,9 @@ def _routing(row: Any) -> Iterator[Problem]:
         yield Problem("the routing accuracy is not one number a task", ("routing", "accuracy"))
     elif odd := [task for task, share in right.items() if not _is_fraction(share)]:
         yield Problem(f"routing accuracy outside 0..1 for {', '.join(odd)}", ("routing", "accuracy", odd[0]))
+    elif odd := [task for task, weights in row.routing.get("unseen", {}).items()
+                 if not _are_numbers(weights) or len(weights) != count]:  # fmt: skip
+        yield Problem(f"the weights for {', '.join(odd)} are not {count} numbers", ("routing", "unseen", odd[0]))
 
 
 def _energy(row: Any) -> Iterator[Problem]:

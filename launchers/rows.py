@@ -49,11 +49,14 @@ class Row:
         default_factory=dict
     )  # split -> who looked at it before the score; empty: none
     params: int = 0  # numbers stored for what is mixed and for the gates
-    routing: dict[str, Any] = field(default_factory=dict)  # "matrix" true task x mean weight, "accuracy" per task
+    routing: dict[str, Any] = field(
+        default_factory=dict
+    )  # "matrix" true task x mean weight, "accuracy" per task, "unseen"
     energy: dict[str, list[float]] = field(default_factory=dict)  # parameter -> share of each task vector's energy
     collapsed: list[str] = field(default_factory=list)  # tasks that the collapse guard suspects
     remarks: list[str] = field(default_factory=list)  # what a table with these experts must say
     similarity: list[list[float]] = field(default_factory=list)  # of an expert row: cosines between task vectors
+    unseen: dict[str, float | None] = field(default_factory=dict)  # held-out task -> accuracy; None: no part for it
 
     def problem(self) -> str | None:
         """What makes this row unusable, or None."""

@@ -68,6 +68,8 @@ def explain(row: Row, rows: Sequence[Row], console: Console, output: str = "outp
         console.print(_changes(again))
     if not line.failed:
         console.print(_scores(row, line))
+    if not line.failed and row.unseen:
+        console.print(_unseen(row, rows))
     console.print(Text("Repeat it", "bold cyan"))
     console.print(Text(why if again is None else command(again, output)), soft_wrap=True)
     for remark in [] if again is None else _caveats(row, again):
@@ -202,6 +204,29 @@ def _scores(row: Row, line: Line) -> Padding:
         last = task == row.tasks[-1]
         table.add_row(task, *(_percent(scores.get(task)) for scores in columns.values()), end_section=last)
     table.add_row("mean", *(_percent(statistics.fmean(scores.values())) for scores in columns.values()))
+    return Padding(table, (1, 0, 0, 6))
+
+
+def _unseen(row: Row, rows: Sequence[Row]) -> Padding:
+    """Per held-out task: accuracy, that of the base and of its own expert, and whose parts the gates gave it."""
+    table = Table("unseen task", box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
+    peers = [
+        each
+        for each in rows
+        if each.status == "ok" and (each.checkpoints, each.splits) == (row.checkpoints, row.splits)
+    ]
+    references = {each.method: each.unseen for each in peers if each.method in REFERENCES and each.seed == row.seed}
+    columns = {"accuracy %": row.unseen} | {f"{name} %": references.get(name, {}) for name in REFERENCES}
+    for name in columns:
+        table.add_column(name, justify="right")
+    borrowed = row.routing.get("unseen", {})
+    if borrowed:
+        table.add_column("mean weights")
+    for task in row.unseen:
+        weights = zip(row.tasks, borrowed.get(task, ()), strict=False)
+        most = sorted(weights, key=lambda each: -abs(each[1]))[:3]
+        told = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in most)
+        table.add_row(task, *(_percent(scores.get(task)) for scores in columns.values()), *[told] * bool(borrowed))
     return Padding(table, (1, 0, 0, 6))
 
 

@@ -59,6 +59,20 @@ class Line:
         return over_seeds(shares) if shares else None
 
     @property
+    def unseen(self) -> dict[str, Value]:
+        """Held-out task -> accuracy; empty for lines that are told the true task."""
+        scores = {task: [row.unseen.get(task) for row in self.rows] for task in self.rows[0].unseen}
+        return {task: over_seeds(found) for task, each in scores.items()
+                if len(found := [score for score in each if score is not None]) == len(self.rows)}  # fmt: skip
+
+    @property
+    def unseen_mean(self) -> Value | None:
+        """Mean over the held-out tasks, None where one has no score."""
+        if not self.unseen or len(self.unseen) < len(self.rows[0].unseen):
+            return None
+        return over_seeds([statistics.fmean(row.unseen[task] or 0.0 for task in self.unseen) for row in self.rows])
+
+    @property
     def energy(self) -> Value | None:
         """Mean over parameters and tasks of the energy that the routed parts hold; None where it is unknown."""
         shares = [statistics.fmean(chain(*row.energy.values())) for row in self.rows if any(row.energy.values())]
@@ -72,6 +86,7 @@ class Summary:
     suite: str
     tasks: tuple[str, ...]
     lines: tuple[Line, ...]
+    unseen: tuple[str, ...] = ()  # tasks whose experts were left out
 
     @property
     def breaks(self) -> list[int]:
@@ -87,11 +102,14 @@ def is_transductive(row: Row) -> bool:
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """One summary per suite, set of tasks and split, in order of first appearance. The same run twice counts once."""
+    """One summary per suite, merged and unseen tasks, and split, in order of first appearance.
+
+    The same run twice counts once.
+    """
     unique = list({row.run_id: row for row in sorted(rows, key=lambda row: row.created)}.values())
     suites: dict[tuple, list[Row]] = defaultdict(list)
     for row in unique:
-        suites[row.suite, frozenset(row.tasks), row.config.get("split")].append(row)
+        suites[row.suite, frozenset(row.tasks), frozenset(row.unseen), row.config.get("split")].append(row)
     return [_summarise_suite(members) for members in suites.values()]
 
 
@@ -101,8 +119,9 @@ def _summarise_suite(rows: Sequence[Row]) -> Summary:
     experts = {_reference(row): row for row in rows if row.method == "expert" and row.status == "ok"}
     lines = [_line(label, group, experts) for label, group in zip(names, groups, strict=True)]
     split = rows[0].config.get("split")
-    title = rows[0].suite if split is None else f"{rows[0].suite} ({split} split)"
-    return Summary(title, tuple(rows[0].tasks), tuple(sorted(lines, key=_place)))
+    title = rows[0].suite + (f" without {', '.join(rows[0].unseen)}" if rows[0].unseen else "")
+    title += "" if split is None else f" ({split} split)"
+    return Summary(title, tuple(rows[0].tasks), tuple(sorted(lines, key=_place)), tuple(rows[0].unseen))
 
 
 def _group(rows: Sequence[Row]) -> list[list[Row]]:

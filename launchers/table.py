@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from launchers import against_table
-from launchers.columns import Column, columns
+from launchers.columns import UNSEEN, Column, columns
 from launchers.draw import cut, draw, fits
 from launchers.export import comma_separated, latex, markdown
 from launchers.notes import notes
@@ -43,7 +43,7 @@ def _blocks(every: Sequence[Column], console: Console) -> list[list[Column]]:
     if fits(every, console):
         return [[*every]]
     facts = next(index for index, column in enumerate(rest) if column.header == "scale")
-    means = [column for column in rest if column.header in ("mean", "norm")]
+    means = [column for column in rest if column.header in ("mean", "norm", UNSEEN)]
     return [*cut(method, rest[:facts], console), *cut(method, [*means, *rest[facts:]], console)]
 
 

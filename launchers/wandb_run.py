@@ -78,6 +78,7 @@ class WandbRun:
         facts = {"status": row.status, "error": row.error, "scale": row.scale, "macs": row.macs, "params": row.params}
         facts |= {"stored_bytes": row.stored_bytes, **{f"seconds/{what}": each for what, each in row.seconds.items()}}
         facts |= {f"accuracy/{task}": accuracy for task, accuracy in row.accuracy.items()}
+        facts |= {f"unseen/{task}": accuracy for task, accuracy in row.unseen.items() if accuracy is not None}
         facts |= {f"routed_right/{task}": share for task, share in row.routing.get("accuracy", {}).items()}
         facts |= {what: own[what] / 100 for what in ("routed_right", "energy") if own[what] is not None}
         means = {f"accuracy/{what}": own[what] / 100 for what in ("mean", "norm") if own[what] is not None}

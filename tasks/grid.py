@@ -127,33 +127,42 @@ class Grid:
         UserError for a merge whose parts are of other tasks than the suite's, or in another order.
         """
         check_order(merged, self.suite)
+        found = self.outcomes(merged, self.suite.tasks, split, on_task, journal)
+        return Scored({name: outcome.accuracy for name, outcome in found.items()}, routed(found, merged))
+
+    def outcomes(
+        self, merged: Merged, tasks: Sequence[Task], split: str, on_task: OnTask, journal: Journal
+    ) -> dict[str, Outcome]:
+        """What the merge makes of tasks; one that is mixed by the true task takes its own, in its order."""
         model = self._model(merged)
         if isinstance(model, RoutedTower) and merged.routing is not None and merged.routing.granularity in TOGETHER:
-            return self._together(model, merged, split, on_task)
+            return self._together(model, merged, tasks, split, on_task)
         single = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.engine.workers > 1 else {}
         pool = ThreadPoolExecutor(self.engine.workers, **single)  # type: ignore[arg-type]
         found: dict[str, Outcome] = {}
         try:
-            run = lambda index: self._one(merged, model, index, split, journal)  # noqa: E731
-            for task, outcome in zip(self.suite.tasks, pool.map(run, range(len(self.suite.tasks))), strict=True):
+            run = lambda index: self._one(merged, model, tasks[index], index, split, journal)  # noqa: E731
+            for task, outcome in zip(tasks, pool.map(run, range(len(tasks))), strict=True):
                 found[task.name] = outcome
                 on_task(task.name, outcome.accuracy)
         finally:
             pool.shutdown(cancel_futures=True)
-        return Scored({name: outcome.accuracy for name, outcome in found.items()}, routed(found, merged))
+        return found
 
-    def _together(self, model: RoutedTower, merged: Merged, split: str, on_task: OnTask) -> Scored:
-        """As `score`, where the images of all tasks meet in one batch."""
-        splits = [task.split(split) for task in self.suite.tasks]
+    def _together(
+        self, model: RoutedTower, merged: Merged, tasks: Sequence[Task], split: str, on_task: OnTask
+    ) -> dict[str, Outcome]:
+        """As `outcomes`, where the images of all tasks meet in one batch."""
+        splits = [task.split(split) for task in tasks]
         prepare = lambda some: self.backbone.prepare(gather(splits, some).to(self.engine.place))  # noqa: E731
         features, weights = together(model, merged, prepare, sum(map(len, splits)), self.engine)
         sizes, found = [len(each) for each in splits], {}
-        parts = zip(self.suite.tasks, splits, features.split(sizes), weights.split(sizes), strict=True)
+        parts = zip(tasks, splits, features.split(sizes), weights.split(sizes), strict=True)
         for task, images, some, share in parts:
             right = share_right(judged(some, task.head().to(some.device), task, images), images)
             found[task.name] = Outcome(right, share)
             on_task(task.name, found[task.name].accuracy)
-        return Scored({name: outcome.accuracy for name, outcome in found.items()}, routed(found, merged))
+        return found
 
     def _model(self, merged: Merged) -> RoutedTower | dict[str, Tensor] | None:
         """What all tasks share: a routed tower, or the weights of a static merge."""
@@ -162,9 +171,9 @@ class Grid:
         return None if merged.own else dict(merged.state())
 
     def _one(
-        self, merged: Merged, model: RoutedTower | dict[str, Tensor] | None, index: int, split: str, journal: Journal
-    ) -> Outcome:
-        task = self.suite.tasks[index]
+        self, merged: Merged, model: RoutedTower | dict[str, Tensor] | None, task: Task, index: int, split: str,
+        journal: Journal,
+    ) -> Outcome:  # fmt: skip
         images = task.split(split)
         page = journal.page(task.name, split, images.id, merged.scale, self.engine.batch)
         if isinstance(model, RoutedTower):
@@ -269,12 +278,22 @@ def together(
 
 
 def routed(found: Mapping[str, Outcome], merged: Merged) -> RoutingFound | None:
-    """The routing matrix of a scored model, None without gates. The parts of a task are added up."""
+    """The routing matrix of a scored model, None without gates."""
     matrix, accuracy = [], {}
     for index, (name, outcome) in enumerate(found.items()):
         if outcome.weights is None:
             return None
-        by_task = outcome.weights.unflatten(1, (len(merged.tasks), -1)).sum(-1)
-        matrix.append([round(weight, 6) for weight in by_task.double().mean(0).tolist()])
-        accuracy[name] = float((by_task.argmax(1) == index).float().mean())
+        weights = by_task(outcome.weights, merged)
+        matrix.append(mean_weights(weights))
+        accuracy[name] = float((weights.argmax(1) == index).float().mean())
     return RoutingFound(matrix, accuracy)
+
+
+def by_task(weights: Tensor, merged: Merged) -> Tensor:
+    """Weights of parts [images, G] as weights of tasks [images, T]: the parts of a task are added up."""
+    return weights.unflatten(1, (len(merged.tasks), -1)).sum(-1)
+
+
+def mean_weights(weights: Tensor) -> list[float]:
+    """Mean over the images of [images, T], for a row."""
+    return [round(weight, 6) for weight in weights.double().mean(0).tolist()]

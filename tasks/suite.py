@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from merging.backbones.tower import Backbone
 from merging.calibration import Calibration
 from merging.errors import UserError
-from merging.preflight import check_tasks
+from merging.preflight import check_tasks, some
 
 CPU = torch.device("cpu")
 SPLITS = ("train", "val", "calibration", "test")  # calibration is used without its labels
@@ -53,17 +53,48 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks in a fixed order. Raises UserError when there is none, or one twice."""
+    """Tasks in a fixed order: those whose experts are merged, and unseen ones that are only scored.
+
+    Raises UserError when there is none to merge, or one twice.
+    """
 
     name: str
     tasks: tuple[Task, ...]
+    held_out: tuple[Task, ...] = ()
 
     def __post_init__(self) -> None:
         check_tasks(self.names)
+        check_tasks([task.name for task in self.every])
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def every(self) -> tuple[Task, ...]:
+        """All tasks that are scored."""
+        return (*self.tasks, *self.held_out)
+
+    @property
+    def unseen(self) -> "Suite":
+        """The suite turned round: the held-out tasks as those with experts."""
+        return replace(self, tasks=self.held_out, held_out=self.tasks)
+
+
+def divided(name: str, tasks: Sequence[Task], held_out: Sequence[str]) -> Suite:
+    """The suite of all tasks but those named by `held_out`, which are scored only.
+
+    Raises UserError for a name that is no task, or listed twice, and where no task is left.
+    """
+    names = [task.name for task in tasks]
+    if unknown := [task for task in held_out if task not in names]:
+        raise UserError(f"suite.held_out names {some(unknown)}, no task of the suite {name}: {', '.join(names)}.")
+    if len(set(held_out)) < len(held_out):
+        raise UserError(f"suite.held_out=[{', '.join(held_out)}] lists a task more than once. Name every task once.")
+    if names and set(names) == set(held_out):
+        raise UserError(f"suite.held_out holds out every task of the suite {name}: no expert is left to merge.")
+    merged, unseen = ([task for task in tasks if (task.name in held_out) == out] for out in (False, True))
+    return Suite(name, tuple(merged), tuple(unseen))
 
 
 def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.device = CPU) -> Calibration:

@@ -1,5 +1,7 @@
 """Figures of tasks against tasks: where gates send images, how alike task vectors are."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -7,7 +9,7 @@ from matplotlib.figure import Figure
 
 from launchers.report.maps import paint
 from launchers.report.style import COLUMN, PAGE, TEXT, Drawn, named, styled
-from launchers.routing_figure import matrix
+from launchers.routing_figure import images_of, matrix
 from launchers.summary import Line, Summary
 
 READABLE = 14  # tasks at most whose cells carry numbers in one column
@@ -17,13 +19,13 @@ ALIKE = 0.2  # cosine that the colours cover at least: task vectors of one base 
 @styled
 def routing_map(summary: Summary, line: Line) -> Drawn:
     """True task x mean weight, in percent, mean over the line's seeds."""
-    weights = 100 * matrix(line, summary.tasks)
-    figure = Figure(figsize=(COLUMN, COLUMN), layout="constrained")
+    weights = 100 * matrix(line, summary.tasks, summary.unseen)
+    figure = Figure(figsize=(COLUMN, COLUMN * len(weights) / len(summary.tasks)), layout="constrained")
     ax = figure.subplots()
     scale = Normalize(min(0.0, weights.min()), max(100.0, weights.max()))
     fits = len(summary.tasks) <= READABLE
     paint(ax, weights, scale, 0 if fits else None, TEXT if len(summary.tasks) <= 9 else TEXT - 2)
-    _ticks(ax, summary.tasks)
+    _ticks(ax, summary.tasks, images_of(summary))
     ax.set(aspect="equal", xlabel="mean weight of the part of, %", ylabel="images of")
     if not fits:
         figure.colorbar(ax.collections[0], ax=ax, label="%", shrink=0.6)
@@ -84,7 +86,8 @@ def _largest(summary: Summary, cosines: np.ndarray, apart: np.ndarray) -> str:
     return f", largest {cosines[one, other]:.3f}: {summary.tasks[one]} and {summary.tasks[other]}"
 
 
-def _ticks(ax: Axes, tasks: tuple[str, ...]) -> None:
-    ticks = np.arange(len(tasks)) + 0.5
-    ax.set_xticks(ticks, tasks, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks(ticks, tasks)
+def _ticks(ax: Axes, columns: Sequence[str], lines: Sequence[str] | None = None) -> None:
+    """Names in the middle of cells, those of the lines where they are not the columns'."""
+    lines = columns if lines is None else lines
+    ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(np.arange(len(lines)) + 0.5, lines)

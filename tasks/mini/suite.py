@@ -11,7 +11,7 @@ from merging.ops import generator
 from tasks.mini.digits import handwriting
 from tasks.mini.generate import CLASSES, render, to_bytes
 from tasks.mini.model import head
-from tasks.suite import SPLITS, Split, Suite, known
+from tasks.suite import SPLITS, Split, Suite, divided, known
 
 HANDWRITTEN = {"train": (0, 1000), "val": (1000, 1160), "calibration": (1160, 1400), "test": (1400, 1797)}
 
@@ -47,8 +47,13 @@ def _split(task: MiniTask, name: str) -> Split:
     )
 
 
-def build(name: str, tasks: Sequence[str], sizes: Mapping[str, int], seed: int = 0) -> Suite:
-    """The suite of the named tasks. Raises UserError for an unknown or repeated task and for sizes below 1."""
+def build(
+    name: str, tasks: Sequence[str], sizes: Mapping[str, int], seed: int = 0, held_out: Sequence[str] = ()
+) -> Suite:
+    """The suite of the named tasks, `held_out` among them, which are scored only.
+
+    Raises UserError for an unknown or repeated task, where none is left to merge, and for sizes below 1.
+    """
     for split in SPLITS:
         if sizes.get(split, 0) < 1:
             raise UserError(
@@ -56,4 +61,4 @@ def build(name: str, tasks: Sequence[str], sizes: Mapping[str, int], seed: int =
                 f"Give at least 1 image."
             )
     chosen = tuple((split, int(sizes[split])) for split in SPLITS)
-    return Suite(name, tuple(MiniTask(known(task, tuple(CLASSES), name), chosen, seed) for task in tasks))
+    return divided(name, [MiniTask(known(task, tuple(CLASSES), name), chosen, seed) for task in tasks], held_out)

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from merging.errors import UserError
-from tasks.suite import Suite
+from tasks.suite import Suite, divided
 from tasks.vision.known import DEFAULT, Facts, facts, names
 from tasks.vision.parts import Rule
 from tasks.vision.sources import Plain
@@ -28,6 +28,7 @@ def build(
     calibration: int = 1024,
     limit: int | None = None,
     seed: int = 0,
+    held_out: Sequence[str] = (),
 ) -> Suite:
     """The suite of the named tasks (None: all of `sources`); see conf/suite/folder.yaml for the knobs.
 
@@ -37,7 +38,7 @@ def build(
     rule = Rule(val, calibration, limit, seed=seed)
     shared = {"text": plain(text), "quick_gelu": quick_gelu, "size": size, "store": store}
     chosen = tuple(own) if tasks is None else tuple(tasks)
-    return Suite(name, tuple(make(task, variant, own.get(task), rule, shared) for task in chosen))
+    return divided(name, [make(task, variant, own.get(task), rule, shared) for task in chosen], held_out)
 
 
 def make(task: str, variant: str, own: Mapping[str, Any] | None, rule: Rule, shared: Mapping[str, Any]) -> VisionTask:
