@@ -1,5 +1,6 @@
 """The calls of library use: `merge`, `load`, `open_merged`."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from merging.cache import Cache
 from merging.errors import UserError
 from merging.experts import Experts, Source
 from merging.merged import Merged
-from merging.preflight import some
+from merging.preflight import check_method, some
 from merging.routed import install
+
+log = logging.getLogger(__name__)
 
 
 def merge(
@@ -26,12 +29,20 @@ def merge(
 ) -> Merged:
     """Merge experts fine-tuned from `base`; each is a safetensors path, a state dict or a Checkpoint.
 
-    `method` is an object of merging.methods or any function of Experts. Raises UserError for experts that do not fit.
+    `method` is an object of merging.methods or any function of Experts. What is not merged, such as integer buffers, is
+    the base's; a warning says where it differs. Raises UserError for experts that do not fit.
     """
+    check_method(method)
     opened = Experts.open(base, experts, tasks, cache)
-    return replace(
-        method(opened), provenance={"method": describe(method), "experts": [e.id for e in opened.checkpoints]}
-    )
+    if opened.differing:
+        log.warning("%s", opened.remark)
+    merged = method(opened)
+    if not isinstance(merged, Merged):
+        raise UserError(
+            f"The method returned a {type(merged).__name__}. A method is a function of Experts that returns "
+            f"experts.merged(...)."
+        )
+    return replace(merged, provenance={"method": describe(method)}, inputs=opened.inputs)
 
 
 def describe(method: object) -> dict[str, object]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from merging.products import add_product, alike, in_use, over_tokens
 
@@ -34,7 +35,11 @@ class Bank(nn.Module):
         return Dense(self.mix(every).transpose(1, 2))
 
     def stored(self) -> "Bank":
-        """The bank as a file holds it, all its numbers in tensors."""
+        """The bank as a file holds it: all its numbers in tensors, `bytes` of them."""
+        return self
+
+    def opened(self) -> "Bank":
+        """What a bank as a file holds it becomes in memory."""
         return self
 
     def sides(self) -> tuple[int, int]:
@@ -104,11 +109,72 @@ class Dense(Whole):
         weights, flat = alike(weights, self.changes.reshape(self.parts, self.shape.numel()))
         return (weights @ flat).view((*weights.shape[:-1], *self.shape))
 
+    def stored(self) -> "Bank":
+        """As it is, or compressed where most numbers are zero."""
+        return Sparse.of(self.changes, self.shape) if self.bytes < self.changes.nbytes else self
+
+    @property
+    def params(self) -> int:
+        """Numbers, or where most are zero the others, and 32 bits of the mask counted as one."""
+        whole, kept = self.changes.numel(), int(self.changes.count_nonzero())
+        return min(whole, kept + -(-whole // 32))
+
     @property
     def bytes(self) -> int:
-        """Values, or where most are zero, the other values and one bit for each."""
+        """Values, or where most are zero the other values and one bit for each."""
         whole, kept = self.changes.nbytes, int(self.changes.count_nonzero())
         return min(whole, kept * self.changes.element_size() + -(-self.changes.numel() // 8))
+
+
+class Sparse(Bank):
+    """Dense changes as a file holds them where most are zero: the other `values` [K], one after the other, and `bits`.
+
+    Opened it is Dense again, equal in every number (a zero that was negative is positive).
+    """
+
+    def __init__(self, values: Tensor, bits: Tensor, parts: int, shape: torch.Size):
+        super().__init__()
+        self.register_buffer("values", values)
+        self.register_buffer("bits", bits)
+        self.values: Tensor
+        self.bits: Tensor
+        self.parts, self.shape = parts, shape
+
+    @classmethod
+    def of(cls, changes: Tensor, shape: torch.Size) -> "Sparse":
+        """From changes [G, *shape]."""
+        flat = changes.reshape(-1)
+        kept = flat != 0
+        return cls(flat[kept], packed(kept[None])[0], len(changes), shape)
+
+    def opened(self) -> Dense:
+        size = self.parts * self.shape.numel()
+        changes = self.values.new_zeros(size).masked_scatter_(unpacked(self.bits, size), self.values)
+        return Dense(changes.view(self.parts, *self.shape))
+
+    def mix(self, weights: Tensor) -> Tensor:
+        return self.opened().mix(weights)
+
+    def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
+        return self.opened().add_(x, weights, onto)
+
+    def macs(self, tokens: int, per_token: bool = False, used: int | None = None) -> int:
+        return self.opened().macs(tokens, per_token, used)
+
+
+def packed(flags: Tensor) -> Tensor:
+    """Booleans [G, n] as bits, uint8 [G, ceil(n / 8)], the first in the lowest one."""
+    padded = functional.pad(flags, (0, -flags.shape[1] % 8)).unflatten(1, (-1, 8))
+    return (padded * _powers(flags.device)).sum(-1, dtype=torch.uint8)
+
+
+def unpacked(bits: Tensor, count: int) -> Tensor:
+    """The first `count` booleans of one row of bits."""
+    return (bits[:, None] & _powers(bits.device)).bool().flatten()[:count]
+
+
+def _powers(device: torch.device) -> Tensor:
+    return 2 ** torch.arange(8, dtype=torch.uint8, device=device)
 
 
 def identity(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from merging.bank import Bank, Dense, Whole
+from merging.bank import Bank, Dense, Sparse, Whole, packed, unpacked
 from merging.products import add_product, alike, in_use, over_tokens, scaled
 
 __all__ = ["Bank", "Dense", "LowRank", "Masked", "OnDemand", "Rows", "Tucker", "Whole", "rebuild"]
@@ -121,15 +121,11 @@ class Masked(Whole):
     @classmethod
     def of(cls, vector: Tensor, masks: Tensor, scales: Tensor) -> "Masked":
         """From boolean masks [G, *shape] and scales [G]."""
-        flat = masks.reshape(len(masks), vector.numel())
-        flat = functional.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
-        powers = 2 ** torch.arange(8, dtype=torch.uint8, device=flat.device)
-        return cls(vector, (flat * powers).sum(-1, dtype=torch.uint8), scales)
+        return cls(vector, packed(masks.reshape(len(masks), vector.numel())), scales)
 
     def mask(self, part: int) -> Tensor:
         """Boolean [*shape]."""
-        powers = 2 ** torch.arange(8, dtype=torch.uint8, device=self.bits.device)
-        return (self.bits[part][:, None] & powers).bool().flatten()[: self.shape.numel()].view(self.shape)
+        return unpacked(self.bits[part], self.shape.numel()).view(self.shape)
 
     def part(self, index: int) -> Tensor:
         return self.scales[index] * self.vector.view(self.shape) * self.mask(index)
@@ -163,6 +159,12 @@ class Rows(Bank):
             bank.add_(x, weights, onto.narrow(-1, start, rows))  # type: ignore[operator]
             start += rows
         return onto
+
+    def stored(self) -> "Rows":
+        return Rows([bank.stored() for bank in self.banks])  # type: ignore[operator]
+
+    def opened(self) -> "Rows":
+        return Rows([bank.opened() for bank in self.banks])  # type: ignore[operator]
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"banks": [bank.facts() for bank in self.banks]}  # type: ignore[operator]
@@ -206,7 +208,7 @@ class OnDemand(Whole):
 
 def rebuild(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bank:
     """A bank from its `facts()` and its named buffers, as a file holds them."""
-    kinds = {"Dense": Dense, "LowRank": LowRank, "Tucker": Tucker, "Masked": Masked}
+    kinds = {"Dense": Dense, "LowRank": LowRank, "Tucker": Tucker, "Masked": Masked, "Sparse": Sparse}
     if facts["kind"] == "Rows":
         inner = [
             rebuild(each, {name.removeprefix(f"banks.{i}."): tensor for name, tensor in tensors.items()
@@ -214,5 +216,5 @@ def rebuild(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Bank:
             for i, each in enumerate(facts["banks"])
         ]  # fmt: skip
         return Rows(inner)
-    extra = {"parts": facts["parts"]} if facts["kind"] == "LowRank" else {}
+    extra = {"parts": facts["parts"]} if facts["kind"] in ("LowRank", "Sparse") else {}
     return kinds[facts["kind"]](**tensors, **extra, shape=torch.Size(facts["shape"]))

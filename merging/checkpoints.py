@@ -5,12 +5,13 @@ import json
 import mmap
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from merging.cache import Cache
 from merging.errors import UserError
@@ -19,8 +20,11 @@ from merging.files import write_atomically
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MERGED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what stands for the numbers it holds
 
 
 class Spec(NamedTuple):
@@ -33,17 +37,41 @@ class Spec(NamedTuple):
     def bytes(self) -> int:
         return self.shape.numel() * self.dtype.itemsize
 
+    @property
+    def merged(self) -> bool:
+        """Whether numbers like these are merged. Integers count or point, float8 waits for its scale: they are kept."""
+        return self.dtype in MERGED
+
 
 class Checkpoint(Protocol):
-    """Named tensors. `name` is for messages; `id` is the sha256 of the content."""
+    """Named tensors. `name` is for messages, `id` the sha256 of the content, `files` are those that it is read from."""
 
     @property
     def name(self) -> str: ...
     @property
     def id(self) -> str: ...
+    @property
+    def files(self) -> tuple[Path, ...]: ...
     def specs(self) -> Mapping[str, Spec]: ...
     def tensor(self, key: str) -> Tensor: ...
     def release(self) -> None: ...
+
+
+class Identified(Protocol):
+    """What a merge remembers of an expert: the sha256 of its content, and the files that it must not overwrite."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was in memory, remembered without its tensors."""
+
+    id: str
+    files: tuple[Path, ...] = ()
 
 
 class SafetensorsFile:
@@ -77,6 +105,10 @@ class SafetensorsFile:
     def name(self) -> str:
         return str(self.path)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
     def _read_header(self) -> None:
         size = self.path.stat().st_size
         with self.path.open("rb") as file:
@@ -86,7 +118,12 @@ class SafetensorsFile:
             header = json.loads(file.read(length))
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
         for key, entry in header.items():
-            spec = Spec(torch.Size(entry["shape"]), DTYPES[entry["dtype"]])
+            if (dtype := entry["dtype"]) not in DTYPES:
+                raise UserError(
+                    f"{self.path} is not a readable safetensors file: {key} is of type {dtype}, and only "
+                    f"{', '.join(DTYPES)} are read. Convert its weights to one of them."
+                )
+            spec = Spec(torch.Size(entry["shape"]), DTYPES[dtype])
             start, end = entry["data_offsets"]
             if min(0, start, *spec.shape) < 0 or end - start != spec.bytes or 8 + length + end > size:
                 raise ValueError(f"{key} claims bytes {start} to {end}, the data section has {size - 8 - length}")
@@ -133,20 +170,32 @@ class SafetensorsFile:
 
 
 class StateDict:
-    """Tensors in memory as a checkpoint; the id covers names, dtypes, shapes and bytes."""
+    """Tensors in memory as a checkpoint; the id covers names, dtypes, shapes and bytes.
+
+    Raises UserError for what is no dense tensor with numbers.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], name: str = "a state dict"):
+        for key, tensor in tensors.items():
+            if reason := _no_numbers(tensor):
+                raise UserError(
+                    f"{key} of {name} is {reason}. A state dict maps names to dense tensors: give module.state_dict()."
+                )
         self._tensors, self._name = {key: tensor.detach() for key, tensor in tensors.items()}, name
 
     @property
     def name(self) -> str:
         return self._name
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return ()
+
     def specs(self) -> Mapping[str, Spec]:
         return {key: Spec(tensor.shape, tensor.dtype) for key, tensor in self._tensors.items()}
 
     def tensor(self, key: str) -> Tensor:
-        return self._tensors[key]
+        return self._tensors[key].cpu()
 
     def release(self) -> None:
         """Nothing to hand back."""
@@ -164,25 +213,56 @@ class StateDict:
         return digest.hexdigest()
 
 
+def _no_numbers(tensor: object) -> str | None:
+    """Why something in a state dict cannot be read as numbers, None where it can."""
+    if not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__}, no tensor"
+    if tensor.is_meta:
+        return "a tensor on the meta device, without numbers"
+    return "sparse or quantised" if tensor.layout is not torch.strided or tensor.is_quantized else None
+
+
 def open_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint, cache: Cache | None = None) -> Checkpoint:
-    """A checkpoint from a safetensors path or a state dict; a checkpoint passes through."""
+    """A checkpoint from a safetensors path or a state dict; a checkpoint passes through.
+
+    Raises UserError for anything else.
+    """
     if isinstance(source, str | Path):
         return SafetensorsFile(source, cache)
-    return StateDict(source) if isinstance(source, Mapping) else source
+    if isinstance(source, Mapping):
+        return StateDict(source)
+    if isinstance(source, nn.Module):
+        raise UserError(
+            f"A base or an expert is a {type(source).__name__}. Give the weights of the module: module.state_dict()."
+        )
+    if isinstance(source, type) or not hasattr(source, "specs"):
+        what = f"the class {source.__name__}" if isinstance(source, type) else f"a {type(source).__name__}"
+        raise UserError(
+            f"A base or an expert is {what}. Give the path of a safetensors file, a state dict or a Checkpoint."
+        )
+    return source
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes in C order, without a copy where it is contiguous."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return tensor.detach().cpu().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_safetensors(
     path: str | Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
 ) -> Path:
-    """Write tensors one at a time, in the order of `specs`, so that memory holds one of them. Atomic."""
+    """Write tensors one at a time, in the order of `specs`, so that memory holds one of them. Atomic.
+
+    Raises UserError, before anything is written, for a dtype that safetensors does not have.
+    """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for key, spec in specs.items():
+        if spec.dtype not in NAMES:
+            raise UserError(
+                f"Cannot write {path}: {key} is of {spec.dtype}, which a safetensors file cannot hold. Convert it to "
+                f"one of {', '.join(map(str, NAMES))}, or leave it out."
+            )
         header[key] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [end, end + spec.bytes]}
         end += spec.bytes
     encoded = json.dumps(header).encode()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from merging import factors
 from merging.banks import Bank, OnDemand
 from merging.cache import Cache, key_of
 from merging.calibration import Calibration
-from merging.checkpoints import Checkpoint, Spec, open_checkpoint
+from merging.checkpoints import Checkpoint, Identified, Known, Spec, open_checkpoint
 from merging.errors import UserError
 from merging.factors import SVD
 from merging.merged import Merged, Routing
 from merging.naming import Naming
-from merging.preflight import check_experts
+from merging.preflight import check_experts, differing, listed, some
 from merging.separate import Joined, join_banks
 from merging.threads import each
 from merging.tucker import Tucker, tucker
@@ -60,12 +60,28 @@ class Experts:
     ) -> "Experts":
         """Open paths, state dicts or checkpoints; tasks default to task0, task1, ...
 
-        Raises UserError, from headers alone, unless all have the same keys and shapes.
+        Raises UserError, from headers alone, unless all have the same keys, shapes and kinds of numbers.
         """
+        experts, tasks = listed(experts, tasks)
         names = tuple(tasks) if tasks is not None else tuple(f"task{i}" for i in range(len(experts)))
         origin, opened = open_checkpoint(base, cache), tuple(open_checkpoint(expert, cache) for expert in experts)
         check_experts(origin, opened, names)
         return cls(names, origin, opened, cache=cache, **facts)
+
+    @cached_property
+    def differing(self) -> tuple[str, ...]:
+        """Keys of counters and positions, which are not merged, that differ: the base's are kept. See preflight."""
+        return differing(self.origin, self.checkpoints)
+
+    @property
+    def remark(self) -> str:
+        """What a person should know of `differing`."""
+        return f"not merged, the base's is kept although the experts' differ: {some(self.differing)}"
+
+    @property
+    def inputs(self) -> tuple[Identified, ...]:
+        """What a merge remembers of the experts; of those in memory not their tensors."""
+        return tuple(each if each.files else Known(each.id) for each in self.checkpoints)
 
     @cached_property
     def _seen(self) -> tuple[Checkpoint, ...]:
@@ -74,12 +90,12 @@ class Experts:
         return tuple(map(Separate, stored)) if self.separate_qkv else stored
 
     def specs(self) -> dict[str, Spec]:
-        """Shape and dtype of every floating parameter, keys sorted; the dtype is the wider of base and expert."""
-        base, expert = (checkpoint.specs() for checkpoint in self._seen[:2])
+        """Shape and dtype of every parameter, keys sorted; the dtype is the widest of the base and all experts."""
+        base, *experts = (checkpoint.specs() for checkpoint in self._seen)
         return {
-            key: Spec(spec.shape, torch.promote_types(spec.dtype, expert[key].dtype))
+            key: Spec(spec.shape, reduce(torch.promote_types, (each[key].dtype for each in experts), spec.dtype))
             for key, spec in sorted(base.items())
-            if spec.dtype.is_floating_point and (self.only is None or key in self.only)
+            if spec.merged and (self.only is None or key in self.only)
         }
 
     def keys(self, kind: str | None = None) -> tuple[str, ...]:

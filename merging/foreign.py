@@ -109,6 +109,10 @@ class Foreign:
         return str(self._path)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        return (self._path, *self._converted.files)
+
+    @property
     def id(self) -> str:
         return self._converted.metadata["source_sha256"]
 

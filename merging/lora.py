@@ -189,6 +189,10 @@ class Lora:
         return self._adapter.name
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        return (*self._base.files, *self._adapter.files, *(path.parent / CONFIG for path in self._adapter.files))
+
+    @property
     def id(self) -> str:
         """sha256 of the ids of base and adapter and of the scales."""
         facts = [self._base.id, self._adapter.id, self._config.fan_in_fan_out, sorted(self._changes.items())]

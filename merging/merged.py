@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from merging import saving
 from merging.bank import Bank, repeated
-from merging.checkpoints import Checkpoint, Spec
+from merging.checkpoints import Checkpoint, Identified, Spec
 from merging.errors import UserError
 from merging.routers import GateShape
 
@@ -38,12 +38,18 @@ class Routing:
         """Numbers stored for the gates."""
         return 0 if self.gates is None else sum(tensor.numel() for tensor in self.gates.state_dict().values())
 
+    @property
+    def bytes(self) -> int:
+        """Bytes stored for the gates."""
+        return 0 if self.gates is None else sum(tensor.nbytes for tensor in self.gates.state_dict().values())
+
 
 @dataclass(frozen=True)
 class Merged:
     """W(x) = W_0 + fixed + scale * shared + sum_t w_t(x) own_t, keyed by parameter; a key without parts stays W_0.
 
-    `scale` None means that the method has no coefficient to choose.
+    `scale` None means that the method has no coefficient to choose. What all inputs share is rounded to the dtype of
+    its spec, as it is stored: what is scored is what is saved. Banks and gates have dtypes of their own.
     """
 
     base: Checkpoint
@@ -56,6 +62,7 @@ class Merged:
     provenance: Mapping[str, object] = field(default_factory=dict)
     fixed: Mapping[str, Tensor] = field(default_factory=dict)  # fp32 changes that the scale leaves alone
     energy: Mapping[str, Sequence[float]] = field(default_factory=dict)  # key -> share of ||tau_t||^2 that own_t holds
+    inputs: tuple[Identified, ...] = ()  # the experts in task order; none where they are not known
 
     @property
     def parts(self) -> int:
@@ -66,8 +73,21 @@ class Merged:
         """The same merge at another coefficient."""
         return replace(self, scale=scale)
 
+    def cast(self, dtype: "str | torch.dtype") -> "Merged":
+        """The same merge with what all inputs share in another dtype (fp32, bf16, fp16); banks stay as they are."""
+        found = saving.dtype_of(dtype)
+        return replace(self, specs={key: Spec(spec.shape, found) for key, spec in self.specs.items()})
+
     def static(self, key: str) -> Tensor:
-        """What all inputs share of one parameter, in fp32."""
+        """What all inputs share of one parameter, in fp32, rounded to the dtype it is stored in.
+
+        Raises UserError for a finite number that this dtype has not.
+        """
+        weight = self.unrounded(key)
+        return weight if key not in self.specs else saving.rounded(key, weight, self.specs[key].dtype).float()
+
+    def unrounded(self, key: str) -> Tensor:
+        """As `static`, as computed."""
         weight = self.base.tensor(key).float()
         if key in self.fixed:
             weight = weight + self.fixed[key]
@@ -104,12 +124,15 @@ class Merged:
 
     @property
     def stored_bytes(self) -> int:
-        """What must be kept to use the model: one dense backbone as `save` would write it, plus the banks."""
+        """Bytes of all tensors that `save` would write: one dense backbone, the banks and the gates."""
         backbone = sum(spec.bytes for spec in {**self.base.specs(), **self.specs}.values())
-        gates = 4 * self.routing.params if self.routing is not None else 0
+        gates = self.routing.bytes if self.routing is not None else 0
         twice = sum(tensor.nbytes for tensor in repeated(self.own.values()))
         return backbone + gates + sum(bank.bytes for bank in self.own.values()) - twice
 
-    def save(self, path: str | Path, **facts: object) -> Path:
-        """Write one safetensors file that `merging.load` reads; see merging.saving. Atomic."""
-        return saving.write(self, path, **facts)
+    def save(self, path: str | Path, dtype: "str | torch.dtype | None" = None, **facts: object) -> Path:
+        """Write one safetensors file that `merging.load` reads; see merging.saving. Atomic.
+
+        dtype: of what all inputs share (fp32, bf16, fp16) instead of its own, the widest of base and experts.
+        """
+        return saving.write(self if dtype is None else self.cast(dtype), path, **facts)

@@ -1,37 +1,75 @@
 """A merge as one safetensors file: dense weights under their own names, banks under own/, gates under gate/."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from merging.bank import identity
+from merging.bank import Bank, identity
 from merging.banks import rebuild
-from merging.checkpoints import SafetensorsFile, Spec, write_safetensors
+from merging.checkpoints import Identified, SafetensorsFile, Spec, write_safetensors
 from merging.errors import UserError
 from merging.routers import Gate, GateShape
 
 if TYPE_CHECKING:
     from merging.merged import Merged
 
-FORMAT = "duet-merging/1"
+NAME, VERSION = "duet-merging", 2  # 1: dense parts beside banks in fp32, no compressed banks
 OWN, GATE = "own/", "gate/"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # that a dense part may be saved in
+
+
+def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype by its name. Raises UserError for one that no merge is saved in."""
+    found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise UserError(f"dtype={dtype} is none that a merge is saved in. Choose one of {', '.join(DTYPES)}.")
+    return found  # type: ignore[return-value]
+
+
+def rounded(key: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` in `dtype`. Raises UserError where a finite number becomes infinite."""
+    cast = weight.to(dtype)
+    if dtype.itemsize < weight.dtype.itemsize and not cast.isfinite().all() and weight.isfinite().all():
+        raise UserError(
+            f"{key} has numbers up to {weight.abs().max():.4g}, beyond the largest of {str(dtype)[6:]}, "
+            f"{torch.finfo(dtype).max:.4g}: saved so it would hold infinity. Save it wider, with save_dtype=bf16 or "
+            f"fp32 on the command line and dtype='bf16' or 'fp32' in the library."
+        )
+    return cast
+
+
+def check_target(path: str | Path, inputs: Iterable[Identified]) -> None:
+    """Raises UserError for a path that is a folder, or a file that a merge is made from, by whatever name."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder. Name a file in it for the merged model, such as {path / 'merged'}.safetensors."
+        )
+    for file in (file for each in inputs for file in each.files):
+        if path.exists() and file.exists() and path.samefile(file):
+            raise UserError(
+                f"{path} is an input of this merge ({file}): the merged model would overwrite it. Save it under "
+                f"another name."
+            )
 
 
 def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
     """Write `merged`, provenance and `facts` in the header. Atomic.
 
-    A static merge keeps the experts' dtype. Beside banks the dense part is fp32: what is loaded computes the same bits.
-    Raises UserError for a path that cannot be written.
+    Every tensor keeps its dtype: what is loaded computes the bits of what was merged, and the tensors take
+    `merged.stored_bytes`. Raises UserError for a path that cannot be written or is an input, and for a number that its
+    dtype has not.
     """
+    check_target(path, (merged.base, *merged.inputs))
     kept = {key: merged.specs.get(key, spec) for key, spec in sorted(merged.base.specs().items())}
-    if merged.own:
-        kept |= {key: Spec(spec.shape, torch.float32) for key, spec in merged.specs.items()}
-    extra, same = _once(dict(_extra(merged)))
+    banks = {key: bank.stored() for key, bank in merged.own.items()}
+    extra, same = _once(dict(_extra(merged, banks)))
     specs = kept | {key: Spec(tensor.shape, tensor.dtype) for key, tensor in extra.items()}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -41,17 +79,27 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
         yield from extra.items()
 
     record = {**merged.provenance, "scale": merged.scale, "base": merged.base.id, "tasks": merged.tasks, **facts}
-    header = {"format": FORMAT, "provenance": json.dumps(record)}
+    if merged.inputs:
+        record["experts"] = [expert.id for expert in merged.inputs]
+    header = {"format": f"{NAME}/{VERSION}", "written_by": written_by(), "provenance": json.dumps(record)}
     if merged.own:
         header["same"] = json.dumps(same)
-        header["banks"] = json.dumps({key: bank.stored().facts() for key, bank in merged.own.items()})
+        header["banks"] = json.dumps({key: bank.facts() for key, bank in banks.items()})
         header["routing"] = json.dumps(_routing_facts(merged))
     return write_safetensors(path, specs, tensors(), header)
 
 
-def _extra(merged: "Merged") -> Iterator[tuple[str, Tensor]]:
-    for key, bank in merged.own.items():
-        yield from ((f"{OWN}{key}/{name}", tensor) for name, tensor in bank.stored().named_buffers())
+def written_by() -> str:
+    """This library and its version, which a reader of an earlier one names."""
+    try:
+        return f"{NAME} {version(NAME)}"
+    except PackageNotFoundError:
+        return NAME
+
+
+def _extra(merged: "Merged", banks: Mapping[str, Bank]) -> Iterator[tuple[str, Tensor]]:
+    for key, bank in banks.items():
+        yield from ((f"{OWN}{key}/{name}", tensor) for name, tensor in bank.named_buffers())
     gates = merged.routing.gates if merged.routing is not None else None
     if gates is not None:
         yield from ((f"{GATE}{name}", tensor) for name, tensor in gates.state_dict().items())
@@ -75,10 +123,12 @@ def _routing_facts(merged: "Merged") -> dict[str, Any] | None:
 
 
 def read(path: str | Path) -> "Merged":
-    """A saved merge with its banks and trained gates. Raises UserError for a file that is none, or is damaged."""
+    """A saved merge with its banks and trained gates.
+
+    Raises UserError for a file that is none, is damaged, or of a later format than this library knows.
+    """
     file = SafetensorsFile(path)
-    if file.metadata.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by this library ({FORMAT}). Load plain weights with safetensors.")
+    check_format(path, file.metadata)
     try:
         return _read(file)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -88,20 +138,36 @@ def read(path: str | Path) -> "Merged":
         ) from error
 
 
+def check_format(path: str | Path, header: Mapping[str, str]) -> None:
+    """Raises UserError for the header of a file that is no merge, or one of a later format."""
+    name, _, number = str(header.get("format", "")).partition("/")
+    if name != NAME or not number.isdecimal():
+        raise UserError(
+            f"{path} was not written by this library: its header names no format {NAME}/{VERSION}. Load plain weights "
+            f"with safetensors."
+        )
+    if int(number) > VERSION:
+        by = header.get("written_by", f"a later version of {NAME}")
+        raise UserError(
+            f"{path} is of format {NAME}/{number}, written by {by}; this is {written_by()}, which reads formats up to "
+            f"{VERSION}. Update it to read the file: pip install -U {NAME}."
+        )
+
+
 def _read(file: SafetensorsFile) -> "Merged":
     from merging.merged import Merged, Routing
 
     record = json.loads(file.metadata["provenance"])
     tasks = tuple(record.get("tasks", ()))
     specs = {key: spec for key, spec in file.specs().items() if not key.startswith((OWN, GATE))}
-    floating = {key: spec for key, spec in specs.items() if spec.dtype.is_floating_point}
+    floating = {key: spec for key, spec in specs.items() if spec.merged}
     merged = Merged(_Dense(file, specs), tasks, floating, provenance=record)
     if "banks" not in file.metadata:
         return merged
     extra = {key: file.tensor(key).clone() for key in file.specs() if key.startswith((OWN, GATE))}
     extra |= {key: extra[known] for key, known in json.loads(file.metadata.get("same", "{}")).items()}
     banks = json.loads(file.metadata["banks"])
-    own = {key: rebuild(facts, _below(extra, f"{OWN}{key}/")) for key, facts in banks.items()}
+    own = {key: rebuild(facts, _below(extra, f"{OWN}{key}/")).opened() for key, facts in banks.items()}
     routing = json.loads(file.metadata["routing"])
     if routing is not None:
         shape = GateShape(**routing["gate"]) if routing["gate"] is not None else None
@@ -139,6 +205,10 @@ class _Dense:
     @property
     def id(self) -> str:
         return self._file.id
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._file.files
 
     def specs(self) -> Mapping[str, Spec]:
         return self._specs

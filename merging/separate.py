@@ -19,12 +19,12 @@ class Joined(Merged):
     them the names that it sees itself. `specs` and `own` have the fused names, `energy` the separate ones.
     """
 
-    def static(self, key: str) -> Tensor:
+    def unrounded(self, key: str) -> Tensor:
         names = separate_names(key)
         if not names:
-            return super().static(key)
+            return super().unrounded(key)
         apart = Merged(Separate(self.base), self.tasks, {}, self.shared, scale=self.scale, fixed=self.fixed)
-        return torch.cat([apart.static(name) for name in names])
+        return torch.cat([apart.unrounded(name) for name in names])
 
 
 def join_banks(own: Mapping[str, Bank]) -> dict[str, Bank]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from functools import reduce
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -63,6 +64,10 @@ class View:
     def id(self) -> str:
         return self._whole.id
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._whole.files
+
     def specs(self) -> Mapping[str, Spec]:
         return self._specs
 
@@ -120,6 +125,10 @@ class Overlay:
     def id(self) -> str:
         """Both ids where something is taken from the second."""
         return f"{self._first.id}+{self._second.id}" if self._taken else self._first.id
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (*self._first.files, *self._second.files)
 
     def specs(self) -> Mapping[str, Spec]:
         second = self._second.specs()

@@ -65,5 +65,5 @@ def check_tower(checkpoint: Checkpoint, wanted: Mapping[str, torch.Size], backbo
     for key, shape in wanted.items():
         if have[key].shape != shape:
             raise UserError(f"{where} {key} is {tuple(have[key].shape)}, there {tuple(shape)}. {advice}")
-        if not have[key].dtype.is_floating_point:
-            raise UserError(f"{where} {key} is of type {have[key].dtype}, not a floating-point one. {advice}")
+        if not have[key].merged:
+            raise UserError(f"{where} {key} is of type {have[key].dtype}, which is not merged. {advice}")

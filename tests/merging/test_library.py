@@ -9,7 +9,7 @@ from safetensors import safe_open
 from samples import drawn, equal, every_method, models
 from torch import nn
 
-from merging import UserError, load, merge
+from merging import UserError, load, merge, open_merged
 from merging.backbones.tower import Backbone
 from merging.methods import Average, Dare, TaskArithmetic, Ties
 
@@ -115,11 +115,22 @@ def test_files_that_cannot_be_loaded(tmp_path, stored):
         load(path, network())
 
 
-def test_saving_over_an_input_is_safe(stored):
-    """The files are mapped while the result is written: the old content stays readable until the rename."""
+def test_no_input_is_overwritten(stored, tmp_path, monkeypatch):
+    """By its path, a relative one, a link of either kind; a merge that was opened is an input of its own."""
     base, experts = tuned()
     paths = [stored(state) for state in (base, *experts)]
+    before = [path.read_bytes() for path in paths]
     merged = merge(Average(), paths[0], paths[1:])
-    expected = models(merge(Average(), base, experts))[0]
-    model = load(merged.save(paths[0]), network())
-    assert all(torch.equal(model.state_dict()[key], weight) for key, weight in expected.items())
+    (tmp_path / "soft").symlink_to(paths[1])
+    (tmp_path / "hard").hardlink_to(paths[2])
+    monkeypatch.chdir(tmp_path)
+    for target in (*paths, paths[3].name, "soft", "hard", tmp_path / "." / paths[0].name):
+        with pytest.raises(UserError, match=r"is an input of this merge .*Save it under another name"):
+            merged.save(target)
+    assert [path.read_bytes() for path in paths] == before
+    again = open_merged(merged.save("merged.safetensors"))
+    with pytest.raises(UserError, match="is an input of this merge"):
+        again.save("merged.safetensors", dtype="fp16")
+    assert merged.save("merged.safetensors").exists()  # an earlier result is no input
+    with pytest.raises(UserError, match="is a folder"):
+        merged.save(tmp_path)
