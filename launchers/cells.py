@@ -104,9 +104,15 @@ class Cell:
             macs=grid.backbone.macs,
             seconds={},
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            remarks=list(self.setup.remarks),
+            remarks=[*self.setup.remarks, *self.remarks()],
             unseen={task.name: None for task in grid.suite.held_out},
         )
+
+    def remarks(self) -> list[str]:
+        """What a table must say of this merge."""
+        experts, dtype = self.setup.experts, self.config.get("save_dtype")
+        rounded = [f"{self.label}: what all inputs share is scored and saved as {dtype}"] if dtype else []
+        return ([f"experts: {experts.remark}"] if experts.differing else []) + rounded
 
     @property
     def journal(self) -> Journal:
@@ -122,6 +128,8 @@ class Cell:
         """
         grid, clock, journal, opened = self.setup.grid, Clock(), self.journal, Opened()
         merged = self.method(opened.watched(self.setup.experts, f"method={self.label}", needs_of(self.method)))
+        if "save_dtype" in self.config:
+            merged = merged.cast(self.config["save_dtype"])
         clock.lap("merge")
         merged, validation = self.scale.choose(merged, grid, journal)
         if validation is not None and isinstance(self.scale, Search):
@@ -135,7 +143,8 @@ class Cell:
         unseen = self._unseen(merged, journal)
         clock.lap("score")
         if save is not None:
-            merged = replace(merged, provenance={"method": describe(self.method), "run_id": self.run_id})
+            about = {"method": describe(self.method), "run_id": self.run_id}
+            merged = replace(merged, provenance=about, inputs=self.setup.experts.inputs)
             log.info("saved %s", merged.save(save, backbone=grid.backbone.facts()))
         row = replace(
             self.row(),

@@ -18,6 +18,7 @@ from launchers.callback import check_writable
 from launchers.claims import Taken, claim
 from launchers.quoting import spelled
 from merging.errors import UserError
+from merging.saving import check_target
 
 if TYPE_CHECKING:  # importing them imports torch, which `--help` does without
     from tasks.engine import Engine
@@ -35,6 +36,7 @@ def run(config: DictConfig) -> "list[Made]":
     bench = bench_of(config, suite)
     for task in suite.tasks:
         bench.check(task.name)
+        check_target(bench.path(task.name), [bench.base])
     bench.check_space(suite.names)
     made = []
     for task in suite.tasks:

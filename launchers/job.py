@@ -28,6 +28,7 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.files import write_text
 from merging.methods import Base, Expert
+from merging.saving import check_target, dtype_of
 from tasks.grid import Fixed, Grid, Search
 from tasks.suite import Suite, calibration
 
@@ -42,6 +43,8 @@ def run(config: DictConfig) -> list[str]:
         check_writable("save", Path(config.save).parent)
     with instantiate(config.tracker) as tracker:
         wanted = cell(config)
+        if config.save is not None:
+            check_target(config.save, [wanted.setup.experts.origin, *wanted.setup.experts.inputs])
         references = [reference(config, label) for label in ("base", "expert") if label != wanted.label]
         files = [str((folder / f"{each.run_id}.json").resolve()) for each in (wanted, *references)]
         write_text(here / LISTED, json.dumps(files))
@@ -81,9 +84,11 @@ def elsewhere(wanted: Cell, folder: Path) -> bool:
 
 
 def cell(config: DictConfig) -> Cell:
-    """The cell that the configuration names. Raises UserError for a split that is not scored."""
+    """The cell that the configuration names. Raises UserError for a split that is not scored and an unknown dtype."""
     if config.split not in ("test", "val"):
         raise UserError(f"split={config.split} is not scored. Choose test, or val while a setting is being chosen.")
+    if config.save_dtype is not None:
+        dtype_of(config.save_dtype)
     decides = resolved(config)
     label = HydraConfig.get().runtime.choices["method"]
     method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
@@ -96,6 +101,7 @@ def reference(config: DictConfig, label: str) -> Cell:
     method = {"base": Base, "expert": Expert}[label]()
     decides = resolved(config) | {"method": {"_target_": f"merging.methods.{type(method).__name__}"}, "scale": None,
                                   "router": None}  # fmt: skip
+    decides.pop("save_dtype", None)
     decides["engine"].pop("batch", None)  # without a gate no image depends on those beside it
     return Cell(label, method, Fixed(), Oracle(), decides, setup_of(config, decides))
 
@@ -113,6 +119,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     decides["engine"].pop("device")
     if plain["split"] != "test":
         decides["split"] = plain["split"]
+    if plain["save_dtype"] is not None:
+        decides["save_dtype"] = plain["save_dtype"]
     if ((decides["router"] or {}).get("gate") or {}).get("granularity") not in ("batch", "mixed"):
         decides["engine"].pop("batch")  # an image then does not depend on those beside it
     return decides

@@ -63,6 +63,8 @@ class Experts:
         Raises UserError, from headers alone, unless all have the same keys, shapes and kinds of numbers.
         """
         experts, tasks = listed(experts, tasks)
+        if not (cache is None or isinstance(cache, Cache)):
+            raise UserError(f"The cache is given as a {type(cache).__name__}. Write merging.Cache(folder).")
         names = tuple(tasks) if tasks is not None else tuple(f"task{i}" for i in range(len(experts)))
         origin, opened = open_checkpoint(base, cache), tuple(open_checkpoint(expert, cache) for expert in experts)
         check_experts(origin, opened, names)

@@ -32,6 +32,8 @@ def svd(matrix: Tensor, rank: int | None = None) -> SVD:
     A triplet beyond the numerical rank is zero in all three parts, so u and vh have orthonormal or zero vectors. The
     largest entry of each vector of the short side is positive. Raises ValueError for a matrix that is not finite.
     """
+    if not matrix.numel():
+        return SVD(matrix.new_empty(len(matrix), 0), matrix.new_empty(0), matrix.new_empty(0, matrix.shape[1]))
     if matrix.shape[0] < matrix.shape[1]:
         u, s, vh = svd(matrix.T, rank)
         return SVD(vh.T, s, u.T)
@@ -52,6 +54,8 @@ def polar(matrix: Tensor) -> Tensor:
 
     `(polar(matrix) * matrix).sum()` is the sum of singular values. Raises ValueError for a matrix that is not finite.
     """
+    if not matrix.numel():
+        return matrix.new_empty(matrix.shape)
     if matrix.shape[0] < matrix.shape[1]:
         return polar(matrix.T).T
     tall = _double(matrix)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from merging.banks import Tucker
+from merging.errors import UserError
 from merging.experts import Experts
+from merging.preflight import some
 from merging.threads import each
 from merging.tucker import Tucker as Factors
 
@@ -22,11 +24,18 @@ def joint_banks(experts: Experts, keys: Sequence[str], unit: str, decompose: Dec
     """
     groups: dict[int | None, list[str]] = {}
     for key in keys:
-        if len(experts.specs()[key].shape) == 2 and experts.naming.hidden(key) is not None:
+        shape = experts.specs()[key].shape
+        if len(shape) == 2 and shape.numel() and experts.naming.hidden(key) is not None:
             groups.setdefault(experts.naming.depth(key) if unit == "block" else None, []).append(key)
 
     def one(group: Sequence[str]) -> dict[str, Tucker]:
-        stack = torch.cat([upright(experts, key, experts.tau(key)) for key in group])
+        stacks = [upright(experts, key, experts.tau(key)) for key in group]
+        if len(shapes := {tuple(each.shape[1:]) for each in stacks}) > 1:
+            raise UserError(
+                f"unit={unit} decomposes {some(group)} together, and they are not of one shape: "
+                f"{', '.join(map(str, sorted(shapes)))}. Set unit=matrix."
+            )
+        stack = torch.cat(stacks)
         found = decompose(" ".join(group), stack)
         parts = [own(found, index, len(experts.tasks)) for index in range(len(group))]
         return {

@@ -107,7 +107,7 @@ def listed(experts: object, tasks: object) -> tuple[list, list | None]:
         raise UserError(f"{what} Give the weights of each in a list: [module.state_dict(), ...].")
     if isinstance(experts, str | bytes | Path | Mapping | Tensor) or not isinstance(experts, Iterable):
         raise UserError(f"{what} Put it in a list, also if there is a single one: [expert].")
-    if isinstance(tasks, str | bytes) or not (tasks is None or isinstance(tasks, Iterable)):
+    if isinstance(tasks, str | bytes | Mapping) or not (tasks is None or isinstance(tasks, Iterable)):
         raise UserError(
             f"The tasks are given as {tasks!r}, not as a list of names. Write one name per expert: [name, ...]."
         )

@@ -81,7 +81,7 @@ class Duet:
         together = {} if self.unit == "matrix" else joint_banks(experts, routed, self.unit, self._decomposed(experts))
 
         def decompose(key: str, tau: Tensor) -> Tensor:
-            bank = together.get(key) if tau.ndim == 3 else Dense(tau.clone())
+            bank = together.get(key) if tau.ndim == 3 and tau.numel() else Dense(tau.clone())
             parts[key] = self._part(experts, key, tau, bank or self._bank(experts, key, tau), masks)
             return torch.empty(0)
 
@@ -110,7 +110,7 @@ class Duet:
         return self.neurons.masks(experts) if ffn and self.static and self.static_coef else {}
 
     def _part(self, experts: Experts, key: str, tau: Tensor, bank: Bank, masks: Masks) -> Part:
-        if tau.ndim != 3:
+        if tau.ndim != 3 or not tau.numel():
             return Part(bank, None, None)
         axis, block = experts.naming.hidden(key), experts.naming.depth(key)
         mask = None if axis is None or block is None else masks.get(block)

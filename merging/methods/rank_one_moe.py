@@ -37,7 +37,7 @@ class RankOneMoe:
     def __call__(self, experts: Experts) -> Merged:
         specs, ffn = experts.specs(), experts.keys("ffn")
         rest = static(self.rest, experts.part(set(specs) - set(ffn)), "rank_one_moe: rest")
-        matrices = [key for key in ffn if len(specs[key].shape) == 2]
+        matrices = [key for key in ffn if len(specs[key].shape) == 2 and specs[key].shape.numel()]
         rank = min([self.rank, *(side for key in matrices for side in specs[key].shape)])
         own: dict[str, Bank] = {}
         energy: dict[str, list[float]] = {}

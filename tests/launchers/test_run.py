@@ -18,6 +18,7 @@ from wandb_file import read_run
 
 import merging
 from launchers import rows
+from merging import open_merged
 from merging.checkpoints import SafetensorsFile
 from tasks.grid import outcome
 from tasks.mini.model import BASE
@@ -238,3 +239,28 @@ def test_a_setting_may_be_scored_on_validation(output, duet_here):
     assert {(split["name"], split["size"]) for split in row.splits.values()} == {("val", 20), ("val", 160)}
     status, _, errors = duet_here(output, "method=average", "split=train")
     assert status == 1 and "split=train is not scored. Choose test, or val" in errors
+
+
+def test_another_dtype_is_another_cell_and_what_is_saved_was_scored(output, duet_here, tmp_path):
+    saved = tmp_path / "merged.safetensors"
+    for more in ([], ["save_dtype=fp16", f"save={saved}"]):
+        code, _, errors = duet_here(output, "method=average", *more)
+        assert code == 0, errors
+    whole, half = sorted((row for row in found(output) if row.method == "average"), key=lambda row: -row.stored_bytes)
+    assert "save_dtype" not in whole.config and half.config["save_dtype"] == "fp16" and not whole.remarks
+    assert half.remarks == ["average: what all inputs share is scored and saved as fp16"]
+    assert len([row for row in found(output) if row.method in ("base", "expert")]) == 2  # as they were
+    merged = open_merged(saved)
+    assert half.stored_bytes == merged.stored_bytes == whole.stored_bytes / 2
+    assert [merged.provenance["base"], *merged.provenance["experts"]] == list(half.checkpoints.values())
+    code, _, errors = duet_here(output, "save_dtype=int8")
+    assert code == 1 and "int8" in errors and "Traceback" not in errors
+
+
+def test_an_input_is_not_saved_over(output, duet_here, tmp_path):
+    link = tmp_path / "mine.safetensors"
+    link.symlink_to(BASE)
+    before = BASE.read_bytes()
+    code, _, errors = duet_here(output, "method=average", f"save={link}", "redo=true")
+    assert code == 1 and "is an input of this merge" in errors and "mean accuracy" not in errors
+    assert "Traceback" not in errors and link.read_bytes() == BASE.read_bytes() == before
