@@ -195,7 +195,9 @@ class StateDict:
         return {key: Spec(tensor.shape, tensor.dtype) for key, tensor in self._tensors.items()}
 
     def tensor(self, key: str) -> Tensor:
-        return self._tensors[key].cpu()
+        if (tensor := self._tensors[key]).is_meta:
+            raise UserError(f"{key} of {self.name} has no numbers: it is on the meta device. Load the weights first.")
+        return tensor.cpu()
 
     def release(self) -> None:
         """Nothing to hand back."""
@@ -217,8 +219,6 @@ def _no_numbers(tensor: object) -> str | None:
     """Why something in a state dict cannot be read as numbers, None where it can."""
     if not isinstance(tensor, Tensor):
         return f"a {type(tensor).__name__}, no tensor"
-    if tensor.is_meta:
-        return "a tensor on the meta device, without numbers"
     return "sparse or quantised" if tensor.layout is not torch.strided or tensor.is_quantized else None
 
 

@@ -1,4 +1,4 @@
-"""What is given by mistake is refused in one paragraph: kinds of numbers, no experts, no method; empty matrices pass."""
+"""What is given by mistake is refused in one paragraph: kinds of numbers, experts, methods; empty matrices pass."""
 
 import logging
 
@@ -119,7 +119,6 @@ class TestWhatIsNoTensor:
             (3, "a int, no tensor"),
             ({"weight": drawn(2)}, "a dict, no tensor"),
             (None, "a NoneType, no tensor"),
-            (torch.empty(2, device="meta"), "meta device"),
             (torch.eye(2).to_sparse(), "sparse or quantised"),
         ],
     )
@@ -127,6 +126,11 @@ class TestWhatIsNoTensor:
         with pytest.raises(UserError, match=rf"w of a state dict is .*{message}.* module.state_dict\(\)") as error:
             open_checkpoint({"w": value})
         assert one_paragraph(error)
+
+    def test_weights_that_were_never_loaded(self):
+        empty = {"w": torch.empty(2, device="meta")}
+        with pytest.raises(UserError, match="w of a state dict has no numbers: it is on the meta device"):
+            merge(Average(), {"w": drawn(2)}, [empty])
 
 
 BASE, EXPERTS = family(2)
