@@ -54,8 +54,7 @@ def check_target(path: str | Path, inputs: Iterable[Identified]) -> None:
     for file in (file for each in inputs for file in each.files):
         if path.exists() and file.exists() and path.samefile(file):
             raise UserError(
-                f"{path} is an input of this merge ({file}): the merged model would overwrite it. Save it under "
-                f"another name."
+                f"{path} is one of the inputs ({file}): the result would overwrite it. Choose another name."
             )
 
 

@@ -131,3 +131,13 @@ def test_the_published_families_start_from_the_published_base(monkeypatch, cache
     monkeypatch.setattr("tasks.bases.Part", lambda whole, prefix: (whole, prefix))
     found = pretrained(HubFamily("hub_a", base_revision="abc"), None, "backbone", cache)  # type: ignore[arg-type]
     assert found == (base, "visual.") and asked == [("backbone", cache, "abc")]
+
+
+def test_the_base_is_not_written_over(finetune_here, tmp_path, made):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    base = folder / "cars.safetensors"
+    base.write_bytes(BASE.read_bytes())
+    status, _, errors = finetune_here("folder=own", f"experts.base={base}", "redo=true")
+    assert status == 1 and not made and base.read_bytes() == BASE.read_bytes()
+    assert "own/cars.safetensors is one of the inputs" in errors and "Traceback" not in errors

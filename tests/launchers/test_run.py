@@ -262,5 +262,5 @@ def test_an_input_is_not_saved_over(output, duet_here, tmp_path):
     link.symlink_to(BASE)
     before = BASE.read_bytes()
     code, _, errors = duet_here(output, "method=average", f"save={link}", "redo=true")
-    assert code == 1 and "is an input of this merge" in errors and "mean accuracy" not in errors
+    assert code == 1 and "is one of the inputs" in errors and "mean accuracy" not in errors
     assert "Traceback" not in errors and link.read_bytes() == BASE.read_bytes() == before

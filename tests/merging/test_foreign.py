@@ -14,10 +14,13 @@ from clips import encoder_state, foreign_code, image_encoder, whole, write_encod
 from safetensors.torch import load_file
 from torch import nn
 
-from merging import foreign
+from merging import foreign, merge
+from merging.checkpoints import SafetensorsFile
 from merging.errors import UserError
 from merging.foreign import convert, inert_state, open_file, open_foreign
 from merging.inert import Machine
+from merging.methods import Average
+from merging.views import Overlay, Part, Separate
 
 FORMS = ("zip", "legacy", "plain")
 STATE = whole(3, words=50)
@@ -181,3 +184,18 @@ def test_files_open_by_their_ending(tmp_path, cache, stored):
     for path in (pickle_file, safe_file):
         checkpoint = open_file(path, cache)
         assert_same({key: checkpoint.tensor(key) for key in encoder_state(STATE)}, encoder_state(STATE))
+
+
+def test_what_was_read_is_not_saved_over(tmp_path, cache, stored):
+    """The pickle, its converted copy in the cache, and the file behind every view."""
+    path = write_encoder(tmp_path / "expert.pt", STATE)
+    expert, base = open_foreign(path, cache), SafetensorsFile(stored(encoder_state(STATE)))
+    (converted,) = (cache.folder / "converted").iterdir()
+    merged = merge(Average(), Part(base, ""), [expert])
+    assert expert.files == (path, converted) and Separate(expert).files == (path, converted)
+    assert Overlay(expert, base, ()).files == (path, converted, base.path)
+    before = [each.read_bytes() for each in (path, converted, base.path)]
+    for target in (path, converted, base.path):
+        with pytest.raises(UserError, match="is one of the inputs"):
+            merged.save(target)
+    assert [each.read_bytes() for each in (path, converted, base.path)] == before

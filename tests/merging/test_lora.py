@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from samples import drawn, equal
 from towers import SIZES, hugging_face, scrambled, state, whole
 
-from merging import UserError
+from merging import UserError, merge
 from merging.checkpoints import SafetensorsFile, StateDict
 from merging.layouts import from_hugging_face
 from merging.lora import CONFIG, WEIGHTS, Lora, LoraConfig, open_lora
+from merging.methods import Average
 
 ATTENTION = ["q_proj", "v_proj"]
 EVERY = "vision_model.encoder.layers.{}.self_attn.{}_proj"
@@ -260,3 +261,14 @@ def test_the_vision_model_alone_may_be_the_base(tmp_path):
     found = open_lora(StateDict(model.state_dict()), tmp_path)
     for key, weight in expected.items():
         torch.testing.assert_close(found.tensor(key), weight, atol=1e-6, rtol=1e-6)
+
+
+def test_an_adapter_is_not_saved_over(tmp_path, stored):
+    base, adapter = tiny()
+    path = stored({key: base.tensor(key) for key in base.specs()})
+    save_file(adapter, tmp_path / WEIGHTS)
+    (tmp_path / CONFIG).write_text(json.dumps({"r": 2, "lora_alpha": 4}))
+    merged = merge(Average(), path, [open_lora(SafetensorsFile(path), tmp_path)])
+    for target in (path, tmp_path / WEIGHTS, tmp_path / CONFIG):
+        with pytest.raises(UserError, match="is one of the inputs"):
+            merged.save(target)
