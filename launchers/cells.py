@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import datetime, timezone
@@ -16,6 +15,7 @@ import merging
 import tasks
 from launchers import rows
 from launchers.claims import Taken, claim
+from launchers.clock import Clock
 from launchers.gates import Fitted, code, content, fitted
 from launchers.opened import SCALE, Opened, adaptation
 from launchers.rows import Row
@@ -210,19 +210,6 @@ def needs_of(method: Method) -> str:
     inner = [getattr(method, knob.name) for knob in fields(method)] if is_dataclass(method) else []
     asked = [method.needs, *(needs_of(each) for each in inner if hasattr(each, "needs"))]
     return next(need for need in ("labels", "inputs", "nothing") if need in asked)
-
-
-class Clock:
-    """Seconds of the phases of a cell."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str, spent: float | None = None) -> None:
-        """The time since the last call was spent on `phase`; or `spent`, where an earlier cell did the work."""
-        now = time.perf_counter()
-        self.seconds[phase], self._last = round(now - self._last if spent is None else spent, 3), now
 
 
 def said(row: Row) -> str:
