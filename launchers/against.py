@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launchers.published import Published, published
+from launchers.published import UNKNOWN, Published, method_of, published
 from launchers.rows import Row
 from launchers.summary import Line, Summary, summarise
 
@@ -80,7 +80,7 @@ def counterparts(line: Line) -> tuple[Comparison, ...]:
         return ()
     nearest: dict[str, tuple[tuple[float, ...], Comparison]] = {}
     for known in published():
-        if known.method != row.method or known.backbone != backbone_of(row):
+        if known.method != method_of(row.method) or known.backbone != backbone_of(row):
             continue
         there = known.on(row.suite, row.tasks)
         if there is None:
@@ -141,19 +141,42 @@ def _settings(row: Row, there: Published) -> list[str]:
     for name, wanted in there.settings.items():
         if name.startswith("experts.") and not _same_family(row, there):
             continue
-        if name == "scale" and wanted == "search":
-            if not row.scale_source.startswith("search"):
-                said.append(f"scale tuned on validation / {_short(row.scale)} fixed")
+        if name == "scale":
+            said += _scale(row, wanted)
         elif (here := _here(row, name)) != wanted:
             said.append(f"{name} {_short(wanted)} / {_short(here)}")
     precision = _look(row.config, "engine.precision")
     return said if precision in (None, PRECISION) else [*said, f"precision {PRECISION} / {precision}"]
 
 
+def _scale(row: Row, wanted: Any) -> list[str]:
+    """What differs in the coefficient and in who chose it: nobody, or labelled validation images."""
+    searched = row.scale_source.startswith("search")
+    here = f"{_short(row.scale)} {'tuned on validation' if searched else 'fixed'}"
+    if wanted == UNKNOWN:
+        return [f"scale {UNKNOWN} / {here}"]
+    if wanted == "search":
+        return [] if searched else [f"scale tuned on validation / {here}"]
+    if searched:
+        return [f"scale {_short(wanted)} fixed / {here}"]
+    return [] if row.scale == wanted else [f"scale {_short(wanted)} / {_short(row.scale)}"]
+
+
 def _here(row: Row, name: str) -> Any:
-    if name in ("scale", "adaptation", "granularity"):
-        return getattr(row, name)
-    return _look(row.config, name)
+    if name == "router":
+        return _routed_by(row)
+    return getattr(row, name) if name in ("adaptation", "granularity") else _look(row.config, name)
+
+
+def _routed_by(row: Row) -> str:
+    """What chooses the weights, as published rows tell it: how gates learned, not what their file is called."""
+    train = _look(row.config, "router.train")
+    if row.router in ("none", "oracle", "subspace") or not isinstance(train, Mapping) or "_target_" not in train:
+        return row.router
+    if str(train["_target_"]).endswith("TaskId"):
+        return "task_id"
+    terms = ["task_id"] if train.get("warm_up") else []
+    return " + ".join([*terms, *(term for term in ("entropy", "marginal", "distillation") if train.get(term))])
 
 
 def _look(config: Any, name: str) -> Any:

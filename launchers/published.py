@@ -11,6 +11,7 @@ import yaml
 
 FOLDER = Path(__file__).with_name("published_numbers")
 PER_TASK = ("base", "expert")  # whose number of a task does not depend on the other tasks of the suite
+UNKNOWN, ANY = "unknown", "any"  # a setting that is not told, and one that makes no difference
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,18 @@ def published() -> tuple[Published, ...]:
     return tuple(row for path in files for table in _load(path) for row in _rows(table))
 
 
+def method_of(label: str) -> str:
+    """The method as published that a row's label stands for: presets of ours go by another name."""
+    return _about()["presets"].get(label, label)
+
+
+def _settings(about: Mapping[str, Any], table: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a measured row must agree in: of the method, over it of the table, over that of the row."""
+    protocol = about["protocols"][about["methods"][row["method"]]]
+    found = {**protocol, **table.get("settings", {}), **row.get("settings", {})}
+    return {name: value for name, value in found.items() if value != ANY}
+
+
 @cache
 def _about() -> dict[str, Any]:
     return _load(FOLDER / "about.yaml")
@@ -82,7 +95,7 @@ def _rows(table: Mapping[str, Any]) -> Iterator[Published]:
             accuracy=dict(zip(tasks, accuracy, strict=True)) if accuracy else {},
             printed_mean=row.get("mean"),
             norm=row.get("norm"),
-            settings={**table.get("settings", {}), **row.get("settings", {})},
+            settings=_settings(about, table, row),
             test_images={} if images == "unknown" else {**family["test_images"], **images},
             notes=(*notes, *([row["misprint"]] if "misprint" in row else [])),
             misprint="misprint" in row,

@@ -28,7 +28,10 @@ def measured(there, off=0.0, make=make_row, suite=None, config=None, **changes):
     """A row as if it had repeated a published one, `off` points better on every task."""
     tasks = SUITES[suite or there.suite]
     scores = {task: (there.accuracy.get(task, 80.0) + off) / 100 for task in tasks}
-    told = {name: value for name, value in there.settings.items() if "." not in name and value != "search"}
+    told = {
+        name: value for name, value in there.settings.items() if "." not in name and value not in ("search", "unknown")
+    }
+    source = {"search": "search:val"}.get(there.settings.get("scale"), "fixed" if "scale" in there.settings else "-")
     row = make(
         there.method,
         **{
@@ -37,6 +40,7 @@ def measured(there, off=0.0, make=make_row, suite=None, config=None, **changes):
             "family": there.family,
             "accuracy": scores,
             "splits": {task: {"name": "test", "id": task, "size": there.test_images.get(task, 7)} for task in tasks},
+            "scale_source": source,
             **told,
             **changes,
         },

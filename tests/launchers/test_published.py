@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from repeated import KNOWN, SUITES, names, published_row
 
+from launchers.published import _about, method_of
 from tasks.vision.known import VARIANTS, facts
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -97,14 +98,31 @@ def knobs_with(method):
     return knobs(OmegaConf.to_container(config, resolve=False))
 
 
+ROUTERS = {"none", "oracle", "subspace", "task_id", "entropy"}
+
+
+def has_scale(method):
+    """Whether a coefficient is part of the method: of what is merged statically, or around the routed parts."""
+    return bool({"method.scale", "method.rest.scale", "method.shared.scale", "method.then.scale"} & knobs_with(method))
+
+
+def test_presets_of_ours_are_a_published_method_with_other_values():
+    for preset, method in _about()["presets"].items():
+        own, published = (OmegaConf.load(CONF / "method" / f"{name}.yaml") for name in (preset, method))
+        assert own.defaults[0] == method and "_target_" in published and method_of(preset) == method
+    assert method_of("twin_pretrain") == "twin_pretrain" and method_of("duet_svd") == "duet_svd"
+
+
 def test_methods_and_settings_are_ours():
     experts = {"experts.qkv", "experts.text"}  # of the Hub's and the pickled families
     for row in KNOWN:
         assert (CONF / "method" / f"{row.method}.yaml").exists() and row.suite in SUITES, names(row)
         assert (CONF / "backbone" / f"{row.backbone}.yaml").exists(), names(row)
         dotted = {name for name in row.settings if "." in name}
-        assert set(row.settings) - dotted <= {"scale", "adaptation", "granularity"}, names(row)
+        assert set(row.settings) - dotted <= {"scale", "router", "adaptation", "granularity"}, names(row)
         assert dotted - experts <= knobs_with(row.method), names(row)
+        assert {"router", "adaptation"} <= set(row.settings) and row.settings["router"] in ROUTERS, names(row)
+        assert ("scale" in row.settings) == has_scale(row.method), names(row)
         assert len(row.table) <= 26 and row.source and row.tolerance > 0
 
 
@@ -123,7 +141,7 @@ def test_an_experiment_runs_every_published_row_of_its_table(experiment, backbon
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("config", [f"experiment={experiment}", f"backbone=clip_vit_{backbone}"], True)
     swept = config.hydra.sweeper.params.method.split(",")
-    assert {row.method for row in KNOWN if row.table == EXPERIMENTS[experiment]} <= set(swept)
+    assert {row.method for row in KNOWN if row.table == EXPERIMENTS[experiment]} <= set(map(method_of, swept))
     assert len(set(swept)) == len(swept) and all((CONF / "method" / f"{each}.yaml").exists() for each in swept)
     assert config.backbone.name == f"clip_vit_{backbone}" and config.hydra.mode.name == "MULTIRUN"
     assert config.suite.name in (experiment.split("_")[0], "clip8") and config.suite.variant == "fusion_bench"
