@@ -48,6 +48,7 @@ class Setup:
     remarks: tuple[str, ...] = ()  # on the experts
     gates: Cache | None = None  # trained ones, by content
     unseen: Experts | None = None  # of the held-out tasks, where there are any: what the expert row is scored with
+    files: str | None = None  # in which state experts and images were opened, see launchers.found
 
     @property
     def checkpoints(self) -> dict[str, str]:

@@ -7,11 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
-
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, NamedTuple
 
 from launchers import rows
 from launchers.rows import Row
@@ -20,9 +16,11 @@ from launchers.table import RESULTS, rows_of
 from merging.errors import UserError
 from merging.files import write_atomically
 
+if TYPE_CHECKING:  # every run has its two numbers, a drawing alone needs matplotlib
+    from matplotlib.axes import Axes
+
 MB = 1e6
 MARKERS = "osD^vPX*<>hp"
-COLOURS = colormaps["cividis"]
 
 
 class Point(NamedTuple):
@@ -58,6 +56,8 @@ def front(points: Sequence[Point]) -> list[int]:
 
 def figure(made: Iterable[Row], path: str | Path) -> Path:
     """Every merge as a point, and the front of those that need no true task; raises UserError where there is none."""
+    from matplotlib.figure import Figure
+
     summaries = [summary for summary in summarise(made) if _drawn(summary)]
     if not summaries:
         raise UserError(f"There is nothing to draw in {path}: no finished merge was given. Run a method first.")
@@ -74,12 +74,14 @@ def _drawn(summary: Summary) -> list[Line]:
     return [line for line in summary.lines if line.kind in ("static", "routed", "oracle")]
 
 
-def _panel(ax: Axes, summary: Summary) -> None:
+def _panel(ax: "Axes", summary: Summary) -> None:
     """One marker a method, hollow where the true task is told; the front as steps."""
+    from matplotlib import colormaps
+
     lines = _drawn(summary)
     methods = list(dict.fromkeys(line.rows[0].method for line in lines))
     for number, method in enumerate(methods):
-        colour = COLOURS(0.9 * number / max(1, len(methods) - 1))
+        colour = colormaps["cividis"](0.9 * number / max(1, len(methods) - 1))
         for oracle in (False, True):
             own = [point(line) for line in lines
                    if line.rows[0].method == method and (line.kind == "oracle") == oracle]  # fmt: skip

@@ -17,6 +17,7 @@ from launchers import rows
 from launchers.callback import LISTED, check_writable, draw
 from launchers.cells import Cell, Setup, finish, needs_of
 from launchers.claims import Taken, owner
+from launchers.found import is_local, remember, state
 from launchers.preflight import foresee
 from launchers.rows import Row
 from launchers.sweep.group import group_of
@@ -48,6 +49,8 @@ def run(config: DictConfig) -> list[str]:
         references = [reference(config, label) for label in ("base", "expert") if label != wanted.label]
         files = [str((folder / f"{each.run_id}.json").resolve()) for each in (wanted, *references)]
         write_text(here / LISTED, json.dumps(files))
+        if wanted.setup.files is not None:
+            remember(config, wanted.setup.files, [each.run_id for each in (wanted, *references)])
         if elsewhere(wanted, folder):
             return files
         title = f"{wanted.label} {wanted.setup.grid.suite.name}"
@@ -138,6 +141,7 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
     key = json.dumps([config.output, repr(engine), *(decides[name] for name in shared)], sort_keys=True)
     if key not in _SETUPS:
         store = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
+        files = state(config)
         suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
         source = instantiate(config.experts)
         foresee(suite, source, backbone, engine, looked_at(config, decides))
@@ -145,8 +149,9 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
         experts = replace(source.open(suite, backbone, store), calibration=unlabelled)
         unseen, more = of_unseen(source, suite, backbone, store)
         grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
+        files = files if is_local(suite, source, backbone) else None
         remarks = (*getattr(source, "remarks", ()), *more)
-        _SETUPS[key] = Setup(experts, grid, source.family, unfinished, remarks, store, unseen)
+        _SETUPS[key] = Setup(experts, grid, source.family, unfinished, remarks, store, unseen, files)
     return _SETUPS[key]
 
 

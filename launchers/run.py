@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import hydra
 from hydra.errors import CompactHydraException, InstantiationException
@@ -12,6 +11,8 @@ from omegaconf import DictConfig
 
 from launchers.claims import Taken
 from launchers.extras import missing
+from launchers.found import found
+from launchers.front import Point, objectives
 from launchers.hints import hint
 from launchers.live import watch
 from launchers.quoting import spelled
@@ -19,23 +20,26 @@ from launchers.slurm import FAILED
 from launchers.sweep.check import problem
 from merging.errors import UserError
 
-if TYPE_CHECKING:
-    from launchers.front import Point
-
 log = logging.getLogger(__name__)
 
 
+def row_files(config: DictConfig) -> list[str]:
+    """Those of one Hydra job, computed now unless they are all there: only then torch is not needed."""
+    if (files := found(config)) is None:
+        from launchers.job import run
+
+        return run(config)
+    return files
+
+
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
-def job(config: DictConfig) -> "Point | None":
+def job(config: DictConfig) -> Point | None:
     """What Hydra calls; a sweeper that searches hears both objectives, None where there is no row.
 
     A failure is logged, a UserError as one paragraph, and the other jobs of a sweep go on.
     """
     try:
-        from launchers.front import objectives
-        from launchers.job import run
-
-        return objectives(run(config))
+        return objectives(row_files(config))
     except Taken as taken:  # between the look and the claim
         log.info("being computed by %s; run the same command again for its row", taken)
         return None

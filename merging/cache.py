@@ -6,13 +6,14 @@ import json
 import os
 import zlib
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-
-import torch
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from merging.files import remove_abandoned, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GIB = 1 << 30
 
@@ -75,10 +76,12 @@ class Cache:
     def tensors(
         self,
         key: str,
-        make: Callable[[], dict[str, Tensor]],
-        enough: Callable[[dict[str, Tensor]], bool] = lambda stored: True,
-    ) -> dict[str, Tensor]:
+        make: "Callable[[], dict[str, Tensor]]",
+        enough: "Callable[[dict[str, Tensor]], bool]" = lambda stored: True,
+    ) -> "dict[str, Tensor]":
         """The named tensors stored under `key`, made and stored if absent, damaged or not `enough`."""
+        from safetensors.torch import load, save  # here, because what is remembered as text is read without torch
+
         stored = self.get(key)
         if stored is not None and enough(found := load(stored)):
             return found
@@ -113,4 +116,4 @@ class Cache:
 
 def key_of(*parts: object) -> str:
     """A cache key from JSON-able parts."""
-    return json.dumps([*parts, torch.__version__.split("+")[0]], sort_keys=True)
+    return json.dumps([*parts, version("torch").split("+")[0]], sort_keys=True)

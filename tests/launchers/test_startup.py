@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import console
 import pytest
 
 HEAVY = ("torch", "open_clip", "matplotlib", "sklearn", "scipy", "wandb", "datasets")
@@ -36,3 +37,16 @@ def test_looking_ahead_needs_nothing_heavy():
     code = f"import sys, merging, launchers.preflight, launchers.callback; print(*({set(HEAVY)} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_row_that_is_there_is_shown_without_torch(output):
+    arguments = console.command(output, "method=average")[1:]
+    _, status, first = loaded("launchers.run", *arguments, cwd=output.parent)
+    assert status == 0, first
+    packages, status, again = loaded("launchers.run", *arguments, cwd=output.parent)
+    assert (packages, status) == (["matplotlib"], 0), again
+    assert "average: found in" in again
+    first, again = (text.partition("\nmini8")[2].partition("scale: none")[0] for text in (first, again))
+    assert first == again and "expert" in first  # the table
+    packages, *_ = loaded("launchers.run", *arguments, "seed=1", cwd=output.parent)
+    assert "torch" in packages

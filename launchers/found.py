@@ -1,0 +1,135 @@
+"""Rows that are there already, found without torch: by the files and the code that decided their names the last time.
+
+A row is named by contents (launchers.rows.run_id), and knowing these takes torch and seconds. What the names were is
+remembered in the cache under everything that they came from: the configuration, the code, and path, size, time and
+inode of every file that the configuration names. Where the Hub is asked nothing is remembered.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from glob import glob
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from launchers import rows
+from launchers.callback import LISTED
+from launchers.claims import owner
+from merging.cache import GIB, Cache
+from merging.errors import UserError
+from merging.files import write_text
+
+PACKAGES = ("launchers", "merging", "tasks")
+ELSEWHERE = {"hydra", "output", "save", "redo", "cache_gb", "tracker"}  # what no row depends on
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
+log = logging.getLogger(__name__)
+
+
+def found(config: DictConfig) -> list[str] | None:
+    """The row files of a command whose rows are all there, its own first; None where something may be to do."""
+    if config.redo or config.save is not None or not config.tracker._target_.endswith(".NoTracker"):
+        return None
+    cache, folder, label = _cache(config), Path(config.output) / "results", _label()
+    known = cache.get(_key(config, files)) if (files := state(config)) is not None else None
+    ids = [] if known is None else json.loads(known)
+    busy = any(owner(folder, each) or (cache.folder / "unfinished" / each).exists() for each in ids)
+    if busy or not ids or any(rows.find(folder, each, logging.DEBUG) is None for each in ids):
+        return None
+    listed = [str((folder / f"{each}.json").resolve()) for each in ids]
+    write_text(Path(HydraConfig.get().runtime.output_dir) / LISTED, json.dumps(listed))
+    log.info("%s: found in %s (redo=true computes it again)", label, folder / f"{ids[0]}.json")
+    return listed
+
+
+def remember(config: DictConfig, files: str, ids: Iterable[str]) -> None:
+    """Note the names of a command's rows, which came from files in that `state`; without one where the disk is full."""
+    with contextlib.suppress(UserError):
+        _cache(config).put(_key(config, files), json.dumps(list(ids)).encode())
+
+
+def state(config: DictConfig) -> str | None:
+    """What the experts and the images of a command come from: the code, libraries and all files that it names.
+
+    To be asked for before they are opened. None where code from outside takes part.
+    """
+    texts = list(_texts(_decides(config)))
+    if any(name.partition(".")[0] not in PACKAGES for key, name in texts if key == "_target_"):
+        return None
+    home = Path(__file__).resolve().parent.parent
+    places = {*(str(home / name) for name in PACKAGES), *(path for _, text in texts for path in _paths(text))}
+    versions = [platform.python_version(), *map(version, LIBRARIES)]
+    return json.dumps([versions, *(_digest(place) for place in sorted(places))])
+
+
+def is_local(suite: Any, source: Any, backbone: Any) -> bool:
+    """Whether the configuration names every file that experts and images come from, and none is asked of the Hub."""
+    if hasattr(source, "wanted") and source.wanted(suite, backbone):
+        return False
+    texts = [task.text for task in suite.every if hasattr(task, "text")]
+    repos = [task.source.repo for task in suite.every if hasattr(task, "source")]
+    return not any(repos) and all(isinstance(text, str) and Path(text).expanduser().exists() for text in texts)
+
+
+def _key(config: DictConfig, files: str) -> str:
+    return json.dumps(["names of rows", _label(), _decides(config), files], sort_keys=True)
+
+
+def _decides(config: DictConfig) -> dict[str, Any]:
+    """What the names of rows may depend on."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain["suite"].pop("store", None)
+    return {name: value for name, value in plain.items() if name not in ELSEWHERE}
+
+
+def _label() -> str:
+    return HydraConfig.get().runtime.choices["method"]
+
+
+def _cache(config: DictConfig) -> Cache:
+    return Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of every text in a configuration, the keys of mappings included."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _texts(each, str(name))
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+
+
+def _paths(text: str) -> list[str]:
+    """The files and folders that a text may name: itself, by a pattern, or by a template for every task."""
+    pattern = os.path.expanduser(text.replace("{task}", "*"))
+    return [os.path.abspath(path) for path in {pattern, *glob(pattern)} if path and os.path.exists(path)]
+
+
+def _digest(place: str) -> str:
+    """Of path, size, time and inode of a file, or of all files below a folder, through links too."""
+    digest = hashlib.sha256()
+    for path in _files(place):
+        stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a dead link
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _files(place: str) -> Iterator[str]:
+    if not os.path.isdir(place):
+        yield place
+    seen: set[str] = set()
+    for root, folders, names in os.walk(place, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else sorted(name for name in folders if name != "__pycache__")
+        seen.add(real)
+        yield from (os.path.join(root, name) for name in sorted(names))
