@@ -7,7 +7,7 @@ from launchers.rows import Row
 from launchers.summary import Line, Summary, Value
 
 UNSEEN = "unseen"  # tasks whose experts were left out
-COMPETE = ("static", "routed")  # kinds of lines whose best is bold; what saw the test images takes no part
+COMPETE = ("static", "routed")  # kinds of lines whose best is bold; what is not fair takes no part
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _percents(header: str, lines: Sequence[Line], value: Callable[[Line], Value 
     if header == "mean":
         cells = [Cell("failed") if line.failed else cell for line, cell in zip(lines, cells, strict=True)]
     for kind in COMPETE:
-        rivals = [index for index, line in enumerate(lines) if line.kind == kind and not line.transductive]
+        rivals = [index for index, line in enumerate(lines) if line.kind == kind and line.fair]
         best = max((float(cells[index].text) for index in rivals if cells[index].text != "-"), default=None)
         for index in rivals if len(rivals) > 1 and best is not None else []:
             cells[index] = replace(cells[index], bold=cells[index].text == f"{best:.1f}")

@@ -171,5 +171,6 @@ _SETUPS: dict[str, Setup] = {}
 def looked_at(config: DictConfig, decides: dict[str, Any]) -> list[str]:
     """The splits that this job reads."""
     searched = isinstance(instantiate(config.scale), Search) and decides["scale"] is not None
-    learned = decides["router"] is not None or needs_of(instantiate(config.method)) == "inputs"
-    return [*dict.fromkeys([config.split, *["val"] * searched]), *["calibration"] * learned]
+    looks = needs_of(instantiate(config.method)) == "inputs"
+    router = (decides["router"] or {}).get("split")  # none of an oracle
+    return [*dict.fromkeys([config.split, *["val"] * searched, *["calibration"] * looks, *[router] * bool(router)])]

@@ -41,6 +41,9 @@ def _routed(lines: Sequence[Line]) -> list[str]:
         said.append("MACs: work per image relative to the static forward." + apart)
     if oracle:
         said.append(f"Told the true task of every image (oracle; no fair rival, never bold): {', '.join(oracle)}.")
+    if batches := [line.label for line in scored if line.by_batch]:
+        who = ", ".join(batches)
+        said.append(f"One set of weights per batch of one task, which tells it (no fair rival, never bold): {who}.")
     if right := [f"{line.label} {100 * line.routed_right.mean:.1f}" for line in scored if line.routed_right]:
         said.append(f"Routed right (largest weight on the own task), in percent: {', '.join(right)}.")
     adapted = [(row.adaptation, is_transductive(row), line.label) for line in scored for row in line.rows]

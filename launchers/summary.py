@@ -53,6 +53,16 @@ class Line:
         return any(is_transductive(row) for row in self.rows)
 
     @property
+    def by_batch(self) -> bool:
+        """One set of weights served a batch of one task, which tells the task."""
+        return any(row.granularity == "batch" for row in self.rows)
+
+    @property
+    def fair(self) -> bool:
+        """Whether it may be the best of its kind: it knew nothing that its rivals do not."""
+        return not (self.transductive or self.by_batch)
+
+    @property
     def routed_right(self) -> Value | None:
         """Mean over tasks of the share of images whose largest weight is their own task's; None without gates."""
         shares = [statistics.fmean(row.routing["accuracy"].values()) for row in self.rows if row.routing]

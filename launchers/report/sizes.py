@@ -31,7 +31,7 @@ def bytes_figure(summary: Summary) -> Drawn | None:
     figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
     ax = figure.subplots()
     tips = _scatter(ax, points)
-    fair = pareto(point for point in points if point.line.kind in COMPETE and not point.line.transductive)
+    fair = pareto(point for point in points if point.line.kind in COMPETE and point.line.fair)
     ceiling = pareto(point for point in points if point.line.kind == "oracle")
     for best, look, name in ((fair, "-", "Pareto front"), (ceiling, ":", "front when told the task")):
         if len(best) > 1:

@@ -7,9 +7,10 @@ from typing import ClassVar
 import pytest
 import torch
 from cells import routed_row
+from hydra import compose, initialize_config_module
 from torch.nn import functional
 
-from launchers import rows
+from launchers import job, rows
 from launchers.cells import Cell, Setup
 from launchers.notes import notes
 from launchers.summary import summarise
@@ -140,6 +141,19 @@ def test_the_split_that_is_scored_need_not_be_test(setup):
     (summary,) = summarise([row])
     assert row.adaptation == "val" and summary.lines[0].transductive
     assert "Saw the unlabelled val images (transductive; no fair rival, never bold): mine." in notes(summary)
+
+
+@pytest.mark.parametrize(("overrides", "read"), [
+    (["method=wemoe", "router=entropy_transductive", "split=val"], ["val", "test"]),
+    (["method=wemoe"], ["test", "calibration"]),
+    (["method=wemoe", "router=oracle"], ["test"]),
+    (["method=duet", "router=oracle", "scale=search"], ["test", "val", "calibration"]),
+    (["method=ties", "scale=fixed", "router=entropy_transductive"], ["test"]),
+])  # fmt: skip
+def test_what_is_foreseen_is_what_will_be_opened(overrides, read):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("config", ["scale=fixed", *overrides] if "scale=search" not in overrides else overrides)
+    assert job.looked_at(config, job.resolved(config)) == read
 
 
 def test_openings_survive_the_disk_and_older_rows_have_none(tmp_path):

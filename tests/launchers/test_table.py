@@ -91,6 +91,15 @@ def test_what_saw_the_test_images_is_marked_and_never_bold():
     assert "transductive" not in " ".join(notes(summarise(DYNAMIC)[0]))
 
 
+def test_what_was_routed_by_batches_of_one_task_is_marked_and_never_bold():
+    batch = routed_row("wemoe", 0.9, granularity="batch")
+    (summary,) = summarise([*DYNAMIC, batch])
+    mean = next(column for column in columns(summary) if column.header == "mean")
+    assert [line.label for line, cell in zip(summary.lines, mean.cells, strict=True) if cell.bold] == ["tsv_m", "twin"]
+    told = "One set of weights per batch of one task, which tells it (no fair rival, never bold): wemoe."
+    assert told in notes(summary) and "per batch" not in " ".join(notes(summarise(DYNAMIC)[0]))
+
+
 def test_work_is_told_relative_to_the_static_forward():
     macs = printed(DYNAMIC, "MACs")
     assert macs == dict.fromkeys(macs, "x1.00") | {"duet": "x1.26", "twin": "x1.26"}  # 12.6 M of 10 M
