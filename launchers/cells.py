@@ -11,18 +11,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import merging
-import tasks
 from launchers import rows
 from launchers.claims import Taken, claim
 from launchers.clock import Clock
-from launchers.gates import Fitted, code, content, fitted
+from launchers.gates import Fitted, content, fitted
 from launchers.opened import SCALE, Opened, adaptation
 from launchers.rows import Row
 from merging.accounting import macs
 from merging.adapt import Learned, Log, Router
 from merging.api import describe
-from merging.cache import Cache
+from merging.cache import Cache, code, modules_of
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
@@ -119,7 +117,8 @@ class Cell:
     def journal(self) -> Journal:
         """What this cell has done before it was killed; only the same code goes on with it."""
         folder = self.setup.unfinished
-        return Journal(None if folder is None else folder / self.run_id, code(merging.__path__[0], tasks.__path__[0]))
+        made_by = code(("merging", "tasks", *modules_of(self.method)))
+        return Journal(None if folder is None else folder / self.run_id, made_by)
 
     def compute(self, on_task: OnTask, save: str | None = None, log_step: Log = lambda values, step: None) -> Row:
         """Merge, choose the scale on validation, train the gates, score the split once.
@@ -165,7 +164,9 @@ class Cell:
         """The merge with trained gates, those of an equal merge if there are any."""
         setup, router, keep = self.setup, self.router, partial(journal.tensors, "fitted gates")
         if setup.gates is not None and isinstance(router, Learned):
-            keep = partial(setup.gates.tensors, content(router, merged, setup.experts, self.config, setup.checkpoints))
+            made_by = code(("merging", *modules_of(self.method)))
+            key = content(router, merged, setup.experts, self.config, setup.checkpoints, made_by)
+            keep = partial(setup.gates.tensors, key)
         found = fitted(router, merged, setup.experts, self.config["seed"], keep, log_step)
         for split in found.splits:
             opened.note(f"router={router.name}", split)

@@ -3,17 +3,15 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-import merging
 from launchers.opened import Opened
 from merging.adapt import Learned, Log, Router
 from merging.cache import key_of
+from merging.checkpoints import digest
 from merging.experts import Experts
 from merging.merged import Merged
 
@@ -52,34 +50,24 @@ def fitted(
 
 
 def content(
-    router: Learned, merged: Merged, experts: Experts, config: Mapping[str, Any], ids: Mapping[str, str]
+    router: Learned, merged: Merged, experts: Experts, config: Mapping[str, Any], ids: Mapping[str, str], made_by: str
 ) -> str:
     """The cache key of gates: equal keys are equal gates. `config` is the cell's, `ids` name its checkpoints.
 
     Where no task-specific part is before a gate in training, the shared weights alone count, whatever made them.
     """
-    images = experts.unlabelled(f"router={router.name}", router.split).ids
+    seen = experts.unlabelled(f"router={router.name}", router.split)
     made = {"method": config["method"], "scale": merged.scale, "checkpoints": ids, "experts": config["experts"]}
     init = merged.routing.init if merged.routing is not None else None
     learned_from = made if router.sees_own else [_shared(merged), sorted(merged.own), init]
     how = {name: config[name] for name in ("router", "backbone", "suite", "seed", "engine")}
-    return key_of("fitted gates", learned_from, how, merged.parts, images, code(merging.__path__[0]))
+    images = (seen.ids, [digest(head) for head in seen.heads], seen.backbone, seen.device.type)
+    return key_of("fitted gates", made_by, learned_from, how, merged.parts, *images)
 
 
 def _shared(merged: Merged) -> str:
     """SHA-256 of the weights that all inputs share."""
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for key in sorted(merged.specs):
-        weight = merged.static(key).contiguous()
-        digest.update(f"{key} {tuple(weight.shape)} ".encode())
-        digest.update(weight.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-@cache
-def code(*folders: str) -> str:
-    """SHA-256 of the source in these folders: what they made is not used any more when they have changed."""
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+        hashed.update(f"{key} {digest(merged.static(key))} ".encode())
+    return hashed.hexdigest()

@@ -6,7 +6,10 @@ import json
 import os
 import zlib
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +24,7 @@ GIB = 1 << 30
 class Cache:
     """Values by key under `folder`; the least recently used are dropped beyond `cap_bytes`.
 
-    The key names the content it was made from and how, so that an entry never goes stale.
+    The key names all that it was made from and the code that made it, so that an entry never goes stale.
     """
 
     def __init__(self, folder: str | Path, cap_bytes: int = 20 * GIB):
@@ -114,6 +117,26 @@ class Cache:
                 total -= size
 
 
-def key_of(*parts: object) -> str:
-    """A cache key from JSON-able parts."""
-    return json.dumps([*parts, version("torch").split("+")[0]], sort_keys=True)
+def key_of(what: str, made_by: str, *parts: object) -> str:
+    """A cache key from JSON-able parts: what it is, the `code` that makes it, and all that it is made from."""
+    return json.dumps([what, made_by, *parts, version("torch").split("+")[0]], sort_keys=True)
+
+
+@cache
+def code(modules: tuple[str, ...], libraries: tuple[str, ...] = ()) -> str:
+    """sha256 of the source of modules and whole packages, and of the versions of libraries, by their names."""
+    hashed = hashlib.sha256()
+    for spec in map(find_spec, modules):  # which imports none of them
+        folders = (spec.submodule_search_locations if spec is not None else None) or ()
+        alone = [Path(spec.origin)] if spec is not None and spec.origin and not folders else []
+        for path in alone or sorted(path for folder in folders for path in Path(folder).rglob("*.py")):
+            hashed.update(path.name.encode() + path.read_bytes())
+    hashed.update("".join(f"{name} {version(name)}" for name in libraries).encode())
+    return hashed.hexdigest()[:16]
+
+
+def modules_of(method: object) -> tuple[str, ...]:
+    """The modules of a method and those inside it, by name: a user's own lie outside of this library."""
+    inner = [getattr(method, knob.name) for knob in fields(method)] if is_dataclass(method) else []
+    names = {name for each in inner if is_dataclass(each) for name in modules_of(each)}
+    return tuple(sorted({type(method).__module__, *names}))

@@ -1,6 +1,6 @@
 """What may be learned without labels: images whose task is known, and what they say about an expert."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Calibration:
     images: Callable[[int, Tensor], Tensor]  # (task, indices) -> normalised images [n, 3, H, W]
     heads: tuple[Tensor, ...]  # [classes, D]: logits = unit features @ head.T
     tower: Callable[[], ImageTower]  # an empty backbone, in main memory
+    backbone: Mapping[str, object]  # its identity, as JSON: what it is and how its images are normalised
     device: torch.device = CPU  # where images and heads lie, and towers are to run
 
     def batches(self, task: int, count: int | None = None, batch: int = BATCH) -> Iterator[Tensor]:

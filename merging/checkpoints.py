@@ -208,11 +208,11 @@ class StateDict:
 
     @cached_property
     def _id(self) -> str:
-        digest = hashlib.sha256()
+        hashed = hashlib.sha256()
         for key, tensor in sorted(self._tensors.items()):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(raw_bytes(tensor))
-        return digest.hexdigest()
+            hashed.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            hashed.update(raw_bytes(tensor))
+        return hashed.hexdigest()
 
 
 def _no_numbers(tensor: object) -> str | None:
@@ -246,6 +246,13 @@ def open_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint, cach
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes in C order, without a copy where it is contiguous."""
     return tensor.detach().cpu().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def digest(tensor: Tensor) -> str:
+    """sha256 of dtype, shape and bytes."""
+    hashed = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    hashed.update(raw_bytes(tensor))
+    return hashed.hexdigest()
 
 
 def write_safetensors(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from merging import factors
 from merging.banks import Bank, OnDemand
-from merging.cache import Cache, key_of
+from merging.cache import Cache, code, key_of
 from merging.calibration import Calibration
-from merging.checkpoints import Checkpoint, Identified, Known, Spec, open_checkpoint
+from merging.checkpoints import Checkpoint, Identified, Known, Spec, digest, open_checkpoint
 from merging.errors import UserError
 from merging.factors import SVD
 from merging.merged import Merged, Routing
@@ -28,6 +28,8 @@ from merging.views import Separate, fused_name
 
 Source = str | Path | Mapping[str, Tensor] | Checkpoint
 Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
+SVD_CODE, SVD_LIBRARIES = ("merging.factors",), ("numpy", "scipy")  # what a decomposition in the cache was made by
+TUCKER_CODE, TUCKER_LIBRARIES = (*SVD_CODE, "merging.tucker", "merging.ops"), (*SVD_LIBRARIES, "tensorly")
 
 
 @dataclass(frozen=True)
@@ -174,44 +176,36 @@ class Experts:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def svd(self, key: str, tau: Tensor, rank: int) -> list[SVD]:
-        """Leading `rank` singular triplets of each task vector [T, m, n].
+    def svd(self, matrices: Tensor, rank: int | None = None) -> list[SVD]:
+        """Leading `rank` singular triplets (default: all) of each of the matrices [T, m, n].
 
         Decomposed once per content: a smaller rank is cut from what the cache holds, a larger one replaces it.
         """
-        return self._factors(f"tau {key}", tau, rank)
+        most = min(matrices.shape[1:]) if rank is None else rank
 
-    def svd_of_sum(self, key: str, tau: Tensor) -> SVD:
-        """All singular triplets of sum_t tau_t of a parameter [T, m, n], decomposed once per content."""
-        return self._factors(f"sum {key}", tau.sum(0, keepdim=True), min(tau.shape[1:]))[0]
+        def one(matrix: Tensor) -> SVD:
+            if self.cache is None:
+                return factors.svd(matrix, most)
+            key, enough = key_of("svd", code(SVD_CODE, SVD_LIBRARIES), digest(matrix)), lambda s: len(s["s"]) >= most
+            u, s, vh = SVD(**self.cache.tensors(key, lambda: factors.svd(matrix, most)._asdict(), enough))
+            return SVD(u[:, :most], s[:most], vh[:most])
 
-    def tucker(self, key: str, tau: Tensor, ranks: Sequence[int], engine: str = "hooi") -> Tucker:
-        """Tucker decomposition of the task vectors [T, m, n] at ranks (r_t, r_o, r_i), once per content and ranks.
+        return [one(matrix) for matrix in matrices]
+
+    def tucker(self, stack: Tensor, ranks: Sequence[int], engine: str = "hooi") -> Tucker:
+        """Tucker decomposition of a stack [T, m, n] at ranks (r_t, r_o, r_i), once per content, ranks and engine.
 
         Smaller ranks are never cut from larger ones in the cache: where spectra are flat that costs up to 0.4 % of the
         error, and a result would depend on what was computed before it. A sweep that accepts this: tucker_many.
         """
 
         def make() -> dict[str, Tensor]:
-            return tucker(tau, ranks, engine=engine)._asdict()
+            return tucker(stack, ranks, engine=engine)._asdict()
 
         if self.cache is None:
             return Tucker(**make())
-        ids = [expert.id for expert in self.checkpoints]
-        return Tucker(**self.cache.tensors(key_of("tucker", key, self.origin.id, ids, list(ranks), engine), make))
-
-    def _factors(self, what: str, matrices: Tensor, rank: int) -> list[SVD]:
-        def make() -> dict[str, Tensor]:
-            parts = [factors.svd(matrix, rank) for matrix in matrices]
-            return {name: torch.stack([getattr(part, name) for part in parts]) for name in SVD._fields}
-
-        if self.cache is None:
-            stacked = make()
-        else:
-            key = key_of("svd", what, self.origin.id, [expert.id for expert in self.checkpoints])
-            stacked = self.cache.tensors(key, make, lambda stored: stored["s"].shape[1] >= rank)
-        parts = zip(*(stacked[name] for name in SVD._fields), strict=True)
-        return [SVD(u[:, :rank], s[:rank], vh[:rank]) for u, s, vh in parts]
+        made_by = code(TUCKER_CODE, TUCKER_LIBRARIES)
+        return Tucker(**self.cache.tensors(key_of("tucker", made_by, digest(stack), list(ranks), engine), make))
 
     def merged(
         self,

@@ -20,6 +20,7 @@ from merging.checkpoints import Checkpoint, SafetensorsFile, Spec, write_safeten
 from merging.errors import UserError
 from merging.torch_files import Map, Reader, View, views
 
+FORMAT = "1"  # to be raised where a pickle is converted to other tensors than before
 ENDINGS = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 DAMAGES = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, struct.error,
            zipfile.BadZipFile, NotImplementedError, EOFError)  # fmt: skip
@@ -83,18 +84,23 @@ def fingerprint(path: str | Path, cache: Cache | None = None) -> str:
 
 
 def convert(path: str | Path, folder: str | Path, cache: Cache | None = None) -> Path:
-    """`<folder>/<sha256 of the file>.safetensors`, written unless it is there. Atomic.
+    """`<folder>/<sha256 of the file>.safetensors`, written unless it is there in this FORMAT. Atomic.
 
-    Its metadata tell the source, its sha256, and the names in it that were not looked up. One tensor at a time is in
-    memory, unless the file is a plain pickle, which is there as a whole. Raises UserError as `inert_state`.
+    Its metadata tell the format, the source, its sha256, and the names in it that were not looked up. One tensor at a
+    time is in memory, unless the file is a plain pickle, which is there as a whole. Raises UserError as `inert_state`.
     """
     path, sha = Path(path), fingerprint(path, cache)
     target = Path(folder) / f"{sha}.safetensors"
-    if target.exists():
+    if target.exists() and SafetensorsFile(target).metadata.get("format") == FORMAT:
         return target
     with _found(path) as (found, replaced):
         specs = {key: Spec(torch.Size(view.shape), view.storage.dtype) for key, view in found.items()}
-        metadata = {"source": path.name, "source_sha256": sha, "replaced_globals": json.dumps(replaced)}
+        metadata = {
+            "format": FORMAT,
+            "source": path.name,
+            "source_sha256": sha,
+            "replaced_globals": json.dumps(replaced),
+        }
         return write_safetensors(target, specs, ((key, view.tensor()) for key, view in found.items()), metadata)
 
 

@@ -7,13 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from merging.cache import key_of
+from merging.cache import code, key_of
 from merging.calibration import STATISTICS, TOKENS, activations
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import check_range
 
 Masks = Mapping[int, Tensor]  # block -> boolean [T, hidden]
+CODE, LIBRARIES = ("merging.calibration", "merging.backbones"), ("open_clip_torch",)  # what activations were made by
 KNOWN = {
     "scope": ("layer", "model", "mass"),
     "scale": ("inverse_density", "energy", "density", "none", "learned"),
@@ -97,8 +98,10 @@ class Neurons:
         if experts.cache is None:
             found = make()
         else:
-            facts = (calibration.ids, self.images, names, self.statistic, self.tokens, side)
-            found = experts.cache.tensors(key_of("activations", [each.id for each in models], *facts), make)
+            weights, images = [each.id for each in models], (calibration.ids, self.images, calibration.backbone)
+            how = (names, self.statistic, self.tokens, side, calibration.device.type)
+            key = key_of("activations", code(CODE, LIBRARIES), weights, *images, *how)
+            found = experts.cache.tensors(key, make)
         return {int(blocks[name]): found[name] for name in names}  # type: ignore[arg-type]
 
     def apply(self, change: Tensor, mask: Tensor, axis: int) -> Tensor:

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from merging.cache import key_of
+from merging.cache import code, key_of
 from merging.experts import Experts
 
+CODE = ("merging.similarity",)
 CHUNK = 1 << 20  # entries of each task vector that are widened to fp64 at a time
 
 
@@ -16,12 +17,11 @@ def cosines(experts: Experts) -> Tensor:
     experts is in memory at a time; products of fp32 are exact in fp64, so only their sum is rounded. Computed once per
     set of experts, whatever their order. Raises UserError on NaN or Inf, naming the parameter.
     """
-    if experts.cache is None:
+    if experts.cache is None or experts.sparsifier is not None:
         return _normalised(_products(experts))
     ids = [expert.id for expert in experts.checkpoints]
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    seen = None if experts.only is None else sorted(experts.only)
-    key = key_of("similarity", experts.origin.id, sorted(ids), seen)
+    key = key_of("similarity", code(CODE), experts.origin.id, sorted(ids), experts.keys())
     ranked = torch.tensor(order)
 
     def make() -> dict[str, Tensor]:

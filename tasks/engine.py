@@ -52,6 +52,11 @@ class Engine:
             raise UserError(f"engine.device={self.device!r} is no device. Choose auto, cpu, cuda or cuda:1.") from error
 
     @property
+    def identity(self) -> tuple[int, str]:
+        """What may move the last digits of a result and is in no configuration of a row."""
+        return self.batch, self.place.type
+
+    @property
     def workers(self) -> int:
         """Tasks scored at once: on a CPU one per torch thread, each on a single thread."""
         return torch.get_num_threads() if self.place.type == "cpu" else 1

@@ -68,6 +68,7 @@ class Bench:
     def facts(self, name: str, recipe: Recipe) -> dict[str, Any]:
         """What decides an expert and is known before an image is read."""
         knobs = {f"recipe.{key}": value for key, value in recipe.facts().items()}
+        knobs |= {f"backbone.{key}": value for key, value in self.backbone.identity().items()}
         return {**knobs, "task": name, "seed": self.seed, "backbone": self.backbone.name, "base": self.base.id,
                 "precision": self.engine.precision, "torch": torch.__version__}  # fmt: skip
 
@@ -178,6 +179,7 @@ def check_same(path: Path, metadata: Mapping[str, str], facts: Mapping[str, Any]
         )
     stored = json.loads(metadata["made"])
     facts = json.loads(json.dumps(facts))
+    stored = {key: facts[key] for key in facts if key.startswith("backbone.")} | stored  # older files do not say
     for key in (key for key in facts if key not in FREE and stored.get(key) != facts[key]):
         how = HASHES.get(key) or f"{key}={stored.get(key)}, now {facts[key]}"
         raise UserError(

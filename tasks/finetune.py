@@ -11,8 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from merging.backbones.tower import Backbone
-from merging.cache import Cache, key_of
-from merging.checkpoints import Checkpoint, StateDict
+from merging.cache import Cache, code, key_of
+from merging.checkpoints import Checkpoint, StateDict, digest
 from merging.errors import UserError
 from merging.threads import each
 from tasks.progress import Progress
@@ -21,6 +21,8 @@ from tasks.suite import Split, Suite, Task
 from tasks.training import Job, State, Training
 
 __all__ = ["Job", "Recipe", "make_experts", "train_expert"]
+CODE = ("tasks.training", "tasks.recipes", "merging.backbones", "merging.ops")  # what an expert was made by
+LIBRARIES = ("open_clip_torch",)
 
 
 def train_expert(job: Job, on_step: Callable[[], object] = lambda: None) -> State:
@@ -56,8 +58,8 @@ def make_experts(
 
 
 def _key(base: Checkpoint, backbone: Backbone, task: Task, split: Split, recipe: Recipe, seed: int) -> str:
-    data, head = split.id, StateDict({"head": task.head()}).id
-    return key_of("expert", base.id, backbone.facts(), task.name, data, head, recipe.facts(), seed)
+    start, data = (base.id, backbone.identity()), (task.name, split.id, digest(task.head()))
+    return key_of("expert", code(CODE, LIBRARIES), *start, *data, recipe.facts(), seed)
 
 
 def _train_all(jobs: Sequence[Job], cache: Cache, workers: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merging.backbones.tower import Backbone, ImageTower
+from merging.checkpoints import digest
 from merging.errors import UserError
 from merging.groupwise import grouped
 from merging.merged import Merged
@@ -175,7 +176,7 @@ class Grid:
         journal: Journal,
     ) -> Outcome:  # fmt: skip
         images = task.split(split)
-        page = journal.page(task.name, split, images.id, merged.scale, self.engine.batch)
+        page = journal.page(task.name, split, images.id, merged.scale, digest(task.head()), *self.engine.identity)
         if isinstance(model, RoutedTower):
             return outcome(model, self.backbone, task, images, self.engine, page)
         try:

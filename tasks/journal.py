@@ -49,21 +49,21 @@ class Page:
 
 
 class Journal:
-    """The pages of one cell, in a folder of its own; without a folder nothing is stored."""
+    """The pages of one cell, in a folder of its own; without a folder nothing is stored. made_by: the `code`."""
 
-    def __init__(self, folder: str | Path | None = None, *facts: object, seconds: float = 30.0):
-        self.folder, self.facts, self.seconds = None if folder is None else Path(folder), facts, seconds
+    def __init__(self, folder: str | Path | None = None, made_by: str = "", seconds: float = 30.0):
+        self.folder, self.made_by, self.seconds = None if folder is None else Path(folder), made_by, seconds
 
     def page(self, *facts: object) -> Page:
         """The page of these facts, which must name everything that decides its content."""
         cache = None if self.folder is None else Cache(self.folder)
-        return Page(cache, key_of("scored", *self.facts, *facts), self.seconds)
+        return Page(cache, key_of("scored", self.made_by, *facts), self.seconds)
 
     def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Named tensors made once for this cell."""
         if self.folder is None:
             return make()
-        return Cache(self.folder).tensors(key_of("made", *self.facts, name), make)
+        return Cache(self.folder).tensors(key_of("made", self.made_by, name), make)
 
     def close(self) -> None:
         """Remove all pages: the row is written."""

@@ -107,6 +107,7 @@ def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.devi
         images=lambda task, indices: backbone.prepare(splits[task].images[indices].to(device)),
         heads=tuple(task.head().to(device) for task in suite.tasks),
         tower=backbone.build,
+        backbone=backbone.identity(),
         device=device,
     )
 

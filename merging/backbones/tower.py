@@ -60,6 +60,10 @@ class Backbone:
         """What `build` needs, for the header of a saved model."""
         return {"embed_dim": self.embed_dim, "vision_cfg": dict(self.vision_cfg), "quick_gelu": self.quick_gelu}
 
+    def identity(self) -> dict[str, object]:
+        """All that a result depends on beside the weights, as JSON: `facts` and how images are normalised."""
+        return {**self.facts(), "mean": list(self.mean), "std": list(self.std)}
+
     def build(self) -> ImageTower:
         """The tower with random weights, in evaluation mode."""
         return ImageTower(**self.facts()).eval()  # type: ignore[arg-type]

@@ -134,7 +134,7 @@ class Duet:
     def _decomposed(self, experts: Experts) -> Callable[[str, Tensor], Factors]:
         def decomposed(key: str, stack: Tensor) -> Factors:
             with about(key):
-                return experts.tucker(key, stack, self.ranks.resolve(stack), self.engine)
+                return experts.tucker(stack, self.ranks.resolve(stack), self.engine)
 
         return decomposed
 
@@ -145,7 +145,7 @@ class Duet:
         with about(key):
             ranks = self.ranks.resolve(tau)
         rank = max(1, min(matched_rank(stored(tau.shape, ranks), tau.shape), *tau.shape[1:]))
-        parts = experts.svd(key, tau, rank)
+        parts = experts.svd(tau, rank)
         return LowRank.of(torch.stack([part.u * part.s for part in parts]), torch.stack([part.vh for part in parts]))
 
 

@@ -23,7 +23,7 @@ class IsoC:
         def merge(key: str, tau: Tensor) -> Tensor:
             if tau.ndim != 3:
                 return tau.mean(0)
-            u, s, vh = experts.svd_of_sum(key, tau)
+            ((u, s, vh),) = experts.svd(tau.sum(0, keepdim=True))
             return (u * s.mean()) @ vh
 
         return experts.merged(experts.map(merge, heavy=True), self.scale)

@@ -32,7 +32,7 @@ class IsoCts:
                 return tau.mean(0)
             tasks, full = len(tau), min(tau.shape[1:])
             specific = min(round((full - int(full * self.common)) / tasks), full // tasks)  # directions per task
-            u, s, vh = experts.svd_of_sum(key, tau)
+            ((u, s, vh),) = experts.svd(tau.sum(0, keepdim=True))
             kept = full - specific * tasks
             common = SVD(u[:, :kept], s[:kept], vh[:kept])
             parts = [svd(each - common.u @ (common.u.T @ each), specific) for each in tau] + [common]

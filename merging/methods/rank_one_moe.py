@@ -43,7 +43,7 @@ class RankOneMoe:
         energy: dict[str, list[float]] = {}
 
         def decompose(key: str, tau: Tensor) -> Tensor:
-            parts = experts.svd(key, tau, rank)
+            parts = experts.svd(tau, rank)
             up = torch.cat([part.u * part.s for part in parts], 1)
             own[key] = LowRank(up, torch.cat([part.vh for part in parts]), len(parts) * rank)
             left = (change - part.u * part.s @ part.vh for change, part in zip(tau, parts, strict=True))

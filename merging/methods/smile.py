@@ -59,11 +59,10 @@ class Smile:
         if tau.ndim != 3:
             return Dense(tau.clone())
         if self.split_qkv and "in_proj" in key and tau.shape[1] % 3 == 0:
-            thirds = zip("qkv", tau.chunk(3, 1), strict=True)
-            return Rows([self._low_rank(experts, f"{key} {name}", part) for name, part in thirds])
-        return self._low_rank(experts, key, tau)
+            return Rows([self._low_rank(experts, part) for part in tau.chunk(3, 1)])
+        return self._low_rank(experts, tau)
 
-    def _low_rank(self, experts: Experts, key: str, tau: Tensor) -> LowRank:
+    def _low_rank(self, experts: Experts, tau: Tensor) -> LowRank:
         """U S and V^T of each task: the rows of V^T are orthonormal, so that the gate measures lengths with them."""
-        parts = experts.svd(key, tau, min(self.rank, *tau.shape[1:]))
+        parts = experts.svd(tau, min(self.rank, *tau.shape[1:]))
         return LowRank.of(torch.stack([part.u * part.s for part in parts]), torch.stack([part.vh for part in parts]))

@@ -25,7 +25,7 @@ class TsvM:
             rank = min(tau.shape[1:]) // len(tau) if tau.ndim == 3 else 0
             if rank == 0:
                 return tau.mean(0)
-            parts = experts.svd(key, tau, rank)
+            parts = experts.svd(tau, rank)
             u, vh = polar(torch.cat([part.u for part in parts], 1)), polar(torch.cat([part.vh for part in parts], 0))
             return (u * torch.cat([part.s for part in parts])) @ vh
 

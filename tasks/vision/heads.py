@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from merging.cache import Cache, key_of
+from merging.cache import Cache, code, key_of
 from merging.checkpoints import Checkpoint
 from merging.errors import UserError
 from merging.foreign import open_file
@@ -81,7 +81,8 @@ def zero_shot_head(
     """
     if not templates or any("{}" not in template for template in templates):
         raise UserError(f"The templates {list(templates)} need one entry or more, each with {{}} for the class name.")
-    key = key_of("zero-shot head", text.id, list(classes), list(templates), quick_gelu)
+    made_by = code(("tasks.vision.heads",), ("open_clip_torch",))
+    key = key_of("zero-shot head", made_by, text.id, list(classes), list(templates), quick_gelu)
 
     def make() -> dict[str, Tensor]:
         with _ONE_AT_A_TIME:

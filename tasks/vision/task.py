@@ -80,7 +80,7 @@ class VisionTask:
     def _named(self) -> list[str] | None:
         """The data set's own class names; those of the Hub are remembered, for machines without a network."""
         ask = lambda: json.dumps(self.source.classes())  # noqa: E731
-        key = f"class names {self.source.identity()}"
+        key = f"class names 1 {self.source.identity()}"  # the number: of a way to read them
         return json.loads(ask() if self.source.repo is None else Cache(self.store.cache).text(key, ask))
 
     def head(self) -> Tensor:

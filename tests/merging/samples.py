@@ -84,10 +84,11 @@ def opened(base, experts, tasks=None):
     images = [noise(name) for name in found.tasks]
     heads = tuple(drawn(5, 8, seed=crc32(name.encode()) + 1) for name in found.tasks)
     build = BACKBONE.build if "visual.proj" in found.origin.specs() else nn.Identity
+    facts = BACKBONE.identity()
 
     def calibration(split):
         sizes = (IMAGES,) * len(images)
-        return Calibration(split, found.tasks, sizes, lambda task, some: images[task][some], heads, build)
+        return Calibration(split, found.tasks, sizes, lambda task, some: images[task][some], heads, build, facts)
 
     return replace(found, calibration=calibration)
 

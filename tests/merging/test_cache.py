@@ -57,14 +57,15 @@ def test_a_truncated_entry_is_made_again(cache, length):
 
 def test_keys_are_kept_apart():
     keys = [
-        key_of("svd", "w", 1),
-        key_of("svd", "w", 2),
-        key_of("svd", "w", [1]),
-        key_of("svd", "w", "1"),
-        key_of("svd w", 1),
+        key_of("svd", "code", "w", 1),
+        key_of("svd", "code", "w", 2),
+        key_of("svd", "code", "w", [1]),
+        key_of("svd", "code", "w", "1"),
+        key_of("svd", "code w", 1),
+        key_of("svd", "newer code", "w", 1),
     ]
     assert len({Cache("folder").path(key) for key in keys}) == len(keys)
-    assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+    assert key_of("a", "code", {"a": 1, "b": 2}) == key_of("a", "code", {"b": 2, "a": 1})
 
 
 def test_the_least_recently_used_make_room(tmp_path):

@@ -10,6 +10,7 @@ from samples import SHAPES, drawn, equal, family, models, task_vectors
 from merging import Experts, UserError, factors, merge
 from merging.checkpoints import StateDict
 from merging.methods import Average, Expert, IsoC, IsoCts, TaskArithmetic, Ties, TsvM
+from merging.tucker import full_ranks
 
 
 class HeaderOnly(StateDict):
@@ -172,10 +173,11 @@ def test_factors_are_cached_by_content(cache, decompositions, method, count):
     assert len(decompositions) == count and equal(*models(first), *models(again))
     assert equal(*models(first), *models(merge(method, base, experts)))
     decompositions.clear()
-    merge(method, base, [*experts[:2], experts[2] | {"cube": experts[2]["cube"] + 1}], cache=cache)
-    assert len(decompositions) == count
-    merge(method, base, experts[:2], cache=cache)
-    assert len(decompositions) > count
+    changed = experts[2] | {"wide.weight": experts[2]["wide.weight"] + 1, "norm.bias": experts[2]["norm.bias"] + 1}
+    merge(method, base, [*experts[:2], changed], cache=cache)
+    assert decompositions == [SHAPES["wide.weight"][::-1]]  # of one task, or of the sum: a wide matrix, turned
+    decompositions.clear()
+    equal(*models(merge(method, base, experts[:2], cache=cache)), *models(merge(method, base, experts[:2])))
 
 
 def test_iso_methods_share_the_decomposition_of_the_sum(cache, decompositions):
@@ -202,12 +204,31 @@ def test_a_smaller_rank_is_cut_from_the_cached_factors(cache, decompositions):
     experts = Experts.open(base, states, cache=cache)
     key = next(key for key, spec in experts.specs().items() if len(spec.shape) == 2 and min(spec.shape) >= 4)
     tau = experts.tau(key)
-    full, count = experts.svd(key, tau, 3), len(decompositions)
-    for larger, smaller in zip(full, experts.svd(key, tau, 2), strict=True):
+    full, count = experts.svd(tau, 3), len(decompositions)
+    for larger, smaller in zip(full, experts.svd(tau, 2), strict=True):
         assert torch.equal(larger.u[:, :2], smaller.u) and torch.equal(larger.vh[:2], smaller.vh)
     assert len(decompositions) == count > 0
-    assert experts.svd(key, tau, 4)[0].s.shape == (4,)
+    assert experts.svd(tau, 4)[0].s.shape == (4,)
     assert len(decompositions) == 2 * count
+
+
+def test_factors_are_those_of_the_matrices_that_are_given(cache):
+    """Of task vectors, residuals, sums, a part or a transpose: none is answered with the factors of another one."""
+    base, states = family(3)
+    experts = Experts.open(base, states, cache=cache)
+    tau = experts.tau("wide.weight")
+    asked = {
+        "tau": tau,
+        "residual": tau - tau.mean(0),
+        "part": tau[:2],
+        "sum": tau.sum(0, keepdim=True),
+        "third": tau[:, :4],
+    }
+    for _ in range(2):
+        for stack in (*asked.values(), tau.mT):
+            for matrix, (u, s, vh) in zip(stack, experts.svd(stack), strict=True):
+                assert torch.allclose(u * s @ vh, matrix, atol=1e-5)
+            assert torch.allclose(experts.tucker(stack, full_ranks(stack.shape)).dense(), stack, atol=1e-5)
 
 
 def test_an_interrupted_merge_goes_on_from_its_cached_factors(cache, decompositions, monkeypatch):

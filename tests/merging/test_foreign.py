@@ -149,6 +149,16 @@ def test_a_copy_is_found_by_its_content(tmp_path, cache, monkeypatch):
     assert convert(tmp_path / "moved.pt", tmp_path / "made", cache) == converted
 
 
+def test_a_copy_that_older_code_made_is_made_again(tmp_path, cache, monkeypatch):
+    path = write_encoder(tmp_path / "expert.pt", STATE)
+    with monkeypatch.context() as older:
+        older.setattr(foreign, "FORMAT", "0")
+        converted = convert(path, tmp_path / "made", cache)
+    written = converted.stat().st_ino
+    assert convert(path, tmp_path / "made", cache) == converted and converted.stat().st_ino != written
+    assert foreign.SafetensorsFile(converted).metadata["format"] == foreign.FORMAT
+
+
 def test_the_converted_file_tells_where_it_comes_from(tmp_path, cache):
     path = write_encoder(tmp_path / "expert.pt", STATE)
     converted = convert(path, tmp_path / "made")

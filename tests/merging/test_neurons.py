@@ -46,7 +46,7 @@ def hand_made():
         expert["blocks.0.mlp.c_fc.bias"][task] = 1
         expert["blocks.1.mlp.c_fc.bias"][task + 3] = 2
     images = drawn(10, 5, 4)
-    calibration = Calibration("calibration", ("x",) * TASKS, (10,) * TASKS, lambda t, i: images[i], (), Model)
+    calibration = Calibration("calibration", ("x",) * TASKS, (10,) * TASKS, lambda t, i: images[i], (), Model, {})
     return replace(Experts.open(base, experts), calibration=lambda split: calibration)
 
 

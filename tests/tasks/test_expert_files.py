@@ -106,6 +106,8 @@ def test_a_finished_expert_is_left_alone(tmp_path, steps):
         ({"recipe": replace(FEW, frozen=["visual.proj"])}, r"recipe.frozen=\[\], now"),
         ({"seed": 1}, "seed=0, now 1"),
         ({"base": StateDict(small.tower_state(1))}, "another base"),
+        ({"backbone": replace(small.TOWER, mean=(0.4, 0.5, 0.5))}, r"backbone.mean=\[0.5, 0.5, 0.5\], now \[0.4, 0.5"),
+        ({"backbone": replace(small.TOWER, quick_gelu=True)}, "backbone.quick_gelu=False, now True"),
     ],
 )
 def test_an_expert_made_otherwise_is_refused_from_its_header(tmp_path, steps, changed, message):

@@ -74,15 +74,15 @@ def test_batches_are_stored_from_time_to_time(task, tmp_path, monkeypatch):
 
 def test_other_facts_and_damaged_pages_are_not_used(task, tmp_path):
     with pytest.raises(Killed):
-        scored(Tower(2), task, Journal(tmp_path, "run", "code", seconds=0))
+        scored(Tower(2), task, Journal(tmp_path, "code", seconds=0))
     other = Tower()
-    scored(other, task, Journal(tmp_path, "run", "newer code", seconds=0))
+    scored(other, task, Journal(tmp_path, "newer code", seconds=0))
     assert sum(other.seen) == 24
     for path in tmp_path.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:-3])
     damaged = Tower()
-    scored(damaged, task, Journal(tmp_path, "run", "code", seconds=0))
+    scored(damaged, task, Journal(tmp_path, "code", seconds=0))
     assert sum(damaged.seen) == 24
 
 
@@ -94,10 +94,10 @@ def test_what_was_made_is_kept_until_the_row_is_written(tmp_path):
         return {"gate": torch.arange(3.0)}
 
     for _ in range(2):
-        assert torch.equal(Journal(tmp_path / "cell", "run").tensors("gates", make)["gate"], torch.arange(3.0))
+        assert torch.equal(Journal(tmp_path / "cell").tensors("gates", make)["gate"], torch.arange(3.0))
     assert len(made) == 1
-    Journal(tmp_path / "cell", "run").close()
-    Journal(tmp_path / "cell", "run").close()  # nothing there is fine
+    Journal(tmp_path / "cell").close()
+    Journal(tmp_path / "cell").close()  # nothing there is fine
     assert not (tmp_path / "cell").exists()
     Journal().tensors("gates", make)
     assert len(made) == 2

@@ -1,0 +1,257 @@
+"""Every cached artefact is keyed by all that it was computed from: changing one ingredient changes its key."""
+
+import ast
+import importlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from launchers import gates
+from merging import Cache, Experts, calibration, neurons
+from merging import cache as caching
+from merging.adapt import Learned
+from merging.backbones.tower import Backbone
+from merging.cache import modules_of
+from merging.checkpoints import SafetensorsFile, StateDict, write_safetensors
+from merging.methods import Average, Dare, TaskArithmetic
+from merging.neurons import Neurons
+from merging.similarity import cosines
+from tasks import finetune, grid, journal, suite
+from tasks.engine import Engine
+from tasks.recipes import Recipe
+from tasks.vision import heads, images
+from tasks.vision import task as vision
+from tasks.vision.parts import Rule
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {"width": 16, "head_width": 8, "layers": 1, "image_size": 16, "patch_size": 8}
+BACKBONE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "quick_gelu": False, "head_width": 8}
+OTHER = {"mean": (0.4, 0.5, 0.5), "std": (0.5, 0.5, 0.4), "quick_gelu": True, "head_width": 16}
+RECIPE, RULE = Recipe(), Rule()
+KEYS = ("visual.transformer.resblocks.0.mlp.c_fc.weight", "visual.transformer.resblocks.0.mlp.c_proj.weight")
+
+
+class Asked(Cache):
+    """A cache that has nothing, keeps nothing and remembers what it was asked for."""
+
+    def __init__(self, *_):
+        super().__init__("nowhere")
+        self.keys = []
+
+    def get(self, key):
+        self.keys.append(key)
+
+    def put(self, key, payload):
+        """Nothing is kept."""
+
+
+@dataclass(frozen=True)
+class Shades:
+    """A task of four images."""
+
+    name: str = "shades"
+    first: int = 0
+    scale: float = 1.0
+    classes: tuple[str, ...] = ("dark", "light")
+
+    def split(self, name):
+        pixels = torch.arange(4 * 3 * 16 * 16).view(4, 3, 16, 16) % 251 + self.first
+        return suite.Split(name, pixels.to(torch.uint8), torch.tensor([0, 1, 0, 1]))
+
+    def head(self):
+        return self.scale * torch.eye(2, 8)
+
+
+def backbone(mean, std, quick_gelu, head_width):
+    return Backbone("tiny", 8, {**CONFIG, "head_width": head_width}, quick_gelu, mean, std)
+
+
+def state(seed):
+    return {key: torch.full((4, 4), 1.0 + seed) + torch.eye(4) * seed for key in KEYS}
+
+
+def opened(cache, base=0, expert=1, sparsifier=None):
+    return replace(Experts.open(state(base), [state(expert), state(7)], cache=cache), sparsifier=sparsifier)
+
+
+def svd(cache, patch, matrix=1.0):
+    opened(cache).svd(torch.eye(3)[None] * matrix)
+
+
+def tucker(cache, patch, stack=1.0, ranks=(1, 2, 2), engine="hooi"):
+    opened(cache).tucker(torch.eye(3).expand(2, 3, 3) * stack, ranks, engine)
+
+
+def activations(cache, patch, base=0, expert=1, images=0, device="cpu", source="expert", **how):
+    knobs = {name: how.pop(name) for name in ("statistic", "tokens", "at", "count") if name in how}
+    knobs |= {"images": knobs.pop("count")} if "count" in knobs else {}
+    tasks = suite.Suite("two", (Shades("a", images), Shades("b")))
+    seen = suite.calibration(tasks, backbone(**{**BACKBONE, **how}), "calibration")
+    patch.setattr(neurons, "activations", lambda *given: {name: torch.zeros(2, 4) for name in given[2]})
+    experts = replace(opened(cache, base, expert), calibration=lambda _: replace(seen, device=torch.device(device)))
+    Neurons(source=source, **knobs).measured(experts)
+
+
+def similarity(cache, patch, base=0, expert=1, only=None):
+    cosines(replace(opened(cache, base, expert), only=only))
+
+
+def expert(cache, patch, base=0, task="shades", images=0, head=1.0, recipe=RECIPE, seed=0, **facts):
+    patch.setattr(finetune, "train_expert", lambda job, on_step=None: {"w": torch.zeros(1)})
+    tasks = suite.Suite("one", (Shades(task, images, head),))
+    tower = backbone(**{**BACKBONE, **facts})
+    finetune.make_experts(StateDict(state(base)), tower, tasks, recipe, seed, cache, workers=1)
+
+
+def head(cache, patch, text=0.0, classes=("a", "b"), templates=("{}",), quick_gelu=True):
+    patch.setattr(heads, "build_tower", lambda *_: None)
+    patch.setattr(heads, "read_prompts", lambda tower, prompts: torch.ones(len(prompts), 2))
+    heads.zero_shot_head(StateDict({"logit_scale": torch.tensor(text)}), classes, templates, quick_gelu, cache)
+
+
+def trained_gates(cache, patch, images=0, head=1.0, scale=0.3, base="x", device="cpu", made_by="code", **how):
+    config = {
+        name: how.pop(name, name) for name in ("router", "suite", "seed", "engine", "method", "experts", "backbone")
+    }
+    tasks = suite.Suite("two", (Shades("a", images, head), Shades("b")))
+    seen = suite.calibration(tasks, backbone(**{**BACKBONE, **how}), "calibration")
+    experts = replace(opened(cache), calibration=lambda _: replace(seen, device=torch.device(device)))
+    merged = TaskArithmetic(scale=scale)(experts)
+    cache.keys.append(gates.content(Learned(), merged, experts, config, {"base": base}, made_by))
+
+
+def scored(cache, patch, task="a", images=0, head=1.0, split="val", scale=0.3, batch=100, code="code", device="cpu"):
+    patch.setattr(journal, "Cache", lambda folder: cache)
+    patch.setattr(grid, "outcome", lambda *given: grid.Outcome(0.0, None))
+    tower = SimpleNamespace(load_state_dict=lambda *given, **how: None)
+    engine = type("Idle", (Engine,), {"ready": lambda self, tower, routed=False: tower})(device, batch=batch)
+    tasks = suite.Suite("one", (Shades(task, images, head),))
+    board = grid.Grid(tasks, SimpleNamespace(build=lambda: tower), engine)
+    board.score(TaskArithmetic(scale=scale)(opened(None)), split, journal=journal.Journal("folder", code))
+
+
+def vision_task(source="v1", rule=RULE, size=16, task="birds"):
+    found = SimpleNamespace(identity=lambda: source, repo="a/b", name="b", classes=lambda: ["a"])
+    store = vision.Store("images", "cache")
+    return vision.VisionTask(task, found, None, None, ("{}",), "", True, rule, size, store)
+
+
+def class_names(cache, patch, source="v1"):
+    patch.setattr(vision, "Cache", lambda folder: cache)
+    assert vision_task(source).classes == ("a",)
+
+
+def decoded(cache, patch, split="val", version=1, **how):
+    patch.setattr(images, "FORMAT", version)
+    task = vision_task(**how)
+    cache.keys.append(str(task._images.path(task.name, split, task._key(split))))
+
+
+def file_id(cache, patch, content=1.0, folder="one"):
+    path = patch.folder / folder / "x.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    write_safetensors(path, StateDict({"w": torch.tensor(content)}).specs(), [("w", torch.tensor(content))], {})
+    _ = SafetensorsFile(path, cache).id
+
+
+DECOMPOSITION = ("merging.factors",)
+ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients with other values; the code behind it
+    "svd": (svd, {"matrix": 2.0}, DECOMPOSITION),
+    "tucker": (tucker, {"stack": 2.0, "ranks": (1, 2, 3), "engine": "hosvd"}, (*DECOMPOSITION, "merging.tucker")),
+    "activations": (activations, {"expert": 2, "images": 1, "device": "meta", "source": "base", "statistic": "rms",
+                                  "tokens": "class", "at": "input", "count": 3, **OTHER}, ("merging.calibration",)),
+    "similarity": (similarity, {"base": 3, "expert": 2, "only": frozenset(KEYS[:1])}, ("merging.similarity",)),
+    "expert": (expert, {"base": 1, "task": "tints", "images": 1, "head": 2.0, "recipe": Recipe(steps=3), "seed": 1,
+                        **OTHER}, ("tasks.training", "tasks.recipes")),
+    "zero-shot head": (head, {"text": 1.0, "classes": ("a", "c"), "templates": ("a {}",), "quick_gelu": False},
+                       ("tasks.vision.heads",)),
+    "fitted gates": (trained_gates, {"images": 1, "head": 2.0, "scale": 0.4, "base": "y", "device": "meta",
+                                     "made_by": "new", "router": 1, "suite": 1, "seed": 1, "engine": 1, "method": 1,
+                                     "experts": 1, "backbone": 1, **OTHER}, ()),
+    "scored": (scored, {"task": "c", "images": 1, "head": 2.0, "split": "test", "scale": 0.4, "batch": 10,
+                        "code": "new", "device": "meta"}, ()),
+    "class names": (class_names, {"source": "v2"}, ()),
+    "decoded images": (decoded, {"split": "test", "version": 2, "source": "v2", "rule": Rule(seed=1), "size": 32,
+                                 "task": "cars"}, ()),
+    "sha256": (file_id, {"content": 2.0, "folder": "two"}, ()),
+}  # fmt: skip
+CHANGES = [(name, *change) for name, (_, changes, _) in ARTEFACTS.items() for change in changes.items()]
+SOURCES = [(name, module) for name, (_, _, modules) in ARTEFACTS.items() for module in modules]
+
+
+@pytest.fixture
+def keys(monkeypatch, tmp_path):
+    """All keys that the maker of an artefact asks a cache for."""
+    monkeypatch.folder = tmp_path
+
+    def ask(name, **changes):
+        cache = Asked()
+        ARTEFACTS[name][0](cache, monkeypatch, **changes)
+        assert cache.keys
+        return set(cache.keys)
+
+    yield ask
+    caching.code.cache_clear()
+
+
+@pytest.mark.parametrize(("name", "ingredient", "value"), CHANGES)
+def test_another_ingredient_is_another_key(keys, name, ingredient, value):
+    assert keys(name) == keys(name) or name == "sha256"  # a file written again has another time
+    assert not keys(name) & keys(name, **{ingredient: value})
+
+
+@pytest.mark.parametrize(("name", "module"), SOURCES)
+def test_newer_code_is_another_key(keys, monkeypatch, tmp_path, name, module):
+    before, source = keys(name), Path(str(importlib.import_module(module).__file__))
+    edited = tmp_path / source.name
+    edited.write_text(source.read_text("utf-8") + "\n# edited\n", "utf-8")
+    monkeypatch.setattr(importlib.import_module(module).__spec__, "origin", str(edited))
+    caching.code.cache_clear()
+    assert not before & keys(name)
+
+
+@pytest.mark.parametrize("name", [name for name, module in SOURCES if module != "merging.similarity"])
+def test_a_newer_library_is_another_key(keys, monkeypatch, name):
+    before = keys(name)
+    monkeypatch.setattr(caching, "version", lambda library: "0.0")
+    caching.code.cache_clear()
+    assert not before & keys(name)
+
+
+def test_no_artefact_is_left_out():
+    """A new `key_of` needs a maker here."""
+    files = [path for folder in ("merging", "tasks", "launchers") for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "key_of"]
+    named = {call.args[0].value for call in calls if len(call.args) > 1}  # type: ignore[attr-defined]
+    assert named - {"made"} == ARTEFACTS.keys() - {"class names", "decoded images", "sha256"}
+
+
+def test_changes_without_a_name_are_not_looked_up():
+    """Of a sparsifier no key can tell what it does."""
+    cache = Asked()
+    cosines(opened(cache, sparsifier=lambda key, task, tau: tau * 2))
+    assert not cache.keys
+
+
+def test_the_code_of_a_users_own_method_counts():
+    assert modules_of(Shades()) == (__name__,)
+    assert modules_of(Dare(then=Average())) == ("merging.methods.average", "merging.methods.dare")
+    assert modules_of(Dare(then=Shades())) == (*sorted(("merging.methods.dare", __name__)),)  # type: ignore[arg-type]
+
+
+def test_masks_of_another_backbone_are_measured_anew(tmp_path):
+    """The activation function and the scaling of the images change what a neuron does."""
+    torch.manual_seed(0)
+    tower = backbone(**BACKBONE).build().state_dict()
+    experts, tasks = Experts.open(tower, [tower], ["a"], cache=Cache(tmp_path)), suite.Suite("one", (Shades("a"),))
+    found = {}
+    for name, changed in [("plain", {}), *((name, {name: value}) for name, value in OTHER.items())]:
+        seen = suite.calibration(tasks, backbone(**{**BACKBONE, **changed}), "calibration")
+        found[name] = Neurons().measured(replace(experts, calibration=lambda _, seen=seen: seen))[0]
+        fresh = calibration.activations(seen, experts.checkpoints, (KEYS[1],))[KEYS[1]]
+        assert torch.equal(found[name], fresh)
+    assert all(not torch.equal(found["plain"], other) for name, other in found.items() if name != "plain")
