@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -18,7 +19,6 @@ from launchers.callback import check_writable
 from launchers.claims import Taken, claim
 from launchers.quoting import spelled
 from merging.errors import UserError
-from merging.saving import check_target
 
 if TYPE_CHECKING:  # importing them imports torch, which `--help` does without
     from tasks.engine import Engine
@@ -31,6 +31,8 @@ _FAILED: list[str] = []  # what went wrong in this process
 
 def run(config: DictConfig) -> "list[Made]":
     """One expert per task; those that another process is making are left to it, and one that fails stops no other."""
+    from merging.saving import check_target
+
     check_writable("folder", Path(config.folder))
     suite = instantiate(config.suite)
     bench = bench_of(config, suite)
@@ -92,10 +94,21 @@ def show(made: "list[Made]") -> None:
         Console(width=None if sys.stdout.isatty() else 200).print(page)
 
 
+def _with_precision(config: DictConfig) -> DictConfig:
+    """The same with a precision of the engine's own in place of "auto"."""
+    known = config.copy()
+    if config.engine.precision == "auto":
+        known.engine.precision = "fp32"
+    return known
+
+
 @hydra.main(config_path="pkg://conf", config_name="finetune", version_base="1.3")
 def job(config: DictConfig) -> None:
     """What Hydra calls. A failure is logged, a UserError as one paragraph."""
+    from launchers.options import FinetuneOptions, check
+
     try:
+        check(_with_precision(config), HydraConfig.get().overrides.task, FinetuneOptions)
         run(config)
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error

@@ -84,9 +84,9 @@ def _key(config: DictConfig, files: str) -> str:
 
 def _decides(config: DictConfig) -> dict[str, Any]:
     """What the names of rows may depend on."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    plain["suite"].pop("store", None)
-    return {name: value for name, value in plain.items() if name not in ELSEWHERE}
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    values["suite"].pop("store", None)
+    return {name: value for name, value in values.items() if name not in ELSEWHERE}
 
 
 def _label() -> str:

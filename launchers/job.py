@@ -29,7 +29,7 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.files import write_text
 from merging.methods import Base, Expert
-from merging.saving import check_target, dtype_of
+from merging.saving import check_target
 from tasks.grid import Fixed, Grid, Search
 from tasks.suite import Suite, calibration
 
@@ -87,11 +87,7 @@ def elsewhere(wanted: Cell, folder: Path) -> bool:
 
 
 def cell(config: DictConfig) -> Cell:
-    """The cell that the configuration names. Raises UserError for a split that is not scored and an unknown dtype."""
-    if config.split not in ("test", "val"):
-        raise UserError(f"split={config.split} is not scored. Choose test, or val while a setting is being chosen.")
-    if config.save_dtype is not None:
-        dtype_of(config.save_dtype)
+    """The cell that the configuration names."""
     decides = resolved(config)
     label = HydraConfig.get().runtime.choices["method"]
     method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Literal, get_args
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
-MODES = ("auto", "online", "offline", "disabled")
+Mode = Literal["auto", "online", "offline", "disabled"]
 PATIENCE = 3.0  # seconds that a job may lose to the server at a time
 QUIET = 600.0  # seconds for which a server that did not answer is left alone
 log = logging.getLogger(__name__)
@@ -25,8 +26,10 @@ _SILENT: dict[str, tuple[float, str]] = {}  # server -> until when, and why
 
 def default_mode() -> str:
     """WANDB_MODE if set; else online with an API key, a token or a login for the server; else offline."""
-    if (told := os.environ.get("WANDB_MODE", "")) in MODES[1:]:
+    if (told := os.environ.get("WANDB_MODE", "")) in get_args(Mode)[1:]:
         return told
+    if told:
+        log.warning("WANDB_MODE=%s is not known here and ignored. Known: %s.", told, ", ".join(get_args(Mode)[1:]))
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return "online"
     file = Path(os.environ.get("NETRC", Path.home() / ("_netrc" if os.name == "nt" else ".netrc")))

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig
 
@@ -24,7 +25,13 @@ log = logging.getLogger(__name__)
 
 
 def row_files(config: DictConfig) -> list[str]:
-    """Those of one Hydra job, computed now unless they are all there: only then torch is not needed."""
+    """Those of one Hydra job, computed now unless they are all there: until here torch is not needed.
+
+    Raises UserError for an option that nothing reads or that has a value of the wrong type.
+    """
+    from launchers.options import check
+
+    check(config, HydraConfig.get().overrides.task)
     if (files := found(config)) is None:
         from launchers.job import run
 

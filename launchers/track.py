@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from launchers import reach
-from launchers.reach import MODES, default_mode
+from launchers.reach import Mode, default_mode
 from launchers.rows import Row
 from launchers.wandb_run import Figures, WandbRun
-from merging.errors import UserError
 
 STARTING = 10  # seconds that a server which answers may take to open a run
 log = logging.getLogger(__name__)
@@ -84,17 +83,13 @@ class WandbTracker:
     pictures: ClassVar[bool] = True
     project: str = "duet-merging"
     entity: str | None = None
-    mode: str = "auto"
+    mode: Mode = "auto"
     group: str | None = None
     tags: Sequence[str] = ()
     folder: str = "outputs/runs"
     model: bool = False
     timeout: float = 60
     _run: WandbRun | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UserError(f"tracker.mode is {self.mode!r}; it must be one of {', '.join(MODES)}.")
 
     def __enter__(self) -> "WandbTracker":
         self._run = None

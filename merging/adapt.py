@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class Gradient:
     steps: int = 1000
     batch: int = 16
     lr: float = 1.0e-4
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -188,7 +188,7 @@ class Learned:
     name: str = "task_id"
     gate: GateShape = field(default_factory=GateShape)
     train: TaskId | Gradient = field(default_factory=TaskId)
-    split: str = "calibration"
+    split: Literal["train", "val", "calibration", "test"] = "calibration"
 
     def __post_init__(self) -> None:
         self._check_kept(self.gate.top_k)

@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from merging.errors import UserError
 
-SEES = ("block", "early", "pass")
-FEATURES = ("mean", "mean_std", "cls")
-ACTIVATIONS = ("softmax", "sigmoid", "none", "soft_top_k")
-GRANULARITIES = ("sample", "token", "batch", "mixed", "group")
-POINTS = ("logits", "weights")
+Sees = Literal["block", "early", "pass"]
+Features = Literal["mean", "mean_std", "cls"]
+Activation = Literal["softmax", "sigmoid", "none", "soft_top_k"]
+Granularity = Literal["sample", "token", "batch", "mixed", "group"]
+Points = Literal["logits", "weights"]
 _HEARD: ContextVar[list[Tensor] | None] = ContextVar("heard", default=None)
 
 
@@ -66,23 +66,24 @@ class GateShape:
     published gates see them.
     """
 
-    sees: str = "block"
-    depth: int = 1
-    features: str = "mean_std"
-    pool: str = "before"
+    sees: Sees = "block"
+    depth: Literal[1, 2, 3] = 1
+    features: Features = "mean_std"
+    pool: Literal["before", "after"] = "before"
     shared: bool = False
-    activation: str = "softmax"
+    activation: Activation = "softmax"
     temperature: float = 1.0
     top_k: int | float | None = None
-    granularity: str = "sample"
+    granularity: Granularity = "sample"
     groups: int = 20
     per_bin: bool = True
-    points: str = "logits"
+    points: Points = "logits"
     standardise: bool = True
 
     def __post_init__(self) -> None:
-        known = {"sees": SEES, "depth": (1, 2, 3), "features": FEATURES, "pool": ("before", "after")}
-        known |= {"activation": ACTIVATIONS, "granularity": GRANULARITIES, "points": POINTS}
+        known = {"sees": get_args(Sees), "depth": (1, 2, 3), "features": get_args(Features)}
+        known |= {"pool": ("before", "after"), "activation": get_args(Activation)}
+        known |= {"granularity": get_args(Granularity), "points": get_args(Points)}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 choices = ", ".join(map(str, values))

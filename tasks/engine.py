@@ -1,10 +1,11 @@
 """How images are run through a tower: device, precision, batch size, compiled or not."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from merging.errors import UserError
 from merging.preflight import check_range
 
 Tower = TypeVar("Tower", bound=nn.Module)
+DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -26,7 +28,7 @@ class Engine:
     """
 
     device: str = "auto"
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     batch: int = 100
 
@@ -43,13 +45,12 @@ class Engine:
 
     @property
     def place(self) -> torch.device:
-        """The device. Raises UserError for a name that torch does not know."""
+        """The device. Raises UserError for one that is not supported."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            return torch.device(self.device)
-        except RuntimeError as error:
-            raise UserError(f"engine.device={self.device!r} is no device. Choose auto, cpu, cuda or cuda:1.") from error
+        if not DEVICES.fullmatch(self.device):
+            raise UserError(f"engine.device={self.device!r} cannot be used. Choose auto, cpu, cuda or cuda:1.")
+        return torch.device(self.device)
 
     @property
     def identity(self) -> tuple[int, str]:

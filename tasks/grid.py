@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class Search:
     """
 
     scales: Sequence[float]
-    split: str = "val"
+    split: Literal["train", "val", "calibration", "test"] = "val"
     routed: bool = False
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from merging.errors import UserError
 from merging.preflight import check_range
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-SCHEDULES = ("cosine", "cosine_after_warmup", "constant")
+Schedule = Literal["cosine", "cosine_after_warmup", "constant"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class ClipRecipe(Recipe):
     warmup: int = 500
     weight_decay: float = 0.1
     clip: float | None = 1.0
-    optimizer: str = "adamw"
-    schedule: str = "cosine_after_warmup"
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    schedule: Schedule = "cosine_after_warmup"
     accumulate: int = 1
     frozen: Sequence[str] = ()
     epochs: float | None = None
@@ -87,7 +87,7 @@ class ClipRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "frozen", tuple(self.frozen))
-        for name, known in (("optimizer", tuple(OPTIMIZERS)), ("schedule", SCHEDULES)):
+        for name, known in (("optimizer", tuple(OPTIMIZERS)), ("schedule", get_args(Schedule))):
             if getattr(self, name) not in known:
                 raise UserError(f"recipe: {name}={getattr(self, name)} is unknown. Choose one of {', '.join(known)}.")
         check_range("recipe: accumulate", self.accumulate, 1, self.batch)

@@ -110,10 +110,13 @@ def _combinations(knobs: Mapping[str, Sequence[str]]) -> list[list[str]]:
 
 def _build(config: DictConfig, parts: Iterable[str], knobs: Sequence[str], built: set[str]) -> None:
     """Every part that was not `built` with the same values."""
+    from launchers.options import check_part  # here, because it imports pydantic, which `--help` does without
+
     for part in parts:
         try:
             said = part + json.dumps(OmegaConf.to_container(config[part], resolve=True), default=str)
             if said not in built:
+                check_part(part, json.loads(said.removeprefix(part)))
                 instantiate(config[part], _convert_="all")
                 built.add(said)
         except (InstantiationException, OmegaConfBaseException, UserError) as error:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from merging.backbones.tower import PREFIX, Backbone
 from merging.cache import Cache
@@ -35,7 +36,7 @@ class HubFamily:
     """
 
     family: str
-    qkv: str = "separate"
+    qkv: Literal["fused", "separate"] = "separate"
     revision: str | None = None
     base_revision: str | None = None
 
@@ -81,7 +82,7 @@ class EncoderFamily:
 
     family: str
     root: str | None = None
-    qkv: str = "fused"
+    qkv: Literal["fused", "separate"] = "fused"
     text: bool = False
     revision: str | None = None
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from merging.backbones.tower import PREFIX, Backbone
 from merging.cache import Cache
@@ -40,7 +41,7 @@ class Folder:
     experts: str | None = None
     paths: Mapping[str, str] = field(default_factory=dict)
     family: str = "folder"
-    qkv: str = "fused"
+    qkv: Literal["fused", "separate"] = "fused"
     text: bool = False
     remarks = ()
 

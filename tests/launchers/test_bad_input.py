@@ -25,7 +25,13 @@ MISTAKES = {
     "gates at odds": (["method=twin", "router.gate.sees=early", "router.gate.shared=true"], r"shared=false"),
     "training": (["method=duet", "router.train.lr=0"], r"router\.train\.lr=0\S* is out of range"),
     "neurons": (["method=duet", "method.neurons.ratio=0"], r"neurons: ratio=0 is out of range"),
-    "tracker": (["tracker=wandb", "tracker.mode=onlin"], r"tracker\.mode is 'onlin'"),
+    "tracker": (["tracker=wandb", "tracker.mode=onlin"], r"tracker\.mode='onlin' is unknown\. Choose one of auto, "),
+    "text for a number": (["method.scale=abc"], r"method\.scale=abc cannot be used: it must be a number\."),
+    "one for many": (["scale=search", "scale.scales=0.3"], r"a list of numbers\. Write 'scale\.scales=\[0\.3\]'\."),
+    "device": (["engine.device=mps"], r"engine\.device='mps' cannot be used\. Choose auto, cpu, cuda or cuda:1\."),
+    "added key": (["+sede=1"], r"There is no sede\. Did you mean seed\? .* Nothing reads it\."),
+    "added option": (["+method.scal=1"], r"There is no method\.scal\. Did you mean scale\?"),
+    "environment": (["save=${oc.env:NOT_THERE}"], r"save has no value: Environment variable 'NOT_THERE' not found\."),
 }
 
 

@@ -1,0 +1,179 @@
+"""Checks the options of a composed configuration against the annotations of what they build, before anything is built.
+
+The schema are the frozen dataclasses and functions that the configuration names; pydantic compares. A whole number may
+stand for a float, nothing else is converted.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from launchers.hints import GROUPS
+from launchers.signatures import options
+from launchers.sweep.axes import names, unknown
+from launchers.sweep.check import PARTS
+from merging.errors import UserError
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+MANY = {int: "whole numbers", float: "numbers", str: "texts"}
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Those of a run that belong to no group; see conf/config.yaml."""
+
+    seed: int
+    split: Literal["test", "val"]
+    redo: bool
+    output: str
+    save: str | None
+    save_dtype: Literal["fp32", "bf16", "fp16"] | None
+    cache_gb: float
+
+
+@dataclass(frozen=True)
+class FinetuneOptions(RunOptions):
+    """Those of duet-finetune; see conf/finetune.yaml."""
+
+    folder: str
+    every: float
+
+
+def check(config: DictConfig, overrides: Sequence[str] = (), own: type[RunOptions] = RunOptions) -> None:
+    """Raises UserError for an option that nothing reads, or whose value is not of the type that is asked for.
+
+    `overrides` are those of the command line: what they add must be read, too.
+    """
+    values = plain(config)
+    parts = [*PARTS, "recipe"] if own is FinetuneOptions else PARTS
+    _check_added(overrides, config, [*get_type_hints(own), *PARTS, *GROUPS])
+    for name, annotation in get_type_hints(own).items():
+        if name not in values:
+            raise UserError(f"The configuration has no {name}. Its file should start with conf/config.yaml.")
+        check_value(name, values[name], annotation)
+    for name in parts:
+        if not isinstance(values.get(name), dict):
+            raise UserError(f"There is no {name}, which every run needs. Choose one: {name}=<name>.")
+        check_part(name, values[name])
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The values with all references resolved. Raises UserError naming one that cannot be."""
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0].removeprefix("KeyError raised while resolving interpolation: ")
+        raise UserError(
+            f"{error.full_key or 'The configuration'} has no value: {reason.strip(chr(34))}. Set it, or the variable "
+            f"or option that it refers to."
+        ) from error
+    return values
+
+
+def check_part(path: str, values: Mapping[str, Any]) -> None:
+    """As `check`, for one part of the configuration and those inside it; `path` is its name on the command line."""
+    known = options(values["_target_"]) if "_target_" in values else None
+    for name, value in values.items():
+        if known is not None and not name.startswith("_"):
+            if name not in known:
+                raise UserError(unknown([*path.split("."), name], names(known)))
+            check_value(f"{path}.{name}", value, known[name])
+        if isinstance(value, dict):
+            check_part(f"{path}.{name}", value)
+
+
+def check_value(path: str, value: Any, annotation: Any) -> None:
+    """Raises UserError unless the value is of the type."""
+    if _fits(value, annotation):
+        return
+    if isinstance(value, dict) and (inner := _inner(annotation)) is not None:
+        for name, each in value.items():
+            check_value(f"{path}.{name}", each, inner)
+    choices, others = _choices(annotation)
+    if choices and not others - {NoneType}:
+        listed = [*choices, *(["null"] if others else [])]
+        choose = f"Choose {' or '.join(listed)}" if len(listed) == 2 else f"Choose one of {', '.join(listed)}"
+        raise UserError(f"{path}={value!r} is unknown. {choose}.")
+    right = f"it must be {described(annotation)}.{_instead(path, value, annotation)}"
+    raise UserError(f"{path}={spelled(value)} cannot be used: {right}")
+
+
+def spelled(value: Any) -> str:
+    """A value as a command line has it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(spelled, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{spelled(each)}" for key, each in value.items()) + "}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def described(annotation: Any) -> str:
+    """What values a type has, in words."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " or ".join(map(described, inner))
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a mapping of names" + (f" to {MANY.get(inner[1], described(inner[1]))}" if inner else "")
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"a list of {MANY.get(inner[0], described(inner[0]))}"
+    return WORDS.get(annotation, "a group of options" if annotation is Mapping else "another value")
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    try:
+        _adapter(annotation).validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=256)
+def _adapter(annotation: Any) -> TypeAdapter:
+    return TypeAdapter(annotation, config=STRICT)
+
+
+def _inner(annotation: Any) -> Any:
+    """What the values of a mapping must be; None where it is no mapping."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return next((get_args(kind)[1] for kind in kinds if get_origin(kind) is Mapping and get_args(kind)), None)
+
+
+def _choices(annotation: Any) -> tuple[list[str], set[Any]]:
+    """The literal values of a type, and what else it may be."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    literal = [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+    return literal, {kind for kind in kinds if get_origin(kind) is not Literal}
+
+
+def _instead(path: str, value: Any, annotation: Any) -> str:
+    """What was probably meant, as a command line has it."""
+    if not isinstance(value, list | dict) and _fits([value], annotation):
+        return f" Write {shlex.quote(f'{path}=[{spelled(value)}]')}."
+    if not isinstance(value, str | list | dict | NoneType) and _fits(spelled(value), annotation):
+        return " Write " + shlex.quote(f'{path}="{spelled(value)}"') + "."
+    if isinstance(value, list) and len(value) == 1 and _fits(value[0], annotation):
+        return f" Write {path}={spelled(value[0])}."
+    return ""
+
+
+def _check_added(overrides: Sequence[str], config: DictConfig, known: Sequence[str]) -> None:
+    """Raises UserError for a key of a command line (+key=value) that no part of the configuration has or refers to."""
+    text = OmegaConf.to_yaml(config, resolve=False)
+    for each in OverridesParser.create().parse_overrides(list(overrides)):
+        key = each.key_or_group
+        top = key.partition(".")[0].partition("@")[0].partition("/")[0]
+        added = each.is_add() or each.is_force_add()
+        if added and top != "hydra" and top not in known and f"${{{top}" not in text:
+            raise UserError(unknown([top], names(dict.fromkeys(known))) + " Nothing reads it.")

@@ -1,0 +1,121 @@
+"""Options of the wrong type are refused before anything is built, in the words of the command line."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import get_object
+
+import conf
+from launchers.options import FinetuneOptions, RunOptions, check
+from launchers.signatures import options
+from merging.errors import UserError
+
+FILES = sorted(Path(conf.__path__[0]).rglob("*.yaml"))
+TARGETS = sorted({name for file in FILES for name in re.findall(r"_target_: *([\w.]+)", file.read_text())})
+CHOICES = [(file.parent.name, file.stem) for file in FILES if file.parent.parent == Path(conf.__path__[0])]
+
+
+def checked(*overrides, name="config", own=RunOptions):
+    with initialize_config_module("conf", version_base="1.3"):
+        check(compose(name, list(overrides)), overrides, own)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.scale=abc"], "method.scale=abc cannot be used: it must be a number."),
+        (["method.scale=true"], "method.scale=true cannot be used: it must be a number."),
+        (["method.scale=nan"], "method.scale=NaN cannot be used: it must be a number."),
+        (["seed=1.5"], "seed=1.5 cannot be used: it must be a whole number."),
+        (["seed=true"], "seed=true cannot be used: it must be a whole number."),
+        (["redo=1"], "redo=1 cannot be used: it must be true or false."),
+        (["save=2024"], "save=2024 cannot be used: it must be a text or null. Write 'save=\"2024\"'."),
+        (["suite.tasks=cars"],
+         "suite.tasks=cars cannot be used: it must be a list of texts. Write 'suite.tasks=[cars]'."),
+        (["scale.scales=0.3"],
+         "scale.scales=0.3 cannot be used: it must be a list of numbers. Write 'scale.scales=[0.3]'."),
+        (["experts.recipe.lr=[0.1]"], "experts.recipe.lr=[0.1] cannot be used: it must be a number. Write "
+         "experts.recipe.lr=0.1."),
+        (["suite.sizes.test=3.5"], "suite.sizes.test=3.5 cannot be used: it must be a whole number."),
+        (["method=twin", "method.rank=a"], "method.rank=a cannot be used: it must be a whole number or null."),
+        (["method=dare", "method@method.then=ties", "method.then.merge=max"],
+         "method.then.merge='max' is unknown. Choose sum or mean."),
+        (["method=duet", "method.rest=5"], "method.rest=5 cannot be used: it must be a group of options."),
+        (["router.gate.depth=4"], "router.gate.depth=4 is unknown. Choose one of 1, 2, 3."),
+        (["split=train"], "split='train' is unknown. Choose test or val."),
+        (["save_dtype=int8"], "save_dtype='int8' is unknown. Choose one of fp32, bf16, fp16, null."),
+        (["+method.scal=1"], "There is no method.scal. Did you mean scale? method has: scale, kinds."),
+        (["+sede=1"], "There is no sede. Did you mean seed? "),
+        (["seed=${sed}"], "experts.seed has no value: Interpolation key 'sed' not found. "),
+        (["~method"], "There is no method, which every run needs. Choose one: method=<name>."),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_what_would_be_right(overrides, message):
+    with pytest.raises(UserError) as error:
+        checked(*overrides)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method.scale=1", "cache_gb=1", "scale.scales=[1,0.5]"],  # whole numbers are numbers
+        ["method=twin", "method.start=null", "method.rank=3"],
+        ["method=duet", "method.ranks.task=full", "router.gate.top_k=0.5"],
+        ["+folder=/data", "save=${folder}/model.safetensors"],  # referred to
+        ["suite=folder", "+suite.sources.dogs={folder: /data/dogs, args: [a]}", "suite.text={repo: a, filename: b}"],
+        ["experts=folder", "+experts.paths.cars=/data/cars.pt"],
+    ],
+)
+def test_a_right_value_passes(overrides):
+    checked(*overrides)
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_shipped_choice_passes(group, name):
+    if group == "recipe":
+        checked(f"{group}={name}", "engine.precision=fp32", name="finetune", own=FinetuneOptions)
+    elif group not in ("local", "hydra"):
+        checked(f"{group}={name}")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_read_off_the_source_is_what_is_called(target):
+    """Names, and of plain types the types, without an import as with one."""
+    called = get_object(target)
+    parameters = inspect.signature(called.__init__ if "__init__" in vars(called) else called).parameters
+    found, wanted = options(target), {name: each.annotation for name, each in parameters.items() if name != "self"}
+    assert found is not None and list(found) == list(wanted)
+    plain = {name: kind for name, kind in wanted.items() if kind in (int, float, bool, str)}
+    assert {name: found[name] for name in plain} == plain
+
+
+def test_a_class_of_a_user_is_read_too(tmp_path, monkeypatch):
+    (tmp_path / "my_methods.py").write_text(
+        "from dataclasses import dataclass, field\nfrom typing import ClassVar, Literal\nimport torch\n\n"
+        "Kind = Literal['a', 'b']\n\n@dataclass(frozen=True)\nclass Base:\n    share: float = 0.5\n\n"
+        "@dataclass(frozen=True)\nclass Mine(Base):\n    kind: 'Kind | None' = None\n    where: torch.device = None\n"
+        "    needs: ClassVar[str] = 'nothing'\n    _kept: int = field(default=0, init=False)\n\n"
+        "def free(**anything): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = options("my_methods.Mine")
+    assert found is not None and list(found) == ["share", "kind", "where"]
+    with pytest.raises(UserError, match=r"kind='c' is unknown. Choose one of a, b, null"):
+        checked("~method", "+method={_target_: my_methods.Mine, kind: c}")
+    assert options("my_methods.free") is None and options("nowhere.Mine") is None
+    assert "my_methods" not in sys.modules
+
+
+def test_nothing_is_imported_for_it():
+    code = (
+        "import sys\nfrom hydra import compose, initialize_config_module\nfrom launchers.options import check\n"
+        "with initialize_config_module('conf', version_base='1.3'):\n    check(compose('config', ['method=duet']))\n"
+        "print(*{'torch', 'open_clip', 'matplotlib', 'scipy'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
