@@ -115,6 +115,8 @@ def _reasons(row: Row, there: Published) -> list[str]:
         said.append(f"prompts and test sets of {there.variant} there, of {variant or 'an unknown code base'} here")
     if names := sorted({str(split.get("name")) for split in row.splits.values()} - {"test"}):
         said.append(f"scored on the {' and '.join(names)} split here")
+    if (limit := _look(row.config, "suite.limit")) is not None:
+        said.append(f"at most {limit} images per split here")
     if sizes := _sizes(row, there):
         said.append(f"other test images (there / here): {', '.join(sizes)}")
     if settings := _settings(row, there):

@@ -168,5 +168,5 @@ def looked_at(config: DictConfig, decides: dict[str, Any]) -> list[str]:
     """The splits that this job reads."""
     searched = isinstance(instantiate(config.scale), Search) and decides["scale"] is not None
     looks = needs_of(instantiate(config.method)) == "inputs"
-    router = (decides["router"] or {}).get("split")  # none of an oracle
-    return [*dict.fromkeys([config.split, *["val"] * searched, *["calibration"] * looks, *[router] * bool(router)])]
+    router = [str(split) for split in [(decides["router"] or {}).get("split")] if split]  # none of an oracle
+    return [*dict.fromkeys([config.split, *["val"] * searched, *["calibration"] * looks, *router])]

@@ -132,6 +132,13 @@ def test_other_test_images_are_named():
     assert not found.within
 
 
+def test_a_trial_run_on_a_few_images_is_none_where_the_published_number_of_images_is_unknown_too():
+    there = published_row("Twin-Merging, Table 3", "average")
+    assert there.test_images == {} and compared(measured(there), there).comparable
+    found = compared(measured(there, config={"suite.limit": 100}), there)
+    assert found.reasons == ("at most 100 images per split here",) and not found.comparable
+
+
 def test_a_scale_tuned_there_must_be_tuned_here():
     there = published_row("TSV logs", "tsv_m")
     assert not compared(measured(there, scale_source="fixed"), there).comparable
