@@ -145,8 +145,11 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
         experts = replace(source.open(suite, backbone, store), calibration=unlabelled)
         unseen, more = of_unseen(source, suite, backbone, store)
         grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
+        read = [remark for each in (experts, unseen) if each is not None for remark in each.remarks]
+        for remark in read:
+            log.info("%s", remark)
+        remarks = (*getattr(source, "remarks", ()), *more, *dict.fromkeys(read))
         files = files if is_local(suite, source, backbone) else None
-        remarks = (*getattr(source, "remarks", ()), *more)
         _SETUPS[key] = Setup(experts, grid, source.family, unfinished, remarks, store, unseen, files)
     return _SETUPS[key]
 

@@ -27,7 +27,8 @@ def merge(
     tasks: Sequence[str] | None = None,
     cache: Cache | None = None,
 ) -> Merged:
-    """Merge experts fine-tuned from `base`; each is a safetensors path, a state dict or a Checkpoint.
+    """Merge experts fine-tuned from `base`; each is a path (safetensors, or a pickle, of which nothing runs), a state
+    dict or a Checkpoint.
 
     `method` is an object of merging.methods or any function of Experts. What is not merged, such as integer buffers, is
     the base's; a warning says where it differs. Raises UserError for experts that do not fit.
@@ -36,13 +37,16 @@ def merge(
     opened = Experts.open(base, experts, tasks, cache)
     if opened.differing:
         log.warning("%s", opened.remark)
+    if opened.remarks:
+        log.info("%s", "; ".join(opened.remarks))
     merged = method(opened)
     if not isinstance(merged, Merged):
         raise UserError(
             f"The method returned a {type(merged).__name__}. A method is a function of Experts that returns "
             f"experts.merged(...)."
         )
-    return replace(merged, provenance={"method": describe(method)}, inputs=opened.inputs)
+    provenance = {"method": describe(method)} | ({"remarks": opened.remarks} if opened.remarks else {})
+    return replace(merged, provenance=provenance, inputs=opened.inputs)
 
 
 def describe(method: object) -> dict[str, object]:

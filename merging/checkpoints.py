@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from merging.cache import Cache
 from merging.errors import UserError
+from merging.file_kinds import expect, reading
 from merging.files import write_atomically
 
 DTYPES = {
@@ -86,16 +87,11 @@ class SafetensorsFile:
         self._specs: dict[str, Spec] = {}
         self._starts: dict[str, int] = {}
         try:
-            self._read_header()
-        except FileNotFoundError:
-            raise UserError(f"There is no checkpoint at {self.path}. Give the path of a safetensors file.") from None
-        except IsADirectoryError:
-            raise UserError(f"{self.path} is a folder. Give the path of the safetensors file inside it.") from None
-        except OSError as error:
-            raise UserError(
-                f"Cannot read {self.path}: {error.strerror or error}. Give a file that you may read."
-            ) from error
+            with reading(self.path):
+                self._read_header()
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            if self.path.stat().st_size not in range(1, 9):  # long enough to tell what it is, or empty
+                expect(self.path, "safetensors")
             raise UserError(
                 f"{self.path} is not a readable safetensors file ({error}). It may be truncated or damaged: "
                 f"copy or download it again, or convert the weights with safetensors.torch.save_file."
@@ -220,27 +216,6 @@ def _no_numbers(tensor: object) -> str | None:
     if not isinstance(tensor, Tensor):
         return f"a {type(tensor).__name__}, no tensor"
     return "sparse or quantised" if tensor.layout is not torch.strided or tensor.is_quantized else None
-
-
-def open_checkpoint(source: str | Path | Mapping[str, Tensor] | Checkpoint, cache: Cache | None = None) -> Checkpoint:
-    """A checkpoint from a safetensors path or a state dict; a checkpoint passes through.
-
-    Raises UserError for anything else.
-    """
-    if isinstance(source, str | Path):
-        return SafetensorsFile(source, cache)
-    if isinstance(source, Mapping):
-        return StateDict(source)
-    if isinstance(source, nn.Module):
-        raise UserError(
-            f"A base or an expert is a {type(source).__name__}. Give the weights of the module: module.state_dict()."
-        )
-    if isinstance(source, type) or not hasattr(source, "specs"):
-        what = f"the class {source.__name__}" if isinstance(source, type) else f"a {type(source).__name__}"
-        raise UserError(
-            f"A base or an expert is {what}. Give the path of a safetensors file, a state dict or a Checkpoint."
-        )
-    return source
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,18 +14,18 @@ from merging import factors
 from merging.banks import Bank, OnDemand
 from merging.cache import Cache, code, key_of
 from merging.calibration import Calibration
-from merging.checkpoints import Checkpoint, Identified, Known, Spec, digest, open_checkpoint
+from merging.checkpoints import Checkpoint, Identified, Known, Spec, digest
 from merging.errors import UserError
 from merging.factors import SVD
 from merging.merged import Merged, Routing
 from merging.naming import Naming
+from merging.opening import Source, open_alike
 from merging.preflight import check_experts, differing, listed, some
 from merging.separate import Joined, join_banks
 from merging.threads import each
 from merging.tucker import Tucker, tucker
-from merging.views import Separate, fused_name
+from merging.views import Separate, fused_name, remarks_of
 
-Source = str | Path | Mapping[str, Tensor] | Checkpoint
 Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
 SVD_CODE, SVD_LIBRARIES = ("merging.factors",), ("numpy", "scipy")  # what a decomposition in the cache was made by
 TUCKER_CODE, TUCKER_LIBRARIES = (*SVD_CODE, "merging.tucker", "merging.ops"), (*SVD_LIBRARIES, "tensorly")
@@ -62,15 +61,27 @@ class Experts:
     ) -> "Experts":
         """Open paths, state dicts or checkpoints; tasks default to task0, task1, ...
 
-        Raises UserError, from headers alone, unless all have the same keys, shapes and kinds of numbers.
+        Where names differ, those of wrappers are left out (`module.` of DDP, `_orig_mod.` of torch.compile), as
+        `remarks` tell. Raises UserError, from headers alone, unless all have the same keys, shapes and kinds of
+        numbers.
         """
         experts, tasks = listed(experts, tasks)
         if not (cache is None or isinstance(cache, Cache)):
             raise UserError(f"The cache is given as a {type(cache).__name__}. Write merging.Cache(folder).")
         names = tuple(tasks) if tasks is not None else tuple(f"task{i}" for i in range(len(experts)))
-        origin, opened = open_checkpoint(base, cache), tuple(open_checkpoint(expert, cache) for expert in experts)
+        origin, *opened = open_alike([base, *experts], cache)
         check_experts(origin, opened, names)
-        return cls(names, origin, opened, cache=cache, **facts)
+        return cls(names, origin, tuple(opened), cache=cache, **facts)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is to be said of how base and experts were read, each with the tasks that it is true of."""
+        named = zip(("the base", *self.tasks), (self.origin, *self.checkpoints), strict=True)
+        of: dict[str, list[str]] = {}
+        for name, checkpoint in named:
+            for remark in remarks_of(checkpoint):
+                of.setdefault(remark, []).append(name)
+        return tuple(f"{', '.join(names)}: {remark}" for remark, names in of.items())
 
     @cached_property
     def differing(self) -> tuple[str, ...]:

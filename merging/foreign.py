@@ -1,60 +1,46 @@
 """Checkpoints in pickles (torch.save of today and of before 1.6, pickle.dump; whole modules or state dicts).
 
-They are read without running anything in them (merging.inert) and converted once to safetensors.
+They are read in place, and nothing in them runs (merging.inert).
 """
 
 import hashlib
-import json
 import mmap
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from merging.cache import Cache
-from merging.checkpoints import Checkpoint, SafetensorsFile, Spec, write_safetensors
+from merging.checkpoints import Spec
 from merging.errors import UserError
-from merging.torch_files import Map, Reader, View, views
+from merging.file_kinds import WORKS, expect, reading
+from merging.inert import Unsupported
+from merging.levels import weights
+from merging.torch_files import Map, Reader
 
-FORMAT = "1"  # to be raised where a pickle is converted to other tensors than before
-ENDINGS = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 DAMAGES = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, struct.error,
            zipfile.BadZipFile, NotImplementedError, EOFError)  # fmt: skip
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Map]:
-    """The file, mapped; what is wrong with it becomes a UserError."""
+def _mapped(path: Path) -> Iterator[Map]:
+    """The file, mapped privately; what is wrong with it becomes a UserError."""
     try:
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
+            expect(path, "pickle")
             yield Map(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except FileNotFoundError:
-        raise UserError(f"There is no checkpoint at {path}. Give the path of a file.") from None
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}. Give a file that you may read.") from error
+    except Unsupported as error:
+        raise UserError(f"{path} cannot be read as a checkpoint: {error}. {WORKS}") from error
     except DAMAGES as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint: {error or type(error).__name__}. It may be truncated or damaged: "
-            f"copy or download it again. What works: safetensors, and what torch.save or pickle.dump wrote of a module "
-            f"or of a state dict."
+            f"copy or download it again. {WORKS}"
         ) from error
-
-
-@contextmanager
-def _found(path: Path) -> Iterator[tuple[dict[str, View], tuple[str, ...]]]:
-    """The tensors of a file, checked and not yet read, and the names in it that were not looked up."""
-    with _reading(path) as memory:
-        reader = Reader(memory)
-        found = views(reader.root())
-        if not found:
-            raise ValueError("it holds no tensors")
-        for view in found.values():
-            view.check()
-        yield found, tuple(sorted(reader.machine.replaced))
 
 
 def inert_state(path: str | Path) -> dict[str, Tensor]:
@@ -62,8 +48,8 @@ def inert_state(path: str | Path) -> dict[str, Tensor]:
 
     Raises UserError for what is missing, truncated, damaged or holds no weights.
     """
-    with _found(Path(path)) as (found, _):
-        return {key: view.tensor() for key, view in found.items()}
+    file = PickleFile(path)
+    return {key: file.tensor(key) for key in file.specs()}
 
 
 def fingerprint(path: str | Path, cache: Cache | None = None) -> str:
@@ -77,67 +63,51 @@ def fingerprint(path: str | Path, cache: Cache | None = None) -> str:
                 hashed.update(block)
         return hashed.hexdigest()
 
-    with _reading(path):
+    with reading(path):
         stat = path.stat()
         key = f"sha256 {path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
         return digest() if cache is None else cache.text(key, digest)
 
 
-def convert(path: str | Path, folder: str | Path, cache: Cache | None = None) -> Path:
-    """`<folder>/<sha256 of the file>.safetensors`, written unless it is there in this FORMAT. Atomic.
+class PickleFile:
+    """A pickle as a checkpoint: its instructions are read at once, its numbers on demand from a private map.
 
-    Its metadata tell the format, the source, its sha256, and the names in it that were not looked up. One tensor at a
-    time is in memory, unless the file is a plain pickle, which is there as a whole. Raises UserError as `inert_state`.
+    `remarks` say in which level of a training script's dict the weights were. `id` is the sha256 of the file. Raises
+    UserError for what is missing, truncated, damaged, or holds no weights or those of two models.
     """
-    path, sha = Path(path), fingerprint(path, cache)
-    target = Path(folder) / f"{sha}.safetensors"
-    if target.exists() and SafetensorsFile(target).metadata.get("format") == FORMAT:
-        return target
-    with _found(path) as (found, replaced):
-        specs = {key: Spec(torch.Size(view.shape), view.storage.dtype) for key, view in found.items()}
-        metadata = {
-            "format": FORMAT,
-            "source": path.name,
-            "source_sha256": sha,
-            "replaced_globals": json.dumps(replaced),
-        }
-        return write_safetensors(target, specs, ((key, view.tensor()) for key, view in found.items()), metadata)
 
-
-class Foreign:
-    """A converted file under the name and sha256 of its source."""
-
-    def __init__(self, path: Path, converted: SafetensorsFile):
-        self._path, self._converted = path, converted
+    def __init__(self, path: str | Path, cache: Cache | None = None):
+        self.path, self._cache = Path(path), cache
+        with _mapped(self.path) as self._map:
+            self._views, self.remarks = weights(Reader(self._map).root())
+            if not self._views:
+                raise Unsupported("it holds no tensors with names")
+            for view in self._views.values():
+                view.check()
 
     @property
     def name(self) -> str:
-        return str(self._path)
+        return str(self.path)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (self._path, *self._converted.files)
+        return (self.path,)
 
     @property
     def id(self) -> str:
-        return self._converted.metadata["source_sha256"]
+        return self._id
+
+    @cached_property
+    def _id(self) -> str:
+        return fingerprint(self.path, self._cache)
 
     def specs(self) -> Mapping[str, Spec]:
-        return self._converted.specs()
+        return {key: Spec(torch.Size(view.shape), view.storage.dtype) for key, view in self._views.items()}
 
     def tensor(self, key: str) -> Tensor:
-        return self._converted.tensor(key)
+        """The tensor as stored; a copy where the file does not align it."""
+        return self._views[key].tensor()
 
     def release(self) -> None:
-        self._converted.release()
-
-
-def open_foreign(path: str | Path, cache: Cache | str | Path) -> Checkpoint:
-    """A pickle as a checkpoint, converted now unless it was before; the copy lies in the cache's folder."""
-    cache = cache if isinstance(cache, Cache) else Cache(cache)
-    return Foreign(Path(path), SafetensorsFile(convert(path, cache.folder / "converted", cache), cache))
-
-
-def open_file(path: str | Path, cache: Cache) -> Checkpoint:
-    """A safetensors file, or by its ending (ENDINGS) a pickle."""
-    return open_foreign(path, cache) if Path(path).suffix in ENDINGS else SafetensorsFile(path, cache)
+        """Hand the pages read so far back to the system; a later use reads them again."""
+        self._map.madvise(mmap.MADV_DONTNEED)

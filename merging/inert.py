@@ -4,12 +4,14 @@ A pickle is a program for a small stack machine. This one knows the data types, 
 builds itself (`SAFE`), and makes an empty `Shell` of everything else, whatever its name is.
 """
 
+import mmap
 import pickletools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 Constructor = Callable[..., object]
+MAPPED = 4096  # bytes
 LITERALS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
@@ -22,6 +24,10 @@ EMPTY: Mapping[str, Constructor] = {
 MARKED: Mapping[str, Constructor] = {
     "TUPLE": tuple, "LIST": list, "FROZENSET": lambda items: _items(items), "DICT": lambda items: _pairs(items),
 }  # fmt: skip
+
+
+class Unsupported(ValueError):
+    """A pickle that is whole and holds something that is not read here."""
 
 
 class Global(NamedTuple):
@@ -46,7 +52,7 @@ class Shell:
 def _encode(text: str, encoding: str) -> bytes:
     """How protocol 2 stores bytes."""
     if encoding != "latin1":
-        raise ValueError(f"it stores bytes in the encoding {encoding!r}")
+        raise Unsupported(f"it stores bytes in the encoding {encoding!r}")
     return text.encode("latin1")
 
 
@@ -82,6 +88,13 @@ SAFE: Mapping[Global, Constructor] = {
 }
 
 
+def mapped(stream: BinaryIO, argument: object) -> object:
+    """Many bytes that were just read from a mapped file as a window into it: memory does not hold a whole pickle."""
+    if isinstance(argument, bytes) and len(argument) >= MAPPED and isinstance(stream, mmap.mmap):
+        return memoryview(stream)[stream.tell() - len(argument) : stream.tell()]
+    return argument
+
+
 class Machine:
     """Runs pickles one after another; `replaced` are the names that became shells.
 
@@ -103,7 +116,7 @@ class Machine:
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return self.stack.pop()
-            self.step(opcode.name, argument)
+            self.step(opcode.name, mapped(stream, argument))
         raise ValueError("it ends in the middle")
 
     def step(self, name: str, argument: object) -> None:

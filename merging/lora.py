@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from merging.cache import Cache
-from merging.checkpoints import Checkpoint, SafetensorsFile, Spec
+from merging.checkpoints import Checkpoint, Spec
 from merging.errors import UserError
+from merging.opening import open_file
 from merging.preflight import some
+from merging.views import remarks_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+OLDER = "adapter_model.bin"  # what peft wrote before safetensors
 WRAPPER = "base_model.model."  # what peft puts before the names of the model it wraps
 FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 SCOPE = "vision_model."  # adapters made on the inner vision transformer leave it out
@@ -130,7 +133,7 @@ class Lora:
     """
 
     def __init__(self, base: Checkpoint, adapter: Checkpoint, config: LoraConfig):
-        self._base, self._adapter, self._config = base, adapter, config
+        self._base, self._adapter, self._config, self.remarks = base, adapter, config, remarks_of(adapter)
         self._changes: dict[str, Change] = {}
         for key, change in self._found():
             if key in self._changes:
@@ -223,6 +226,7 @@ class Lora:
 
 
 def open_lora(base: Checkpoint, folder: str | Path, cache: Cache | None = None) -> Checkpoint:
-    """`base`, in Hugging Face's names, with the adapter_config.json and adapter_model.safetensors of `folder`."""
+    """`base`, in Hugging Face's names, with the adapter_config.json and adapter_model.* of `folder`."""
     folder = Path(folder)
-    return Lora(base, SafetensorsFile(folder / WEIGHTS, cache), LoraConfig.read(folder / CONFIG))
+    older = not (folder / WEIGHTS).exists() and (folder / OLDER).exists()
+    return Lora(base, open_file(folder / (OLDER if older else WEIGHTS), cache), LoraConfig.read(folder / CONFIG))

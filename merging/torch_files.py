@@ -5,7 +5,6 @@ import math
 import mmap
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import BinaryIO, NamedTuple
@@ -13,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from merging.inert import Constructor, Global, Machine, Shell
+from merging.inert import Constructor, Global, Machine, Unsupported
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a legacy file
 STORAGES = {
@@ -22,8 +21,6 @@ STORAGES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
     "UntypedStorage": torch.uint8,
 }  # fmt: skip
-MOST_MODULES = 10_000  # a module that holds another twice, forty levels deep, would have 2^40
-WRAPPED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in a dict
 
 
 class Map(mmap.mmap):
@@ -39,7 +36,7 @@ class Storage:
 
     dtype: torch.dtype
     count: int
-    memory: Map | bytes | None = None
+    memory: Map | memoryview | None = None
     start: int = 0
 
     @property
@@ -47,9 +44,9 @@ class Storage:
         return self.count * self.dtype.itemsize
 
     def flat(self) -> Tensor:
-        """All elements [count]; a copy where they are not aligned (legacy) or must not be written to (plain)."""
+        """All elements [count]; a copy where they are not aligned (legacy) or lie in a plain pickle."""
         assert self.memory is not None
-        if self.start % self.dtype.itemsize or isinstance(self.memory, bytes):
+        if self.start % self.dtype.itemsize or isinstance(self.memory, memoryview):
             copied = bytearray(memoryview(self.memory)[self.start : self.start + self.bytes])
             return torch.frombuffer(copied, dtype=self.dtype)
         return torch.frombuffer(self.memory, dtype=self.dtype, count=self.count, offset=self.start)
@@ -97,7 +94,7 @@ def _first(value: object, *_: object) -> object:
 class Reader:
     """One file, or a file inside a plain pickle (`nested`)."""
 
-    memory: Map | bytes
+    memory: Map | memoryview
     nested: bool = False
     storages: dict[str, Storage] = field(default_factory=dict)
 
@@ -118,7 +115,7 @@ class Reader:
         """The object in the file, with a View for every tensor."""
         if bytes(self.memory[:4]) == b"PK\x03\x04":
             return self._zip()
-        stream = io.BytesIO(self.memory) if isinstance(self.memory, bytes) else self.memory
+        stream = io.BytesIO(self.memory) if isinstance(self.memory, memoryview) else self.memory
         value = self.machine.run(stream)  # type: ignore[arg-type]
         return self._legacy(stream) if value == MAGIC else value  # type: ignore[arg-type]
 
@@ -143,9 +140,9 @@ class Reader:
         """A storage that a plain pickle holds as a torch file of its own."""
         if self.nested:
             raise ValueError("it hides a file in a file in a file")
-        if not isinstance(content, bytes | bytearray):
+        if not isinstance(content, bytes | bytearray | memoryview):
             raise ValueError("it holds numbers in something that is no bytes")
-        return Reader(bytes(content), nested=True).root()
+        return Reader(memoryview(content), nested=True).root()
 
     def _typed(self, function: object, _type: object, arguments: object, _state: object) -> object:
         return self.machine.call(function, arguments)
@@ -155,12 +152,10 @@ class Reader:
             raise ValueError("it hides an archive in a pickle")
         with zipfile.ZipFile(self.memory) as archive:  # type: ignore[arg-type]
             records = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
-            if "constants.pkl" in records:
-                raise ValueError("it is a TorchScript program, not a checkpoint")
             if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
-                raise ValueError("it was written on a big-endian machine")
+                raise Unsupported("it was written on a big-endian machine")
             if records["data.pkl"].compress_type != zipfile.ZIP_STORED:
-                raise ValueError("its records are compressed, which torch.save never does")
+                raise Unsupported("its records are compressed, which torch.save never does")
             root = self.machine.run(io.BytesIO(archive.read(records["data.pkl"])))
         for key, storage in self.storages.items():
             storage.memory, storage.start = self.memory, self._start(records[f"data/{key}"], storage)
@@ -186,51 +181,3 @@ class Reader:
             storage.start, storage.memory = stream.tell(), self.memory
             stream.seek(storage.start + storage.bytes)
         return root
-
-
-def views(root: object) -> dict[str, View]:
-    """Named tensors of a state dict, of one inside a training script's dict, or of a whole module.
-
-    Raises ValueError for tensors in a form that is not known: none is skipped.
-    """
-    if isinstance(root, Shell):
-        return dict(_walk(root))
-    if not isinstance(root, dict):
-        raise ValueError(f"it holds a {type(root).__name__}, neither a module nor a state dict")
-    inner = next((root[name] for name in WRAPPED if isinstance(root.get(name), dict | Shell)), None)
-    if isinstance(inner, Shell):
-        return dict(_walk(inner))
-    named = ((key, value) for key, value in (root if inner is None else inner).items() if isinstance(key, str))
-    return dict(_tensors(named))
-
-
-def _tensors(named: Iterable[tuple[str, object]]) -> Iterator[tuple[str, View]]:
-    """Those that are tensors; numbers, text and the like are left out."""
-    for key, value in named:
-        if isinstance(value, Shell) and "_rebuild" in value.name:
-            raise ValueError(f"its tensor {key} is made by {value.name}, which is not known here")
-        if isinstance(value, View):
-            yield key, value
-
-
-def _walk(root: Shell) -> Iterator[tuple[str, View]]:
-    """What `state_dict()` of the module would give: parameters, persistent buffers, then submodules."""
-    waiting = [(root, "")]
-    for _ in range(MOST_MODULES):
-        if not waiting:
-            return
-        module, prefix = waiting.pop()
-        hidden = module.attributes.get("_non_persistent_buffers_set") or ()
-        for kind in ("_parameters", "_buffers"):
-            kept = ((name, each) for name, each in _named(module, kind) if kind != "_buffers" or name not in hidden)
-            yield from _tensors((prefix + name, each) for name, each in kept)
-        inner = [(each, f"{prefix}{name}.") for name, each in _named(module, "_modules") if isinstance(each, Shell)]
-        waiting.extend(reversed(inner))
-    raise ValueError(f"it has more than {MOST_MODULES} modules, or one that holds itself")
-
-
-def _named(module: Shell, kind: str) -> list[tuple[str, object]]:
-    named = module.attributes.get(kind) or {}
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named):
-        raise ValueError(f"the {kind} of a {module.name} have no names")
-    return list(named.items())

@@ -26,14 +26,19 @@ class Made(NamedTuple):
     third: int = 0
 
 
+def remarks_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What is to be said of how a checkpoint was read, nothing for most."""
+    return getattr(checkpoint, "remarks", ())
+
+
 class View:
     """A checkpoint in another layout. Nothing is read before `tensor`; specs come from the header, the id is its own.
 
-    Raises UserError for tensors that cannot be joined or cut.
+    `remarks`: what is to be said of how it was read. Raises UserError for tensors that cannot be joined or cut.
     """
 
-    def __init__(self, whole: Checkpoint, made: Mapping[str, Made]):
-        self._whole, self._made = whole, dict(made)
+    def __init__(self, whole: Checkpoint, made: Mapping[str, Made], remarks: tuple[str, ...] = ()):
+        self._whole, self._made, self.remarks = whole, dict(made), remarks_of(whole) + remarks
         specs = whole.specs()
         self._specs = {key: self._spec(key, [specs[name] for name in each.keys]) for key, each in self._made.items()}
 
@@ -110,7 +115,7 @@ class Overlay:
     """
 
     def __init__(self, first: Checkpoint, second: Checkpoint, keys: Iterable[str]):
-        self._first, self._second = first, second
+        self._first, self._second, self.remarks = first, second, remarks_of(first)
         self._taken = frozenset(keys) - first.specs().keys()
         if missing := sorted(self._taken - second.specs().keys()):
             raise UserError(

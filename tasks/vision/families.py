@@ -10,9 +10,9 @@ from merging.cache import Cache
 from merging.checkpoints import Checkpoint
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.foreign import open_file
 from merging.layouts import Made, Overlay, View, from_hugging_face, from_image_encoder
 from merging.lora import CONFIG, WEIGHTS, open_lora
+from merging.opening import open_file
 from merging.preflight import some
 from tasks.suite import Suite
 from tasks.vision.catalogue import Family, base_model, family, weights
@@ -112,7 +112,7 @@ class EncoderFamily:
         return [base_model(backbone), *files] if said.openai else files
 
     def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
-        """Reads the pickles inertly, converting each once. Raises UserError for what is missing or does not fit."""
+        """Reads the pickles inertly. Raises UserError for what is missing or does not fit."""
         fetched = [fetch_first(each, cache) for each in self.wanted(suite, backbone)]
         said, paths, first = family(self.family), fetched[1:], None
         if self.root is not None:

@@ -5,32 +5,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from merging.backbones.tower import PREFIX, Backbone
+from merging.backbones.tower import Backbone
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.foreign import ENDINGS, open_file
-from merging.layouts import from_hugging_face, from_image_encoder, to_hugging_face
+from merging.layouts import from_hugging_face, to_hugging_face
 from merging.lora import CONFIG, open_lora
+from merging.opening import open_file
 from merging.preflight import some
 from tasks.suite import Suite
 from tasks.vision.catalogue import base_model, weights
 from tasks.vision.families import as_encoder, open_base, there_is, with_projection
 from tasks.vision.fitting import assembled
 from tasks.vision.hub import Wanted
+from tasks.vision.reading import in_open_clip
 
 OPENAI = "openai"
-LAYOUTS = {  # what the first names of a file's parameters tell
-    "image_encoder": ("model.visual.",),
-    "open_clip": (PREFIX,),
-    "hugging_face": ("vision_model.", "text_model.", "embeddings.", "encoder.layers.", "pre_layrnorm."),
-}
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Local experts: safetensors, pickles (.pt, .bin; read inertly), Hugging Face folders, LoRA adapter folders.
+    """Local experts: safetensors or pickles (read inertly) whatever their ending, Hugging Face and LoRA folders.
 
     experts: template path with {task}, for the tasks that `paths` does not name one by one. base: a path, or openai
     for the published base of the backbone. family: what rows call these experts; a file that names another family in
@@ -96,13 +92,12 @@ class Folder:
                     f"{path} is an adapter, which cannot be the base. Name the model that it was tuned from."
                 )
             return from_hugging_face(open_lora(to_hugging_face(base), path, cache)), "lora"
-        checkpoint = open_file(file_in(path), cache)
-        self._check_family(checkpoint)
-        layout = layout_of(checkpoint)
-        if layout == "hugging_face":
-            tower = from_hugging_face(checkpoint)
-            return (tower if base is None else with_projection(tower, base)), layout
-        return from_image_encoder(checkpoint, text=True), layout
+        file = open_file(file_in(path), cache)
+        self._check_family(file)
+        checkpoint, layout = in_open_clip(file)
+        if layout == "hugging_face" and base is not None:
+            checkpoint = with_projection(checkpoint, base)
+        return checkpoint, layout
 
     def _check_family(self, checkpoint: Checkpoint) -> None:
         named = checkpoint.metadata.get("family") if isinstance(checkpoint, SafetensorsFile) else None
@@ -117,20 +112,8 @@ def file_in(path: Path) -> Path:
     """The weight file of a Hugging Face folder; a file is itself."""
     if not path.is_dir():
         return path
-    found = next((path / name for name in weights() if (path / name).exists()), None)
+    names = [*weights(), *(f"{name}.index.json" for name in weights())]  # the latter of what is in several files
+    found = next((path / name for name in names if (path / name).exists()), None)
     if found is None:
         raise UserError(f"{path} has none of {', '.join(weights())} and no {CONFIG}. {there_is(path)} Name the file.")
     return found
-
-
-def layout_of(checkpoint: Checkpoint) -> str:
-    """image_encoder, open_clip or hugging_face. Raises UserError for names that are none of these."""
-    keys = list(checkpoint.specs())
-    for layout, starts in LAYOUTS.items():
-        if any(key.startswith(starts) for key in keys):
-            return layout
-    raise UserError(
-        f"{checkpoint.name} is no CLIP image tower: it has {some(keys)}. What works: open_clip's names (visual.*), "
-        f"Hugging Face's (vision_model.*), and ImageEncoder pickles (model.visual.*), in safetensors or "
-        f"{', '.join(ENDINGS)}."
-    )

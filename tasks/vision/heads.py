@@ -14,8 +14,8 @@ from torch.nn import functional
 from merging.cache import Cache, code, key_of
 from merging.checkpoints import Checkpoint
 from merging.errors import UserError
-from merging.foreign import open_file
 from tasks.vision.known import read
+from tasks.vision.reading import read_clip
 
 TOWERS = Path(__file__).with_name("towers.yaml")
 HEAD_WIDTH = 64  # of every CLIP by OpenAI
@@ -45,12 +45,7 @@ class Text:
                 ("pytorch_model.bin",) if self.filename == "model.safetensors" else ()
             )  # some repositories have no other
             path = fetch_first(Wanted(self.repo, (self.filename, *older), self.revision), cache)
-        checkpoint = open_file(path, cache)
-        if any(key.startswith("text_model.") for key in checkpoint.specs()):
-            from merging.layouts import from_hugging_face
-
-            checkpoint = from_hugging_face(checkpoint)
-        return checkpoint
+        return read_clip(path, cache)[0]
 
 
 def text_of(given: str | Mapping[str, str], quick_gelu: bool) -> Text:

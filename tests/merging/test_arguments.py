@@ -9,8 +9,9 @@ from samples import drawn, equal, every_method, family, merged_of, models
 from torch import nn
 
 from merging import Cache, Experts, UserError, merge, open_merged
-from merging.checkpoints import StateDict, open_checkpoint, write_safetensors
+from merging.checkpoints import StateDict, write_safetensors
 from merging.methods import Average, Duet, Single, TaskArithmetic, Ties, Twin
+from merging.opening import open_checkpoint
 from merging.ranks import Ranks
 
 METHODS = [pytest.param(each(), id=each.__name__) for each in every_method()]

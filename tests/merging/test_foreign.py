@@ -1,24 +1,18 @@
 """Pickles of every layout give bit-equal tensors, and nothing in them runs."""
 
-import json
-import os
-import pickletools
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from clips import encoder_state, foreign_code, image_encoder, whole, write_encoder
-from safetensors.torch import load_file
 from torch import nn
 
-from merging import foreign, merge
+from merging import merge
 from merging.checkpoints import SafetensorsFile
 from merging.errors import UserError
-from merging.foreign import convert, inert_state, open_file, open_foreign
-from merging.inert import Machine
+from merging.foreign import PickleFile, inert_state
 from merging.methods import Average
 from merging.views import Overlay, Part, Separate
 
@@ -90,6 +84,64 @@ def test_parameters_wrappers_and_nested_modules(tmp_path):
         assert_same(inert_state(stored(tmp_path, value)), want)
 
 
+def trained(model):
+    """A model after one step of Adam, and the optimizer, which then holds tensors of every parameter."""
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+def test_the_only_level_with_weights_is_taken_and_told(tmp_path):
+    model = nn.Linear(3, 4)
+    optimizer = trained(model).state_dict()
+    want = {key: value.detach() for key, value in model.state_dict().items()}
+    noise = {"epoch": 3, "best": torch.tensor(0.5), "rng_state": torch.get_rng_state(), "class_weights": torch.ones(2)}
+    lightning = {
+        "state_dict": want, "optimizer_states": [optimizer], "hyper_parameters": {"prior": torch.ones(3)},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.9), "best": torch.ones(1)}},
+    }  # fmt: skip
+    for level, value in {
+        "weights": {"weights": want, **noise},
+        "ema": {"ema": model, "optimizer": optimizer},
+        "state_dict": lightning,
+        "checkpoint.net": {"checkpoint": {"net": want, "optimiser": optimizer}, **noise},
+    }.items():
+        file = PickleFile(stored(tmp_path, value))
+        assert_same({key: file.tensor(key) for key in file.specs()}, want)
+        (remark,) = file.remarks
+        beside = [name for name in value if name != level.partition(".")[0]]
+        assert remark.startswith(f"read from its level {level}, without {', '.join(beside)}")
+    assert PickleFile(stored(tmp_path, want)).remarks == ()
+    same = {"model": want, "state_dict": want}  # one thing under two names
+    assert_same(inert_state(stored(tmp_path, same)), want)
+
+
+def test_two_levels_with_weights_are_refused_by_name(tmp_path):
+    one, other = nn.Linear(3, 4).state_dict(), nn.Linear(3, 4).state_dict()
+    for value, names in (
+        ({"model": one, "ema": other}, "model, ema"),
+        ({"net": {"model": one, "head": other}}, r"net\.model, net\.head"),
+        ({**{f"layer.{key}": each for key, each in one.items()}, "teacher": other}, "its top level, teacher"),
+    ):
+        with pytest.raises(UserError, match=f"zip.pt.*holds weights more than once, as {names}.*not guessed") as told:
+            inert_state(stored(tmp_path, value))
+        assert "damaged" not in str(told.value)
+
+
+def test_whole_pickles_of_something_else_are_not_called_damaged(tmp_path):
+    model = nn.Linear(3, 4)
+    for value, message in (
+        (trained(model).state_dict(), "holds no tensors"),
+        ([1, 2], "holds a list, neither a module nor a state dict"),
+        (torch.device("cpu"), "holds a torch.device, neither"),
+        ({"sparse": torch.eye(3).to_sparse()}, "sparse"),
+    ):
+        with pytest.raises(UserError, match=message) as told:
+            inert_state(stored(tmp_path, value))
+        assert "damaged" not in str(told.value) and "What works" in str(told.value)
+
+
 def test_a_module_that_holds_itself_ends(tmp_path):
     module = nn.Module()
     module._modules["again"] = module
@@ -123,89 +175,48 @@ def test_truncated_files_are_refused(tmp_path, form):
 def test_missing_files_and_folders_are_told(tmp_path):
     with pytest.raises(UserError, match="no checkpoint at"):
         inert_state(tmp_path / "none.pt")
-    with pytest.raises(UserError, match="Cannot read"):
+    (tmp_path / "weights.pt").touch()
+    with pytest.raises(UserError, match=r"is a folder. Give the path of the weight file .*: it holds weights.pt"):
         inert_state(tmp_path)
 
 
-def test_a_pickle_is_read_once(tmp_path, cache, monkeypatch):
+def test_the_id_is_that_of_the_file(tmp_path, cache):
     path = write_encoder(tmp_path / "expert.pt", STATE)
-    first = open_foreign(path, cache)
-    stat = path.stat()
-    path.write_bytes(b"x" * stat.st_size)  # what is remembered is path, size and time
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    monkeypatch.setattr(Machine, "run", None)
-
-    again = open_foreign(path, cache)
-
-    assert again.id == first.id and again.name == str(path)
-    assert_same({key: again.tensor(key) for key in encoder_state(STATE)}, encoder_state(STATE))
-
-
-def test_a_copy_is_found_by_its_content(tmp_path, cache, monkeypatch):
-    path = write_encoder(tmp_path / "expert.pt", STATE)
-    converted = convert(path, tmp_path / "made", cache)
-    path.rename(tmp_path / "moved.pt")
-    monkeypatch.setattr(Machine, "run", None)
-    assert convert(tmp_path / "moved.pt", tmp_path / "made", cache) == converted
-
-
-def test_a_copy_that_older_code_made_is_made_again(tmp_path, cache, monkeypatch):
-    path = write_encoder(tmp_path / "expert.pt", STATE)
-    with monkeypatch.context() as older:
-        older.setattr(foreign, "FORMAT", "0")
-        converted = convert(path, tmp_path / "made", cache)
-    written = converted.stat().st_ino
-    assert convert(path, tmp_path / "made", cache) == converted and converted.stat().st_ino != written
-    assert foreign.SafetensorsFile(converted).metadata["format"] == foreign.FORMAT
-
-
-def test_the_converted_file_tells_where_it_comes_from(tmp_path, cache):
-    path = write_encoder(tmp_path / "expert.pt", STATE)
-    converted = convert(path, tmp_path / "made")
-    checkpoint = open_foreign(path, cache)
-
     sha = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
-    assert converted.stem == sha == checkpoint.id
-    metadata = foreign.SafetensorsFile(converted).metadata
-    assert metadata["source"] == "expert.pt" and metadata["source_sha256"] == sha
-    names = {arg.replace(" ", ".") for op, arg, _ in pickletools.genops(pickled(path)) if op.name == "GLOBAL"}
-    known = {name for name in names if name.startswith(("torch._utils", "torch.Float", "collections"))}
-    called = names - known - {"open_clip.transform._convert_to_rgb", "builtins.set", "__builtin__.set"}
-    assert set(json.loads(metadata["replaced_globals"])) == called
-    assert load_file(converted).keys() == encoder_state(STATE).keys()
+    assert PickleFile(path).id == PickleFile(path, cache).id == PickleFile(path, cache).id == sha
+    assert PickleFile(path).name == str(path)
 
 
-def pickled(path):
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(f"{archive.namelist()[0].partition('/')[0]}/data.pkl")
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_are_read_when_they_are_asked_for(tmp_path, form):
+    """Memory holds no pickle as a whole, writing to a tensor never reaches the file, and released pages come back."""
+    state = {"model.visual.proj": torch.arange(40_000.0), "model.logit_scale": torch.tensor(4.0)}
+    path = write_encoder(
+        tmp_path / "expert.pt", {key.removeprefix("model."): value for key, value in state.items()}, form
+    )
+    content = path.read_bytes()
+    file = PickleFile(path)
+    view = file._views["model.visual.proj"]
+    base = view.storage.memory.obj if isinstance(view.storage.memory, memoryview) else view.storage.memory
+    assert base is file._map
 
+    file.tensor("model.visual.proj").zero_()
+    file.release()
 
-def test_a_failed_conversion_leaves_nothing(tmp_path):
-    path = tmp_path / "expert.pt"
-    path.write_bytes(write_encoder(tmp_path / "whole.pt", STATE).read_bytes()[:-100])
-    with pytest.raises(UserError):
-        convert(path, tmp_path / "made")
-    assert not (tmp_path / "made").exists()
-
-
-def test_files_open_by_their_ending(tmp_path, cache, stored):
-    pickle_file = write_encoder(tmp_path / "expert.pt", STATE)
-    safe_file = stored(encoder_state(STATE))
-    for path in (pickle_file, safe_file):
-        checkpoint = open_file(path, cache)
-        assert_same({key: checkpoint.tensor(key) for key in encoder_state(STATE)}, encoder_state(STATE))
+    assert path.read_bytes() == content
+    assert_same({key: file.tensor(key) for key in state}, state)
 
 
 def test_what_was_read_is_not_saved_over(tmp_path, cache, stored):
-    """The pickle, its converted copy in the cache, and the file behind every view."""
+    """The pickle, and the file behind every view."""
     path = write_encoder(tmp_path / "expert.pt", STATE)
-    expert, base = open_foreign(path, cache), SafetensorsFile(stored(encoder_state(STATE)))
-    (converted,) = (cache.folder / "converted").iterdir()
+    expert, base = PickleFile(path, cache), SafetensorsFile(stored(encoder_state(STATE)))
     merged = merge(Average(), Part(base, ""), [expert])
-    assert expert.files == (path, converted) and Separate(expert).files == (path, converted)
-    assert Overlay(expert, base, ()).files == (path, converted, base.path)
-    before = [each.read_bytes() for each in (path, converted, base.path)]
-    for target in (path, converted, base.path):
+    assert expert.files == (path,) and Separate(expert).files == (path,)
+    assert Overlay(expert, base, ()).files == (path, base.path)
+    before = [each.read_bytes() for each in (path, base.path)]
+    for target in (path, base.path):
         with pytest.raises(UserError, match="is one of the inputs"):
             merged.save(target)
-    assert [each.read_bytes() for each in (path, converted, base.path)] == before
+    assert [each.read_bytes() for each in (path, base.path)] == before

@@ -1,5 +1,7 @@
 """A user's own experts, in every layout; what is missing, mixed or misfit is told."""
 
+import json
+
 import pytest
 import torch
 from clips import BLOCKS, WIDTH, hugging_face, lora_repository, tuned, vision_repository, write_encoder
@@ -64,6 +66,78 @@ def test_own_experts_in_other_layouts(files, cache, layout):
         assert_opens(experts, visual(state), want)
 
 
+WRAPPED = {  # file name, how it is made of an expert's state dict, and what is told
+    "epoch_10.pt": (
+        lambda state: {"epoch": 10, "state_dict": behind("module.", state), "optimizer": {"state": {}}},
+        ("read from its level state_dict, without epoch, optimizer beside it", "names without module."),
+    ),
+    "last.ckpt": (
+        lambda state: {"state_dict": behind("model._orig_mod.", state), "hyper_parameters": {"prior": torch.ones(2)}},
+        ("read from its level state_dict, without hyper_parameters beside it", "names without _orig_mod.",
+         "names without model."),
+    ),
+    "openai.pt": (
+        lambda state: state | {"input_resolution": torch.tensor(224), "context_length": torch.tensor(77),
+                               "vocab_size": torch.tensor(49408)},
+        ("without input_resolution, context_length, vocab_size, as in OpenAI's own files",),
+    ),
+    "expert": (lambda state: behind("module.clip.", hugging_face(state)),
+               ("names without module.", "names without clip.")),
+    "expert.pth.tar": (lambda state: {"ema": behind("base_model.model.", state)},
+                       ("read from its level ema", "names without base_model.model.")),
+}  # fmt: skip
+
+
+def behind(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped_files_are_read_and_told(files, cache, name):
+    make, told = WRAPPED[name]
+    states = [tuned(clip(), seed) for seed in range(len(TASKS))]
+    for task, state in zip(TASKS, states, strict=True):
+        (files / task).mkdir()
+        torch.save(make(state), files / task / name)
+    experts = local(cache, files, experts=f"{files}/{{task}}/{name}")
+    assert_opens(experts, visual(clip()), map(visual, states))
+    assert experts.remarks == tuple(f"{', '.join(TASKS)}: {each}" for each in told)
+
+
+def test_wrapped_safetensors_and_a_wrapped_base(files, cache):
+    state = tuned(clip(), 7)
+    save_file(behind("module.", clip()), files / "base.safetensors")
+    save_file(behind("module.", state), files / "Cars.safetensors")
+    experts = local(cache, files)
+    assert_opens(experts, visual(clip()), [visual(tuned(clip(), 0)), visual(tuned(clip(), 1)), visual(state)])
+    assert experts.remarks == ("the base, Cars: names without module.",)
+
+
+def test_what_is_beside_a_clip_is_refused(files, cache):
+    state = visual(tuned(clip(), 7))
+    for more, message in (
+        ({"student.head.weight": torch.ones(2)}, r"head.weight, which is no parameter of open_clip's CLIP"),
+        ({"criterion.weight": torch.ones(2)}, r"a CLIP behind student., and beside it criterion.weight"),
+        (behind("teacher.", visual(clip())), r"holds 2 CLIPs, behind student., teacher..*not guessed"),
+        (visual(clip()), r"holds 2 CLIPs, behind no prefix, student."),
+    ):
+        save_file(behind("student.", state) | more, files / "DTD.safetensors")
+        with pytest.raises(UserError, match=f"DTD.safetensors.*{message}"):
+            local(cache, files)
+
+
+def test_a_folder_with_a_sharded_checkpoint(files, cache):
+    state = hugging_face(tuned(clip(), 7))
+    folder, names = files / "DTD", sorted(state)
+    folder.mkdir()
+    for number, some in enumerate((names[::2], names[1::2])):
+        save_file({key: state[key].contiguous() for key in some}, folder / f"{number}.safetensors")
+    index = {key: f"{number % 2}.safetensors" for number, key in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    experts = Folder(f"{files}/base.safetensors", f"{files}/{{task}}").open(suite("DTD"), tower(), cache)
+    assert_opens(experts, visual(clip()), [visual(tuned(clip(), 7))], ["DTD"])
+
+
 def test_two_families_are_not_mixed(files, cache):
     save_file(hugging_face(tuned(clip(), 5, proj=False), text=False), files / "DTD.safetensors")
     with pytest.raises(UserError, match=r"different families.*DTD hugging_face"):
@@ -89,7 +163,10 @@ def test_experts_that_do_not_fit_are_refused(files, cache):
     for change, message in (
         (lambda: state.pop("visual.proj"), "lacks visual.proj"),
         (lambda: state.update({"visual.proj": torch.ones(3, 4)}), r"visual.proj is \(3, 4\), there \(64, 16\)"),
-        (lambda: state.update({"visual.proj": torch.ones(WIDTH, 16).long()}), "not a floating-point one"),
+        (
+            lambda: state.update({"visual.proj": torch.ones(WIDTH, 16).long()}),
+            "of type torch.int64, which is not merged",
+        ),
         (lambda: state.update({"visual.proj": torch.ones(WIDTH, 16), "visual.more": torch.ones(1)}), "visual.more"),
     ):
         change()

@@ -1,0 +1,85 @@
+"""CLIPs in the files of others, under open_clip's names: what layout a file has, and what was stripped to see it."""
+
+import re
+from pathlib import Path
+
+from merging.backbones.tower import PREFIX
+from merging.cache import Cache
+from merging.checkpoints import Checkpoint
+from merging.errors import UserError
+from merging.layouts import from_hugging_face, from_image_encoder
+from merging.opening import open_file
+from merging.preflight import some
+from merging.wrappers import renamed, unwrapped
+
+HUGGING_FACE = ("vision_model.", "text_model.", "embeddings.", "encoder.layers.", "pre_layrnorm.")
+ENCODER = "model."  # what an ImageEncoder has before open_clip's names
+FIRST = (  # a parameter that every image tower has, in each layout; what is before it wraps the whole CLIP
+    re.compile(r"((?:.+\.)?)visual\.conv1\.weight"),
+    re.compile(r"((?:.+\.)?)vision_model\.embeddings\.patch_embedding\.weight"),
+    re.compile(r"((?:.+\.)?)embeddings\.patch_embedding\.weight"),
+)
+NUMBERS = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's own state dicts
+
+
+def read_clip(path: Path, cache: Cache) -> tuple[Checkpoint, str]:
+    """A file as `in_open_clip` sees it. Raises UserError also for what is no checkpoint."""
+    return in_open_clip(open_file(path, cache))
+
+
+def in_open_clip(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
+    """A CLIP, or one of its towers, in open_clip's names; and its layout: open_clip, hugging_face or image_encoder.
+
+    What wraps the names is stripped and told in the view's `remarks`. Raises UserError for two CLIPs in a file, for
+    parameters beside the CLIP, and for names of none of these layouts.
+    """
+    bare = _without_numbers(unwrapped(checkpoint))
+    before = _before(bare)
+    if before == ENCODER and not any(key.startswith(f"{ENCODER}transformer.") for key in bare.specs()):
+        return from_image_encoder(bare, text=True), "image_encoder"
+    bare = _below(bare, before)
+    if any(key.startswith(HUGGING_FACE) for key in bare.specs()):
+        return from_hugging_face(bare), "hugging_face"
+    if any(key.startswith(PREFIX) or key == "token_embedding.weight" for key in bare.specs()):
+        return from_image_encoder(bare, text=True), "open_clip"
+    raise UserError(
+        f"{checkpoint.name} is no CLIP image tower: it has {some(list(checkpoint.specs()))}. What works: the names of "
+        f"open_clip and OpenAI (visual.*), of Hugging Face's CLIP (vision_model.*) and of an ImageEncoder "
+        f"(model.visual.*), in safetensors or in what torch.save wrote."
+    )
+
+
+def _before(checkpoint: Checkpoint) -> str:
+    """What stands before the names of the CLIP."""
+    for first in FIRST:
+        matches = filter(None, (first.fullmatch(key) for key in checkpoint.specs()))
+        if before := sorted({match[1] for match in matches}):
+            if len(before) > 1:
+                names = some([each or "no prefix" for each in before])
+                raise UserError(
+                    f"{checkpoint.name} holds {len(before)} CLIPs, behind {names}. Which one is meant is not guessed: "
+                    f"save it alone."
+                )
+            return before[0]
+    return ""
+
+
+def _below(checkpoint: Checkpoint, before: str) -> Checkpoint:
+    if not before:
+        return checkpoint
+    if beside := sorted(key for key in checkpoint.specs() if not key.startswith(before)):
+        raise UserError(
+            f"{checkpoint.name} has a CLIP behind {before}, and beside it {some(beside)}, which is no part of a CLIP. "
+            f"Save the CLIP alone, without heads, losses and metrics."
+        )
+    names = {key: key.removeprefix(before) for key in checkpoint.specs()}
+    return renamed(checkpoint, names, f"names without {before}")
+
+
+def _without_numbers(checkpoint: Checkpoint) -> Checkpoint:
+    specs = checkpoint.specs()
+    numbers = [key for key in NUMBERS if key in specs and not specs[key].shape]
+    names = {key: key for key in specs if key not in numbers}
+    return (
+        renamed(checkpoint, names, f"without {', '.join(numbers)}, as in OpenAI's own files") if numbers else checkpoint
+    )
