@@ -143,7 +143,7 @@ class Cell:
         unseen = self._unseen(merged, journal)
         clock.lap("score")
         if save is not None:
-            about = {"method": describe(self.method), "run_id": self.run_id}
+            about = {"method": describe(self.method), "run_id": self.run_id, "opened": opened.splits}
             merged = replace(merged, provenance=about, inputs=self.setup.experts.inputs)
             log.info("saved %s", merged.save(save, backbone=grid.backbone.facts()))
         row = replace(

@@ -10,6 +10,7 @@ from cells import routed_row
 from hydra import compose, initialize_config_module
 from torch.nn import functional
 
+import merging
 from launchers import job, rows
 from launchers.cells import Cell, Setup
 from launchers.notes import notes
@@ -105,6 +106,16 @@ def test_an_opening_that_is_not_declared_is_refused(setup):
         UserError, match=r"method=mine opens the unlabelled test images, but says that it needs nothing"
     ):
         computed(setup, Undeclared())
+
+
+def test_a_saved_model_says_it_too(setup, tmp_path):
+    config = CONFIG | {"method": "peeking"}
+    path = tmp_path / "merged.safetensors"
+    Cell("mine", NeuronMask(then=Peeking()), Fixed(), Oracle(), config, setup).compute(
+        lambda task, score: None, str(path)
+    )
+    opened = {"calibration": ["method=mine"], "test": ["method=mine"]}
+    assert merging.open_merged(path).provenance["opened"] == opened
 
 
 def test_who_declares_and_does_not_look_saw_nothing(setup):
