@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from launchers.rows import Row
 from launchers.summary import Line, Summary, is_transductive
 
+TOGETHER = {"mixed": "shuffled batch of all tasks", "group": "group of similar images of the whole split"}
+
 
 def notes(summary: Summary) -> list[str]:
     """What a reader must know to trust the table, a sentence or two each."""
@@ -44,6 +46,9 @@ def _routed(lines: Sequence[Line]) -> list[str]:
     if batches := [line.label for line in scored if line.by_batch]:
         who = ", ".join(batches)
         said.append(f"One set of weights per batch of one task, which tells it (no fair rival, never bold): {who}.")
+    for granularity, what in TOGETHER.items():
+        if who := ", ".join(line.label for line in scored if line.rows[0].granularity == granularity):
+            said.append(f"One set of weights per {what}, so that an image's result depends on the others: {who}.")
     if right := [f"{line.label} {100 * line.routed_right.mean:.1f}" for line in scored if line.routed_right]:
         said.append(f"Routed right (largest weight on the own task), in percent: {', '.join(right)}.")
     adapted = [(row.adaptation, is_transductive(row), line.label) for line in scored for row in line.rows]

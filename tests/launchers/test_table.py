@@ -97,6 +97,10 @@ def test_what_was_routed_by_batches_of_one_task_is_marked_and_never_bold():
     mean = next(column for column in columns(summary) if column.header == "mean")
     assert [line.label for line, cell in zip(summary.lines, mean.cells, strict=True) if cell.bold] == ["tsv_m", "twin"]
     told = "One set of weights per batch of one task, which tells it (no fair rival, never bold): wemoe."
+    grouped = notes(summarise([*DYNAMIC, routed_row("twin", 0.9, granularity="group")])[0])
+    assert any(
+        "per group of similar images of the whole split" in note and note.endswith(": twin.") for note in grouped
+    )
     assert told in notes(summary) and "per batch" not in " ".join(notes(summarise(DYNAMIC)[0]))
 
 
