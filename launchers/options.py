@@ -25,6 +25,7 @@ from merging.errors import UserError
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 MANY = {int: "whole numbers", float: "numbers", str: "texts"}
+BY_TASK = ("experts.paths", "suite.sources")  # mappings from tasks
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -57,6 +58,7 @@ def check(config: DictConfig, overrides: Sequence[str] = (), own: type[RunOption
     values = plain(config)
     parts = [*PARTS, "recipe"] if own is FinetuneOptions else PARTS
     _check_added(overrides, config, [*get_type_hints(own), *PARTS, *GROUPS])
+    _check_tasks(overrides, values)
     for name, annotation in get_type_hints(own).items():
         if name not in values:
             raise UserError(f"The configuration has no {name}. Its file should start with conf/config.yaml.")
@@ -166,6 +168,16 @@ def _instead(path: str, value: Any, annotation: Any) -> str:
     if isinstance(value, list) and len(value) == 1 and _fits(value[0], annotation):
         return f" Write {path}={spelled(value[0])}."
     return ""
+
+
+def _check_tasks(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Raises UserError for a task named on the command line, in a mapping by task, that the suite does not have."""
+    suite = values.get("suite") or {}
+    tasks = suite.get("tasks") or list(suite.get("sources") or {})
+    for each in OverridesParser.create().parse_overrides(list(overrides)):
+        parent, name = [*each.key_or_group.split(".", 2), "", ""][:2], [*each.key_or_group.split("."), "", "", ""][2]
+        if ".".join(parent) in BY_TASK and name and isinstance(tasks, list) and name not in tasks:
+            raise UserError(f"{unknown([*parent, name], list(map(str, tasks)))} Those are the tasks of the suite.")
 
 
 def _check_added(overrides: Sequence[str], config: DictConfig, known: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """What is measured: suites of tasks, their splits and their frozen heads."""
 
+import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -14,6 +15,7 @@ from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.preflight import check_tasks, some
 
+KEPT = ("base", "mean", "norm")  # what rows and tables have beside the tasks
 CPU = torch.device("cpu")
 SPLITS = ("train", "val", "calibration", "test")  # calibration is used without its labels
 
@@ -63,6 +65,11 @@ class Suite:
     held_out: tuple[Task, ...] = ()
 
     def __post_init__(self) -> None:
+        if kept := [task.name for task in self.every if task.name in KEPT]:
+            raise UserError(
+                f"A task cannot be called {kept[0]}: rows and tables have {', '.join(KEPT)} beside the tasks. Give it "
+                f"another name."
+            )
         check_tasks(self.names)
         check_tasks([task.name for task in self.every])
 
@@ -121,6 +128,24 @@ def gather(splits: Sequence[Split], indices: Tensor) -> Tensor:
         mine = owners == owner
         images[mine] = splits[owner].images[indices[mine] - ends[owner] + len(splits[owner])]
     return images
+
+
+def unread(option: str, given: Iterable[str], tasks: Sequence[str]) -> list[str]:
+    """The names in a mapping by task that no task reads.
+
+    Raises UserError for one that is nearly the name of a task which the mapping lacks: it is misspelt.
+    """
+    names = list(given)
+    others = [name for name in names if name not in tasks]
+    lacking = {task.casefold(): task for task in tasks if task not in names}
+    for name in others:
+        if near := difflib.get_close_matches(name.casefold(), lacking, 1, 0.75):
+            task = lacking[near[0]]
+            raise UserError(
+                f"{option}.{name} is read by no task: there is {task}, and no {name}. Write {option}.{task}, or remove "
+                f"the entry."
+            )
+    return others
 
 
 def known(task: str, available: Sequence[str], suite: str) -> str:

@@ -54,6 +54,8 @@ def build(
 
     Raises UserError for an unknown or repeated task, where none is left to merge, and for sizes below 1.
     """
+    if extra := sorted(set(sizes) - set(SPLITS)):
+        raise UserError(f"suite.sizes has {', '.join(extra)}, which is no split. Splits are {', '.join(SPLITS)}.")
     for split in SPLITS:
         if sizes.get(split, 0) < 1:
             raise UserError(

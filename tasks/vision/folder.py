@@ -1,5 +1,6 @@
 """A user's own experts, or local copies of any others: files by a template path."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from merging.layouts import from_hugging_face, to_hugging_face
 from merging.lora import CONFIG, open_lora
 from merging.opening import open_file
 from merging.preflight import some
-from tasks.suite import Suite
+from tasks.suite import Suite, unread
 from tasks.vision.catalogue import base_model, weights
 from tasks.vision.families import as_encoder, open_base, there_is, with_projection
 from tasks.vision.fitting import assembled
@@ -22,6 +23,7 @@ from tasks.vision.hub import Wanted
 from tasks.vision.reading import in_open_clip
 
 OPENAI = "openai"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,11 @@ class Folder:
 
     def wanted(self, suite: Suite, backbone: Backbone) -> list[Wanted]:
         """The base, if it comes from the Hub. Raises UserError naming every file that is not there."""
-        found = self._found(suite)
-        if missing := {who: path for who, path in found.items() if not path.exists()}:
+        if others := unread("experts.paths", self.paths, [task.name for task in suite.every]):
+            log.info("experts.paths: no task reads %s", some(others))
+        base = [] if self.base == OPENAI else [("the base", self._base)]
+        found = [*base, *self._found(suite).items()]
+        if missing := {who: path for who, path in found if not path.exists()}:
             listed = some([f"{path} ({who})" for who, path in missing.items()], 10)
             first = next(iter(missing.values()))
             raise UserError(
@@ -57,7 +62,7 @@ class Folder:
         """Raises UserError for what is missing, of another family or layout, or does not fit the backbone."""
         self.wanted(suite, backbone)
         found = self._found(suite)
-        base = open_base(backbone, cache) if self.base == OPENAI else self._opened(found.pop("base"), cache)[0]
+        base = open_base(backbone, cache) if self.base == OPENAI else self._opened(self._base, cache)[0]
         base = as_encoder(base, self.text)
         opened = {task: self._opened(path, cache, base) for task, path in found.items()}
         layouts = {layout: task for task, (_, layout) in opened.items()}
@@ -71,9 +76,13 @@ class Folder:
         experts = [as_encoder(checkpoint, self.text) for checkpoint, _ in opened.values()]
         return assembled(base, experts, suite, backbone, cache, self.qkv, self.text)
 
+    @property
+    def _base(self) -> Path:
+        return Path(self.base).expanduser()
+
     def _found(self, suite: Suite) -> dict[str, Path]:
-        """Paths by task, and of a local base."""
-        found = {} if self.base == OPENAI else {"base": Path(self.base).expanduser()}
+        """Paths by task."""
+        found = {}
         for task in suite.names:
             if task not in self.paths and (self.experts is None or "{task}" not in self.experts):
                 raise UserError(

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +49,13 @@ class Text:
         return read_clip(path, cache)[0]
 
 
-def text_of(given: str | Mapping[str, str], quick_gelu: bool) -> Text:
+def text_of(given: str | Mapping[str, str | None], quick_gelu: bool) -> Text:
     """The text tower of a backbone by its name, a repository and file, or a path.
 
     Raises UserError for a name that has none and for unknown keys.
     """
     towers = read(TOWERS)
-    said: Mapping[str, str] = towers.get(given, {"filename": given}) if isinstance(given, str) else given
+    said: Mapping[str, Any] = towers.get(given, {"filename": given}) if isinstance(given, str) else given
     if extra := sorted(set(said) - {"repo", "filename", "revision"}):
         raise UserError(f"suite.text has {', '.join(extra)}. Give filename and, on the Hub, repo and revision.")
     text = Text(**{"filename": "model.safetensors", **said}, quick_gelu=quick_gelu)

@@ -1,17 +1,20 @@
 """Suites of real images: the published benchmark and a user's own data sets."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from merging.errors import UserError
-from tasks.suite import Suite, divided
+from merging.preflight import some
+from tasks.suite import Suite, divided, unread
 from tasks.vision.known import DEFAULT, Facts, facts, names
 from tasks.vision.parts import Rule
-from tasks.vision.sources import Plain
+from tasks.vision.sources import USUAL, Plain
 from tasks.vision.task import Store, VisionTask
 
 TEMPLATES = ("a photo of a {}.",)
+log = logging.getLogger(__name__)
 OWN = ("classes", "templates", "test_share")  # of a task in suite.sources, beside where its images lie
 
 
@@ -19,7 +22,7 @@ def build(
     name: str,
     tasks: Sequence[str] | None,
     store: Store,
-    text: str | Mapping[str, str],
+    text: str | Mapping[str, str | None],
     size: int = 224,
     quick_gelu: bool = True,
     variant: str = DEFAULT,
@@ -38,6 +41,8 @@ def build(
     rule = Rule(val, calibration, limit, seed=seed)
     shared = {"text": plain(text), "quick_gelu": quick_gelu, "size": size, "store": store}
     chosen = tuple(own) if tasks is None else tuple(tasks)
+    if others := unread("suite.sources", own, chosen):
+        log.info("suite.sources: suite.tasks leaves out %s", some(others))
     return divided(name, [make(task, variant, own.get(task), rule, shared) for task in chosen], held_out)
 
 
@@ -54,6 +59,8 @@ def make(task: str, variant: str, own: Mapping[str, Any] | None, rule: Rule, sha
     if not where and said is not None:
         where = published(said)
     where["args"] = tuple(where.get("args", ()))
+    if isinstance(where.get("parquet"), Mapping):
+        check_parts(task, where)
     classes = own.get("classes", None if said is None else said.classes)
     templates = own.get("templates", TEMPLATES if said is None else said.templates)
     if "test_share" in own:
@@ -62,6 +69,17 @@ def make(task: str, variant: str, own: Mapping[str, Any] | None, rule: Rule, sha
     return VisionTask(
         task, source, said, None if classes is None else tuple(classes), tuple(templates), rule=rule, **shared
     )
+
+
+def check_parts(task: str, where: Mapping[str, Any]) -> None:
+    """Raises UserError for parquet files under a name that no part is read from."""
+    named = [where.get(part) for part in USUAL]
+    known = [*(name for names in USUAL.values() for name in names), *(name for name in named if isinstance(name, str))]
+    if extra := sorted(set(where["parquet"]) - set(known)):
+        raise UserError(
+            f"suite.sources.{task}.parquet has {', '.join(extra)}, from which nothing is read. Call the parts "
+            f"{', '.join(known)}, or say which one it is: suite.sources.{task}.train={extra[0]}."
+        )
 
 
 def published(said: Facts) -> dict[str, Any]:

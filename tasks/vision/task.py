@@ -52,7 +52,7 @@ class VisionTask:
     known: Facts | None  # None: a user's own task
     given: tuple[str, ...] | None  # class names, None for those of the data set
     templates: tuple[str, ...]
-    text: str | Mapping[str, str]
+    text: str | Mapping[str, str | None]
     quick_gelu: bool
     rule: Rule
     size: int  # pixels of a side

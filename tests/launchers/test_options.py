@@ -50,6 +50,9 @@ def checked(*overrides, name="config", own=RunOptions):
         (["split=train"], "split='train' is unknown. Choose test or val."),
         (["save_dtype=int8"], "save_dtype='int8' is unknown. Choose one of fp32, bf16, fp16, null."),
         (["+method.scal=1"], "There is no method.scal. Did you mean scale? method has: scale, kinds."),
+        (["experts=folder", "+experts.paths.Cars=a.pt"],
+         "There is no experts.paths.Cars. Did you mean cars? experts.paths has: scenes, cars, "),
+        (["suite=folder", "suite.tasks=[pets]", "+suite.sources.dogs.folder=a"], "There is no suite.sources.dogs. "),
         (["+sede=1"], "There is no sede. Did you mean seed? "),
         (["seed=${sed}"], "experts.seed has no value: Interpolation key 'sed' not found. "),
         (["~method"], "There is no method, which every run needs. Choose one: method=<name>."),
@@ -70,6 +73,7 @@ def test_a_wrong_value_is_named_with_what_would_be_right(overrides, message):
         ["+folder=/data", "save=${folder}/model.safetensors"],  # referred to
         ["suite=folder", "+suite.sources.dogs={folder: /data/dogs, args: [a]}", "suite.text={repo: a, filename: b}"],
         ["experts=folder", "+experts.paths.cars=/data/cars.pt"],
+        ["experts=folder", "suite=folder", "+suite.sources.dogs.folder=a", "+experts.paths.dogs=b.pt"],
     ],
 )
 def test_a_right_value_passes(overrides):

@@ -181,3 +181,17 @@ def test_experts_that_do_not_fit_are_refused(files, cache):
 def test_unknown_cut_of_attention_is_refused(files, cache):
     with pytest.raises(UserError, match=r"experts\.qkv=both"):
         local(cache, files, qkv="both")
+
+
+@pytest.mark.parametrize(("name", "task"), [(TASKS[0].lower(), TASKS[0]), (TASKS[1] + "s", TASKS[1])])
+def test_a_misspelt_task_in_paths_is_told(files, cache, name, task):
+    with pytest.raises(
+        UserError, match=rf"experts\.paths\.{name} is read by no task: there is {task}, and no {name}\."
+    ):
+        local(cache, files, paths={name: str(files / "other.safetensors")})
+
+
+def test_paths_may_name_more_than_the_suite_has(files, cache, caplog):
+    caplog.set_level("INFO")
+    local(cache, files, paths={"quite_another": "nowhere.safetensors"})
+    assert "experts.paths: no task reads quite_another" in caplog.text

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,3 +124,18 @@ def test_calibration_is_a_split_without_its_labels(mini8):
         assert torch.equal(shown.images(task, torch.tensor([3, 0])), together[[3, 0]])
         assert torch.equal(shown.heads[task], mini8[suite.names[task]].head())
     assert {field.name for field in fields(shown)} == {"split", "ids", "sizes", "images", "heads", "tower", "device"}
+
+
+@pytest.mark.parametrize("name", ["base", "mean", "norm"])
+def test_names_that_rows_and_tables_use_are_no_tasks(name):
+    for tasks in ({"tasks": (SimpleNamespace(name=name),)}, {"tasks": (SimpleNamespace(name="a"),),
+                                                             "held_out": (SimpleNamespace(name=name),)}):  # fmt: skip
+        with pytest.raises(UserError, match=f"A task cannot be called {name}: rows and tables have base, mean, norm"):
+            Suite("mine", **tasks)
+
+
+def test_sizes_of_unknown_splits_are_refused():
+    with pytest.raises(
+        UserError, match=r"suite\.sizes has tran, which is no split\. Splits are train, val, calibration"
+    ):
+        build("mini8", ["cars"], {"train": 2, "tran": 3, "val": 1, "calibration": 1, "test": 1})
