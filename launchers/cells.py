@@ -24,7 +24,8 @@ from merging.cache import Cache, code, modules_of
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
-from merging.methods import Expert, Method
+from merging.methods import Expert
+from merging.methods.method import Method
 from merging.similarity import cosines
 from tasks.grid import Fixed, Grid, RoutingFound, Search
 from tasks.journal import Journal

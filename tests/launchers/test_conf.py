@@ -82,10 +82,9 @@ def test_a_method_has_its_defaults_and_a_preset_has_not(name):
 
 
 def test_every_method_has_its_file():
-    own = {own_file(f"merging.methods.{name}") for name in methods.__all__ if name != "Method"}
-    targets = {plain("method", name)["_target_"] for name in METHODS}
-    assert own <= set(METHODS)
-    assert targets == {f"merging.methods.{name}" for name in methods.__all__ if name != "Method"}
+    classes = methods.discovered()
+    assert {own_file(f"merging.methods.{name}") for name in classes} <= set(METHODS)
+    assert {get_class(plain("method", name)["_target_"]) for name in METHODS} == set(classes.values())
 
 
 def test_the_default_router_has_the_defaults_of_the_code():

@@ -18,7 +18,7 @@ FLAGS = {"-m", "--multirun"}
 
 
 def commands():
-    """Arguments of every `duet` in a block or between backticks, without those with <holes> and the toy method."""
+    """Arguments of every `duet` in a block or between backticks, without those with <holes> and the toy methods."""
     found = {}
     for page in PAGES:
         text = page.read_text()
@@ -26,7 +26,7 @@ def commands():
         lines += re.findall(r"`(duet [^`]+)`", text)
         for line in lines:
             line = line.strip()
-            if line.startswith("duet ") and not re.search(r"<\w|\.\.\.|--help|--config-dir|median", line):
+            if line.startswith("duet ") and not re.search(r"<\w|\.\.\.|--help|--config-dir|median|own_biases", line):
                 found[f"{page.name}: {line}"] = shlex.split(line, comments=True)[1:]
     return [pytest.param(words, id=name) for name, words in found.items()]
 

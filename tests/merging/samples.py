@@ -1,8 +1,6 @@
 """What the tests of merging/ share: small experts with every kind of parameter, and all methods there are."""
 
-import importlib
-import pkgutil
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from functools import cache
 from zlib import crc32
 
@@ -111,10 +109,4 @@ def equal(first, second):
 
 def every_method():
     """All method classes in the files of merging/methods, so that a new file is tested without being named here."""
-    found = []
-    for module in pkgutil.iter_modules(methods.__path__, "merging.methods."):
-        classes = vars(importlib.import_module(module.name)).values()
-        found += [
-            each for each in classes if is_dataclass(each) and each.__module__ == module.name and hasattr(each, "needs")
-        ]
-    return found
+    return list(methods.discovered().values())

@@ -1,0 +1,71 @@
+"""The examples of docs/adding-a-method.md as written: two new files each, no edited one, and their commands."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from console import by_method
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+from merging import merge, methods
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "adding-a-method.md").read_text("utf-8")
+PYTHON, YAML, BASH = (re.findall(rf"```{language}\n(.*?)```", GUIDE, re.S) for language in ("python", "yaml", "bash"))
+
+
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """The files of both examples in folders of their own, which lie beside those of the library."""
+    for name, code, config in zip(("median", "own_biases"), PYTHON, YAML, strict=True):
+        for path, text in ((f"methods/{name}.py", code), (f"conf/method/{name}.yaml", config)):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(text, "utf-8")
+        monkeypatch.delitem(sys.modules, f"merging.methods.{name}", raising=False)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path / "methods")])
+    yield tmp_path
+    for name in ("median", "own_biases"):
+        sys.modules.pop(f"merging.methods.{name}", None)
+        vars(methods).pop(name, None)
+
+
+def from_file(folder, name):
+    """What a method's YAML builds."""
+    return instantiate(OmegaConf.load(folder / "conf" / "method" / f"{name}.yaml"))
+
+
+def test_both_are_discovered_by_their_names(added):
+    found = methods.discovered()
+    for name, file in (("Median", "median"), ("OwnBiases", "own_biases")):
+        assert found[name] is getattr(methods, name) is get_class(f"merging.methods.{name}")
+        assert from_file(added, file) == found[name]()
+    assert {"Median", "OwnBiases", "Ties", "Method"} <= set(methods.__all__)
+    with pytest.raises(ImportError, match="Mean"):
+        exec("from merging.methods import Mean")
+
+
+def test_the_median_is_one(added):
+    experts = [{"weight": torch.full((2, 3), value)} for value in (1.0, 2.0, 9.0)]
+    merged = merge(from_file(added, "median"), {"weight": torch.zeros(2, 3)}, experts)
+    assert torch.equal(merged.weight("weight"), torch.full((2, 3), 2.0))
+
+
+def test_own_biases_are_each_experts_own(added):
+    key, weight = "visual.transformer.resblocks.0.ln_1.bias", "visual.transformer.resblocks.0.attn.out_proj.weight"
+    experts = [{key: torch.full((3,), value), weight: torch.full((3, 3), value)} for value in (1.0, 5.0)]
+    merged = merge(from_file(added, "own_biases"), {key: torch.zeros(3), weight: torch.zeros(3, 3)}, experts)
+    for task in range(2):
+        state = dict(merged.state(merged.one_hot(task)))
+        assert torch.equal(state[key], experts[task][key]) and torch.equal(state[weight], torch.full((3, 3), 3.0))
+
+
+@pytest.mark.parametrize("line", [line for block in BASH for line in block.splitlines()])
+def test_the_commands_run(added, output, duet_here, line):
+    arguments, search = shlex.split(line)[1:], f"hydra.searchpath=[file://{added}/conf]"
+    status, _, errors = duet_here(output, *arguments, search)
+    assert status == 0, errors
+    rows = by_method(output)
+    assert all(rows[name].status == "ok" for name in re.split("[=,]", arguments[-1 if "-m" in arguments else 0])[1:])
