@@ -88,8 +88,9 @@ def elsewhere(wanted: Cell, folder: Path) -> bool:
 
 def cell(config: DictConfig) -> Cell:
     """The cell that the configuration names."""
-    decides = resolved(config)
     label = HydraConfig.get().runtime.choices["method"]
+    config = with_heads(config, label)
+    decides = resolved(config)
     method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
     setup = setup_of(config, decides)
     return Cell(label, method, scale, router, decides, replace(setup, gates=None) if config.redo else setup)
@@ -97,12 +98,20 @@ def cell(config: DictConfig) -> Cell:
 
 def reference(config: DictConfig, label: str) -> Cell:
     """The base or the experts on the same setup; no knob of the run's own method touches them."""
-    method = {"base": Base, "expert": Expert}[label]()
+    method, config = {"base": Base, "expert": Expert}[label](), with_heads(config, label)
     decides = resolved(config) | {"method": {"_target_": f"merging.methods.{type(method).__name__}"}, "scale": None,
                                   "router": None}  # fmt: skip
     decides.pop("save_dtype", None)
     decides["engine"].pop("batch", None)  # without a gate no image depends on those beside it
     return Cell(label, method, Fixed(), Oracle(), decides, setup_of(config, decides))
+
+
+def with_heads(config: DictConfig, label: str) -> DictConfig:
+    """The base has no expert whose text tower could read the class names: it keeps its own."""
+    if label != "base" or "heads" not in config.experts:
+        return config
+    kept: Any = OmegaConf.merge(config, {"experts": {"heads": "suite"}})
+    return kept
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -141,6 +150,7 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
         suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
         source = instantiate(config.experts)
         foresee(suite, source, backbone, engine, looked_at(config, decides))
+        suite = source.headed(suite, backbone, store) if hasattr(source, "headed") else suite
         unlabelled = cache(partial(calibration, suite, backbone, device=engine.place))
         experts = replace(source.open(suite, backbone, store), calibration=unlabelled)
         unseen, more = of_unseen(source, suite, backbone, store)

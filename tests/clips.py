@@ -135,14 +135,15 @@ def vision_repository(state: Mapping[str, Tensor]) -> dict[str, bytes]:
             "README.md": b"# expert\n"}  # fmt: skip
 
 
-def lora_repository(seed: int, rank: int = 4, alpha: int = 8) -> dict[str, bytes]:
-    """The files of a LoRA adapter on q and v, as peft writes them."""
+def lora_repository(seed: int, rank: int = 4, alpha: int = 8, text: bool = False) -> dict[str, bytes]:
+    """The files of a LoRA adapter on q and v of the image tower, and with `text` of both, as peft writes them."""
     random, tensors = torch.Generator().manual_seed(seed), {}
-    for block in range(BLOCKS):
-        for letter in "qv":
-            name = f"base_model.model.vision_model.encoder.layers.{block}.self_attn.{letter}_proj."
-            tensors[f"{name}lora_A.weight"] = torch.randn(rank, WIDTH, generator=random)
-            tensors[f"{name}lora_B.weight"] = torch.randn(WIDTH, rank, generator=random)
+    for tower, width in {"vision": WIDTH, **({"text": TEXT_WIDTH} if text else {})}.items():
+        for block in range(BLOCKS):
+            for letter in "qv":
+                name = f"base_model.model.{tower}_model.encoder.layers.{block}.self_attn.{letter}_proj."
+                tensors[f"{name}lora_A.weight"] = torch.randn(rank, width, generator=random)
+                tensors[f"{name}lora_B.weight"] = torch.randn(width, rank, generator=random)
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": ["q_proj", "v_proj"],
               "fan_in_fan_out": False, "bias": "none", "use_rslora": False, "task_type": None,
               "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None}  # fmt: skip

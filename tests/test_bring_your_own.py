@@ -70,15 +70,28 @@ def leaves(folder):
 
 
 def write_experts(folder, base):
-    """What was tuned elsewhere: a file per task, and two folders by Hugging Face's library."""
-    from clips import tuned, vision_repository, write_encoder
-    from safetensors.torch import save_file
+    """What was tuned elsewhere: by DDP and torch.save, by Hugging Face's Trainer, by peft on both towers."""
+    import torch
+    from clips import hugging_face, lora_repository, tuned
+    from safetensors.torch import save, save_file
 
     for seed, (task, run) in enumerate({"pets": "7", "fruit": "9"}.items()):
-        write_encoder(folder / "tuned" / f"{task}.pt", tuned(base, seed), module=False)
-        for name, content in vision_repository(tuned(base, seed)).items():
-            (folder / "runs" / run).mkdir(parents=True, exist_ok=True)
-            (folder / "runs" / run / name).write_bytes(content)
+        state, where = tuned(base, seed), {name: folder / name for name in ("tuned", "runs", "adapters")}
+        (where["tuned"] / task).mkdir(parents=True)
+        ddp = {f"module.{key}": value for key, value in state.items()}
+        optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-5, "params": [0]}]}
+        torch.save({"epoch": 10, "name": task, "state_dict": ddp, "optimizer": optimizer},
+                   where["tuned"] / task / "epoch_10.pt")  # fmt: skip
+        both = {key: value + 0.1 * torch.ones_like(value) * (key == "ln_final.bias") for key, value in state.items()}
+        trainer = {"model.safetensors": save({key: value.clone() for key, value in hugging_face(both).items()}),
+                   "config.json": b"{}", "training_args.bin": b"PK"}  # fmt: skip
+        for place, files in (
+            (where["runs"] / run, trainer),
+            (where["adapters"] / task, lora_repository(seed, text=True)),
+        ):
+            place.mkdir(parents=True)
+            for name, content in files.items():
+                (place / name).write_bytes(content)
     (folder / "other").mkdir()
     save_file(base, folder / "other" / "clip.safetensors")
 
@@ -114,7 +127,14 @@ def test_the_guide_runs_as_written(tmp_path):
     methods = {(row["suite"], row["method"]) for row in rows}
     assert {("mine", each) for each in ("base", "expert", "ties", "tsv_m", "iso_c", "average")} <= methods
     assert {("hub", each) for each in ("base", "expert", "task_arithmetic")} <= methods
-    assert sum(row["method"] == "average" for row in rows) == 2  # .pt files and folders
+    merges = [row for row in rows if row["method"] == "average"]  # of files, folders and adapters
+    remarks = [remark for row in merges for remark in row["remarks"]]
+    assert len(merges) == 3 and {row["config"]["experts"]["heads"] for row in merges} == {"suite", "expert"}
+    for said in ("fruit: read from its level state_dict", "fruit: names without module.",
+                 "fruit: the text tower in the file differs", "fruit: its own text tower reads"):  # fmt: skip
+        assert sum(said in remark for remark in remarks) == 1, said
+    bases = {row["config"]["experts"]["heads"] for row in rows if row["method"] == "base"}
+    assert bases == {"suite"}  # no expert, no text tower of an expert
 
 
 def test_the_guide_stays_short():

@@ -144,9 +144,10 @@ class EncoderFamily:
         return first, [path for path in experts if path is not None]
 
 
-def as_encoder(whole: Checkpoint, text: bool) -> Checkpoint:
+def as_encoder(whole: Checkpoint, text: bool, remarks: tuple[str, ...] = ()) -> Checkpoint:
     """Of a whole CLIP what an ImageEncoder holds: the image tower, and with `text` the leftovers of the text side."""
-    return View(whole, {key: Made((key,)) for key in whole.specs() if key.startswith(PREFIX) or (text and key in TEXT)})
+    kept = (key for key in whole.specs() if key.startswith(PREFIX) or (text and key in TEXT))
+    return View(whole, {key: Made((key,)) for key in kept}, remarks)
 
 
 def there_is(folder: Path) -> str:

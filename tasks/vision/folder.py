@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +19,11 @@ from tasks.suite import Suite, unread
 from tasks.vision.catalogue import base_model, weights
 from tasks.vision.families import as_encoder, open_base, there_is, with_projection
 from tasks.vision.fitting import assembled
+from tasks.vision.heads import OwnText
 from tasks.vision.hub import Wanted
 from tasks.vision.reading import in_open_clip
+from tasks.vision.task import VisionTask
+from tasks.vision.text_towers import has_text_tower, left_out
 
 OPENAI = "openai"
 log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ class Folder:
     experts: template path with {task}, for the tasks that `paths` does not name one by one. base: a path, or openai
     for the published base of the backbone. family: what rows call these experts; a file that names another family in
     its metadata is refused, and so are experts of different layouts in one merge: they were not made the same way.
+    heads: who reads the class names, the suite's text tower or the one in each expert's own file.
     """
 
     base: str
@@ -41,6 +45,7 @@ class Folder:
     family: str = "folder"
     qkv: Literal["fused", "separate"] = "fused"
     text: bool = False
+    heads: Literal["suite", "expert"] = "suite"
     remarks = ()
 
     def wanted(self, suite: Suite, backbone: Backbone) -> list[Wanted]:
@@ -60,10 +65,43 @@ class Folder:
 
     def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
         """Raises UserError for what is missing, of another family or layout, or does not fit the backbone."""
+        base, whole = self._whole(suite, backbone, cache)
+        told = {task: self._told(each, base, cache) for task, each in whole.items()}
+        experts = [as_encoder(each, self.text, told[task]) for task, each in whole.items()]
+        return assembled(as_encoder(base, self.text), experts, suite, backbone, cache, self.qkv, self.text)
+
+    def _told(self, expert: Checkpoint, base: Checkpoint, cache: Cache) -> tuple[str, ...]:
+        """What is to be said of the text tower of an expert."""
+        return left_out(expert, base, cache) if self.heads == "suite" else ("its own text tower reads the class names",)
+
+    def headed(self, suite: Suite, backbone: Backbone, cache: Cache) -> Suite:
+        """The suite with the heads that `heads` names.
+
+        Raises UserError for an expert without a text tower, and for tasks whose heads no text tower makes.
+        """
+        if self.heads == "suite":
+            return suite
+        _, whole = self._whole(suite, backbone, cache)
+        tasks = []
+        for task in suite.tasks:
+            if not has_text_tower(whole[task.name]):
+                raise UserError(
+                    f"experts.heads=expert takes the text tower of every expert, and {whole[task.name].name} of "
+                    f"{task.name} has none. Choose experts.heads=suite, or name the file of the whole CLIP."
+                )
+            if not isinstance(task, VisionTask):
+                raise UserError(
+                    f"experts.heads=expert needs tasks whose class names are read by a text tower, and the head of "
+                    f"{task.name} in suite={suite.name} is given. Choose experts.heads=suite."
+                )
+            tasks.append(replace(task, text=OwnText(whole[task.name])))
+        return replace(suite, tasks=tuple(tasks))
+
+    def _whole(self, suite: Suite, backbone: Backbone, cache: Cache) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+        """The base, and by task the experts, with all that their files hold, in open_clip's names."""
         self.wanted(suite, backbone)
         found = self._found(suite)
         base = open_base(backbone, cache) if self.base == OPENAI else self._opened(self._base, cache)[0]
-        base = as_encoder(base, self.text)
         opened = {task: self._opened(path, cache, base) for task, path in found.items()}
         layouts = {layout: task for task, (_, layout) in opened.items()}
         if len(layouts) > 1:
@@ -73,8 +111,7 @@ class Folder:
                 f"in the same way from the same base, and a merge of both would be compared with neither. Take all "
                 f"from one family."
             )
-        experts = [as_encoder(checkpoint, self.text) for checkpoint, _ in opened.values()]
-        return assembled(base, experts, suite, backbone, cache, self.qkv, self.text)
+        return base, {task: checkpoint for task, (checkpoint, _) in opened.items()}
 
     @property
     def _base(self) -> Path:

@@ -49,11 +49,24 @@ class Text:
         return read_clip(path, cache)[0]
 
 
-def text_of(given: str | Mapping[str, str | None], quick_gelu: bool) -> Text:
-    """The text tower of a backbone by its name, a repository and file, or a path.
+@dataclass(frozen=True)
+class OwnText:
+    """The text tower in the file of a task's own expert."""
+
+    checkpoint: Checkpoint  # in open_clip's names
+    repo = None
+
+    def open(self, cache: Cache) -> Checkpoint:
+        return self.checkpoint
+
+
+def text_of(given: str | Mapping[str, str | None] | OwnText, quick_gelu: bool) -> Text | OwnText:
+    """The text tower of a backbone by its name, a repository and file, or a path; an expert's own passes through.
 
     Raises UserError for a name that has none and for unknown keys.
     """
+    if isinstance(given, OwnText):
+        return given
     towers = read(TOWERS)
     said: Mapping[str, Any] = towers.get(given, {"filename": given}) if isinstance(given, str) else given
     if extra := sorted(set(said) - {"repo", "filename", "revision"}):

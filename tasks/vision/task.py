@@ -13,7 +13,7 @@ from torch import Tensor
 from merging.cache import Cache
 from merging.errors import UserError
 from tasks.suite import Split
-from tasks.vision.heads import text_of, zero_shot_head
+from tasks.vision.heads import OwnText, text_of, zero_shot_head
 from tasks.vision.images import Images, StoredSplit
 from tasks.vision.known import DEFAULT, Facts, check_order
 from tasks.vision.parts import Rule
@@ -52,7 +52,7 @@ class VisionTask:
     known: Facts | None  # None: a user's own task
     given: tuple[str, ...] | None  # class names, None for those of the data set
     templates: tuple[str, ...]
-    text: str | Mapping[str, str | None]
+    text: str | Mapping[str, str | None] | OwnText
     quick_gelu: bool
     rule: Rule
     size: int  # pixels of a side
