@@ -14,6 +14,7 @@ from typing import Any
 from launchers import rows
 from launchers.claims import Taken, claim
 from launchers.clock import Clock
+from launchers.expert_scores import expert_scores
 from launchers.gates import Fitted, content, fitted
 from launchers.opened import SCALE, Opened, adaptation
 from launchers.rows import Row
@@ -27,8 +28,9 @@ from merging.merged import Merged
 from merging.methods import Expert
 from merging.methods.method import Method
 from merging.similarity import cosines
-from tasks.grid import Fixed, Grid, RoutingFound, Search
+from tasks.grid import Grid, RoutingFound
 from tasks.journal import Journal
+from tasks.scales import Fixed, Search
 from tasks.unseen import Unseen, score_unseen
 
 log = logging.getLogger(__name__)
@@ -132,7 +134,12 @@ class Cell:
         if "save_dtype" in self.config:
             merged = merged.cast(self.config["save_dtype"])
         clock.lap("merge")
-        merged, validation = self.scale.choose(merged, grid, journal)
+        references = partial(
+            expert_scores, experts=self.setup.experts, grid=grid, ids=self.setup.checkpoints, cache=self.setup.gates,
+            journal=journal,
+        )  # fmt: skip
+        chosen = self.scale.choose(merged, grid, references, journal)
+        merged, validation = chosen.merged, chosen.validation
         if validation is not None and isinstance(self.scale, Search):
             opened.note(SCALE, self.scale.split)
         clock.lap("search")
@@ -154,6 +161,7 @@ class Cell:
             collapsed=collapsed,
             scale=merged.scale,
             scale_source="-" if merged.scale is None else "fixed" if validation is None else self.scale.source,
+            search=chosen.search,
             seconds=clock.seconds,
             unseen=unseen.accuracy,
             **self.told(merged, scored.routing, unseen, opened.splits),

@@ -93,6 +93,8 @@ def _record(line: Line) -> dict[str, Any]:
         **{name: text for task in row.unseen for name, text in _pair(f"unseen {task}", line.unseen.get(task))},
         "scale": _joined([each.scale for each in line.rows]),
         "scale_source": row.scale_source,
+        "scale_criterion": row.search.get("criterion"),
+        "scales_scored": row.search.get("scored"),
         "needs": row.needs,
         "router": row.router,
         "granularity": row.granularity,

@@ -30,7 +30,8 @@ from merging.experts import Experts
 from merging.files import write_text
 from merging.methods import Base, Expert
 from merging.saving import check_target
-from tasks.grid import Fixed, Grid, Search
+from tasks.grid import Grid
+from tasks.scales import Fixed, Search
 from tasks.suite import Suite, calibration
 
 log = logging.getLogger(__name__)

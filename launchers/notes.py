@@ -1,7 +1,8 @@
 """What stands below a table: units, split and sizes, where scales came from, failures, mixed origins."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from launchers.rows import Row
 from launchers.summary import Line, Summary, is_transductive
@@ -102,13 +103,24 @@ def _without_expert(lines: Sequence[Line]) -> str:
 def _scales(lines: Sequence[Line]) -> str:
     sources: dict[str, list[str]] = defaultdict(list)
     for line in lines:
-        for source in dict.fromkeys(row.scale_source for row in line.rows if not line.failed):
+        for source in dict.fromkeys(scale_source(row) for row in line.rows if not line.failed):
             if source != "-":
                 sources[source].append(line.label)
-    told = [f"{_source(source)} for {', '.join(dict.fromkeys(names))}" for source, names in sources.items()]
+    told = [f"{source} for {', '.join(dict.fromkeys(names))}" for source, names in sources.items()]
     return f"scale: {'; '.join(told) or 'none was chosen'}."
 
 
-def _source(source: str) -> str:
-    kind, _, split = source.partition(":")
-    return f"picked by {kind} on the {split} split" if split else kind
+def scale_source(row: Row) -> str:
+    """Where the scale of a row comes from, in words; "-" for a method without one."""
+    kind, _, split = row.scale_source.partition(":")
+    return f"picked by {kind} on the {split} split{_searched(row.search)}" if split else kind
+
+
+def _searched(search: Mapping[str, Any]) -> str:
+    """By what a search chose, and among what; nothing for a row of an older version."""
+    if not search:
+        return ""
+    scales, scored = search["scales"], search["scored"]
+    what = {"norm": "best norm", "mean": "best mean"}.get(search["criterion"], search["criterion"])
+    among = f"{len(scales)} scales from {min(scales):.3g} to {max(scales):.3g}"
+    return f" ({what} of {among})" if scored == len(scales) else f" ({what} of {scored} scored of {among}: not of all)"

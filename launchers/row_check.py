@@ -17,7 +17,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "method", "suite", "scale_source", "needs", "router", "granularity"), str),
     **dict.fromkeys(("family", "code", "created", "adaptation"), str),
     **dict.fromkeys(("config", "accuracy", "checkpoints", "splits", "seconds", "routing", "energy"), dict),
-    **dict.fromkeys(("opened", "unseen"), dict),
+    **dict.fromkeys(("opened", "unseen", "search"), dict),
     **dict.fromkeys(("seed", "stored_bytes", "macs", "params"), int),
     **dict.fromkeys(("tasks", "collapsed", "remarks", "similarity"), list),
     "validation": (dict, type(None)),
@@ -36,7 +36,7 @@ def problem(row: Any) -> Problem | None:
     if row.status == "error":
         return None if row.error else Problem("a failed row without its error", ("error",))
     routing = _routing(row) if row.routing else ()
-    return next(chain(_scores(row), routing, _energy(row), _similarity(row)), None)
+    return next(chain(_scores(row), routing, _energy(row), _similarity(row), _search(row)), None)
 
 
 def _types(row: Any) -> Iterator[Problem]:
@@ -99,6 +99,15 @@ def _similarity(row: Any) -> Iterator[Problem]:
         yield Problem(f"the similarity is not {count} x {count}", ("similarity",))
     elif not all(is_number(cosine) and -1 <= cosine <= 1 for line in square for cosine in line):
         yield Problem("the similarity holds a cosine outside -1..1", ("similarity",))
+
+
+def _search(row: Any) -> Iterator[Problem]:
+    search = row.search
+    if search and not (
+        isinstance(search.get("criterion"), str) and search.get("scales") and _are_numbers(search["scales"])
+        and isinstance(search.get("scored"), int)
+    ):  # fmt: skip
+        yield Problem("the search of the scale lacks its criterion, the scales or how many were scored", ("search",))
 
 
 def _is_square(matrix: Any, count: int) -> bool:

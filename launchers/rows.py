@@ -55,6 +55,9 @@ class Row:
     energy: dict[str, list[float]] = field(default_factory=dict)  # parameter -> share of each task vector's energy
     collapsed: list[str] = field(default_factory=list)  # tasks that the collapse guard suspects
     remarks: list[str] = field(default_factory=list)  # what a table with these experts must say
+    search: dict[str, Any] = field(
+        default_factory=dict
+    )  # for the scale: its criterion, the scales listed, how many scored
     similarity: list[list[float]] = field(default_factory=list)  # of an expert row: cosines between task vectors
     unseen: dict[str, float | None] = field(default_factory=dict)  # held-out task -> accuracy; None: no part for it
 

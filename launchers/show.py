@@ -18,6 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from launchers.notes import scale_source
 from launchers.repeat import ABSENT, Repeat, repeat, spelled
 from launchers.rows import Row
 from launchers.summary import Line, summarise
@@ -124,8 +125,7 @@ def _alike(row: Row, rows: Sequence[Row]) -> list[str]:
 def _how(row: Row) -> list[str]:
     said = [f"{row.method}: {_docstring(row.config.get('method') or {})}"]
     if row.scale is not None:
-        kind, _, split = row.scale_source.partition(":")
-        said.append(f"Scale {row.scale:.3g}, {f'picked by {kind} on the {split} split' if split else kind}.")
+        said.append(f"Scale {row.scale:.3g}, {scale_source(row)}.")
     if row.router != "none":
         told = " (told the true task of every image)" if row.router == "oracle" else ""
         said.append(f"Router {row.router}{told}, one set of weights per {row.granularity}.")

@@ -15,7 +15,7 @@ from launchers.rows import Row
 log = logging.getLogger(__name__)
 Figures = Mapping[str, str | Path]
 TOLD = ("method", "family", "checkpoints", "splits", "code", "needs", "router", "granularity", "adaptation",
-        "opened", "collapsed", "scale_source")  # fmt: skip
+        "opened", "collapsed", "scale_source", "search")  # fmt: skip
 
 
 class WandbRun:

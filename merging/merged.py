@@ -1,6 +1,6 @@
 """Merged: the one result of every method."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -63,6 +63,7 @@ class Merged:
     fixed: Mapping[str, Tensor] = field(default_factory=dict)  # fp32 changes that the scale leaves alone
     energy: Mapping[str, Sequence[float]] = field(default_factory=dict)  # key -> share of ||tau_t||^2 that own_t holds
     inputs: tuple[Identified, ...] = ()  # the experts in task order; none where they are not known
+    remade: Callable[[float], "Merged"] | None = None  # the merge at another coefficient, if more than `shared` follows
 
     @property
     def parts(self) -> int:
@@ -71,12 +72,13 @@ class Merged:
 
     def scaled(self, scale: float) -> "Merged":
         """The same merge at another coefficient."""
-        return replace(self, scale=scale)
+        return self.remade(scale) if self.remade is not None else replace(self, scale=scale)
 
     def cast(self, dtype: "str | torch.dtype") -> "Merged":
         """The same merge with what all inputs share in another dtype (fp32, bf16, fp16); banks stay as they are."""
-        found = saving.dtype_of(dtype)
-        return replace(self, specs={key: Spec(spec.shape, found) for key, spec in self.specs.items()})
+        found, remade = saving.dtype_of(dtype), self.remade
+        specs = {key: Spec(spec.shape, found) for key, spec in self.specs.items()}
+        return replace(self, specs=specs, remade=remade and (lambda scale: remade(scale).cast(found)))
 
     def static(self, key: str) -> Tensor:
         """What all inputs share of one parameter, in fp32, rounded to the dtype it is stored in.
@@ -88,12 +90,13 @@ class Merged:
 
     def unrounded(self, key: str) -> Tensor:
         """As `static`, as computed."""
+        weight, moves = self.pieces(key)
+        return weight if moves is None else torch.add(weight, moves, alpha=1.0 if self.scale is None else self.scale)
+
+    def pieces(self, key: str) -> tuple[Tensor, Tensor | None]:
+        """Of one parameter in fp32, W_0 + fixed, and what the scale multiplies, if anything."""
         weight = self.base.tensor(key).float()
-        if key in self.fixed:
-            weight = weight + self.fixed[key]
-        if key in self.shared:
-            weight = torch.add(weight, self.shared[key], alpha=1.0 if self.scale is None else self.scale)
-        return weight
+        return weight + self.fixed[key] if key in self.fixed else weight, self.shared.get(key)
 
     def weight(self, key: str, gate: Tensor | None = None) -> Tensor:
         """One parameter in fp32, folded; `gate` [parts] weighs the banks and may be left out when there are none."""

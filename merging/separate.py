@@ -19,12 +19,16 @@ class Joined(Merged):
     them the names that it sees itself. `specs` and `own` have the fused names, `energy` the separate ones.
     """
 
-    def unrounded(self, key: str) -> Tensor:
+    def pieces(self, key: str) -> tuple[Tensor, Tensor | None]:
         names = separate_names(key)
         if not names:
-            return super().unrounded(key)
-        apart = Merged(Separate(self.base), self.tasks, {}, self.shared, scale=self.scale, fixed=self.fixed)
-        return torch.cat([apart.unrounded(name) for name in names])
+            return super().pieces(key)
+        apart = Merged(Separate(self.base), self.tasks, {}, self.shared, fixed=self.fixed)
+        still, moves = zip(*map(apart.pieces, names), strict=True)
+        if all(each is None for each in moves):
+            return torch.cat(still), None
+        filled = (torch.zeros_like(weight) if each is None else each for weight, each in zip(still, moves, strict=True))
+        return torch.cat(still), torch.cat(list(filled))
 
 
 def join_banks(own: Mapping[str, Bank]) -> dict[str, Bank]:

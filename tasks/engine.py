@@ -1,6 +1,7 @@
 """How images are run through a tower: device, precision, batch size, compiled or not."""
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -61,6 +62,13 @@ class Engine:
     def workers(self) -> int:
         """Tasks scored at once: on a CPU one per torch thread, each on a single thread."""
         return torch.get_num_threads() if self.place.type == "cpu" else 1
+
+    def clock(self) -> float:
+        """Seconds that this thread has worked on the CPU, or until the GPU has done what it was given."""
+        if self.place.type == "cpu":
+            return time.thread_time()
+        torch.cuda.synchronize(self.place)
+        return time.perf_counter()
 
     def ready(self, tower: Tower, routed: bool = False) -> Tower:
         """The tower on the device, compiled if asked for."""

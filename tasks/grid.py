@@ -1,9 +1,10 @@
-"""Scores a merged model on every task of a suite; picks the scale on validation, reports on test."""
+"""Scores a merged model on every task of a suite."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,12 @@ from merging.routed import RoutedTower, install
 from merging.routers import listening
 from merging.visit import gate_of
 from tasks.engine import Engine
-from tasks.journal import Journal, Page
+from tasks.journal import NOWHERE, Journal, Page
+from tasks.moving import Moving
 from tasks.suite import Split, Suite, Task, gather
 
 OnTask = Callable[[str, float], object]
-ENGINE, NOWHERE = Engine("cpu"), Journal()
+ENGINE = Engine("cpu")
 Scores = dict[str, float]  # task -> share of correct images
 TOGETHER = ("mixed", "group")  # granularities that look at images of several tasks at once
 
@@ -53,67 +55,6 @@ class Outcome(NamedTuple):
     weights: Tensor | None
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """Keep the method's own scale."""
-
-    source: str = "fixed"
-
-    def choose(self, merged: Merged, grid: "Grid", journal: Journal = NOWHERE) -> tuple[Merged, Scores | None]:
-        return merged, None
-
-
-@dataclass(frozen=True)
-class Search:
-    """The scale with the best mean accuracy on `split`, the smallest of equals; a method without one stays as it is.
-
-    The list is searched as a curve with one peak, which spares a third of it or more.
-    routed: whether the static part of a merge with task-specific parts is searched too (they are then mixed by the true
-    task, before any gate is trained); otherwise it keeps its own scale.
-    """
-
-    scales: Sequence[float]
-    split: Literal["train", "val", "calibration", "test"] = "val"
-    routed: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.scales:
-            raise UserError("scale.scales is empty. List at least one coefficient, such as scale.scales=[0.3].")
-        if self.split == "test":
-            raise UserError("scale.split=test would choose on the split that is reported. Choose on val.")
-
-    @property
-    def source(self) -> str:
-        return f"search:{self.split}"
-
-    def choose(self, merged: Merged, grid: "Grid", journal: Journal = NOWHERE) -> tuple[Merged, Scores | None]:
-        if merged.scale is None or (merged.own and not self.routed):
-            return merged, None
-        scales, scores = sorted(self.scales), {}
-
-        def mean(index: int) -> float:
-            if index not in scores:
-                scores[index] = grid.score(merged.scaled(scales[index]), self.split, journal=journal).accuracy
-            return sum(scores[index].values())
-
-        best = climb(mean, len(scales))
-        return merged.scaled(scales[best]), scores[best]
-
-
-def climb(value: Callable[[int], float], count: int) -> int:
-    """Where `value` of 0 .. count - 1 is largest, the first of equals, if it has one peak.
-
-    Asks every third index, then the neighbours of the best until both are lower.
-    """
-    asked = set(range(min(1, count - 1), count, 3))
-    while True:
-        best = max(sorted(asked), key=value)
-        new = {index for index in (best - 1, best + 1) if 0 <= index < count} - asked
-        if not new:
-            return best
-        asked |= new
-
-
 class Grid:
     """A suite and towers to score on it: on a CPU one single-threaded worker per torch thread, a task each."""
 
@@ -138,17 +79,64 @@ class Grid:
         model = self._model(merged)
         if isinstance(model, RoutedTower) and merged.routing is not None and merged.routing.granularity in TOGETHER:
             return self._together(model, merged, tasks, split, on_task)
-        single = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.engine.workers > 1 else {}
-        pool = ThreadPoolExecutor(self.engine.workers, **single)  # type: ignore[arg-type]
         found: dict[str, Outcome] = {}
+        run = lambda index: self._one(merged, model, tasks[index], index, split, journal)  # noqa: E731
+        for task, outcome in zip(tasks, self._each(run, len(tasks)), strict=True):
+            found[task.name] = outcome
+            on_task(task.name, outcome.accuracy)
+        return found
+
+    def at_scales(
+        self, merged: Merged, scales: Sequence[float], split: str, journal: Journal = NOWHERE
+    ) -> list[Scores]:
+        """Accuracy per task at each coefficient, as `score` gives it. A batch is prepared once for all of them.
+
+        Parts are mixed by the true task. An image with a logit that is not finite counts as wrong.
+        """
+        if merged.remade is not None:
+            return [self.score(merged.scaled(scale), split, journal=journal).accuracy for scale in scales]
+        check_order(merged, self.suite)
+        moving, names = Moving.of(merged, self.engine.place), self.suite.names
+        run = lambda index: self._along(merged, moving, scales, index, split, journal)  # noqa: E731
+        columns = list(self._each(run, len(names)))
+        return [dict(zip(names, scores, strict=True)) for scores in zip(*columns, strict=True)]
+
+    def seconds(self, merged: Merged, split: str) -> float:
+        """About how long one more coefficient takes on a split, from a batch of the first task.
+
+        On a CPU in its own time, so that other processes play no role.
+        """
+        remade = 0.0
+        if merged.remade is not None and merged.scale is not None:
+            begin = time.process_time()
+            merged.remade(merged.scale)
+            remade = (time.process_time() - begin) / torch.get_num_threads()
+        with self._pool(1) as pool:
+            image = pool.submit(self._image_seconds, split).result()
+        return remade + image * sum(len(task.split(split)) for task in self.suite.tasks) / self.engine.workers
+
+    def _image_seconds(self, split: str) -> float:
+        images = next(self.engine.stream(self.suite.tasks[0].split(split).images), None)
+        if images is None:
+            return 0.0
+        with self._tower() as tower:
+            images = self.backbone.prepare(images)
+            answer(tower, images, engine=self.engine)  # the first time is slower
+            begin = self.engine.clock()
+            answer(tower, images, engine=self.engine)
+            return (self.engine.clock() - begin) / len(images)
+
+    def _pool(self, workers: int) -> ThreadPoolExecutor:
+        single = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.engine.workers > 1 else {}
+        return ThreadPoolExecutor(workers, **single)  # type: ignore[arg-type]
+
+    def _each(self, run: Callable[[int], Any], count: int) -> Iterator[Any]:
+        """`run` of 0 .. count - 1, in order, by the workers."""
+        pool = self._pool(self.engine.workers)
         try:
-            run = lambda index: self._one(merged, model, tasks[index], index, split, journal)  # noqa: E731
-            for task, outcome in zip(tasks, pool.map(run, range(len(tasks))), strict=True):
-                found[task.name] = outcome
-                on_task(task.name, outcome.accuracy)
+            yield from pool.map(run, range(count))
         finally:
             pool.shutdown(cancel_futures=True)
-        return found
 
     def _together(
         self, model: RoutedTower, merged: Merged, tasks: Sequence[Task], split: str, on_task: OnTask
@@ -179,15 +167,41 @@ class Grid:
         page = journal.page(task.name, split, images.id, merged.scale, digest(task.head()), *self.engine.identity)
         if isinstance(model, RoutedTower):
             return outcome(model, self.backbone, task, images, self.engine, page)
+        with self._tower() as tower:
+            state = dict(merged.state(merged.one_hot(index))) if model is None else model
+            tower.load_state_dict(state, strict=False)
+            return outcome(tower, self.backbone, task, images, self.engine, page)
+
+    @contextmanager
+    def _tower(self) -> Iterator[ImageTower]:
+        """A tower of one's own, with any weights."""
         try:
             tower = self._towers.pop()
         except IndexError:  # asking first would race with the other workers
             tower = self.engine.ready(self.backbone.build())
-        tower.load_state_dict(dict(merged.state(merged.one_hot(index))) if model is None else model, strict=False)
         try:
-            return outcome(tower, self.backbone, task, images, self.engine, page)
+            yield tower
         finally:
             self._towers.append(tower)
+
+    def _along(
+        self, merged: Merged, moving: Moving, scales: Sequence[float], index: int, split: str, journal: Journal
+    ) -> list[float]:
+        """The accuracies of one task at the scales."""
+        task = self.suite.tasks[index]
+        images, head = task.split(split), task.head().to(self.engine.place)
+        page = journal.page(task.name, split, images.id, list(scales), digest(task.head()), *self.engine.identity)
+        moving = moving.with_parts(merged, index)
+        with self._tower() as tower:
+            for batch in self.engine.stream(images.images, page.done):
+                prepared, predicted = self.backbone.prepare(batch), []
+                for scale in scales:
+                    moving.put(tower, scale)
+                    logits = answer(tower, prepared, engine=self.engine)[0] @ head.T
+                    predicted.append(torch.where(logits.isfinite().all(1), logits.argmax(1), -1))
+                page.add(torch.stack(predicted, 1), None)
+        page.store()
+        return [share_right(column, images) for column in page.together()[0].unbind(1)]
 
 
 def check_order(merged: Merged, suite: Suite) -> None:

@@ -13,7 +13,7 @@ from merging.cache import Cache, key_of
 
 
 class Page:
-    """Predictions [done] and mean gate weights [done, G] of one task in one split, batch by batch."""
+    """Predictions [done], or [done, S] of S models, and mean gate weights [done, G] of a task's split, by batches."""
 
     def __init__(self, cache: Cache | None, key: str, seconds: float):
         self._cache, self._key, self._seconds, self._written = cache, key, seconds, time.monotonic()
@@ -43,7 +43,7 @@ class Page:
             self._cache.put(self._key, save({name: torch.cat(each) for name, each in parts.items()}))
 
     def together(self) -> tuple[Tensor, Tensor | None]:
-        """Predictions [N] and weights [N, G]."""
+        """Predictions [N] or [N, S], and weights [N, G]."""
         weights = torch.cat(self.weights) if self.weights else None
         return torch.cat(self.predicted) if self.predicted else torch.empty(0, dtype=torch.int64), weights
 
@@ -69,3 +69,6 @@ class Journal:
         """Remove all pages: the row is written."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)  # what is busy now is removed when its row is found again
+
+
+NOWHERE = Journal()

@@ -53,7 +53,10 @@ class Twin:
 
     def __call__(self, experts: Experts) -> Merged:
         """Raises UserError where `shared` is not static or a matrix has fewer singular values than `rank`."""
-        shared = static(self.shared, experts, "twin: shared")
+        return self._around(experts, static(self.shared, experts, "twin: shared"))
+
+    def _around(self, experts: Experts, shared: Merged) -> Merged:
+        """The merge around a shared expert; at another scale of that one, what lies beyond it is another too."""
         common = self._static(shared)
         energy: dict[str, list[float]] = {}
         own: dict[str, Bank] = {}
@@ -67,11 +70,13 @@ class Twin:
         routed = [key for key in experts.specs() if self.start is None or self._behind(experts, key)]
         experts.map(exclusive, routed, heavy=True)
         return experts.merged(
-            common,
-            None,
+            {},
+            shared.scale,
             {key: own[key] for key in routed},
             Routing("learned") if routed else None,
+            fixed=common,
             energy={key: energy[key] for key in routed},
+            remade=None if shared.scale is None else lambda scale: self._around(experts, shared.scaled(scale)),
         )
 
     def _static(self, shared: Merged) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from launchers.track import NoTracker
 from merging import methods
 from merging.adapt import Learned, Oracle
 from merging.backbones.tower import Backbone
-from tasks.grid import Fixed, Search
 from tasks.mini.experts import FineTuned
+from tasks.scales import Fixed, Search
 from tasks.suite import Suite
 
 CONF = Path(__file__).parents[2] / "conf"

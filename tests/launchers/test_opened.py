@@ -22,7 +22,8 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Duet, NeuronMask, TaskArithmetic, Twin
 from merging.routers import GateShape
-from tasks.grid import Fixed, Grid, Search
+from tasks.grid import Grid
+from tasks.scales import Fixed, Search
 from tasks.suite import Split, Suite, calibration
 
 TOWER = Backbone("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})

@@ -72,7 +72,7 @@ def test_a_failure_that_tells_a_strange_path_survives(tmp_path):
 def test_a_row_from_before_there_was_routing_still_loads(tmp_path):
     path = rows.write(make_row(), tmp_path)
     content = json.loads(path.read_text())
-    for name in ("adaptation", "params", "routing", "energy", "collapsed"):
+    for name in ("adaptation", "params", "routing", "energy", "collapsed", "search"):
         del content[name]
     path.write_text(json.dumps(content))
     (row,) = rows.read(tmp_path)
@@ -96,6 +96,8 @@ RIGHT = {"cars": 1.0, "signs": 0.5}
         ({"collapsed": "cars"}, "wrong type in collapsed"),
         ({"similarity": [[1.0, 0.5], [0.5]]}, "similarity is not 2 x 2"),
         ({"similarity": [[1.0, 0.5], [0.5, math.nan]]}, "similarity holds a cosine"),
+        ({"search": {"criterion": "norm", "scales": [], "scored": 0}}, "search of the scale lacks"),
+        ({"search": {"criterion": "norm", "scales": [0.1], "scored": None}}, "search of the scale lacks"),
     ],
 )
 def test_no_row_holds_routing_that_is_none(tmp_path, wrong, reason):

@@ -20,7 +20,7 @@ from merging.routed import install
 from merging.routers import GateShape, answered, listening
 from tasks.engine import Engine
 from tasks.finetune import Recipe
-from tasks.grid import Fixed, Grid, Outcome, Scored, Search, climb, outcome, per_image, routed
+from tasks.grid import Grid, Outcome, outcome, per_image, routed
 from tasks.suite import Split, calibration
 
 NAMES = ("hues", "tints", "shades")
@@ -56,13 +56,6 @@ def plain_score(state, task, split):
         logits = [float((feature / feature.norm()) @ row) for row in task.head()]
         right += logits.index(max(logits)) == int(label)
     return right / len(data.labels)
-
-
-def told(table):
-    """A grid double that looks scores up by scale."""
-    asked = []
-    score = lambda merged, split, journal: asked.append((merged.scale, split)) or Scored(table[merged.scale], None)  # noqa: E731
-    return SimpleNamespace(score=score, asked=asked)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
@@ -170,43 +163,3 @@ def test_the_parts_of_a_task_are_added_up():
     assert found.accuracy == {"a": 0.5, "b": 1.0}
     assert [number for row in found.matrix for number in row] == pytest.approx([0.5, 0.5, 0.1, 0.9], abs=1e-6)
     assert routed({"a": Outcome(1.0, None)}, merged) is None
-
-
-def test_search_takes_the_best_and_of_equals_the_smallest(experts):
-    table = {0.1: {"a": 0.2, "b": 0.4}, 0.3: {"a": 0.5, "b": 0.5}, 0.5: {"a": 0.75, "b": 0.25}, 1.0: {"a": 0.9, "b": 0}}
-    grid = told(table)
-    chosen, validation = Search([1.0, 0.5, 0.3, 0.1]).choose(TaskArithmetic()(experts), grid)
-
-    assert chosen.scale == 0.3 and validation == table[0.3]
-    assert sorted(grid.asked) == [(0.1, "val"), (0.3, "val"), (0.5, "val")]  # beyond a lower neighbour it only falls
-
-
-@pytest.mark.parametrize("count", range(1, 14))
-def test_the_climb_finds_every_single_peak_with_fewer_questions(count):
-    for peak in range(count):
-        asked = []
-        curve = [-abs(index - peak) for index in range(count)]
-        assert climb(lambda index: asked.append(index) or curve[index], count) == peak  # noqa: B023
-        assert len(set(asked)) <= count // 3 + 5
-    plateau = [min(index, 2) for index in range(count)]
-    assert climb(lambda index: plateau[index], count) == plateau.index(max(plateau))
-
-
-def test_what_has_no_scale_is_not_searched(experts):
-    merged, grid = Average()(experts), told({})
-    assert Search([0.1, 0.2]).choose(merged, grid) == (merged, None)
-    assert Fixed().choose(TaskArithmetic(0.7)(experts), grid)[0].scale == 0.7
-    assert grid.asked == [] and Search([0.1]).source == "search:val" and Fixed().source == "fixed"
-
-
-def test_searching_never_opens_the_test_split(suite, experts):
-    Search([0.1, 0.3]).choose(TaskArithmetic()(experts), Grid(suite, small.TOWER))
-    assert [set(task.asked) for task in suite.tasks] == [{"val"}] * 3
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"), [({"scales": []}, "scales is empty"), ({"scales": [1], "split": "test"}, "Choose on val")]
-)
-def test_a_search_that_would_cheat_or_try_nothing_is_refused(wrong, message):
-    with pytest.raises(UserError, match=message):
-        Search(**wrong)

@@ -1,0 +1,81 @@
+"""What the experts score on validation: computed once for all cells, and anew for anything that decides it."""
+
+from dataclasses import replace
+
+import pytest
+from test_opened import CONFIG, TOWER, Noise, computed, setup  # noqa: F401
+
+from launchers.cells import Cell
+from launchers.expert_scores import expert_scores
+from launchers.notes import notes
+from launchers.summary import summarise
+from merging.methods import Expert, TaskArithmetic, TsvM
+from tasks.grid import Grid
+from tasks.journal import NOWHERE
+from tasks.scales import Search
+from tasks.suite import Suite
+
+
+def asked(found, **changes):
+    facts = {"experts": found.experts, "grid": found.grid, "ids": found.checkpoints, "cache": found.gates}
+    return expert_scores("val", **(facts | {"journal": NOWHERE} | changes))
+
+
+def counted(monkeypatch):
+    """Notes every split that is scored, and as what."""
+    scored, plain = [], Grid.score
+    monkeypatch.setattr(Grid, "score", lambda self, merged, split, *more, **named: scored.append(split) or plain(
+        self, merged, split, *more, **named))  # fmt: skip
+    return scored
+
+
+def test_once_for_all_cells(setup, monkeypatch):  # noqa: F811
+    scored = counted(monkeypatch)
+    first = asked(setup)
+    assert first == setup.grid.score(Expert()(setup.experts), "val").accuracy and scored == ["val"] * 2
+    assert asked(setup) == first and len(scored) == 2
+    assert asked(setup, cache=None) == first and len(scored) == 3  # redo=true
+
+
+@pytest.mark.parametrize("what", ["ids", "split", "head", "mean", "precision"])
+def test_anew_for_all_that_decides_them(setup, monkeypatch, what):  # noqa: F811
+    asked(setup)
+    scored = counted(monkeypatch)
+    suite, backbone, engine = setup.grid.suite, TOWER, setup.grid.engine
+
+    class Other(Noise):
+        def split(self, name):
+            found = super().split(name)
+            return replace(found, labels=1 - found.labels) if what == "split" else found
+
+        def head(self):
+            return super().head().flip(0) if what == "head" else super().head()
+
+    if what in ("split", "head"):
+        suite = Suite("noise", tuple(Other(name) for name in suite.names))
+    backbone = replace(backbone, mean=(0.4,) * 3) if what == "mean" else backbone
+    engine = replace(engine, precision="bf16") if what == "precision" else engine
+    ids = {name: "0" for name in setup.checkpoints} if what == "ids" else setup.checkpoints
+    asked(setup, grid=Grid(suite, backbone, engine), ids=ids)
+    assert scored == ["val"]
+
+
+def test_a_row_says_what_was_searched(setup, monkeypatch):  # noqa: F811
+    """The scale is that of the best mean share of the experts' accuracy, and the table says among how many."""
+    scales, grid = [0.1, 0.4, 0.9], setup.grid
+    row = computed(setup, TaskArithmetic(), scale=Search(scales))
+    experts = grid.score(Expert()(setup.experts), "val").accuracy
+    scores = {s: grid.score(TaskArithmetic(s)(setup.experts), "val").accuracy for s in scales}
+    norms = {s: sum(each[task] / experts[task] for task in each) for s, each in scores.items()}
+    assert row.scale == max(scales, key=lambda s: (round(norms[s], 9), -s)) and row.scale_source == "search:val"
+    assert row.search == {"criterion": "norm", "scales": scales, "scored": 3} and row.problem() is None
+    text = "picked by search on the val split (best norm of 3 scales from 0.1 to 0.9) for mine"
+    assert any(text in note for note in notes(summarise([row])[0]))
+    monkeypatch.setattr(Grid, "seconds", lambda self, merged, split: 100.0)
+    many = [round(0.1 * step, 1) for step in range(1, 31)]
+    cell = Cell("mine", TsvM(), Search(many, "mean"), None, CONFIG | {"method": "other"}, setup)
+    row = cell.compute(lambda task, score: None)
+    text = f"(best mean of {row.search['scored']} scored of 30 scales from 0.1 to 3: not of all)"
+    assert row.search["scored"] < 30 and any(text in note for note in notes(summarise([row])[0]))
+    older = replace(row, search={})
+    assert any("picked by search on the val split for mine" in note for note in notes(summarise([older])[0]))
