@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from merging.cache import Cache, key_of
+from merging.cache import Cache, code, key_of
 from merging.checkpoints import digest
 from merging.experts import Experts
 from merging.methods import Expert
@@ -17,14 +17,16 @@ def expert_scores(
     split: str, experts: Experts, grid: Grid, ids: Mapping[str, str], cache: Cache | None, journal: Journal
 ) -> Scores:
     """Task -> share of correct images. `ids` name the checkpoints, `journal` is that of the cell which asks."""
-    backbone, facts = grid.backbone, ["expert scores", *journal.facts]
+    backbone, made_by = grid.backbone, code(("merging", "tasks"))
 
     def score() -> dict[str, torch.Tensor]:
-        found = grid.score(Expert()(experts), split, journal=Journal(journal.folder, *facts)).accuracy
+        found = grid.score(
+            Expert()(experts), split, journal=Journal(journal.folder, f"expert scores {made_by}")
+        ).accuracy
         return {"accuracy": torch.tensor([found[name] for name in grid.suite.names], dtype=torch.float64)}
 
     looks = [backbone.facts(), list(backbone.mean), list(backbone.std), grid.engine.precision, *grid.engine.identity]
-    key = key_of(*facts, dict(ids), looks, [_content(task, split) for task in grid.suite.tasks])
+    key = key_of("expert scores", made_by, dict(ids), looks, [_content(task, split) for task in grid.suite.tasks])
     found = score() if cache is None else cache.tensors(key, score)
     return dict(zip(grid.suite.names, found["accuracy"].tolist(), strict=True))
 

@@ -1,6 +1,5 @@
 """Scores a merged model on every task of a suite."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -101,38 +100,14 @@ class Grid:
         columns = list(self._each(run, len(names)))
         return [dict(zip(names, scores, strict=True)) for scores in zip(*columns, strict=True)]
 
-    def seconds(self, merged: Merged, split: str) -> float:
-        """About how long one more coefficient takes on a split, from a batch of the first task.
-
-        On a CPU in its own time, so that other processes play no role.
-        """
-        remade = 0.0
-        if merged.remade is not None and merged.scale is not None:
-            begin = time.process_time()
-            merged.remade(merged.scale)
-            remade = (time.process_time() - begin) / torch.get_num_threads()
-        with self._pool(1) as pool:
-            image = pool.submit(self._image_seconds, split).result()
-        return remade + image * sum(len(task.split(split)) for task in self.suite.tasks) / self.engine.workers
-
-    def _image_seconds(self, split: str) -> float:
-        images = next(self.engine.stream(self.suite.tasks[0].split(split).images), None)
-        if images is None:
-            return 0.0
-        with self._tower() as tower:
-            images = self.backbone.prepare(images)
-            answer(tower, images, engine=self.engine)  # the first time is slower
-            begin = self.engine.clock()
-            answer(tower, images, engine=self.engine)
-            return (self.engine.clock() - begin) / len(images)
-
-    def _pool(self, workers: int) -> ThreadPoolExecutor:
+    def pool(self, workers: int) -> ThreadPoolExecutor:
+        """Workers as for scoring."""
         single = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.engine.workers > 1 else {}
         return ThreadPoolExecutor(workers, **single)  # type: ignore[arg-type]
 
     def _each(self, run: Callable[[int], Any], count: int) -> Iterator[Any]:
         """`run` of 0 .. count - 1, in order, by the workers."""
-        pool = self._pool(self.engine.workers)
+        pool = self.pool(self.engine.workers)
         try:
             yield from pool.map(run, range(count))
         finally:
@@ -167,13 +142,13 @@ class Grid:
         page = journal.page(task.name, split, images.id, merged.scale, digest(task.head()), *self.engine.identity)
         if isinstance(model, RoutedTower):
             return outcome(model, self.backbone, task, images, self.engine, page)
-        with self._tower() as tower:
+        with self.tower() as tower:
             state = dict(merged.state(merged.one_hot(index))) if model is None else model
             tower.load_state_dict(state, strict=False)
             return outcome(tower, self.backbone, task, images, self.engine, page)
 
     @contextmanager
-    def _tower(self) -> Iterator[ImageTower]:
+    def tower(self) -> Iterator[ImageTower]:
         """A tower of one's own, with any weights."""
         try:
             tower = self._towers.pop()
@@ -192,7 +167,7 @@ class Grid:
         images, head = task.split(split), task.head().to(self.engine.place)
         page = journal.page(task.name, split, images.id, list(scales), digest(task.head()), *self.engine.identity)
         moving = moving.with_parts(merged, index)
-        with self._tower() as tower:
+        with self.tower() as tower:
             for batch in self.engine.stream(images.images, page.done):
                 prepared, predicted = self.backbone.prepare(batch), []
                 for scale in scales:

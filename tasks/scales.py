@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -12,9 +12,10 @@ from merging.errors import UserError
 from merging.merged import Merged
 from tasks.grid import Grid, Scores
 from tasks.journal import NOWHERE, Journal
+from tasks.pace import seconds
 
 log = logging.getLogger(__name__)
-CRITERIA = ("norm", "mean")
+Criterion = Literal["norm", "mean"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Search:
     """
 
     scales: Sequence[float]
-    criterion: str = "norm"
-    split: str = "val"
+    criterion: Criterion = "norm"
+    split: Literal["train", "val", "calibration", "test"] = "val"
     routed: bool = False
     seconds: float | None = 60.0
 
@@ -62,8 +63,10 @@ class Search:
             raise UserError(f"scale.scales lists {odd[0]}, which is no finite number.")
         if self.split == "test":
             raise UserError("scale.split=test would choose on the split that is reported. Choose on val.")
-        if self.criterion not in CRITERIA:
-            raise UserError(f"scale.criterion={self.criterion!r} is unknown. Choose one of {', '.join(CRITERIA)}.")
+        if self.criterion not in get_args(Criterion):
+            raise UserError(
+                f"scale.criterion={self.criterion!r} is unknown. Choose one of {', '.join(get_args(Criterion))}."
+            )
 
     @property
     def source(self) -> str:
@@ -97,7 +100,7 @@ class Search:
         limit = math.inf if self.seconds is None else self.seconds
 
         def decide() -> dict[str, torch.Tensor]:
-            needed = count * grid.seconds(merged, self.split)
+            needed = count * seconds(grid, merged, self.split)
             if needed > limit:
                 log.info("all %d scales would take about %.0f s, above scale.seconds=%g: every third is scored, then "
                          "those around the best; the row says so", count, needed, limit)  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from launchers import gates
+from launchers.expert_scores import expert_scores
 from merging import Cache, Experts, calibration, neurons
 from merging import cache as caching
 from merging.adapt import Learned
@@ -133,6 +134,25 @@ def scored(cache, patch, task="a", images=0, head=1.0, split="val", scale=0.3, b
     board.score(TaskArithmetic(scale=scale)(opened(None)), split, journal=journal.Journal("folder", code))
 
 
+def expert_accuracy(
+    cache,
+    patch,
+    task="a",
+    images=0,
+    head=1.0,
+    split="val",
+    base="x",
+    batch=100,
+    device="cpu",
+    precision="fp32",
+    **facts,
+):
+    tower, tasks = backbone(**{**BACKBONE, **facts}), suite.Suite("one", (Shades(task, images, head),))
+    board = grid.Grid(tasks, tower, Engine(device, precision, batch=batch))
+    patch.setattr(grid.Grid, "score", lambda *given, **how: grid.Scored({task: 0.5}, None))
+    expert_scores(split, opened(None), board, {"base": base}, cache, journal.NOWHERE)
+
+
 def vision_task(source="v1", rule=RULE, size=16, task="birds"):
     found = SimpleNamespace(identity=lambda: source, repo="a/b", name="b", classes=lambda: ["a"])
     store = vision.Store("images", "cache")
@@ -173,6 +193,8 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
                                      "experts": 1, "backbone": 1, **OTHER}, ()),
     "scored": (scored, {"task": "c", "images": 1, "head": 2.0, "split": "test", "scale": 0.4, "batch": 10,
                         "code": "new", "device": "meta"}, ()),
+    "expert scores": (expert_accuracy, {"task": "c", "images": 1, "head": 2.0, "split": "train", "base": "y", "batch": 10,
+                                        "device": "meta", "precision": "bf16", **OTHER}, ()),
     "class names": (class_names, {"source": "v2"}, ()),
     "decoded images": (decoded, {"split": "test", "version": 2, "source": "v2", "rule": Rule(seed=1), "size": 32,
                                  "task": "cars"}, ()),

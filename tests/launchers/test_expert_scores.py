@@ -1,9 +1,8 @@
-"""What the experts score on validation: computed once for all cells, and anew for anything that decides it."""
+"""What the experts score on validation: computed once for all cells, and what a search tells of itself."""
 
 from dataclasses import replace
 
-import pytest
-from test_opened import CONFIG, TOWER, Noise, computed, setup  # noqa: F401
+from test_opened import CONFIG, computed, setup  # noqa: F401
 
 from launchers.cells import Cell
 from launchers.expert_scores import expert_scores
@@ -13,7 +12,6 @@ from merging.methods import Expert, TaskArithmetic, TsvM
 from tasks.grid import Grid
 from tasks.journal import NOWHERE
 from tasks.scales import Search
-from tasks.suite import Suite
 
 
 def asked(found, **changes):
@@ -37,29 +35,6 @@ def test_once_for_all_cells(setup, monkeypatch):  # noqa: F811
     assert asked(setup, cache=None) == first and len(scored) == 3  # redo=true
 
 
-@pytest.mark.parametrize("what", ["ids", "split", "head", "mean", "precision"])
-def test_anew_for_all_that_decides_them(setup, monkeypatch, what):  # noqa: F811
-    asked(setup)
-    scored = counted(monkeypatch)
-    suite, backbone, engine = setup.grid.suite, TOWER, setup.grid.engine
-
-    class Other(Noise):
-        def split(self, name):
-            found = super().split(name)
-            return replace(found, labels=1 - found.labels) if what == "split" else found
-
-        def head(self):
-            return super().head().flip(0) if what == "head" else super().head()
-
-    if what in ("split", "head"):
-        suite = Suite("noise", tuple(Other(name) for name in suite.names))
-    backbone = replace(backbone, mean=(0.4,) * 3) if what == "mean" else backbone
-    engine = replace(engine, precision="bf16") if what == "precision" else engine
-    ids = {name: "0" for name in setup.checkpoints} if what == "ids" else setup.checkpoints
-    asked(setup, grid=Grid(suite, backbone, engine), ids=ids)
-    assert scored == ["val"]
-
-
 def test_a_row_says_what_was_searched(setup, monkeypatch):  # noqa: F811
     """The scale is that of the best mean share of the experts' accuracy, and the table says among how many."""
     scales, grid = [0.1, 0.4, 0.9], setup.grid
@@ -71,7 +46,7 @@ def test_a_row_says_what_was_searched(setup, monkeypatch):  # noqa: F811
     assert row.search == {"criterion": "norm", "scales": scales, "scored": 3} and row.problem() is None
     text = "picked by search on the val split (best norm of 3 scales from 0.1 to 0.9) for mine"
     assert any(text in note for note in notes(summarise([row])[0]))
-    monkeypatch.setattr(Grid, "seconds", lambda self, merged, split: 100.0)
+    monkeypatch.setattr("tasks.scales.seconds", lambda grid, merged, split: 100.0)
     many = [round(0.1 * step, 1) for step in range(1, 31)]
     cell = Cell("mine", TsvM(), Search(many, "mean"), None, CONFIG | {"method": "other"}, setup)
     row = cell.compute(lambda task, score: None)

@@ -12,6 +12,7 @@ import torch
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Average, TaskArithmetic, TsvM, Twin, Wemoe
+from tasks import pace
 from tasks.engine import Engine
 from tasks.grid import Grid
 from tasks.journal import Journal
@@ -34,15 +35,26 @@ def experts():
     return Experts.open(base, made, NAMES)
 
 
-def told(curve, seconds=0.0):
-    """A grid double that looks scores up by scale, and says how long one takes."""
+@pytest.fixture
+def takes(monkeypatch):
+    """Sets how long one scale takes."""
+    return lambda seconds: monkeypatch.setattr("tasks.scales.seconds", lambda grid, merged, split: seconds)
+
+
+@pytest.fixture(autouse=True)
+def quick(takes):
+    takes(0.0)
+
+
+def told(curve):
+    """A grid double that looks scores up by scale."""
     asked = []
 
     def at_scales(merged, scales, split, journal):
         asked.extend(scales)
         return [curve[scale] for scale in scales]
 
-    return SimpleNamespace(at_scales=at_scales, asked=asked, seconds=lambda merged, split: seconds)
+    return SimpleNamespace(at_scales=at_scales, asked=asked)
 
 
 def unasked(split):
@@ -124,17 +136,19 @@ def test_an_expert_that_gets_nothing_right_is_no_measure(experts):
 
 class TestTooLong:
     @pytest.mark.parametrize("limit", [60.0, 0.0, None])
-    def test_where_the_whole_list_takes_longer_it_says_so(self, experts, limit, caplog):
+    def test_where_the_whole_list_takes_longer_it_says_so(self, experts, limit, caplog, takes):
+        takes(2.1)  # 63 for all
         caplog.set_level(logging.INFO)
         curve = {scale: {"a": 1 - abs(scale - 1.4) / 3} for scale in TENTHS}
-        grid = told(curve, seconds=2.1)  # 63 for all
+        grid = told(curve)
         chosen = Search(TENTHS, "mean", seconds=limit).choose(TaskArithmetic()(experts), grid, unasked)
         assert chosen.merged.scale == 1.4 and chosen.search["scored"] == len(grid.asked) == len(set(grid.asked))
         assert (chosen.search["scored"] == 30) == (limit is None)
         assert ("all 30 scales would take about 63 s" in caplog.text) == (limit is not None)
 
-    def test_within_the_limit_all_are_scored(self, experts):
-        grid = told({scale: {"a": 0.5} for scale in TENTHS}, seconds=1.9)
+    def test_within_the_limit_all_are_scored(self, experts, takes):
+        takes(1.9)
+        grid = told({scale: {"a": 0.5} for scale in TENTHS})
         assert Search(TENTHS, "mean").choose(TaskArithmetic()(experts), grid, unasked).search["scored"] == 30
 
     @pytest.mark.parametrize("count", range(1, 14))
@@ -144,10 +158,11 @@ class TestTooLong:
             coarse(range(count), lambda some: asked.update({i: -abs(i - peak) for i in some}), asked.get)  # noqa: B023
             assert max(asked, key=asked.__getitem__) == peak and len(asked) <= count // 3 + 5
 
-    def test_a_killed_search_does_not_decide_again(self, experts, tmp_path):
+    def test_a_killed_search_does_not_decide_again(self, experts, tmp_path, takes):
         curve = {scale: {"a": 1 - abs(scale - 1.4) / 3} for scale in TENTHS}
         for seconds in (2.1, 0.0):
-            grid = told(curve, seconds)
+            takes(seconds)
+            grid = told(curve)
             Search(TENTHS, "mean").choose(TaskArithmetic()(experts), grid, unasked, Journal(tmp_path))
             assert len(grid.asked) < 30
 
@@ -155,13 +170,13 @@ class TestTooLong:
         """By a clock that ticks once per look: an image of a batch of 8 takes 1/8, and there are 72."""
         ticks = iter(range(10))
         monkeypatch.setattr(Engine, "clock", lambda self: next(ticks))
-        monkeypatch.setattr("tasks.grid.time.process_time", lambda: next(ticks))
+        monkeypatch.setattr("tasks.pace.time.process_time", lambda: next(ticks))
         monkeypatch.setattr(Engine, "workers", 2)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         grid = Grid(suite, small.TOWER, Engine("cpu", batch=8))
-        assert grid.seconds(TaskArithmetic()(experts), "val") == 72 / 8 / 2
+        assert pace.seconds(grid, TaskArithmetic()(experts), "val") == 72 / 8 / 2
         merged = Twin(keep=0.0)(experts)
-        assert grid.seconds(merged, "val") == 1 / 2 + 72 / 8 / 2
+        assert pace.seconds(grid, merged, "val") == 1 / 2 + 72 / 8 / 2
 
 
 def test_a_killed_search_goes_on_where_it_stopped(suite, experts, tmp_path, monkeypatch):
