@@ -128,7 +128,8 @@ def scored(cache, patch, task="a", images=0, head=1.0, split="val", scale=0.3, b
     patch.setattr(journal, "Cache", lambda folder: cache)
     patch.setattr(grid, "outcome", lambda *given: grid.Outcome(0.0, None))
     tower = SimpleNamespace(load_state_dict=lambda *given, **how: None)
-    engine = type("Idle", (Engine,), {"ready": lambda self, tower, routed=False: tower})(device, batch=batch)
+    idle = {"ready": lambda self, tower, routed=False: tower, "place": torch.device(device)}
+    engine = type("Idle", (Engine,), idle)("cpu", batch=batch)
     tasks = suite.Suite("one", (Shades(task, images, head),))
     board = grid.Grid(tasks, SimpleNamespace(build=lambda: tower), engine)
     board.score(TaskArithmetic(scale=scale)(opened(None)), split, journal=journal.Journal("folder", code))
@@ -148,9 +149,10 @@ def expert_accuracy(
     **facts,
 ):
     tower, tasks = backbone(**{**BACKBONE, **facts}), suite.Suite("one", (Shades(task, images, head),))
-    board = grid.Grid(tasks, tower, Engine(device, precision, batch=batch))
+    engine = type("Placed", (Engine,), {"place": torch.device(device)})("cpu", precision, batch=batch)
+    board = grid.Grid(tasks, tower, engine)
     patch.setattr(grid.Grid, "score", lambda *given, **how: grid.Scored({task: 0.5}, None))
-    expert_scores(split, opened(None), board, {"base": base}, cache, journal.NOWHERE)
+    expert_scores("val", opened(None), board, {"base": base}, cache, journal.NOWHERE)
 
 
 def vision_task(source="v1", rule=RULE, size=16, task="birds"):
@@ -193,7 +195,7 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
                                      "experts": 1, "backbone": 1, **OTHER}, ()),
     "scored": (scored, {"task": "c", "images": 1, "head": 2.0, "split": "test", "scale": 0.4, "batch": 10,
                         "code": "new", "device": "meta"}, ()),
-    "expert scores": (expert_accuracy, {"task": "c", "images": 1, "head": 2.0, "split": "train", "base": "y", "batch": 10,
+    "expert scores": (expert_accuracy, {"task": "c", "images": 1, "head": 2.0, "base": "y", "batch": 3,
                                         "device": "meta", "precision": "bf16", **OTHER}, ()),
     "class names": (class_names, {"source": "v2"}, ()),
     "decoded images": (decoded, {"split": "test", "version": 2, "source": "v2", "rule": Rule(seed=1), "size": 32,
