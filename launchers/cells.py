@@ -134,10 +134,7 @@ class Cell:
         if "save_dtype" in self.config:
             merged = merged.cast(self.config["save_dtype"])
         clock.lap("merge")
-        references = partial(
-            expert_scores, experts=self.setup.experts, grid=grid, ids=self.setup.checkpoints, cache=self.setup.gates,
-            journal=journal,
-        )  # fmt: skip
+        references = partial(expert_scores, setup=self.setup, journal=journal)
         chosen = self.scale.choose(merged, grid, references, journal)
         merged, validation = chosen.merged, chosen.validation
         if validation is not None and isinstance(self.scale, Search):

@@ -152,7 +152,8 @@ def expert_accuracy(
     engine = type("Placed", (Engine,), {"place": torch.device(device)})("cpu", precision, batch=batch)
     board = grid.Grid(tasks, tower, engine)
     patch.setattr(grid.Grid, "score", lambda *given, **how: grid.Scored({task: 0.5}, None))
-    expert_scores("val", opened(None), board, {"base": base}, cache, journal.NOWHERE)
+    setup = SimpleNamespace(experts=opened(None), grid=board, checkpoints={"base": base}, gates=cache)
+    expert_scores("val", setup, journal.NOWHERE)
 
 
 def vision_task(source="v1", rule=RULE, size=16, task="birds"):

@@ -14,9 +14,8 @@ from tasks.journal import NOWHERE
 from tasks.scales import Search
 
 
-def asked(found, **changes):
-    facts = {"experts": found.experts, "grid": found.grid, "ids": found.checkpoints, "cache": found.gates}
-    return expert_scores("val", **(facts | {"journal": NOWHERE} | changes))
+def asked(setup, **changes):  # noqa: F811
+    return expert_scores("val", replace(setup, **changes), NOWHERE)
 
 
 def counted(monkeypatch):
@@ -32,7 +31,7 @@ def test_once_for_all_cells(setup, monkeypatch):  # noqa: F811
     first = asked(setup)
     assert first == setup.grid.score(Expert()(setup.experts), "val").accuracy and scored == ["val"] * 2
     assert asked(setup) == first and len(scored) == 2
-    assert asked(setup, cache=None) == first and len(scored) == 3  # redo=true
+    assert asked(setup, gates=None) == first and len(scored) == 3  # redo=true
 
 
 def test_a_row_says_what_was_searched(setup, monkeypatch):  # noqa: F811
