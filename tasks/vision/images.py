@@ -25,7 +25,7 @@ from tasks.vision.writing import (
     write_images,
 )
 
-FORMAT = 1
+FORMAT = 2  # raised with every change of what decode() gives
 _ONE_AT_A_TIME = threading.Lock()  # within this process; several splits at once would only share the same cores
 
 
