@@ -1,5 +1,6 @@
 """Zero-shot heads: the class names of a task, written into prompts and read by CLIP's text tower."""
 
+import html
 import logging
 import re
 import threading
@@ -78,6 +79,20 @@ def text_of(given: str | Mapping[str, str | None] | OwnText, quick_gelu: bool) -
             f"{', '.join(towers)}, or name the file: suite.text=<path to a CLIP in safetensors>."
         )
     return text
+
+
+def check_prompts(task: str, classes: Sequence[str]) -> None:
+    """Raises UserError where two class names are one prompt to the tokenizer, which knows no case, or differ by `_`."""
+    first: dict[str, tuple[int, str]] = {}
+    for index, name in enumerate(classes):
+        said = " ".join(html.unescape(name).replace("_", " ").lower().split())
+        other, before = first.setdefault(said, (index, name))
+        if other != index:
+            raise UserError(
+                f"The classes {before!r} (number {other}) and {name!r} (number {index}) of {task} give one prompt, "
+                f"{said!r}, so that no image could be told to be one or the other. Rename one, or name all classes "
+                f"in their order: suite.sources.{task}.classes=[...]."
+            )
 
 
 def zero_shot_head(

@@ -20,15 +20,15 @@ def offline() -> bool:
     return bool(config.HF_HUB_OFFLINE)
 
 
-def prepared(repo: str, args: Sequence[str]) -> Mapping[str, list[Path]]:
-    """Split -> its newest files in the cache of `datasets`. Raises UserError where there are none."""
+def prepared(repo: str, args: Sequence[str], commit: str | None = None) -> Mapping[str, list[Path]]:
+    """Split -> its newest files in the cache of `datasets`, or those of a commit. Raises UserError for none."""
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
 
     owner, _, short = repo.rpartition("/")
     folder = Path(config.HF_DATASETS_CACHE) / "___".join([*filter(None, [owner]), camelcase_to_snakecase(short)])
     configs = [f"{args[0]}*" if args else "*", "default-*"]
-    found = {path for each in configs for path in folder.glob(f"{each}/*/*/*.arrow")}
+    found = {path for each in configs for path in folder.glob(f"{each}/*/{commit or '*'}/*.arrow")}
     splits: dict[str, list[Path]] = {}
     for path in sorted(found, key=lambda path: (path.parent.stat().st_mtime, path.name)):
         if match := ARROW.search(path.name):
@@ -36,8 +36,9 @@ def prepared(repo: str, args: Sequence[str]) -> Mapping[str, list[Path]]:
             splits[match[1]] = [*have, path] if have and have[0].parent == path.parent else [path]
     if not splits:
         raise UserError(
-            f"HF_HUB_OFFLINE is set and {' '.join((repo, *args))} is not in the Hugging Face cache ({folder}). Run "
-            f"once with a network, or copy that folder from a machine that has it."
+            f"HF_HUB_OFFLINE is set and {' '.join((repo, *args))} is not in the Hugging Face cache ({folder})"
+            f"{f' as of its commit {commit}' if commit else ''}. Run once with a network, or copy that folder from a "
+            f"machine that has it."
         )
     return splits
 

@@ -43,6 +43,11 @@ class Rule:
         if not 0 < self.test_share < 1:
             raise UserError(f"test_share={self.test_share} is out of range: it must lie between 0 and 1.")
 
+    def facts(self, split: str) -> list[int | float | None]:
+        """What decides the images of a split beside the data set."""
+        own = {"test": [], "calibration": [self.val, self.calibration]}.get(split, [self.val])
+        return [self.limit, self.seed, self.test_share, *own]
+
     def choose(self, split: str, sizes: Callable[[str], int | None], task: str) -> Chosen:
         """The images of `split`; `sizes` tells how many a part has, None for one that is not there.
 

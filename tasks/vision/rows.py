@@ -2,16 +2,21 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from merging.cache import Cache
 from merging.errors import UserError
+from tasks.vision.digests import digests
+from tasks.vision.layout import chosen
 from tasks.vision.loading import offline, prepared, reach
-from tasks.vision.sources import chosen
+from tasks.vision.parts import Rule
 from tasks.vision.tables import RowTable, to_labels
 
 log = logging.getLogger(__name__)
@@ -33,6 +38,7 @@ class RowSource:
     image: str = "image"
     label: str = "label"
     parts: Mapping[str, str | bool | None] = field(default_factory=dict)
+    cache: Cache | None = None  # remembers the content of files and what the Hub said
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # without what is cached
@@ -45,13 +51,59 @@ class RowSource:
     def repo(self) -> str | None:
         return self.hub
 
-    def identity(self) -> str:
-        said = ["rows", self.hub, list(self.args), self.revision, self.image, self.label, dict(self.parts)]
-        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self._local()]
-        return json.dumps([*said, files], default=str)
+    def content(self, split: str, rule: Rule, ask: bool = True) -> str | None:
+        identity = self._identity(ask)
+        return None if identity is None else json.dumps([identity, split, rule.facts(split)])
+
+    def _identity(self, ask: bool = True) -> str | None:
+        """Of all rows: the content of local files under their names, which tell the splits, or the Hub's commit."""
+        if self.hub is not None:
+            if (commit := self._commit(ask)) is None:
+                return None
+            origin = [self.hub, list(self.args), commit]
+        else:
+            given = self.parquet if isinstance(self.parquet, Mapping) else {"": self.parquet}
+            found = [(split, name, path) for split, where in given.items() for name, path in _named(where)]
+            files = digests([path for _, _, path in found], str(found[0][2].parent), self.cache)
+            origin = [[split, name, digest] for (split, name, _), digest in zip(found, files, strict=True)]
+        return json.dumps(["rows", origin, self.image, self.label, dict(self.parts)])
+
+    def _commit(self, ask: bool = True) -> str | None:
+        """Of the repository: the one that was read first, until the cache is deleted; None where only the Hub knows."""
+        if re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            return self.revision
+        key = f"commit of the data set {self.hub} {self.revision}"
+        if self.cache is not None and (stored := self.cache.get(key)) is not None:
+            return stored.decode()
+        if not ask:
+            return None
+        commit = self._newest
+        if self.cache is not None:
+            self.cache.put(key, commit.encode())
+        return commit
+
+    @cached_property
+    def _newest(self) -> str:
+        """The commit that the Hub has now; without a network that of the newest files in the cache of `datasets`."""
+        if offline():
+            return max(chain(*prepared(str(self.hub), self.args).values()), key=lambda p: p.stat().st_mtime).parent.name
+        files = chain(*_data_files(self.name, (self.hub, *self.args), {"revision": self.revision}).values())
+        if (first := next(files, None)) is None:
+            raise UserError(f"The data set {self.name} has no data files. Name one with an image and a label column.")
+        return _commit_in(first)
+
+    def notes(self) -> list[str]:
+        return []
 
     def classes(self) -> tuple[str, ...] | None:
-        """Names of the labels: those of the column, or the sorted words in it."""
+        """Names of the labels: those of the column, or the sorted words in it. Those of the Hub are remembered."""
+        if self.hub is None or self.cache is None:
+            return self._classes()
+        key = f"class names 1 {self._identity()}"  # the number: of a way to read them
+        names = json.loads(self.cache.text(key, lambda: json.dumps(self._classes())))
+        return None if names is None else tuple(names)
+
+    def _classes(self) -> tuple[str, ...] | None:
         split = self._split("train")
         assert split is not None
         column = self._rows(split).features[self.label]
@@ -73,34 +125,19 @@ class RowSource:
             ) from error
         return RowTable(rows, self.image, labels, f"{self.name} {split}")
 
-    def _local(self) -> list[Path]:
-        if self.parquet is None:
-            return []
-        given = self.parquet.values() if isinstance(self.parquet, Mapping) else [self.parquet]
-        flat = [path for each in given for path in ([each] if isinstance(each, str) else each)]
-        found = [path for each in flat for path in sorted(_matching(Path(each).expanduser()))]
-        if not found:
-            raise UserError(f"There are no parquet files at {self.parquet}. Give a file, a folder or a pattern.")
-        return found
-
     @cached_property
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Of `datasets.load_dataset`."""
         if self.hub is not None:
-            return (self.hub, *self.args), {"revision": self.revision}
+            return (self.hub, *self.args), {"revision": self._commit()}
         if isinstance(self.parquet, str) and Path(self.parquet).expanduser().is_dir():
             return ("parquet",), {"data_dir": str(Path(self.parquet).expanduser())}
-        self._local()
         return ("parquet",), {"data_files": _expanded(self.parquet)}
 
     @cached_property
     def _files(self) -> Mapping[str, list[str]]:
-        """Split -> its files, as `datasets` finds them. On the Hub with the commit: hf://datasets/<repo>@<sha>/<path>."""
-        from datasets import load_dataset_builder
-
-        positional, named = self._arguments
-        found = reach(lambda: load_dataset_builder(*positional, **named), self.name).config.data_files or {}
-        return {str(split): list(files) for split, files in found.items()}
+        self._identity()  # raises where there are no files
+        return _data_files(self.name, *self._arguments)
 
     @cached_property
     def _available(self) -> list[str]:
@@ -109,10 +146,10 @@ class RowSource:
 
     @cached_property
     def _prepared(self) -> Mapping[str, list[Path]]:
-        return prepared(str(self.hub), self.args)
+        return prepared(str(self.hub), self.args, self._commit())
 
     def _split(self, part: str) -> str | None:
-        found = chosen(part, self.parts.get(part), self._available, self.name)
+        found = chosen(part, self.parts, self._available, self.name)
         if found is None and part == "train":
             raise UserError(
                 f"{self.name} has no split train, only {', '.join(self._available)}. Name it: train: <split>."
@@ -152,20 +189,43 @@ class RowSource:
             return load_dataset(*positional, split=split, **named)
         if offline():
             return concatenate_datasets([Dataset.from_file(str(path)) for path in self._prepared[split]])
-        commits = {file.partition("@")[2].partition("/")[0] for file in self._files[split]}
         paths = [file.partition("@")[2].partition("/")[2] for file in self._files[split]]
         return load_dataset(
-            self.hub, data_files={split: paths}, split=split, revision=commits.pop(), verification_mode="no_checks"
+            self.hub,
+            data_files={split: paths},
+            split=split,
+            revision=_commit_in(self._files[split][0]),
+            verification_mode="no_checks",
         )
 
     def _values(self, split: str) -> list[Any]:
         return list(self._rows(split).select_columns([self.label])[:][self.label])
 
 
-def _matching(path: Path) -> list[Path]:
+def _data_files(name: str, positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Split -> its files, as `datasets` finds them. On the Hub with the commit: hf://datasets/<repo>@<sha>/<path>."""
+    from datasets import load_dataset_builder
+
+    found = reach(lambda: load_dataset_builder(*positional, **named), name).config.data_files or {}
+    return {str(split): list(files) for split, files in found.items()}
+
+
+def _commit_in(file: str) -> str:
+    return file.partition("@")[2].partition("/")[0]
+
+
+def _named(given: str | Sequence[str]) -> list[tuple[str, Path]]:
+    """The parquet files of a file, a folder, a pattern or a list of these, under what their names say."""
+    if not isinstance(given, str):
+        return [found for each in given for found in _named(each)]
+    path = Path(given).expanduser()
     if path.is_dir():
-        return list(path.rglob("*.parquet"))
-    return list(path.parent.glob(path.name))
+        found = [(str(file.relative_to(path)), file) for file in sorted(path.rglob("*.parquet"))]
+    else:
+        found = [(file.name, file) for file in sorted(path.parent.glob(path.name))]
+    if not found:
+        raise UserError(f"There are no parquet files at {given}. Give a file, a folder or a pattern.")
+    return found
 
 
 def _expanded(given: Any) -> Any:

@@ -1,7 +1,7 @@
 """Where labelled images come from: class folders, parquet files, data sets on the Hub."""
 
 import json
-import os
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -10,13 +10,16 @@ from typing import Any, Protocol
 
 import torch
 
+from merging.cache import Cache
 from merging.errors import UserError
 from merging.preflight import some
+from tasks.vision.digests import digests
+from tasks.vision.layout import PARTS, Layout, layout
+from tasks.vision.listing import ENDINGS, Listing, class_files
+from tasks.vision.parts import Rule
 from tasks.vision.tables import FileTable, Table
 
-PARTS = ("train", "val", "test")
-USUAL = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
-ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # what torchvision reads
+log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -26,21 +29,25 @@ class Source(Protocol):
     def name(self) -> str: ...
     @property
     def repo(self) -> str | None: ...  # of the Hub
-    def identity(self) -> str: ...  # changes where the images may have changed
     def classes(self) -> tuple[str, ...] | None: ...  # in label order; None where the data set does not say
     def table(self, part: str) -> Table | None: ...  # None where there is no such part
+    def content(self, split: str, rule: Rule, ask: bool = True) -> str | None: ...  # of a split; None: only the Hub
+    # knows, which is not asked
+    def notes(self) -> list[str]: ...  # what a reader of its numbers should know of how it was read
 
 
 @dataclass(frozen=True)
 class FolderSource:
     """Class folders, <folder>/{train,val,test}/<class>/*.jpg or <folder>/<class>/*.jpg, in torchvision's order.
 
-    parts: names of the folders for train, val and test; None finds the usual ones, False is not to use one.
-    Raises UserError for missing or empty folders and where two parts have different classes.
+    parts: names of the folders for train, val and test; None finds the usual ones, False is not to use one. cache
+    remembers the content of files. The classes are those of train. Raises UserError for missing or empty folders, for
+    a class that train lacks, and for folders that may be splits or classes.
     """
 
     folder: Path
     parts: Mapping[str, str | bool | None] = field(default_factory=dict)
+    cache: Cache | None = None
     repo: None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,58 +58,77 @@ class FolderSource:
         return str(self.folder)
 
     @cached_property
-    def _roots(self) -> dict[str, Path]:
-        """Part -> folder of class folders; the whole folder is train where it is not divided."""
-        inside = _folders(self.folder)
-        roots = {part: chosen(part, self.parts.get(part), inside, self.name) for part in PARTS}
-        named = any(isinstance(self.parts.get(part), str) for part in PARTS)
-        usual = {name for names in USUAL.values() for name in names}
-        if not named and not (roots["train"] and roots["test"]) and not set(inside) <= usual:
-            return {"train": self.folder}  # a class may be called "train"
-        if roots["train"] is None:
-            raise UserError(
-                f"There is no folder train in {self.folder}, only {some(inside)}. Name it: train: <folder>."
-            )
-        return {part: self.folder / name for part, name in roots.items() if name is not None}
+    def _layout(self) -> Layout:
+        return layout(self.folder, self.parts)
 
     @cached_property
     def _files(self) -> dict[str, dict[str, list[Path]]]:
-        """Part -> class -> image files."""
-        return {part: {name: _images(root / name) for name in _folders(root)} for part, root in self._roots.items()}
+        """Part -> class -> image files, those of train's classes."""
+        found = {part: class_files(root, self._listing) for part, root in self._layout.roots.items()}
+        self._listing.check()
+        for part, files in found.items():
+            _check_classes(self._layout.roots, part, files, found["train"])
+        log.info("%s: read %s", self.name, "; ".join(self._read(found)))
+        return {part: {name: files.get(name, []) for name in found["train"]} for part, files in found.items()}
+
+    @cached_property
+    def _listing(self) -> Listing:
+        return Listing()
+
+    def _read(self, files: Mapping[str, Mapping[str, list[Path]]]) -> list[str]:
+        """What was understood of the folder, and what was left out."""
+        told = []
+        for part, classes in files.items():
+            root, counts = self._layout.roots[part], [len(paths) for paths in classes.values()]
+            where = "the whole folder" if root == self.folder else root.relative_to(self.folder)
+            told.append(f"{part}={where} ({sum(counts)} images, {sum(map(bool, counts))} classes)")
+        unused = [f"not used: {some(self._layout.unused, 6)}"] if self._layout.unused else []
+        skipped = self._listing.summary()
+        return [", ".join(told), *unused, *([skipped] if skipped else [])]
+
+    def notes(self) -> list[str]:
+        layout, *rest = self._read(self._files)
+        return rest if self._layout.plain and not self._layout.unused else [f"read {layout}", *rest]
 
     def classes(self) -> tuple[str, ...]:
-        first = tuple(self._files["train"])
-        for part, found in self._files.items():
-            if tuple(found) != first:
-                missing, extra = sorted({*first} - {*found}), sorted({*found} - {*first})
-                raise UserError(
-                    f"{self._roots[part]} has other class folders than {self._roots['train']}: it lacks "
-                    f"{some(missing) or 'none'} and adds {some(extra) or 'none'}. Both need the same ones."
-                )
-            if empty := [name for name, files in found.items() if not files]:
-                raise UserError(
-                    f"There is no image in the class folder {some(empty)} of {self._roots[part]}. Endings of images: "
-                    f"{' '.join(ENDINGS)}. Remove the folder or fill it."
-                )
-        return first
+        return tuple(self._files["train"])
 
     def table(self, part: str) -> FileTable | None:
-        classes = self.classes()
         if part not in self._files:
             return None
-        files = self._files[part]
-        counts = torch.tensor([len(files[name]) for name in classes])
-        labels = torch.arange(len(classes)).repeat_interleave(counts)
-        return FileTable(tuple(path for name in classes for path in files[name]), labels, str(self._roots[part]))
+        files = self._files[part].values()
+        labels = torch.arange(len(files)).repeat_interleave(torch.tensor([len(paths) for paths in files]))
+        return FileTable(tuple(path for paths in files for path in paths), labels, str(self._layout.roots[part]))
 
-    def identity(self) -> str:
-        """Paths, sizes and times of all files."""
-        found = []
-        for part, classes in self._files.items():
-            for path in (path for files in classes.values() for path in files):
-                stat = path.stat()
-                found.append((part, str(path), stat.st_size, stat.st_mtime_ns))
-        return json.dumps(["folder", found])
+    def content(self, split: str, rule: Rule, ask: bool = True) -> str:
+        """Of the images that serve the split, in order, and of their labels; what lies beside them does not count."""
+
+        def size(part: str) -> int | None:
+            return sum(map(len, self._files[part].values())) if part in self._files else None
+
+        part, indices = rule.choose(split, size, self.name)
+        table = self.table(part)
+        assert table is not None
+        files = digests([table.paths[index] for index in indices.tolist()], self.name, self.cache)
+        return json.dumps([files, table.labels[indices].tolist()])
+
+
+def _check_classes(
+    roots: Mapping[str, Path], part: str, files: Mapping[str, list[Path]], train: Mapping[str, list[Path]]
+) -> None:
+    """Raises UserError for an empty class of train, a class that train lacks, and a part without images."""
+    if part == "train" and (empty := [name for name, paths in files.items() if not paths]):
+        raise UserError(
+            f"There is no image in the class folder {some(empty)} of {roots[part]}. Endings of images: "
+            f"{' '.join(ENDINGS)}, and any file that begins as an image. Remove the folder or fill it."
+        )
+    if extra := [name for name, paths in files.items() if paths and name not in train]:
+        raise UserError(
+            f"{roots[part]} has images of {some(extra)}, which {roots['train']} lacks. Train decides the classes: add "
+            f"images of {'it' if len(extra) == 1 else 'them'} there, or remove the class here."
+        )
+    if not any(files.values()):
+        raise UserError(f"There is no image in {roots[part]}. Fill its class folders, or say {part}: false.")
 
 
 @dataclass(frozen=True)
@@ -120,8 +146,8 @@ class Plain:
     val: str | bool | None = None
     test: str | bool | None = None
 
-    def open(self, task: str) -> Source:
-        """Raises UserError unless exactly one of folder, parquet and hub is given."""
+    def open(self, task: str, cache: Cache | None = None) -> Source:
+        """`cache` remembers what files hold. Raises UserError unless one of folder, parquet and hub is given."""
         from tasks.vision.rows import RowSource
 
         given = [name for name in ("folder", "parquet", "hub") if getattr(self, name) is not None]
@@ -132,35 +158,6 @@ class Plain:
             )
         parts = {part: getattr(self, part) for part in PARTS}
         if self.folder is not None:
-            return FolderSource(Path(self.folder).expanduser(), parts)
+            return FolderSource(Path(self.folder).expanduser(), parts, cache)
         rest = {name: value for name, value in asdict(self).items() if name not in (*PARTS, "folder")}
-        return RowSource(**rest, parts=parts)
-
-
-def chosen(part: str, name: str | bool | None, available: list[str], where: str) -> str | None:
-    """Which of the available splits or folders is this part, None for none. Raises UserError for a name not there."""
-    if name is None:
-        return next((usual for usual in USUAL[part] if usual in available), None)
-    if name is False:
-        return None
-    if name not in available:
-        raise UserError(f"{where} has no {part} part called {name!r}. It has: {', '.join(available) or 'nothing'}.")
-    return str(name)
-
-
-def _folders(root: Path) -> list[str]:
-    try:
-        found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"Cannot read {root}: {error.strerror}. Give a folder of class folders.") from error
-    if not found:
-        raise UserError(f"{root} has no class folders. Put the images of each class into a folder named after it.")
-    numbered = all(name.isdecimal() for name in found)
-    return sorted(found, key=int) if numbered else found  # 2 before 10: the names are the labels
-
-
-def _images(folder: Path) -> list[Path]:
-    """All image files below a class folder, in the order of torchvision's ImageFolder."""
-    walked = sorted(os.walk(folder, followlinks=True))
-    found = (Path(root) / name for root, _, names in walked for name in sorted(names))
-    return [path for path in found if path.suffix.lower() in ENDINGS]
+        return RowSource(**rest, parts=parts, cache=cache)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from merging.cache import Cache
 from merging.errors import UserError
 from merging.preflight import some
 from tasks.suite import Suite, divided, unread
@@ -65,7 +66,7 @@ def make(task: str, variant: str, own: Mapping[str, Any] | None, rule: Rule, sha
     templates = own.get("templates", TEMPLATES if said is None else said.templates)
     if "test_share" in own:
         rule = replace(rule, test_share=own["test_share"])
-    source = Plain(**where).open(task)
+    source = Plain(**where).open(task, Cache(shared["store"].cache))
     return VisionTask(
         task, source, said, None if classes is None else tuple(classes), tuple(templates), rule=rule, **shared
     )

@@ -1,5 +1,6 @@
 """One task of real images: its splits and its zero-shot head, made when they are asked for."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ from torch import Tensor
 from merging.cache import Cache
 from merging.errors import UserError
 from tasks.suite import Split
-from tasks.vision.heads import OwnText, text_of, zero_shot_head
-from tasks.vision.images import Images, StoredSplit
+from tasks.vision.heads import OwnText, check_prompts, text_of, zero_shot_head
+from tasks.vision.images import FORMAT, Images, StoredSplit
 from tasks.vision.known import DEFAULT, Facts, check_order
 from tasks.vision.parts import Rule
 from tasks.vision.sources import Source
@@ -64,24 +65,23 @@ class VisionTask:
     @property
     def classes(self) -> Sequence[str]:
         """As written into the prompts, in label order."""
-        return self._classes if self.given is None else self.given
+        return self._named if self.given is None else self.given
+
+    def __post_init__(self) -> None:
+        if self.given is not None:
+            check_prompts(self.name, self.given)
 
     @cached_property
-    def _classes(self) -> tuple[str, ...]:
-        found = self._named
+    def _named(self) -> tuple[str, ...]:
+        """The data set's own class names."""
+        found = self.source.classes()
         if found is None:
             raise UserError(
                 f"The labels of {self.name} ({self.source.name}) are numbers without names. Give the class names in "
                 f"their order: suite.sources.{self.name}.classes=[...]."
             )
+        check_prompts(self.name, found)
         return tuple(name.replace("_", " ") for name in found)
-
-    @cached_property
-    def _named(self) -> list[str] | None:
-        """The data set's own class names; those of the Hub are remembered, for machines without a network."""
-        ask = lambda: json.dumps(self.source.classes())  # noqa: E731
-        key = f"class names 1 {self.source.identity()}"  # the number: of a way to read them
-        return json.loads(ask() if self.source.repo is None else Cache(self.store.cache).text(key, ask))
 
     def head(self) -> Tensor:
         """Zero-shot head [classes, D] fp32, scaled by the text tower's temperature."""
@@ -108,15 +108,22 @@ class VisionTask:
 
     def _split(self, name: str) -> StoredSplit:
         text_of(self.text, self.quick_gelu)  # first of all, because a download takes long
-        found = self._images.find(self.name, name, self._key(name))
-        return self._images.make(self._wanted(name), self._key(name)) if found is None else found
+        key = str(self._key(name))
+        found = self._images.find(self.name, name, key)
+        return self._images.make(self._wanted(name), key) if found is None else found
 
-    def _key(self, split: str) -> str:
-        """What the decoded images depend on, known without opening the data set."""
-        rule = self.rule
-        said = [rule.limit, rule.seed, rule.test_share]
-        said += {"test": [], "calibration": [rule.val, rule.calibration]}.get(split, [rule.val])
-        return json.dumps([self.source.identity(), split, said, self.size])
+    def _key(self, split: str, ask: bool = True) -> str | None:
+        """What the decoded images depend on; None where the Hub must be asked for it, and may not be."""
+        if split not in self._keys:
+            content = self.source.content(split, self.rule, ask)
+            if content is None:
+                return None
+            self._keys[split] = json.dumps([content, self.size])
+        return self._keys[split]
+
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        return {}
 
     def _wanted(self, split: str) -> Wanted:
         self._check_classes()
@@ -157,11 +164,30 @@ class VisionTask:
         if want is not None and want != len(table.labels):
             log.warning("%s: %s has %d images, published are %d", self.name, table.origin, len(table.labels), want)
 
+    def content(self, what: str) -> str:
+        """Id of a split, by what it is decoded from, or of the "head", by text tower and prompts; see tasks.suite."""
+        if what == "head":
+            text = text_of(self.text, self.quick_gelu).open(Cache(self.store.cache))
+            made = json.dumps([text.id, list(self.classes), list(self.templates), self.quick_gelu])
+        else:
+            made = f"{FORMAT} {self._key(what)}"
+        return hashlib.sha256(made.encode()).hexdigest()[:16]
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers should know of how the images were read."""
+        return [f"{self.name}: {note}." for note in self.source.notes()]
+
+    def _is_decoded(self, split: str) -> bool:
+        key = self._key(split, ask=False)
+        return key is not None and self._images.find(self.name, split, key) is not None
+
     def needs(self, splits: Sequence[str] = SCORED) -> list[Need]:
         """What these splits are yet to load, from published sizes; nothing is opened, and Hub files may be cached."""
         text = text_of(self.text, self.quick_gelu)
         found = [] if text.repo is None else [Need(text.repo, "model", 0, 0)]
-        missing = [split for split in splits if self._images.find(self.name, split, self._key(split)) is None]
+        if self.source.repo is None:
+            self._check_classes()
+        missing = [split for split in splits if not self._is_decoded(split)]
         if not missing:
             return found
         sizes = self.known.sizes if self.known is not None else {}

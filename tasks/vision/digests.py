@@ -1,0 +1,48 @@
+"""Content of many files, remembered: what has not changed since is not read again."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from merging.cache import Cache
+from merging.errors import UserError
+
+AT_ONCE = 8  # files; on a network's disk a file is mostly waited for
+
+
+def digests(paths: Sequence[Path], folder: str, cache: Cache | None) -> list[str]:
+    """sha256 of every file, by path, size, modification time and inode from the cache: one entry for all of `folder`.
+
+    Raises UserError for a file that cannot be read.
+    """
+    key = f"sha256 of the files of {Path(folder).resolve()}"
+    known = json.loads((cache.get(key) if cache is not None else None) or b"{}")
+    try:
+        states = [_state(path) for path in paths]
+        new = [path for path, state in zip(paths, states, strict=True) if known.get(str(path), [])[:-1] != state]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = dict(zip(new, pool.map(sha256, new), strict=True))
+    except OSError as error:
+        raise UserError(f"Cannot read {error.filename}: {error.strerror}. Put it back, or remove it.") from error
+    for path, state in zip(paths, states, strict=True):
+        if path in found:
+            known[str(path)] = [*state, found[path]]
+    if new and cache is not None:
+        cache.put(key, json.dumps(known).encode())
+    return [known[str(path)][-1] for path in paths]
+
+
+def sha256(path: Path) -> str:
+    """Of the bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _state(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
