@@ -4,9 +4,9 @@ import contextlib
 import logging
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from launchers.claims import Taken, claim
 from launchers.clock import Clock
 from launchers.expert_scores import expert_scores
 from launchers.gates import Fitted, content, fitted
-from launchers.opened import SCALE, Opened, adaptation
+from launchers.opened import SCALE, Opened, adaptation, needs_of, splits_read
 from launchers.rows import Row
 from merging.accounting import macs
 from merging.adapt import Learned, Log, Router
@@ -31,6 +31,7 @@ from merging.similarity import cosines
 from tasks.grid import Grid, RoutingFound
 from tasks.journal import Journal
 from tasks.scales import Fixed, Search
+from tasks.suite import contents, remarks
 from tasks.unseen import Unseen, score_unseen
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,13 @@ class Cell:
 
     @property
     def run_id(self) -> str:
-        return rows.run_id(self.config, self.setup.checkpoints)
+        return rows.run_id(self.config, self.setup.checkpoints, self.contents)
+
+    @cached_property
+    def contents(self) -> dict[str, dict[str, str]]:
+        """Task -> ids of its head and of the splits that are read."""
+        read = splits_read(self.method, self.scale, self.router, self.config)
+        return contents(self.setup.grid.suite, self.split, read)
 
     @property
     def split(self) -> str:
@@ -106,8 +113,9 @@ class Cell:
             macs=grid.backbone.macs,
             seconds={},
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            remarks=[*self.setup.remarks, *self.remarks()],
+            remarks=[*self.setup.remarks, *self.remarks(), *remarks(grid.suite, scored)],
             unseen={task.name: None for task in grid.suite.held_out},
+            contents=self.contents,
         )
 
     def remarks(self) -> list[str]:
@@ -211,13 +219,6 @@ class Cell:
     def _similarity(self) -> list[list[float]]:
         """Cosines between the task vectors, in the rows of the experts alone: they are the same for every method."""
         return [[round(cosine, 5) for cosine in line] for line in cosines(self.setup.experts).tolist()]
-
-
-def needs_of(method: Method) -> str:
-    """What a method and those inside it ask for besides weights: nothing | inputs | labels, the most of all."""
-    inner = [getattr(method, knob.name) for knob in fields(method)] if is_dataclass(method) else []
-    asked = [method.needs, *(needs_of(each) for each in inner if hasattr(each, "needs"))]
-    return next(need for need in ("labels", "inputs", "nothing") if need in asked)
 
 
 def said(row: Row) -> str:

@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from launchers import rows
 from launchers.callback import LISTED, check_writable, draw
-from launchers.cells import Cell, Setup, finish, needs_of
+from launchers.cells import Cell, Setup, finish
 from launchers.claims import Taken, owner
 from launchers.found import is_local, remember, state
+from launchers.opened import splits_read
 from launchers.preflight import foresee
 from launchers.rows import Row
 from launchers.sweep.group import group_of
@@ -31,7 +32,7 @@ from merging.files import write_text
 from merging.methods import Base, Expert
 from merging.saving import check_target
 from tasks.grid import Grid
-from tasks.scales import Fixed, Search
+from tasks.scales import Fixed
 from tasks.suite import Suite, calibration
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,5 @@ _SETUPS: dict[str, Setup] = {}
 
 def looked_at(config: DictConfig, decides: dict[str, Any]) -> list[str]:
     """The splits that this job reads."""
-    searched = isinstance(instantiate(config.scale), Search) and decides["scale"] is not None
-    looks = needs_of(instantiate(config.method)) == "inputs"
-    router = [str(split) for split in [(decides["router"] or {}).get("split")] if split]  # none of an oracle
-    return [*dict.fromkeys([config.split, *["val"] * searched, *["calibration"] * looks, *router])]
+    method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
+    return [*dict.fromkeys([config.split, *splits_read(method, scale, router, decides)])]

@@ -1,11 +1,15 @@
 """Which splits a merge and its gates really looked at, and who did. Scoring is not counted: `Row.splits` tells it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
+from merging.adapt import Learned
 from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.methods import Method
+from tasks.scales import Search
 
 SCALE = "scale"  # who picks a coefficient by labelled accuracy: selection, not adaptation
 ORDER = ("test", "val", "calibration", "train")  # of the splits that a row adapted on the first is its `adaptation`
@@ -52,3 +56,18 @@ def adaptation(opened: Mapping[str, Sequence[str]]) -> str:
     """The split that the numbers of a row adapted to: where there are several the gravest, "test"; "none"."""
     seen = [split for split, who in opened.items() if set(who) - {SCALE}]
     return next((split for split in (*ORDER, *seen) if split in seen), "none")
+
+
+def splits_read(method: Method, scale: object, router: object, config: Mapping[str, Any]) -> list[str]:
+    """What a cell reads beside the split that it scores, known before: it searches on some, or learns from some."""
+    searched = [scale.split] if isinstance(scale, Search) and config["scale"] is not None else []
+    learned = [router.split] if isinstance(router, Learned) and config["router"] is not None else []
+    looks = ["calibration"] if needs_of(method) != "nothing" else []
+    return [*dict.fromkeys([*searched, *learned, *looks])]
+
+
+def needs_of(method: Method) -> str:
+    """What a method and those inside it ask for besides weights: nothing | inputs | labels, the most of all."""
+    inner = [getattr(method, knob.name) for knob in fields(method)] if is_dataclass(method) else []
+    asked = [method.needs, *(needs_of(each) for each in inner if hasattr(each, "needs"))]
+    return next(need for need in ("labels", "inputs", "nothing") if need in asked)

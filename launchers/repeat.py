@@ -64,7 +64,7 @@ def repeat(row: Row) -> Repeat:
             f"{str(error).splitlines()[0]} Check out the code that wrote it: {row.code}."
         ) from error
     differ = {group: (name, start[group]) for group, name in wanted.items() if name != start.get(group)}
-    return Repeat(overrides, differ, knobs, tuple(newer), rows.run_id(after, row.checkpoints))
+    return Repeat(overrides, differ, knobs, tuple(newer), rows.run_id(after, row.checkpoints, row.contents))
 
 
 @lru_cache(16)

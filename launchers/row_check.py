@@ -17,14 +17,17 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "method", "suite", "scale_source", "needs", "router", "granularity"), str),
     **dict.fromkeys(("family", "code", "created", "adaptation"), str),
     **dict.fromkeys(("config", "accuracy", "checkpoints", "splits", "seconds", "routing", "energy"), dict),
-    **dict.fromkeys(("opened", "unseen", "search"), dict),
+    **dict.fromkeys(("opened", "unseen", "search", "contents"), dict),
     **dict.fromkeys(("seed", "stored_bytes", "macs", "params"), int),
     **dict.fromkeys(("tasks", "collapsed", "remarks", "similarity"), list),
     "validation": (dict, type(None)),
     "scale": (float, int, type(None)),
     "error": (str, type(None)),
 }
-INSIDE = {"checkpoints": str, "splits": dict, "tasks": str, "collapsed": str, "remarks": str, "opened": list}
+INSIDE = {
+    "checkpoints": str, "splits": dict, "contents": dict, "tasks": str, "collapsed": str, "remarks": str,
+    "opened": list,
+}  # fmt: skip
 
 
 def problem(row: Any) -> Problem | None:

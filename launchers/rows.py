@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from merging.errors import UserError
 from merging.files import write_atomically
 
 log = logging.getLogger(__name__)
+PLACES = {"suite": ("sources", "text"), "experts": ("base", "experts", "paths")}  # options that name files
 
 
 @dataclass(frozen=True)
 class Row:
     """One method on one suite, with everything needed to trust, repeat or compare the numbers."""
 
-    run_id: str  # 12 hex digits of config and checkpoints, see run_id()
+    run_id: str  # 12 hex digits of config, checkpoints and contents, see run_id()
     status: str  # "ok" | "error"
     method: str  # label in tables: "ties", "base", "expert", ...
     config: dict[str, Any]  # the resolved Hydra config
@@ -58,6 +59,7 @@ class Row:
     search: dict[str, Any] = field(
         default_factory=dict
     )  # for the scale: its criterion, the scales listed, how many scored
+    contents: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> "head" or split that is read -> id
     similarity: list[list[float]] = field(default_factory=list)  # of an expert row: cosines between task vectors
     unseen: dict[str, float | None] = field(default_factory=dict)  # held-out task -> accuracy; None: no part for it
 
@@ -67,13 +69,24 @@ class Row:
         return found.said if found else None
 
 
-def run_id(config: Mapping[str, Any], checkpoints: Mapping[str, str]) -> str:
-    """Name a cell by content: 12 hex digits of SHA-256 over the resolved config and the checkpoint ids.
+def run_id(
+    config: Mapping[str, Any],
+    checkpoints: Mapping[str, str],
+    contents: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
+    """Name a cell by content: 12 hex digits of SHA-256 over the resolved config and the ids of weights and images.
 
-    The order of keys does not matter. Pass only what changes the numbers: no output folders, no tracker.
+    The order of keys does not matter, nor do the options that say where weights and images lie (PLACES): their ids
+    count. Pass only what changes the numbers: no output folders, no tracker.
     """
-    text = _strict_json({"config": config, "checkpoints": checkpoints}, "the config of this run", sort_keys=True)
+    plain = {name: _without(part, PLACES.get(name, ())) for name, part in config.items()}
+    cell = {"config": plain, "checkpoints": checkpoints, "contents": contents or {}}
+    text = _strict_json(cell, "the config of this run", sort_keys=True)
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:12]
+
+
+def _without(part: Any, names: Sequence[str]) -> Any:
+    return {key: value for key, value in part.items() if key not in names} if isinstance(part, Mapping) else part
 
 
 def write(row: Row, folder: str | Path) -> Path:

@@ -147,7 +147,8 @@ def _group(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _reference(row: Row) -> str:
     """What must agree before a row may be divided by an expert row."""
-    return json.dumps([row.suite, row.seed, row.checkpoints, row.splits], sort_keys=True)
+    heads = {task: ids.get("head") for task, ids in row.contents.items()}
+    return json.dumps([row.suite, row.seed, row.checkpoints, row.splits, heads], sort_keys=True)
 
 
 def _line(label: str, rows: Sequence[Row], experts: Mapping[str, Row]) -> Line:

@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from merging.backbones.tower import Backbone
 from merging.calibration import Calibration
+from merging.checkpoints import StateDict
 from merging.errors import UserError
 from merging.preflight import check_tasks, some
 
@@ -102,6 +103,44 @@ def divided(name: str, tasks: Sequence[Task], held_out: Sequence[str]) -> Suite:
         raise UserError(f"suite.held_out holds out every task of the suite {name}: no expert is left to merge.")
     merged, unseen = ([task for task in tasks if (task.name in held_out) == out] for out in (False, True))
     return Suite(name, tuple(merged), tuple(unseen))
+
+
+def content(task: Task, what: str) -> str:
+    """Id of everything that decides a split of a task, or its "head"; never a path.
+
+    A task that knows it without reading its images says so by a method of this name; else they are read now.
+    """
+    own = getattr(task, "content", None)
+    if own is not None:
+        return own(what)
+    return StateDict({"head": task.head()}).id[:16] if what == "head" else task.split(what).id
+
+
+def contents(suite: Suite, scored: str, others: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """Task -> ids of its head, of the split that is scored and, where it has an expert, of the others that are read."""
+    whole, part = ("head", scored, *others), ("head", scored)
+    read = [(task, whole) for task in suite.tasks] + [(task, part) for task in suite.held_out]
+    return {task.name: {what: content(task, what) for what in names} for task, names in read}
+
+
+def remarks(suite: Suite, scored: Mapping[str, Split]) -> list[str]:
+    """What a reader of accuracies should know of the images: how they were read, absent classes, equal tasks."""
+    said = [note for task in suite.every if hasattr(task, "notes") for note in task.notes()]  # type: ignore[attr-defined]
+    said += [note for task in suite.every if (note := absent(task, scored[task.name]))]
+    owners: dict[str, str] = {}
+    for name, split in scored.items():
+        if (first := owners.setdefault(split.id, name)) != name:
+            said.append(f"{first} and {name} are scored on the same images.")
+    return said
+
+
+def absent(task: Task, split: Split) -> str | None:
+    """What is to be said where classes have no image in the split, else None."""
+    there = set(split.labels.tolist())
+    missing = [name for index, name in enumerate(task.classes) if index not in there]
+    if not missing:
+        return None
+    return f"{task.name}: {split.name} has no image of {len(missing)} of {len(task.classes)} classes ({some(missing)})."
 
 
 def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.device = CPU) -> Calibration:

@@ -1,16 +1,19 @@
 """The mini8 suite: eight 32x32 tasks made here, seven drawn and one of real handwriting."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from torch import Tensor
 
+from merging.cache import code
 from merging.errors import UserError
 from merging.ops import generator
 from tasks.mini.digits import handwriting
 from tasks.mini.generate import CLASSES, render, to_bytes
-from tasks.mini.model import head
+from tasks.mini.model import BASE, head
 from tasks.suite import SPLITS, Split, Suite, divided, known
 
 HANDWRITTEN = {"train": (0, 1000), "val": (1000, 1160), "calibration": (1160, 1400), "test": (1400, 1797)}
@@ -31,9 +34,20 @@ class MiniTask:
     def split(self, name: str) -> Split:
         return _split(self, name)
 
+    def content(self, what: str) -> str:
+        """Id of a split or the head, by what draws it; nothing is drawn for it."""
+        made = [code(("tasks.mini",)), _base(), self.name, self.sizes, self.seed, what]
+        return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
+
     def head(self) -> Tensor:
         """Zero-shot head [classes, 128]: text features times the base's logit scale."""
         return head(self.name)
+
+
+@cache
+def _base() -> str:
+    """sha256 of the base, which reads the prompts."""
+    return hashlib.sha256(BASE.read_bytes()).hexdigest()
 
 
 @cache

@@ -10,8 +10,9 @@ from merging.errors import UserError
 from merging.preflight import some
 from tasks.suite import Suite, divided, unread
 from tasks.vision.known import DEFAULT, Facts, facts, names
+from tasks.vision.layout import USUAL, part_of
 from tasks.vision.parts import Rule
-from tasks.vision.sources import USUAL, Plain
+from tasks.vision.sources import Plain
 from tasks.vision.task import Store, VisionTask
 
 TEMPLATES = ("a photo of a {}.",)
@@ -76,7 +77,7 @@ def check_parts(task: str, where: Mapping[str, Any]) -> None:
     """Raises UserError for parquet files under a name that no part is read from."""
     named = [where.get(part) for part in USUAL]
     known = [*(name for names in USUAL.values() for name in names), *(name for name in named if isinstance(name, str))]
-    if extra := sorted(set(where["parquet"]) - set(known)):
+    if extra := sorted(name for name in where["parquet"] if name not in known and part_of(name) is None):
         raise UserError(
             f"suite.sources.{task}.parquet has {', '.join(extra)}, from which nothing is read. Call the parts "
             f"{', '.join(known)}, or say which one it is: suite.sources.{task}.train={extra[0]}."

@@ -26,6 +26,7 @@ from tasks.recipes import Recipe
 from tasks.vision import heads, images
 from tasks.vision import task as vision
 from tasks.vision.parts import Rule
+from tasks.vision.rows import RowSource
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"width": 16, "head_width": 8, "layers": 1, "image_size": 16, "patch_size": 8}
@@ -156,15 +157,15 @@ def expert_accuracy(
     expert_scores("val", setup, journal.NOWHERE)
 
 
-def vision_task(source="v1", rule=RULE, size=16, task="birds"):
-    found = SimpleNamespace(identity=lambda: source, repo="a/b", name="b", classes=lambda: ["a"])
+def vision_task(source="1" * 40, rule=RULE, size=16, task="birds", cache=None):
+    found = RowSource(hub="a/b", revision=source, cache=cache)
     store = vision.Store("images", "cache")
     return vision.VisionTask(task, found, None, None, ("{}",), "", True, rule, size, store)
 
 
-def class_names(cache, patch, source="v1"):
-    patch.setattr(vision, "Cache", lambda folder: cache)
-    assert vision_task(source).classes == ("a",)
+def class_names(cache, patch, source="1" * 40):
+    patch.setattr(RowSource, "_classes", lambda self: ("a",))
+    assert vision_task(source, cache=cache).classes == ("a",)
 
 
 def decoded(cache, patch, split="val", version=1, **how):
@@ -198,8 +199,8 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
                         "code": "new", "device": "meta"}, ()),
     "expert scores": (expert_accuracy, {"task": "c", "images": 1, "head": 2.0, "base": "y", "batch": 3,
                                         "device": "meta", "precision": "bf16", **OTHER}, ()),
-    "class names": (class_names, {"source": "v2"}, ()),
-    "decoded images": (decoded, {"split": "test", "version": 2, "source": "v2", "rule": Rule(seed=1), "size": 32,
+    "class names": (class_names, {"source": "2" * 40}, ()),
+    "decoded images": (decoded, {"split": "test", "version": 2, "source": "2" * 40, "rule": Rule(seed=1), "size": 32,
                                  "task": "cars"}, ()),
     "sha256": (file_id, {"content": 2.0, "folder": "two"}, ()),
 }  # fmt: skip
