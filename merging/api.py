@@ -16,6 +16,7 @@ from merging.experts import Experts, Source
 from merging.merged import Merged
 from merging.preflight import check_method, some
 from merging.routed import install
+from merging.tied import filled
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +87,11 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
         )
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     try:
-        check_fit({key: spec.shape for key, spec in merged.base.specs().items()}, expected)
+        stored = filled({key: merged.base.tensor(key) for key in merged.base.specs()}, model)
+        check_fit({key: tensor.shape for key, tensor in stored.items()}, expected)
         if merged.own:
             return install(model, merged)  # type: ignore[arg-type]
-        model.load_state_dict({key: merged.base.tensor(key).clone() for key in merged.base.specs()})
+        model.load_state_dict({key: tensor.clone() for key, tensor in stored.items()})
     except (RuntimeError, UserError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(

@@ -124,6 +124,9 @@ class SafetensorsFile:
             if min(0, start, *spec.shape) < 0 or end - start != spec.bytes or 8 + length + end > size:
                 raise ValueError(f"{key} claims bytes {start} to {end}, the data section has {size - 8 - length}")
             self._specs[key], self._starts[key] = spec, 8 + length + start
+        for key, kept in self.metadata.items():  # how safetensors.torch.save_model notes a tied weight that it left out
+            if kept in header and key not in header:
+                self._specs[key], self._starts[key] = self._specs[kept], self._starts[kept]
 
     @cached_property
     def _map(self) -> mmap.mmap:

@@ -23,6 +23,7 @@ from merging.opening import Source, open_alike
 from merging.preflight import check_experts, differing, listed, some
 from merging.separate import Joined, join_banks
 from merging.threads import each
+from merging.tied import tied
 from merging.tucker import Tucker, tucker
 from merging.views import Separate, fused_name, remarks_of
 
@@ -232,6 +233,14 @@ class Experts:
         only = None if self.only is None else frozenset(map(fused_name, self.only))
         specs = replace(self, separate_qkv=False, only=only).specs()
         return Joined(self.origin, self.tasks, specs, shared, join_banks(own or {}), routing, scale, **more)
+
+    def tied(self) -> Mapping[str, str]:
+        """The first name of every parameter that base and experts also hold under another one, see merging.tied."""
+        return self._tied
+
+    @cached_property
+    def _tied(self) -> Mapping[str, str]:
+        return tied(self._seen)
 
     def part(self, keys: Iterable[str]) -> "Experts":
         """The same experts with only these parameters in view: a method applied to them merges nothing else."""

@@ -17,7 +17,7 @@ class Dare:
     """DARE: drop random entries of each task vector, rescale the rest, then merge. Yu et al., 2024, arXiv 2311.03099.
 
     drop: 0 changes nothing, 0.9 keeps a tenth, each multiplied by 10. seed: of the masks, which do not depend on the
-    order of tasks or parameters. then: the method that merges what is left.
+    order of tasks or parameters; tied weights share one. then: the method that merges what is left.
     """
 
     drop: float = 0.5
@@ -29,8 +29,10 @@ class Dare:
         check_range("dare: drop", self.drop, 0.0, 0.999)
 
     def __call__(self, experts: Experts) -> Merged:
-        return self.then(experts.sparsified(self._drop))
+        tied = experts.tied()
 
-    def _drop(self, key: str, task: str, tau: Tensor) -> Tensor:
-        keep = torch.rand(tau.shape, generator=generator("dare", self.seed, key, task)) >= self.drop
-        return tau * keep / (1 - self.drop)
+        def drop(key: str, task: str, tau: Tensor) -> Tensor:
+            rng = generator("dare", self.seed, tied.get(key, key), task)
+            return tau * (torch.rand(tau.shape, generator=rng) >= self.drop) / (1 - self.drop)
+
+        return self.then(experts.sparsified(drop))

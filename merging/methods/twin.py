@@ -96,7 +96,8 @@ class Twin:
         if self.sparsify == "magnitude":
             return Dense(self._largest(beyond))
         if self.sparsify == "dropout":
-            return Dense(torch.stack([self._dropped(*each, key) for each in zip(beyond, experts.tasks, strict=True)]))
+            name = experts.tied().get(key, key)  # tied weights stay tied
+            return Dense(torch.stack([self._dropped(*each, name) for each in zip(beyond, experts.tasks, strict=True)]))
         matrices = beyond.flatten(2)
         if self.split_qkv and "in_proj" in key and matrices.shape[1] % 3 == 0:
             return Rows([self._low_rank(key, part, None) for part in matrices.chunk(3, 1)])

@@ -1,0 +1,52 @@
+"""Tied weights: several names for one tensor, such as an embedding and the output layer that shares it."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from merging.checkpoints import Checkpoint
+from merging.errors import UserError
+
+
+def tied(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
+    """Name -> the first, in sorted order, of the names under which every checkpoint holds the same numbers.
+
+    Files store a tied weight once or several times, and copying a state dict parts it: so content decides, and only
+    where all agree. A name that is alone is not listed; of names that differ little is read to see it.
+    """
+    firsts: dict[object, list[str]] = {}
+    found: dict[str, str] = {}
+    for key, spec in sorted(checkpoints[0].specs().items()):
+        others = firsts.setdefault((spec.shape, spec.dtype), [])
+        first = next((name for name in others if all(_same(each, name, key) for each in checkpoints)), None)
+        if first is None:
+            others.append(key)
+        else:
+            found[key] = first
+    return found
+
+
+def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Whether two parameters of one shape hold the same numbers."""
+    first, second = checkpoint.tensor(one).reshape(-1), checkpoint.tensor(other).reshape(-1)
+    if first.data_ptr() == second.data_ptr():
+        return True
+    return torch.equal(first[:64], second[:64]) and torch.equal(first, second)
+
+
+def filled(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A state dict for a module with tied weights: a name that it lacks has the tensor of another name for it.
+
+    Raises UserError where the state holds different numbers for names that the module ties.
+    """
+    whole, names = dict(state), {}
+    for key, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else key, []).append(key)
+    for group in names.values():
+        have = [key for key in group if key in state]
+        for key in have[1:]:
+            if not torch.equal(state[have[0]], state[key]):
+                raise UserError(f"{have[0]} and {key} are one tensor in the module and differ in the file")
+        whole |= {key: state[have[0]] for key in group if have and key not in state}
+    return whole

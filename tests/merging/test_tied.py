@@ -1,0 +1,89 @@
+"""Tied weights stay tied: through random masks, files that store them once, and loading."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_model
+from samples import drawn
+from torch import nn
+
+from merging import Experts, UserError, load, merge
+from merging.methods import Average, Base, Dare, Ties, Twin
+
+
+class Tied(nn.Module):
+    """A language model's two ends."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.embed, self.head, self.norm = nn.Embedding(12, 6), nn.Linear(6, 12, bias=False), nn.LayerNorm(6)
+        self.embed.weight.data = drawn(12, 6, seed=seed)
+        self.head.weight = self.embed.weight
+
+
+def parted(module):
+    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
+
+
+@pytest.fixture(params=["in memory", "copies", "files", "files without the copy"])
+def sources(request, tmp_path, stored):
+    modules = [Tied(seed) for seed in range(3)]
+    if request.param == "in memory":
+        return [module.state_dict() for module in modules]
+    if request.param == "copies":
+        return [parted(module) for module in modules]
+    if request.param == "files":
+        return [stored(parted(module)) for module in modules]
+    paths = [tmp_path / f"{index}.safetensors" for index in range(3)]
+    for module, path in zip(modules, paths, strict=True):
+        save_model(module, str(path))
+        assert len(load_file(path)) == 3
+    return paths
+
+
+METHODS = [Dare(0.5), Dare(0.5, then=Ties()), Twin(shared=Base(), sparsify="dropout", keep=0.5, start=None)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_one_mask_is_drawn_for_all_names_of_a_weight(sources, method):
+    base, *experts = sources
+    merged = merge(method, base, experts)
+    for gate in [None] if not merged.own else [merged.one_hot(0), merged.one_hot(1)]:
+        state = dict(merged.state(gate))
+        assert torch.equal(state["embed.weight"], state["head.weight"])
+        assert 0 < (state["embed.weight"] != Experts.open(base, experts).base("embed.weight")).float().mean() < 1
+
+
+def test_a_merge_of_tied_experts_is_loaded_into_a_tied_module(sources, tmp_path):
+    base, *experts = sources
+    path = merge(Average(), base, experts).save(tmp_path / "merged.safetensors")
+    model = load(path, Tied())
+    assert model.head.weight is model.embed.weight
+    assert torch.allclose(model.embed.weight, (drawn(12, 6, seed=1) + drawn(12, 6, seed=2)) / 2, atol=1e-6)
+
+
+def test_a_module_that_is_tied_takes_a_file_with_one_name(tmp_path):
+    """As transformers writes it: the second name is nowhere in the file."""
+    states = [{key: value for key, value in parted(Tied(seed)).items() if key != "head.weight"} for seed in range(3)]
+    path = merge(Average(), states[0], states[1:]).save(tmp_path / "merged.safetensors")
+    assert torch.allclose(load(path, Tied()).head.weight, (drawn(12, 6, seed=1) + drawn(12, 6, seed=2)) / 2, atol=1e-6)
+    untied = Tied()
+    untied.head.weight = nn.Parameter(torch.zeros(12, 6))
+    with pytest.raises(UserError, match=r"it lacks head.weight"):
+        load(path, untied)
+
+
+def test_weights_that_are_no_longer_tied_are_refused_by_a_tied_module(tmp_path):
+    states = [parted(Tied(seed)) for seed in range(3)]
+    states[2]["head.weight"] += 1
+    path = merge(Average(), states[0], states[1:]).save(tmp_path / "merged.safetensors")
+    with pytest.raises(UserError, match=r"embed.weight and head.weight are one tensor in the module and differ"):
+        load(path, Tied())
+
+
+def test_what_one_expert_holds_apart_is_not_tied():
+    states = [parted(Tied(seed)) for seed in range(3)]
+    assert Experts.open(states[0], states[1:]).tied() == {"head.weight": "embed.weight"}
+    states[2]["head.weight"][0, 0] += 1
+    assert Experts.open(states[0], states[1:]).tied() == {}
+    merged = merge(Dare(0.5), states[0], states[1:])
+    assert not torch.equal(merged.weight("embed.weight"), merged.weight("head.weight"))
