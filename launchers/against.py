@@ -143,10 +143,14 @@ def _settings(row: Row, there: Published) -> list[str]:
     for name, wanted in there.settings.items():
         if name.startswith("experts.") and not _same_family(row, there):
             continue
+        if name.startswith("search.") and not row.scale_source.startswith("search"):
+            continue  # a method without a scale, or told as a scale that was not searched
         if name == "scale":
             said += _scale(row, wanted)
         elif (here := _here(row, name)) != wanted:
             said.append(f"{name} {_short(wanted)} / {_short(here)}")
+    if (scored := row.search.get("scored", 0)) < (listed := len(row.search.get("scales", ()))):
+        said.append(f"all scales scored / {scored} of {listed}")
     precision = _look(row.config, "engine.precision")
     return said if precision in (None, PRECISION) else [*said, f"precision {PRECISION} / {precision}"]
 
@@ -167,6 +171,11 @@ def _scale(row: Row, wanted: Any) -> list[str]:
 def _here(row: Row, name: str) -> Any:
     if name == "router":
         return _routed_by(row)
+    if name == "search.scales":
+        scales = row.search.get("scales")
+        return scales and f"{len(scales)} from {min(scales):g} to {max(scales):g}"
+    if name == "search.criterion":
+        return row.search.get("criterion")
     return getattr(row, name) if name in ("adaptation", "granularity") else _look(row.config, name)
 
 

@@ -10,6 +10,8 @@ from launchers.published import FOLDER, published
 KNOWN = published()
 SUITES = {name: tuple(tasks) for name, tasks in yaml.safe_load((FOLDER / "about.yaml").read_text())["suites"].items()}
 
+SEARCH = {"criterion": "norm", "scales": [round(0.1 * step, 1) for step in range(1, 31)], "scored": 30}
+
 
 def names(row):
     return f"{row.table} {row.backbone} {row.suite} {row.printed}"
@@ -41,6 +43,7 @@ def measured(there, off=0.0, make=make_row, suite=None, config=None, **changes):
             "accuracy": scores,
             "splits": {task: {"name": "test", "id": task, "size": there.test_images.get(task, 7)} for task in tasks},
             "scale_source": source,
+            "search": SEARCH if source.startswith("search") else {},
             **told,
             **changes,
         },

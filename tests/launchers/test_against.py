@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from cells import failed_row, make_row, routed_row
-from repeated import KNOWN, SUITES, measured, names, published_row
+from repeated import KNOWN, SEARCH, SUITES, measured, names, published_row
 
 from launchers import against_table, rows, table
 from launchers.against import counterparts, sections
@@ -61,6 +61,10 @@ TWIN, DUET = published_row("Twin-Merging, Table 3", "twin"), published_row("Duet
     (TA, {"adaptation": "test"}, "adaptation none / test"),
     (TA, {"router": "oracle"}, "router none / oracle"),
     (TSV, {"scale_source": "fixed", "scale": 1.0}, "scale tuned on validation / 1 fixed"),
+    (TSV, {"search": SEARCH | {"criterion": "mean"}}, "search.criterion norm / mean"),
+    (TSV, {"search": SEARCH | {"scales": [0.1, 1.0]}}, "search.scales 30 from 0.1 to 3 / 2 from 0.1 to 1"),
+    (TSV, {"search": SEARCH | {"scored": 14}}, "all scales scored / 14 of 30"),
+    (TSV, {"search": {}}, "search.criterion norm / not set"),
     (EMR, {"router": "task_id"}, "router oracle / task_id"),
     (SMILE, {"granularity": "sample", "router": "oracle"}, "router subspace / oracle, granularity token / sample"),
     (WEMOE, {"router": "oracle", "adaptation": "none", "granularity": "sample"},
