@@ -95,7 +95,7 @@ def refusing(honest, task):
     [
         (["folder={unwritable}"], "Cannot write to folder="),
         (["recipe.accumulate=9"], "recipe: accumulate=9 is out of range"),
-        (["recipe.optimizer=sgd"], "Choose one of adamw, adam"),
+        (["recipe.optimizer=sgd"], "recipe.optimizer='sgd' is unknown. Choose adamw or adam."),
         (["engine.precision=fp8"], "engine.precision='fp8' is unknown"),
         (["experts.base=nowhere.safetensors"], "There is no nowhere.safetensors"),
         (["suite.tasks=[trucks]"], "There is no task 'trucks'"),
