@@ -110,9 +110,13 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _paths(text: str) -> list[str]:
-    """The files and folders that a text may name: itself, by a pattern, or by a template for every task."""
+    """The files and folders that a text may name: itself, by a pattern, or by a template for every task.
+
+    Of an index (.json) its folder: it names files beside it.
+    """
     pattern = os.path.expanduser(text.replace("{task}", "*"))
-    return [os.path.abspath(path) for path in {pattern, *glob(pattern)} if path and os.path.exists(path)]
+    named = [os.path.abspath(path) for path in {pattern, *glob(pattern)} if path and os.path.exists(path)]
+    return [os.path.dirname(path) if path.endswith(".json") else path for path in named]
 
 
 def _digest(place: str) -> str:

@@ -66,6 +66,16 @@ def test_a_file_more_also_behind_a_link(files):
     assert state(files.config) != after
 
 
+def test_a_file_that_an_index_names(files):
+    index = files.folder / "parts" / "model.safetensors.index.json"
+    index.parent.mkdir()
+    index.write_text("{}")
+    files.config.experts.base = str(index)
+    before = state(files.config)
+    index.with_name("model-00001-of-00002.safetensors").write_text("one")
+    assert state(files.config) != before
+
+
 def test_what_a_run_writes_changes_nothing(files):
     before = state(files.config)
     for name in ("outputs/results/row.json", "decoded/pets.pt", "other.txt"):

@@ -17,7 +17,6 @@ from launchers.plots import heatmap
 from launchers.reach import default_mode
 from launchers.routing_figure import routing_figure
 from launchers.track import NoTracker, WandbTracker
-from merging.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "tracker"
 
@@ -151,5 +150,3 @@ def test_configs_build_and_name_every_knob():
     assert instantiate(wandb) == WandbTracker(folder="outputs/runs")
     knobs = {each.name for each in fields(WandbTracker) if each.init}
     assert set(conf["wandb"]) == knobs | {"_target_"}
-    with pytest.raises(UserError, match=r"tracker\.mode is 'onlin'"):
-        WandbTracker(mode="onlin")
