@@ -25,7 +25,7 @@ from merging.cache import Cache, code, modules_of
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
-from merging.methods import Expert
+from merging.methods import Expert, Multitask
 from merging.methods.method import Method
 from merging.similarity import cosines
 from tasks.grid import Grid, RoutingFound
@@ -72,8 +72,14 @@ class Cell:
     setup: Setup
 
     @property
+    def checkpoints(self) -> dict[str, str]:
+        """Content ids of base and experts; of the row of the model of all tasks also its own, which is trained now."""
+        trained = self.setup.experts.multitask if isinstance(self.method, Multitask) else None
+        return self.setup.checkpoints | ({} if trained is None else {"multitask": trained().id})
+
+    @property
     def run_id(self) -> str:
-        return rows.run_id(self.config, self.setup.checkpoints, self.contents)
+        return rows.run_id(self.config, self.checkpoints, self.contents)
 
     @cached_property
     def contents(self) -> dict[str, dict[str, str]]:
@@ -105,7 +111,7 @@ class Cell:
             router="none",
             granularity="none",
             family=self.setup.family,
-            checkpoints=self.setup.checkpoints,
+            checkpoints=self.checkpoints,
             splits={name: {"name": self.split, "id": split.id, "size": len(split)} for name, split in scored.items()},
             seed=self.config["seed"],
             code=code_version(),

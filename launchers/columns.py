@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from launchers.rows import Row
-from launchers.summary import Line, Summary, Value
+from launchers.summary import REFERENCES, Line, Summary, Value
 
 UNSEEN = "unseen"  # tasks whose experts were left out
 COMPETE = ("static", "routed")  # kinds of lines whose best is bold; what is not fair takes no part
@@ -46,7 +46,7 @@ def columns(summary: Summary) -> list[Column]:
 
 def _facts(lines: Sequence[Line]) -> list[tuple[str, Callable[[Line], str]]]:
     """The columns behind the scores; those of dynamic merges only where there is one."""
-    merged = [row for line in lines if line.kind not in ("base", "expert", "failed") for row in line.rows]
+    merged = [row for line in lines if line.kind not in (*REFERENCES, "failed") for row in line.rows]
     ratios = {row.run_id: ratio for line in lines for row in line.rows if (ratio := _work(row, lines)) is not None}
     facts: list[tuple[str, Callable[[Line], str]]] = [("scale", _scale), ("needs", lambda line: line.rows[0].needs)]
     if any(row.router != "none" for row in merged):

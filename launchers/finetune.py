@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,25 +24,26 @@ from merging.errors import UserError
 if TYPE_CHECKING:  # importing them imports torch, which `--help` does without
     from tasks.engine import Engine
     from tasks.expert_files import Bench, Made
-    from tasks.suite import Suite
+    from tasks.multitask import Together
+    from tasks.suite import Suite, Task
 
 log = logging.getLogger(__name__)
 _FAILED: list[str] = []  # what went wrong in this process
 
 
 def run(config: DictConfig) -> "list[Made]":
-    """One expert per task; those that another process is making are left to it, and one that fails stops no other."""
+    """An expert per task, or a model for all; those that another process is making are left to it, and one that fails
+    stops no other."""
     from merging.saving import check_target
 
     check_writable("folder", Path(config.folder))
-    suite = instantiate(config.suite)
-    bench = bench_of(config, suite)
-    for task in suite.tasks:
+    bench, tasks = planned(config, instantiate(config.suite))
+    for task in tasks:
         bench.check(task.name)
         check_target(bench.path(task.name), [bench.base])
-    bench.check_space(suite.names)
+    bench.check_space([task.name for task in tasks])
     made = []
-    for task in suite.tasks:
+    for task in tasks:
         try:
             with claim(bench.unfinished(task.name).parent, task.name):
                 made.append(bench.make(task))
@@ -52,6 +54,16 @@ def run(config: DictConfig) -> "list[Made]":
             log.error("%s", error)
     show(made)
     return made
+
+
+def planned(config: DictConfig, suite: "Suite") -> "tuple[Bench, Sequence[Task | Together]]":
+    """The bench, and what is trained on it: every task by itself, or all as one."""
+    from tasks.multitask import Together
+
+    bench = bench_of(config, suite)
+    if not config.multitask:
+        return bench, suite.tasks
+    return bench.for_tasks(len(suite.tasks)), (Together(suite.tasks),)
 
 
 def bench_of(config: DictConfig, suite: "Suite") -> "Bench":

@@ -26,6 +26,7 @@ from launchers.track import Tracker
 from merging.adapt import Oracle
 from merging.backbones.tower import Backbone
 from merging.cache import GIB, Cache
+from merging.checkpoints import Checkpoint
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.files import write_text
@@ -122,7 +123,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     decides = {name: plain[name] for name in DECIDES}
     decides["experts"].pop("workers", None)
     decides["suite"].pop("store", None)
-    if decides["method"]["_target_"].endswith((".Base", ".Expert")):
+    if decides["method"]["_target_"].endswith((".Base", ".Expert", ".Multitask")):
         decides["scale"] = None
     if not any(getattr(get_class(target), "routed", False) for target in targets(decides["method"])):
         decides["router"] = None  # what is static, or brings its own gate, is the same under every router
@@ -154,7 +155,8 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
         foresee(suite, source, backbone, engine, looked_at(config, decides))
         suite = source.headed(suite, backbone, store) if hasattr(source, "headed") else suite
         unlabelled = cache(partial(calibration, suite, backbone, device=engine.place))
-        experts = replace(source.open(suite, backbone, store), calibration=unlabelled)
+        trained = cache(partial(multitask_of, source, suite, backbone, store))
+        experts = replace(source.open(suite, backbone, store), calibration=unlabelled, multitask=trained)
         unseen, more = of_unseen(source, suite, backbone, store)
         grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
         read = [remark for each in (experts, unseen) if each is not None for remark in each.remarks]
@@ -174,6 +176,17 @@ def of_unseen(source: Any, suite: Suite, backbone: Backbone, store: Cache) -> tu
         return source.open(suite.unseen, backbone, store), ()
     except UserError as error:
         return None, (f"No expert row for {', '.join(suite.unseen.names)}, held out: {error}",)
+
+
+def multitask_of(source: Any, suite: Suite, backbone: Backbone, store: Cache) -> Checkpoint:
+    """The model trained on all tasks together. Raises UserError for published families, which have none."""
+    if not hasattr(source, "open_multitask"):
+        raise UserError(
+            f"method=multitask is a model trained on the images of all tasks, and the family {source.family} has only "
+            f"experts of one task each. Train it beside experts of your own (duet-finetune suite={suite.name}, then "
+            f"again with multitask=true) and take both with experts=folder."
+        )
+    return source.open_multitask(suite, backbone, store)
 
 
 _SETUPS: dict[str, Setup] = {}

@@ -52,7 +52,10 @@ def _routed(lines: Sequence[Line]) -> list[str]:
             said.append(f"One set of weights per {what}, so that an image's result depends on the others: {who}.")
     if right := [f"{line.label} {100 * line.routed_right.mean:.1f}" for line in scored if line.routed_right]:
         said.append(f"Routed right (largest weight on the own task), in percent: {', '.join(right)}.")
-    adapted = [(row.adaptation, is_transductive(row), line.label) for line in scored for row in line.rows]
+    if trained := [line.label for line in scored if line.kind == "multitask"]:
+        said.append(f"No merge, but trained on the labelled train images of all tasks together: {', '.join(trained)}.")
+    adapted = [(row.adaptation, is_transductive(row), line.label) for line in scored if line.kind != "multitask"
+               for row in line.rows]  # fmt: skip
     for split, leaks in sorted({(split, leaks) for split, leaks, _ in adapted if split != "none"}):
         who = ", ".join(dict.fromkeys(label for *seen, label in adapted if seen == [split, leaks]))
         kind = " (transductive; no fair rival, never bold)" if leaks else ""

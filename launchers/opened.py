@@ -6,6 +6,7 @@ from typing import Any
 
 from merging.adapt import Learned
 from merging.calibration import Calibration
+from merging.checkpoints import Checkpoint
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Method
@@ -32,9 +33,7 @@ class Opened:
 
         What a cache holds of a split's images is keyed by them, so its use opens the split too, without reading one.
         """
-        give = experts.calibration
-        if give is None:
-            return experts
+        give, train = experts.calibration, experts.multitask
 
         def opening(split: str) -> Calibration:
             if needs == "nothing":
@@ -43,9 +42,15 @@ class Opened:
                     f'its class say what it uses: needs: ClassVar[str] = "inputs".'
                 )
             self.note(who, split)
+            assert give is not None
             return give(split)
 
-        return replace(experts, calibration=opening)
+        def training() -> Checkpoint:
+            self.note(who, "train")
+            assert train is not None
+            return train()
+
+        return replace(experts, calibration=give and opening, multitask=train and training)
 
     def by(self, who: str) -> tuple[str, ...]:
         """The splits that `who` opened."""
@@ -62,7 +67,7 @@ def splits_read(method: Method, scale: object, router: object, config: Mapping[s
     """What a cell reads beside the split that it scores, known before: it searches on some, or learns from some."""
     searched = [scale.split] if isinstance(scale, Search) and config["scale"] is not None else []
     learned = [router.split] if isinstance(router, Learned) and config["router"] is not None else []
-    looks = ["calibration"] if needs_of(method) != "nothing" else []
+    looks = ["calibration"] if needs_of(method) == "inputs" else []  # what learned from labels is a checkpoint
     return [*dict.fromkeys([*searched, *learned, *looks])]
 
 

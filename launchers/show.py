@@ -21,11 +21,9 @@ from rich.text import Text
 from launchers.notes import scale_source
 from launchers.repeat import ABSENT, Repeat, repeat, spelled
 from launchers.rows import Row
-from launchers.summary import Line, summarise
+from launchers.summary import REFERENCES, Line, same_experts, summarise
 from launchers.table import RESULTS, WIDTH, rows_of
 from merging.errors import UserError
-
-REFERENCES = ("base", "expert")
 
 
 def pick(rows: Sequence[Row], prefix: str, where: str = RESULTS) -> Row:
@@ -147,11 +145,14 @@ def _data(row: Row) -> list[str]:
     names = " and ".join(sorted({str(split.get("name")) for split in row.splits.values()})) or "an unknown"
     images = f"{next(iter(sizes.values()))} images a task" if len({*sizes.values()}) == 1 else (
         ", ".join(f"{task} {size}" for task, size in sizes.items()))  # fmt: skip
+    labelled = row.needs == "labels"
     seen = {"none": "It saw no image before.", "test": "It saw the unlabelled test images before (transductive)."}
     return [
         f"Scored on the {names} split ({images}), seed {row.seed}.",
         f"The method needs {row.needs} besides weights. "
-        + seen.get(row.adaptation, f"It saw the unlabelled {row.adaptation} images before.")
+        + seen.get(
+            row.adaptation, f"It saw the {'labelled' if labelled else 'unlabelled'} {row.adaptation} images before."
+        )
         + "".join(
             f" {split.capitalize()} images were opened by {', '.join(who)}." for split, who in row.opened.items()
         ),
@@ -210,13 +211,9 @@ def _scores(row: Row, line: Line) -> Padding:
 def _unseen(row: Row, rows: Sequence[Row]) -> Padding:
     """Per held-out task: accuracy, that of the base and of its own expert, and whose parts the gates gave it."""
     table = Table("unseen task", box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
-    peers = [
-        each
-        for each in rows
-        if each.status == "ok" and (each.checkpoints, each.splits) == (row.checkpoints, row.splits)
-    ]
-    references = {each.method: each.unseen for each in peers if each.method in REFERENCES and each.seed == row.seed}
-    columns = {"accuracy %": row.unseen} | {f"{name} %": references.get(name, {}) for name in REFERENCES}
+    peers = [each for each in rows if each.status == "ok" and same_experts(each) == same_experts(row)]
+    references = {each.method: each.unseen for each in peers}
+    columns = {"accuracy %": row.unseen} | {f"{name} %": references[name] for name in REFERENCES if name in references}
     for name in columns:
         table.add_column(name, justify="right")
     borrowed = row.routing.get("unseen", {})

@@ -11,7 +11,8 @@ from itertools import chain, pairwise
 from launchers.labels import identity, labels
 from launchers.rows import Row
 
-KINDS = ("base", "static", "routed", "oracle", "failed", "expert")
+KINDS = ("base", "static", "routed", "oracle", "failed", "multitask", "expert")
+REFERENCES = ("base", "multitask", "expert")  # no merges
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Line:
 
     @property
     def kind(self) -> str:
-        """What it may be compared with: "base", "static", "routed" per input, "oracle", "failed" or "expert"."""
+        """What it may be compared with: "static", "routed" per input, "oracle", "failed", or one of REFERENCES."""
         row = self.rows[0]
-        if row.method in ("base", "expert"):
+        if row.method in REFERENCES:
             return row.method
         if self.failed:
             return "failed"
@@ -126,7 +127,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 def _summarise_suite(rows: Sequence[Row]) -> Summary:
     groups = _group(rows)
     names = labels([group[0] for group in groups])
-    experts = {_reference(row): row for row in rows if row.method == "expert" and row.status == "ok"}
+    experts = {same_experts(row): row for row in rows if row.method == "expert" and row.status == "ok"}
     lines = [_line(label, group, experts) for label, group in zip(names, groups, strict=True)]
     split = rows[0].config.get("split")
     title = rows[0].suite + (f" without {', '.join(rows[0].unseen)}" if rows[0].unseen else "")
@@ -145,16 +146,17 @@ def _group(rows: Sequence[Row]) -> list[list[Row]]:
     return list(groups.values())
 
 
-def _reference(row: Row) -> str:
+def same_experts(row: Row) -> str:
     """What must agree before a row may be divided by an expert row."""
     heads = {task: ids.get("head") for task, ids in row.contents.items()}
-    return json.dumps([row.suite, row.seed, row.checkpoints, row.splits, heads], sort_keys=True)
+    ids = {name: row.checkpoints.get(name) for name in ("base", *row.tasks, *row.unseen)}
+    return json.dumps([row.suite, row.seed, ids, row.splits, heads], sort_keys=True)
 
 
 def _line(label: str, rows: Sequence[Row], experts: Mapping[str, Row]) -> Line:
     if rows[0].status == "error":
         return Line(label, tuple(rows), {}, {}, None, None)
-    ratios = [_ratios(row, experts.get(_reference(row))) for row in rows]
+    ratios = [_ratios(row, experts.get(same_experts(row))) for row in rows]
     whole = all(ratios)
     return Line(
         label=label,

@@ -15,7 +15,7 @@ from launchers.draw import cut, draw, fits
 from launchers.export import comma_separated, latex, markdown
 from launchers.notes import notes
 from launchers.rows import Row, read
-from launchers.summary import summarise
+from launchers.summary import REFERENCES, summarise
 from merging.errors import UserError
 
 RESULTS = "outputs/results"
@@ -28,7 +28,7 @@ def show(rows: Iterable[Row], console: Console) -> None:
         family = ", ".join(sorted({line.rows[0].family for line in summary.lines}))
         title = summary.suite if family in ("", summary.suite) else f"{summary.suite} ({family})"
         console.print(Text(f"\n{title}\n", "bold"))
-        references = [index for index, line in enumerate(summary.lines) if line.kind in ("base", "expert")]
+        references = [index for index, line in enumerate(summary.lines) if line.kind in REFERENCES]
         for block in _blocks(columns(summary), console):
             console.print(draw(block, references, summary.breaks))
             console.print()

@@ -48,6 +48,7 @@ class Experts:
     cache: Cache | None = None
     sparsifier: Sparsifier | None = None
     calibration: Callable[[str], Calibration] | None = None  # of a split, without labels
+    multitask: Callable[[], Checkpoint] | None = None  # one model trained on the labelled data of all tasks
     only: frozenset[str] | None = None  # the parameters in view, None is all
     separate_qkv: bool = False
 

@@ -1,13 +1,14 @@
-"""Fine-tunes experts into a folder, one file per task, each with its provenance; resumable at any moment."""
+"""Fine-tunes experts into a folder, one file per task or one for all, with provenance; resumable at any moment."""
 
 import json
 import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from merging.checkpoints import Checkpoint, SafetensorsFile, Spec, StateDict, wr
 from merging.errors import UserError
 from tasks.engine import Engine
 from tasks.grid import outcome
+from tasks.multitask import TASKS, Together, parts
 from tasks.progress import Progress
 from tasks.recipes import Recipe
-from tasks.suite import Split, Task
+from tasks.suite import Task
 from tasks.training import Job, State, Training
 
 SNAPSHOTS = 6  # in sizes of an expert: weights and two moments, the old one and the new
@@ -91,7 +93,11 @@ class Bench:
                 f"where {free / 1e9:.1f} GB are free. Free some space or name another folder=<folder>."
             )
 
-    def make(self, task: Task) -> Made:
+    def for_tasks(self, count: int) -> "Bench":
+        """The bench for one model of that many tasks."""
+        return replace(self, recipe=self.recipe.for_tasks(count))
+
+    def make(self, task: Task | Together) -> Made:
         """The expert, from its file, or trained now, going on where a killed run was.
 
         Raises UserError for no training images, for a file or a snapshot that was made in another way, and as Training.
@@ -101,7 +107,7 @@ class Bench:
             raise UserError(f"{task.name} has no training images. Give it some, or leave it out of suite.tasks.")
         recipe, path = self.recipe.for_images(len(split)), self.path(task.name)
         head = StateDict({"head": task.head()}).id
-        facts = {**self.facts(task.name, recipe), "train": split.id, "head": head}
+        facts = {**self.facts(task.name, recipe), **trained_on(task), "train": split.id, "head": head}
         if path.exists() and not self.redo:
             stored = SafetensorsFile(path).metadata
             check_same(path, stored, facts)
@@ -125,16 +131,15 @@ class Bench:
         return stored
 
     def _train(self, job: Job, facts: Mapping[str, Any], unfinished: SafetensorsFile | None) -> Made:
-        name, val = job.task.name, job.task.split("val")
-        training = Training(job, self.engine)
+        name, training = job.task.name, Training(job, self.engine)
         if unfinished is not None:
             before = json.loads(unfinished.metadata["before"])
             stored = {key: unfinished.tensor(key) for key in unfinished.specs()}
             training.resume(int(unfinished.metadata["step"]), stored)
         else:
-            before = self._accuracy(training, val)
+            before = self._accuracy(training)
         self._steps(training, facts, before, f"{len(job.split)} images, {100 * before:.1f} % right on val before")
-        after = self._accuracy(training, val)
+        after = self._accuracy(training)
         metadata = {"family": self.family, "made": json.dumps(facts), "val": json.dumps([before, after])}
         _write(self.path(name), training.weights(), metadata)
         self.unfinished(name).unlink(missing_ok=True)
@@ -161,13 +166,19 @@ class Bench:
             progress.at(resumed)
             training.run(note)
 
-    def _accuracy(self, training: Training, val: Split) -> float:
-        """Share of right answers on validation."""
+    def _accuracy(self, training: Training) -> float:
+        """Share of right answers on validation, mean over tasks."""
         training.tower.eval()
+        scored = lambda task: outcome(training.tower, self.backbone, task, task.split("val"), self.engine)  # noqa: E731
         try:
-            return outcome(training.tower, self.backbone, training.job.task, val, self.engine).accuracy
+            return fmean(scored(task).accuracy for task in parts(training.job.task))
         finally:
             training.tower.train()
+
+
+def trained_on(task: Task | Together) -> dict[str, list[str]]:
+    """The fact that only a model of several tasks has: their names."""
+    return {TASKS: [each.name for each in task.tasks]} if isinstance(task, Together) else {}
 
 
 def check_same(path: Path, metadata: Mapping[str, str], facts: Mapping[str, Any]) -> None:

@@ -15,13 +15,20 @@ from merging.cache import Cache, code, key_of
 from merging.checkpoints import Checkpoint, StateDict, digest
 from merging.errors import UserError
 from merging.threads import each
+from tasks.multitask import Mixture, Together
 from tasks.progress import Progress
 from tasks.recipes import Recipe
 from tasks.suite import Split, Suite, Task
 from tasks.training import Job, State, Training
 
 __all__ = ["Job", "Recipe", "make_experts", "train_expert"]
-CODE = ("tasks.training", "tasks.recipes", "merging.backbones", "merging.ops")  # what an expert was made by
+CODE = (
+    "tasks.training",
+    "tasks.multitask",
+    "tasks.recipes",
+    "merging.backbones",
+    "merging.ops",
+)  # what makes an expert
 LIBRARIES = ("open_clip_torch",)
 
 
@@ -57,14 +64,31 @@ def make_experts(
     return [StateDict(state, f"fine-tuned on {task.name}") for state, task in zip(states, suite.tasks, strict=True)]
 
 
-def _key(base: Checkpoint, backbone: Backbone, task: Task, split: Split, recipe: Recipe, seed: int) -> str:
+def make_multitask(
+    base: Checkpoint, backbone: Backbone, suite: Suite, recipe: Recipe, seed: int, cache: Cache
+) -> Checkpoint:
+    """One model for all tasks, from the cache or trained now, in as many steps as its experts together."""
+    task, together = Together(suite.tasks), recipe.for_tasks(len(suite.tasks))
+    split = task.split("train")
+    state = {key: base.tensor(key).float() for key in base.specs()}
+    key = _key(base, backbone, task, split, together, seed)
+    job = Job(state, backbone, task, together, seed, split, key)
+    if cache.get(key) is None:
+        _train_all([job], cache, 1)
+    return StateDict(cache.tensors(key, lambda: train_expert(job)), f"fine-tuned on {', '.join(suite.names)}")
+
+
+def _key(
+    base: Checkpoint, backbone: Backbone, task: Task | Together, split: Split | Mixture, recipe: Recipe, seed: int
+) -> str:
     start, data = (base.id, backbone.identity()), (task.name, split.id, digest(task.head()))
     return key_of("expert", code(CODE, LIBRARIES), *start, *data, recipe.facts(), seed)
 
 
 def _train_all(jobs: Sequence[Job], cache: Cache, workers: int) -> None:
     names, steps = [job.task.name for job in jobs], jobs[0].recipe.steps
-    with Progress(f"fine-tuning {len(jobs)} experts", steps * len(jobs), ", ".join(names)) as progress:
+    what = "one model on all tasks" if isinstance(jobs[0].task, Together) else f"{len(jobs)} experts"
+    with Progress(f"fine-tuning {what}", steps * len(jobs), ", ".join(names)) as progress:
         if workers == 1:
             for job in jobs:
                 cache.tensors(job.key, lambda job=job: train_expert(job, progress.advance))

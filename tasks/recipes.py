@@ -57,6 +57,10 @@ class Recipe:
         """The recipe for that many training images."""
         return self
 
+    def for_tasks(self, count: int) -> "Recipe":
+        """The recipe for one model of that many tasks: as many times the steps, those of the warm-up included."""
+        return replace(self, steps=count * self.steps, warmup=count * self.warmup)
+
     def facts(self) -> dict[str, Any]:
         """The knobs, as JSON knows them."""
         return asdict(self)

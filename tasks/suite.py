@@ -33,6 +33,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Images per task."""
+        return (len(self),)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [n, 3, H, W] and labels [n]; only these are read."""
+        return self.images[indices], self.labels[indices]
+
     @cached_property
     def id(self) -> str:
         """Fingerprint: sha256 over images and labels, the first 16 hex digits."""

@@ -1,9 +1,9 @@
-"""One expert in the making: the image tower of a base, tuned on one task with the zero-shot head frozen."""
+"""One expert in the making: the image tower of a base, tuned on one task, or on all, with frozen zero-shot heads."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, chain, islice
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from merging.backbones.tower import Backbone
 from merging.errors import UserError
 from merging.ops import generator
 from tasks.engine import Engine
+from tasks.multitask import Mixture, Together
 from tasks.recipes import Recipe
 from tasks.suite import Split, Task
 
@@ -29,10 +30,10 @@ class Job:
 
     base: State  # floating parameters of the tower
     backbone: Backbone
-    task: Task
+    task: Task | Together
     recipe: Recipe
     seed: int
-    split: Split  # training images
+    split: Split | Mixture  # training images
     key: str  # the content of base, data, head and recipe
 
 
@@ -52,6 +53,7 @@ class Training:
         self._parameters = job.recipe.tuned(self.tower)
         self._optimizer = job.recipe.stepper(self._parameters)
         self._head = job.task.head().to(engine.place)
+        self._owners = job.task.owners().to(engine.place) if isinstance(job.task, Together) else None
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> None:
         """All steps that are left. Raises UserError where the GPU's memory is too small."""
@@ -76,21 +78,29 @@ class Training:
         for some, truth in zip(images.chunk(recipe.parts), labels.chunk(recipe.parts), strict=True):
             with self.engine.running():
                 features = self.tower(self.job.backbone.prepare(some))
-            logits = functional.normalize(features.float(), dim=-1) @ self._head.T
+            logits = self._own(functional.normalize(features.float(), dim=-1) @ self._head.T, truth)
             (functional.cross_entropy(logits, truth) * (len(truth) / len(labels))).backward()
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
         self._optimizer.step()
 
+    def _own(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Logits [B, C] without those of other tasks' classes."""
+        if self._owners is None:
+            return logits
+        return logits.masked_fill(self._owners != self._owners[truth][:, None], -torch.inf)
+
     def _batches(self) -> Iterator[Batch]:
         """Images (uint8) and labels of the steps that are left; a GPU's next batch is read while it works."""
         split, place = self.job.split, self.engine.place
-        chosen = order(len(split), self.job.recipe, generator("finetune", self.job.seed, self.job.task.name), self.step)
+        chosen = order(
+            split.sizes, self.job.recipe, generator("finetune", self.job.seed, self.job.task.name), self.step
+        )
         if place.type == "cpu":
-            yield from ((split.images[some], split.labels[some]) for some in chosen)
+            yield from map(split.take, chosen)
             return
-        read = lambda some: (split.images[some].pin_memory(), split.labels[some].pin_memory())  # noqa: E731
-        for images, labels in ahead(read, chosen):
+        read = lambda some: tuple(each.pin_memory() for each in split.take(some))  # noqa: E731
+        for images, labels in ahead(read, chosen):  # type: ignore[arg-type]
             yield images.to(place, non_blocking=True), labels.to(place, non_blocking=True)
 
     def weights(self) -> State:
@@ -135,12 +145,21 @@ def ahead(read: Callable[[Tensor], Batch], chosen: Iterator[Tensor]) -> Iterator
             yield ready
 
 
-def order(count: int, recipe: Recipe, random: torch.Generator, start: int = 0) -> Iterator[Tensor]:
-    """Indices [batch] of the images of every step from `start` on: random passes over all `count`, on end."""
-    waiting = torch.empty(0, dtype=torch.int64)
+def order(sizes: Sequence[int], recipe: Recipe, random: torch.Generator, start: int = 0) -> Iterator[Tensor]:
+    """Indices [batch] of the images of every step from `start` on, counted through all tasks.
+
+    Of each task random passes over its images, on end; of several tasks an image each in turn, whatever their sizes.
+    """
+    firsts = accumulate(sizes, initial=0)
+    streams = [passes(size, first, random) for size, first in zip(sizes, firsts, strict=False)]
+    images = chain.from_iterable(zip(*streams, strict=True))
     for step in range(recipe.steps):
-        while len(waiting) < recipe.batch:
-            waiting = torch.cat([waiting, torch.randperm(count, generator=random)])
-        batch, waiting = waiting[: recipe.batch], waiting[recipe.batch :]
+        batch = torch.tensor(list(islice(images, recipe.batch)))
         if step >= start:
             yield batch
+
+
+def passes(size: int, first: int, random: torch.Generator) -> Iterator[int]:
+    """`first` to `first + size - 1` in random order, and again without end."""
+    while True:
+        yield from (first + torch.randperm(size, generator=random)).tolist()

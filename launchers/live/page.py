@@ -14,7 +14,7 @@ from launchers.columns import Column, columns
 from launchers.draw import FIRST_WIDTH
 from launchers.live.eta import about, clock
 from launchers.live.jobs import Job, View
-from launchers.summary import Summary
+from launchers.summary import REFERENCES, Summary
 
 SHARE = 0.75  # of the terminal's height: log lines stay in sight above
 NOW = 3  # lines for cells in progress
@@ -86,7 +86,7 @@ def _kept(summary: Summary, room: int) -> list[int]:
     lines, created = summary.lines, _created(summary)
     if len(lines) <= room:
         return list(range(len(lines)))
-    references = [index for index, line in enumerate(lines) if line.kind in ("base", "expert")]
+    references = [index for index, line in enumerate(lines) if line.kind in REFERENCES]
     newest = sorted(range(len(lines)), key=lambda index: created[index], reverse=True)[: max(1, room // 4)]
     means = [-1.0 if line.mean is None else line.mean.mean for line in lines]
     best = sorted({*range(len(lines))} - {*references}, key=lambda index: means[index], reverse=True)
@@ -118,7 +118,7 @@ def _grid(summary: Summary, shown: Sequence[Column], kept: Sequence[int], width:
     table.add_column("", no_wrap=True)
     for index in kept:
         cells = (_text(column, index) for column in shown)
-        dim = "dim" if summary.lines[index].kind in ("base", "expert") else None
+        dim = "dim" if summary.lines[index].kind in REFERENCES else None
         table.add_row(*cells, Text("  new", "cyan") if index == newest else "", style=dim)
     return table
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from launchers.labels import KINDS, identity, labels
-from launchers.summary import Line, Summary
+from launchers.summary import REFERENCES, Line, Summary
 
 Run = list[tuple[float, Line]]  # by rising value
 FULL = 0.75  # of a grid more than this is there, else it is lines crossing in a point
@@ -93,7 +93,7 @@ def choices(summary: Summary) -> dict[str, list[Choice]]:
     for knob in _choosable([own for _, own in known]):
         groups: dict[str, list[Line]] = defaultdict(list)
         for line, own in known:
-            if line.kind not in ("base", "expert") and any(_under(key, knob) for key in own):
+            if line.kind not in REFERENCES and any(_under(key, knob) for key in own):
                 groups[_rest(own, [*_all_under(own, knob), *LED_TO, *FOLLOWS.get(knob, [])])].append(line)
         kept = [lines for lines in groups.values() if _differ(lines, knob) and not _inside(lines, [shown, *drawn])]
         drawn += kept

@@ -12,7 +12,7 @@ from launchers.report.axes import LONG, runs
 from launchers.report.curves import CURVES, curve_panels, names
 from launchers.report.points import Measure, Point, accuracy, pareto, scale
 from launchers.report.style import INK, LOOKS, PAGE, SAYS, TEXT, Drawn, named, settle, styled
-from launchers.summary import Line, Summary
+from launchers.summary import REFERENCES, Line, Summary
 
 PLACES = ((5, 0, "left", "center"), (-5, 0, "right", "center"), (0, 5, "center", "bottom"), (0, -5, "center", "top"),
           (4, 6, "left", "bottom"), (4, -6, "left", "top"), (-4, 6, "right", "bottom"), (-4, -6, "right", "top"),
@@ -41,7 +41,7 @@ def bytes_figure(summary: Summary) -> Drawn | None:
     ax.set(xlabel=AXIS, ylabel=told.unit)
     ax.grid(True)
     figure.legend(loc="outside upper center", ncols=7, columnspacing=1.2, handletextpad=0.4)
-    ends = [point for point in points if point.line.kind in ("base", "expert")]
+    ends = [point for point in points if point.line.kind in REFERENCES]
     few = points if len(points) <= 12 else []
     wanted = list({id(point): point for point in (*fair, *ends, *ceiling, *few)}.values())
     _label(figure, ax, summary, wanted, _taken(points, (fair, ceiling)))

@@ -19,10 +19,16 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  
 MARKERS = "osD^vP"
 STYLES = ("-", "--", "-.", ":")
 NAME = 34  # characters of a line's name in a figure
-LOOKS = {"base": ("X", INK), "static": ("o", OKABE_ITO[0]), "routed": ("s", OKABE_ITO[1]),
-         "oracle": ("^", OKABE_ITO[2]), "expert": ("P", INK)}  # kind of line -> marker, colour  # fmt: skip
+LOOKS = {  # kind of line -> marker, colour
+    "base": ("X", INK),
+    "static": ("o", OKABE_ITO[0]),
+    "routed": ("s", OKABE_ITO[1]),
+    "oracle": ("^", OKABE_ITO[2]),
+    "multitask": ("v", INK),
+    "expert": ("P", INK),
+}
 SAYS = {"base": "base", "static": "static", "routed": "routed per input", "oracle": "told the true task",
-        "expert": "experts"}  # fmt: skip
+        "multitask": "one model trained on all", "expert": "experts"}  # fmt: skip
 RC: Any = {
     "font.size": TEXT,
     "axes.labelsize": TEXT,

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 from merging.backbones.tower import PREFIX, Backbone
 from merging.cache import Cache
-from merging.checkpoints import SafetensorsFile
+from merging.checkpoints import Checkpoint, SafetensorsFile
 from merging.experts import Experts
 from merging.views import Part
-from tasks.finetune import Recipe, make_experts
+from tasks.finetune import Recipe, make_experts, make_multitask
 from tasks.mini.model import BASE
 from tasks.suite import Suite
 
@@ -26,3 +26,9 @@ class FineTuned:
         base = Part(SafetensorsFile(BASE, cache), PREFIX)
         made = make_experts(base, backbone, suite, self.recipe, self.seed, cache, self.workers)
         return Experts.open(base, made, suite.names, cache)
+
+    def open_multitask(self, suite: Suite, backbone: Backbone, cache: Cache) -> Checkpoint:
+        """One model trained on all tasks of `suite`, from the cache or trained now."""
+        return make_multitask(
+            Part(SafetensorsFile(BASE, cache), PREFIX), backbone, suite, self.recipe, self.seed, cache
+        )

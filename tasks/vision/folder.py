@@ -1,5 +1,6 @@
 """A user's own experts, or local copies of any others: files by a template path."""
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from merging.layouts import from_hugging_face, to_hugging_face
 from merging.lora import CONFIG, open_lora
 from merging.opening import open_file
 from merging.preflight import some
+from tasks.multitask import TASKS
 from tasks.suite import Suite, unread
 from tasks.vision.catalogue import base_model, weights
 from tasks.vision.families import as_encoder, open_base, there_is, with_projection
@@ -37,6 +39,7 @@ class Folder:
     for the published base of the backbone. family: what rows call these experts; a file that names another family in
     its metadata is refused, and so are experts of different layouts in one merge: they were not made the same way.
     heads: who reads the class names, the suite's text tower or the one in each expert's own file.
+    multitask: path of one model trained on all tasks, for method=multitask.
     """
 
     base: str
@@ -46,6 +49,7 @@ class Folder:
     qkv: Literal["fused", "separate"] = "fused"
     text: bool = False
     heads: Literal["suite", "expert"] = "suite"
+    multitask: str | None = None
     remarks = ()
 
     def wanted(self, suite: Suite, backbone: Backbone) -> list[Wanted]:
@@ -116,6 +120,25 @@ class Folder:
     @property
     def _base(self) -> Path:
         return Path(self.base).expanduser()
+
+    def open_multitask(self, suite: Suite, backbone: Backbone, cache: Cache) -> Checkpoint:
+        """Raises UserError where it is missing, was trained on other tasks, or as `open`."""
+        if self.multitask is None or not Path(self.multitask).expanduser().exists():
+            raise UserError(
+                f"There is no {self.multitask or 'experts.multitask'}, the model trained on all tasks together. Train "
+                f"it: duet-finetune multitask=true; or name it: experts.multitask=<path>."
+            )
+        one = Suite(suite.name, suite.tasks[:1])
+        alone = replace(self, experts=None, paths={one.names[0]: self.multitask})
+        (trained,) = alone.open(one, backbone, cache).checkpoints
+        file = open_file(file_in(Path(self.multitask).expanduser()), cache)
+        made = json.loads(file.metadata.get("made", "{}")) if isinstance(file, SafetensorsFile) else {}
+        if sorted(made.get(TASKS, suite.names)) != sorted(suite.names):
+            raise UserError(
+                f"{self.multitask} was trained on {', '.join(made[TASKS])}, and the merged tasks are "
+                f"{', '.join(suite.names)}. Train one on these: duet-finetune multitask=true folder=<another>."
+            )
+        return trained
 
     def _found(self, suite: Suite) -> dict[str, Path]:
         """Paths by task."""

@@ -77,7 +77,10 @@ def noise(task):
 
 
 def opened(base, experts, tasks=None):
-    """Experts that come with unlabelled images of noise, those of a task drawn by its name; a tower measures them."""
+    """Experts with unlabelled images of noise, those of a task drawn by its name, that a tower measures.
+
+    The model trained on all tasks is the base, which learned nothing.
+    """
     found = Experts.open(base, experts, tasks)
     images = [noise(name) for name in found.tasks]
     heads = tuple(drawn(5, 8, seed=crc32(name.encode()) + 1) for name in found.tasks)
@@ -88,7 +91,7 @@ def opened(base, experts, tasks=None):
         sizes = (IMAGES,) * len(images)
         return Calibration(split, found.tasks, sizes, lambda task, some: images[task][some], heads, build, facts)
 
-    return replace(found, calibration=calibration)
+    return replace(found, calibration=calibration, multitask=lambda: found.origin)
 
 
 def merged_of(method, base, experts, tasks=None):

@@ -131,11 +131,11 @@ def test_training_is_the_plain_loop():
 
 def test_every_image_comes_once_per_pass_and_from_anywhere():
     recipe = Recipe(steps=9, batch=8)
-    batches = list(order(12, recipe, generator("x")))
+    batches = list(order((12,), recipe, generator("x")))
     assert len(batches) == 9 and all(len(batch) == 8 for batch in batches)
     passes = torch.cat(batches).split(12)
     assert all(sorted(each.tolist()) == list(range(12)) for each in passes) and not torch.equal(*passes[:2])
-    later = list(order(12, recipe, generator("x"), start=4))
+    later = list(order((12,), recipe, generator("x"), start=4))
     assert torch.equal(torch.cat(later), torch.cat(batches[4:]))
 
 

@@ -1,0 +1,71 @@
+"""All tasks of a suite as one, for the model that is trained on all of them: the reference that merging spares."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tasks.suite import Split, Task, gather
+
+NAME = "multitask"
+TASKS = "tasks"  # a fact in the file of such a model: the names of its tasks
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Splits of several tasks counted through; their labels too: behind the first task's classes come the second's."""
+
+    splits: tuple[Split, ...]
+    classes: tuple[int, ...]  # per task
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Images per task."""
+        return tuple(map(len, self.splits))
+
+    @cached_property
+    def id(self) -> str:
+        """Fingerprint of those of the splits, 16 hex digits."""
+        return hashlib.sha256(" ".join(split.id for split in self.splits).encode()).hexdigest()[:16]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """int64 [N], counted through the classes of all tasks."""
+        firsts = torch.tensor([0, *self.classes[:-1]]).cumsum(0)
+        return torch.cat([split.labels + first for split, first in zip(self.splits, firsts, strict=True)])
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [n, 3, H, W] and labels [n]; only these are read."""
+        return gather(self.splits, indices), self.labels[indices]
+
+
+@dataclass(frozen=True)
+class Together:
+    """The tasks as one, their heads one below the other. An image still chooses among its own task's classes alone."""
+
+    tasks: tuple[Task, ...]
+    name: str = NAME
+
+    def split(self, name: str) -> Mixture:
+        """The images of all tasks."""
+        return Mixture(tuple(task.split(name) for task in self.tasks), tuple(len(task.classes) for task in self.tasks))
+
+    def head(self) -> Tensor:
+        """[classes of all tasks, D]."""
+        return torch.cat([task.head() for task in self.tasks])
+
+    def owners(self) -> Tensor:
+        """The task of every class, int64 [classes of all tasks]."""
+        sizes = torch.tensor([len(task.classes) for task in self.tasks])
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
+
+def parts(task: Task | Together) -> Sequence[Task]:
+    """The tasks that are scored apart."""
+    return task.tasks if isinstance(task, Together) else (task,)
