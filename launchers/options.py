@@ -48,6 +48,14 @@ class FinetuneOptions(RunOptions):
 
     folder: str
     every: float
+    multitask: bool
+
+
+@dataclass(frozen=True)
+class MotivationOptions(RunOptions):
+    """Those of launchers.motivation; see conf/motivation.yaml."""
+
+    mass: float
 
 
 def check(config: DictConfig, overrides: Sequence[str] = (), own: type[RunOptions] = RunOptions) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from launchers.motivation import FOLDER, Measured, read
 from launchers.notes import first_line
-from launchers.report import table
+from launchers.report import motivation, table
 from launchers.report.axes import choices, grids, runs
 from launchers.report.bars import choice_figure, level_figure
 from launchers.report.counts import count_figures
@@ -112,8 +113,8 @@ def across(made: Sequence[Section]) -> list[Drawn]:
     return count_figures(section.summary for section in made)
 
 
-def page(made: Sequence[Section], damaged: Sequence[str] = ()) -> str:
-    """The whole page."""
+def page(made: Sequence[Section], damaged: Sequence[str] = (), measured: Sequence[Measured] = ()) -> str:
+    """The whole page; `measured`: what launchers.motivation wrote."""
     house = Environment(
         loader=PackageLoader("launchers.report", "page"),
         autoescape=True,
@@ -132,6 +133,7 @@ def page(made: Sequence[Section], damaged: Sequence[str] = ()) -> str:
         sections=made,
         many=MANY,
         across=across(made),
+        motivation=[(motivation.title(each), motivation.drawings(each)) for each in measured],
         damaged=damaged,
         style=style,
         script=script,
@@ -141,10 +143,11 @@ def page(made: Sequence[Section], damaged: Sequence[str] = ()) -> str:
     )
 
 
-def write_figures(made: Sequence[Section], folder: Path) -> list[Path]:
+def write_figures(made: Sequence[Section], folder: Path, measured: Sequence[Measured] = ()) -> list[Path]:
     """Every figure as `<suite>-<name>.pdf` and `.png` at its size on paper."""
     named = {f"{section.key}-{_slug(drawn.name)}": drawn for section in made for drawn in section.figures}
-    named |= {_slug(drawn.name): drawn for drawn in across(made)}
+    alone = [*across(made), *(drawn for each in measured for drawn in motivation.drawings(each))]
+    named |= {_slug(drawn.name): drawn for drawn in alone}
     return [_write(drawn, folder / f"{name}.{kind}", kind) for name, drawn in named.items() for kind in ("pdf", "png")]
 
 
@@ -186,15 +189,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with _listening("launchers.rows") as damaged:
             rows = rows_of(chosen.paths)
-        made = sections(rows)
-        written = write_text(chosen.output, page(made, damaged))
-        figures = write_figures(made, Path(chosen.figures)) if chosen.figures else []
+        made, measured = sections(rows), _measured(chosen.paths)
+        written = write_text(chosen.output, page(made, damaged, measured))
+        figures = write_figures(made, Path(chosen.figures), measured) if chosen.figures else []
     except UserError as error:
         sys.exit(f"error: {error}")
     more = f" and {len(figures)} figures in {chosen.figures}" if figures else ""
     print(f"{len(rows)} rows in {written}{more}", flush=True)
     if chosen.open:
         _open(written)
+
+
+def _measured(paths: Sequence[str]) -> list[Measured]:
+    """What lies in folders beside those of the rows."""
+    folders = dict.fromkeys(Path(path).parent / FOLDER for path in paths if Path(path).is_dir())
+    return [found for folder in folders for found in read(folder)]
 
 
 def _open(path: Path) -> None:

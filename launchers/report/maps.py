@@ -31,7 +31,7 @@ def score_map(summary: Summary) -> Drawn:
     lines = [line for line in summary.lines if not relative or only_experts or line.kind != "expert"]
     columns = [*summary.tasks, "norm" if relative else "mean"]
     values = np.array([_shares(line, summary.tasks, relative) for line in lines])
-    figure, ax = _cells(values, [named(summary, line) for line in lines], columns, SPAN, 1)
+    figure, ax = cells(values, [named(summary, line) for line in lines], columns, SPAN, 1)
     if len(lines) > LONG:
         top = ax.secondary_xaxis("top")
         top.set_xticks(ax.get_xticks(), columns, rotation=40, ha="left", rotation_mode="anchor")
@@ -51,7 +51,7 @@ def _shares(line: Line, tasks: Sequence[str], relative: bool) -> list[float]:
     return [np.nan if value is None else 100 * value.mean for value in values]
 
 
-def _cells(
+def cells(
     values: np.ndarray, lines: Sequence[str], columns: Sequence[str], span: float, digits: int
 ) -> tuple[Figure, Axes]:
     """A page-wide map; colours cover at least `span` percent, and numbers are left out where they do not fit."""
@@ -100,7 +100,7 @@ def energy_map(summary: Summary) -> Drawn | None:
         return None
     values = np.array([[_captured(line, keys) for keys in parts.values()] for line, _ in known])
     names = [named(summary, line, f" (+{more})" if more else "") for line, more in known]
-    figure, ax = _cells(values, names, list(parts), SPAN, 0)
+    figure, ax = cells(values, names, list(parts), SPAN, 0)
     ax.set_xlabel("layer and what in it", loc="left")
     told = "Share of the squared norm of the task vectors, mean over tasks, seeds and a layer's matrices."
     told += " (+n): n more lines hold the same parts." if any(more for _, more in known) else ""

@@ -25,7 +25,7 @@ def routing_map(summary: Summary, line: Line) -> Drawn:
     scale = Normalize(min(0.0, weights.min()), max(100.0, weights.max()))
     fits = len(summary.tasks) <= READABLE
     paint(ax, weights, scale, 0 if fits else None, TEXT if len(summary.tasks) <= 9 else TEXT - 2)
-    _ticks(ax, summary.tasks, images_of(summary))
+    name_ticks(ax, summary.tasks, images_of(summary))
     ax.set(aspect="equal", xlabel="mean weight of the part of, %", ylabel="images of")
     if not fits:
         figure.colorbar(ax.collections[0], ax=ax, label="%", shrink=0.6)
@@ -72,7 +72,7 @@ def _similarity(summary: Summary, cosines: np.ndarray, number: str) -> Drawn:
     scale = Normalize(min(0.0, others.min()), max(ALIKE, others.max()))
     shown = np.where(apart, cosines, np.nan)  # each is 1 with itself
     paint(ax, shown, scale, 3 if np.abs(others).max() < 0.1 else 2, TEXT - 1 if wide == COLUMN else TEXT - 1.5)
-    _ticks(ax, summary.tasks)
+    name_ticks(ax, summary.tasks)
     ax.set_aspect("equal")
     ax.set(xlabel="cosine of the task vector with that of", ylabel="task vector of")
     told = f"Mean {others.mean():.3f}" + (_largest(summary, cosines, apart) if count > 1 else "") + "."
@@ -86,7 +86,7 @@ def _largest(summary: Summary, cosines: np.ndarray, apart: np.ndarray) -> str:
     return f", largest {cosines[one, other]:.3f}: {summary.tasks[one]} and {summary.tasks[other]}"
 
 
-def _ticks(ax: Axes, columns: Sequence[str], lines: Sequence[str] | None = None) -> None:
+def name_ticks(ax: Axes, columns: Sequence[str], lines: Sequence[str] | None = None) -> None:
     """Names in the middle of cells, those of the lines where they are not the columns'."""
     lines = columns if lines is None else lines
     ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=40, ha="right", rotation_mode="anchor")

@@ -1,0 +1,143 @@
+"""What DuetMerging builds on, measured: `python -m launchers.motivation [overrides of duet]`. The report draws it."""
+
+import json
+import logging
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from launchers import rows
+from merging.errors import UserError
+from merging.files import write_text
+
+FOLDER = "motivation"  # below output
+log = logging.getLogger(__name__)
+_FAILED: list[str] = []  # what went wrong in this process
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One file of facts about experts; see merging.motivation for `blocks` and `matrices`."""
+
+    run_id: str
+    suite: str
+    family: str
+    tasks: list[str]
+    seed: int
+    split: str  # whose images the neurons saw
+    ratio: float  # of neurons that a mask keeps
+    mass: float
+    blocks: dict[str, dict[str, Any]]
+    matrices: dict[str, dict[str, Any]]
+    checkpoints: dict[str, str]
+    code: str
+
+    def pairs(self, block: str) -> list[float]:
+        """Jaccard indices of different tasks' masks."""
+        overlap = self.blocks[block]["overlap"]
+        return [overlap[one][other] for one, other in combinations(range(len(self.tasks)), 2)]
+
+
+def run(config: DictConfig) -> Measured:
+    """Measure, write the file, print its means. Raises UserError for a method without neurons and as `duet`."""
+    from launchers.cells import code_version
+    from launchers.job import resolved, setup_of
+    from merging import motivation
+    from merging.methods import Duet
+    from merging.preflight import check_range
+
+    method, decides = instantiate(config.method), resolved(config)
+    check_range("mass", config.mass, 0.0, 1.0, open_low=True)
+    if not isinstance(method, Duet):
+        raise UserError("This measures the masks of method.neurons: choose method=duet or one of its presets.")
+    setup = setup_of(config, decides)
+    named = {"motivation": [decides["method"]["neurons"], config.mass], "suite": decides["suite"], "seed": config.seed}
+    blocks = motivation.blocks(setup.experts, method.neurons, config.mass)
+    matrices = motivation.matrices(setup.experts)
+    found = Measured(
+        run_id=rows.run_id(named, setup.checkpoints),
+        suite=setup.grid.suite.name,
+        family=setup.family,
+        tasks=list(setup.experts.tasks),
+        seed=config.seed,
+        split="calibration",
+        ratio=method.neurons.ratio,
+        mass=config.mass,
+        blocks={str(block): asdict(each) for block, each in sorted(blocks.items())},
+        matrices={key: asdict(each) for key, each in matrices.items()},
+        checkpoints=setup.checkpoints,
+        code=code_version(),
+    )
+    path = write_text(Path(config.output) / FOLDER / f"{found.run_id}.json", json.dumps(asdict(found), allow_nan=False))
+    show(found, Console(width=None if sys.stdout.isatty() else 120))
+    log.info("written to %s; python -m launchers.report draws it", path)
+    return found
+
+
+def show(found: Measured, console: Console) -> None:
+    """A line a block: active neurons, overlap of the masks, and what leading directions hold of its two matrices."""
+    page = Table("block", "active %", "Jaccard", "at random", box=box.HORIZONTALS)
+    for block, each in found.blocks.items():
+        active, pairs = [100 * share for share in each["active"]], found.pairs(block)
+        overlap = f"{statistics.fmean(pairs):.3f} (largest {max(pairs):.3f})" if pairs else "-"
+        spread = f"{statistics.fmean(active):.1f} ({min(active):.1f} to {max(active):.1f})"
+        page.add_row(block, spread, overlap, f"{each['chance']:.3f}")
+    console.print(page)
+    energy = Table("matrix", *(f"{mode}: half the ranks" for mode in ("task", "out", "in")), box=box.HORIZONTALS)
+    for key, each in found.matrices.items():
+        energy.add_row(key, *(f"{100 * half(curve):.1f} %" for curve in each["modes"].values()))
+    console.print(energy)
+
+
+def half(curve: dict[str, list[float]]) -> float:
+    """The energy that half of all directions hold; of a flat spectrum half."""
+    full = curve["ranks"][-1]
+    return next(share for rank, share in zip(curve["ranks"], curve["energy"], strict=True) if 2 * rank >= full)
+
+
+def read(folder: Path) -> list[Measured]:
+    """All files of a folder by suite and seed; what is none of them is named in a warning and left out."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(Measured(**json.loads(path.read_text())))
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("skipped %s: %s", path, error)
+    return sorted(found, key=lambda each: (each.suite, each.family, each.seed, each.run_id))
+
+
+@hydra.main(config_path="pkg://conf", config_name="motivation", version_base="1.3")
+def job(config: DictConfig) -> None:
+    """What Hydra calls. A failure is logged, a UserError as one paragraph."""
+    from launchers.options import MotivationOptions, check
+
+    try:
+        check(config, HydraConfig.get().overrides.task, MotivationOptions)
+        run(config)
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        _FAILED.append(str(cause))
+        log.error(cause, exc_info=not isinstance(cause, UserError))
+
+
+def main() -> None:
+    """The command."""
+    _FAILED.clear()
+    job()
+    sys.exit(1 if _FAILED else 0)
+
+
+if __name__ == "__main__":
+    main()
