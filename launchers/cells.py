@@ -2,18 +2,17 @@
 
 import contextlib
 import logging
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import cache, cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from launchers import rows
 from launchers.claims import Taken, claim
 from launchers.clock import Clock
+from launchers.code_version import code_version
 from launchers.expert_scores import expert_scores
 from launchers.gates import Fitted, content, fitted
 from launchers.opened import SCALE, Opened, adaptation, needs_of, splits_read
@@ -288,18 +287,3 @@ def _tidy(cell: Cell, folder: Path) -> None:
     if (folder / f"{cell.run_id}.claim").exists() or (journal is not None and journal.exists()):
         with contextlib.suppress(Taken), claim(folder, cell.run_id):
             cell.journal.close()
-
-
-@cache
-def code_version() -> str:
-    """The commit of the checkout this file lies in, `-dirty` if changed; else the installed version."""
-    root = Path(__file__).resolve().parent.parent
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=9"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return done.stdout.strip()
-    try:
-        return version("duet-merging")
-    except PackageNotFoundError:
-        return "unknown"

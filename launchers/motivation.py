@@ -52,7 +52,7 @@ class Measured:
 
 def run(config: DictConfig) -> Measured:
     """Measure, write the file, print its means. Raises UserError for a method without neurons and as `duet`."""
-    from launchers.cells import code_version
+    from launchers.code_version import code_version
     from launchers.job import resolved, setup_of
     from merging import motivation
     from merging.methods import Duet
