@@ -1,7 +1,7 @@
 """Image towers built from facts (JSON-able values), with the parameter names of open_clip."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -15,13 +15,20 @@ PREFIX = "visual."  # of the tower's parameters in a whole CLIP
 class ImageTower(nn.Module):
     """An open_clip image encoder under the name `visual`: normalised float images [N, 3, H, W] -> features [N, D].
 
-    Raises UserError where its activations are not those that `quick_gelu` asks for: weights do not tell.
+    Raises UserError for facts that open_clip does not know, and where its activations are not those that `quick_gelu`
+    asks for: weights do not tell.
     """
 
     def __init__(self, embed_dim: int, vision_cfg: Mapping[str, object], quick_gelu: bool = False):
-        from open_clip.model import _build_vision_tower  # here, because importing it takes seconds
+        from open_clip.model import CLIPVisionCfg, _build_vision_tower  # here, because importing it takes seconds
 
         super().__init__()
+        known = {each.name for each in fields(CLIPVisionCfg)}
+        if unknown := sorted(set(vision_cfg) - known):
+            raise UserError(
+                f"backbone.vision_cfg has {', '.join(unknown)}, which no tower of open_clip reads. Known are "
+                f"{', '.join(sorted(known))}."
+            )
         self.visual = _build_vision_tower(embed_dim, dict(vision_cfg), quick_gelu)  # type: ignore[arg-type]
         check_activations(self.visual, quick_gelu)
 

@@ -108,3 +108,8 @@ class TestActivations:
 def test_every_file_is_tested():
     files = Path(__file__).parents[2].glob("conf/backbone/clip_vit_*.yaml")
     assert {path.stem for path in files} == set(NAMES)
+
+
+def test_facts_that_no_tower_reads_are_refused():
+    with pytest.raises(UserError, match=r"backbone\.vision_cfg has layer, which no tower of open_clip reads\. Known"):
+        Backbone("mine", 16, {"layers": 1, "width": 32, "patch_size": 16, "image_size": 32, "layer": 3}).build()
