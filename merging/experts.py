@@ -20,6 +20,7 @@ from merging.factors import SVD
 from merging.merged import Merged, Routing
 from merging.naming import Naming
 from merging.opening import Source, open_alike
+from merging.ops import rows
 from merging.preflight import check_experts, differing, listed, some
 from merging.separate import Joined, join_banks
 from merging.threads import each
@@ -125,16 +126,20 @@ class Experts:
 
     def task_vector(self, key: str, task: int, out: Tensor | None = None) -> Tensor:
         """tau_t of one expert, fp32, in `out` if given. Raises UserError on NaN or Inf, naming the parameter."""
-        expert = self.checkpoints[task]
         base = self._seen[0].tensor(key)
         tau = torch.empty(base.shape) if out is None else out
         torch.sub(self._seen[1 + task].tensor(key).float(), base.float(), out=tau)
+        self.check_finite(key, task, tau)
+        return tau if self.sparsifier is None else self.sparsifier(key, self.tasks[task], tau)
+
+    def check_finite(self, key: str, task: int, tau: Tensor) -> None:
+        """Raises UserError, naming parameter and expert, for a piece of its task vector that holds NaN or Inf."""
         if not tau.sum().isfinite() and not tau.isfinite().all():
             raise UserError(
-                f"{key} is not finite (NaN or Inf) in the expert for {self.tasks[task]} ({expert.name}) or in the base "
-                f"({self.origin.name}). Its training diverged or its file is damaged: use another checkpoint."
+                f"{key} is not finite (NaN or Inf) in the expert for {self.tasks[task]} "
+                f"({self.checkpoints[task].name}) or in the base ({self.origin.name}). Its training diverged or its "
+                f"file is damaged: use another checkpoint."
             )
-        return tau if self.sparsifier is None else self.sparsifier(key, self.tasks[task], tau)
 
     def tau(self, key: str, out: Tensor | None = None) -> Tensor:
         """Task vectors of one parameter, [T, *shape] fp32, in task order."""
@@ -159,6 +164,13 @@ class Experts:
             shape = (len(self.tasks), *specs[key].shape)
             yield key, self.tau(key, buffer[: torch.Size(shape).numel()].view(shape))
             self.release()
+
+    def flat(self, key: str) -> list[Tensor]:
+        """Base and experts of one parameter, each [n]; with a sparsifier what it leaves of their difference."""
+        if self.sparsifier is None:
+            return [checkpoint.tensor(key).reshape(-1) for checkpoint in self._seen]
+        tau = rows(self.tau(key))
+        return [torch.zeros(tau.shape[1]), *tau]
 
     def map(
         self, merge: Callable[[str, Tensor], Tensor], keys: Sequence[str] | None = None, heavy: bool = False

@@ -1,17 +1,24 @@
 """Pure tensor functions shared by methods."""
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from merging.threads import each
+from merging.threads import Scratch, each
 
-HALF = 1 << 16
-CHUNK = 1 << 18  # entries at a time: temporaries stay in the processor's cache
+PIECE = 1 << 15  # entries of a row at a time: those of eight rows stay in a core's cache
 MAGNITUDE = 0x7FFFFFFF  # a float's bits without its sign
+LOW = 17  # of them the lower ones; the upper 14 are counted first
+MOST = 1 << 24  # numbers that a second look is spared for: 64 MB
+Counted = tuple[Hashable, list[np.ndarray]]  # a piece's name, and numbers of each of its rows
+Sweep = Callable[[Callable[[Hashable, Tensor], Any]], Iterable[Any]]  # work(name, piece [T, n]) of all, in order
 
 
 def generator(*parts: object) -> torch.Generator:
@@ -25,67 +32,141 @@ def rows(tau: Tensor) -> Tensor:
     return tau.view(len(tau), tau.shape[1:].numel())
 
 
-@dataclass
+@dataclass(frozen=True)
 class KeepLargest:
-    """Keeps exactly the `count` entries of largest magnitude of each row over a whole model, seen in pieces [T, ...].
+    """Keeps exactly the `count` entries of largest magnitude of each row over a whole model, seen in pieces [T, n].
 
     Of equal magnitudes at the threshold the earliest are kept, in the order of pieces and of entries.
     """
 
-    threshold: Tensor  # [T, 1] magnitude of the last entry kept
-    room: Tensor  # [T, 1] how many entries of exactly that magnitude are kept
-    tied: bool  # whether there are more of them than room
-    _before: dict[str, list[int]] = field(default_factory=dict)  # piece -> entries at the threshold seen before it
-    _seen: list[int] = field(default_factory=list)
+    threshold: Tensor  # [T] magnitude of the last entry kept
+    beyond: Mapping[Hashable, Mapping[int, int]]  # piece -> row -> how many of those of exactly that magnitude are kept
 
     @classmethod
-    def find(cls, pieces: Callable[[], Iterable[Tensor]], count: int) -> "KeepLargest":
-        """Exact selection in two passes over pieces [T, n], without sorting or stacking.
+    def find(cls, sweep: Sweep, count: int) -> "KeepLargest":
+        """Exact selection in two passes, without sorting or stacking; threads may work on the pieces.
 
-        The bits of non-negative floats order like their values: the first pass counts the upper 16 bits, the second
-        the lower 16 of those entries that share the upper ones of the threshold.
+        The bits of non-negative floats order like their values: the first pass counts the upper 14, the second the
+        lower 17 of those entries that share the upper ones of the threshold.
         """
-        high, above = _select(_histogram(pieces(), lambda row: 0, 16), count)
-        low_counts = _histogram(pieces(), lambda row: int(high[row]) << 16, 0)
-        low, above_low = _select(low_counts, count - above)
-        threshold = ((high << 16) | low).to(torch.int32).view(torch.float32)[:, None]
-        room = count - above - above_low
-        equal = low_counts.gather(1, low[:, None])[:, 0]
-        return cls(threshold, room[:, None], bool((equal > room).any()))
+        high, above = _select(_histogram(sweep, 1 << 31 - LOW, lambda bits, upper: list(upper))[0], count)
+        bounds = high.numpy().astype(np.int32)[:, None]  # of the same type: a comparison of two is slow
 
-    def __call__(self, name: str, tau: Tensor) -> Tensor:
-        """`tau` [T, ...] with the small entries set to zero, in place; `name` identifies the piece."""
-        before = self._before.setdefault(name, self._seen or [0] * len(tau))
-        below, bits = torch.nextafter(self.threshold, torch.tensor(-1.0)), self.threshold.view(torch.int32)
+        def lower(bits: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
+            return [row[near] & (1 << LOW) - 1 for row, near in zip(bits, upper == bounds, strict=True)]
 
-        def trim(row: int, values: Tensor) -> int:
-            seen = before[row]
-            for part in values.split(CHUNK):
-                torch.hardshrink(part, float(below[row]), out=part)  # zeroes magnitudes up to `below`, in one sweep
-                if self.tied:
-                    equal = (part.view(torch.int32) & MAGNITUDE == bits[row]).nonzero()[:, 0]
-                    part[equal[max(int(self.room[row]) - seen, 0) :]] = 0
-                    seen += len(equal)
-            return seen
+        counts, entries = _histogram(sweep, 1 << LOW, lower, MOST)
+        low, above_low = _select(counts, count - above)
+        bits = (high << LOW | low).to(torch.int32)
+        room, equal = count - above - above_low, counts.gather(1, low[:, None])[:, 0]
+        if bool((equal == room).all()):
+            return cls(bits.view(torch.float32), {})
+        wanted, entries = (bits, _equal(sweep, bits.numpy())) if entries is None else (low, entries)
+        return cls(bits.view(torch.float32), _beyond(entries, wanted.numpy(), room.numpy()))
 
-        self._seen = each(trim, range(len(tau)), rows(tau))
-        return tau
+    @cached_property
+    def _below(self) -> list[float]:
+        """The next smaller magnitudes."""
+        return torch.nextafter(self.threshold, torch.tensor(-1.0)).tolist()
+
+    def __call__(self, name: Hashable, piece: Tensor) -> Tensor:
+        """`piece` [T, n] with the small entries set to zero, in place; `name` is that of the sweep."""
+        for values, below in zip(piece, self._below, strict=True):
+            torch.hardshrink(values, below, out=values)  # zeroes magnitudes up to `below`, in one sweep
+        for row, kept in self.beyond.get(name, {}).items():
+            equal = (piece[row].abs() == self.threshold[row]).nonzero()[:, 0]
+            piece[row, equal[kept:]] = 0
+        return piece
 
 
-def _histogram(pieces: Iterable[Tensor], first: Callable[[int], int], shift: int) -> Tensor:
-    """Counts [T, 65536] per row: entries whose magnitude bits, less `first(row)` and shifted right, are 0 to 65535."""
-    counts: list[Tensor] = []
+def keep_largest(values: Tensor, count: int) -> Tensor:
+    """`values` [T, n] with all but the `count` largest magnitudes of each row set to zero, in place."""
+    pieces = values.split(PIECE, 1)
+    trim = KeepLargest.find(lambda work: each(work, range(len(pieces)), pieces), count)
+    each(trim, range(len(pieces)), pieces)
+    return values
 
-    def count(row: int, values: Tensor) -> None:
-        for part in values.split(CHUNK):
-            bins = (part.view(torch.int32) & MAGNITUDE).sub_(first(row)).bitwise_right_shift_(shift)
-            bins.clamp_(-1, HALF).add_(1)  # the rest lies at both ends
-            counts[row] += torch.bincount(bins, minlength=HALF + 2)
 
-    for piece in pieces:
-        counts = counts or [torch.zeros(HALF + 2, dtype=torch.int64) for _ in piece]
-        each(count, range(len(piece)), piece)
-    return torch.stack(counts)[:, 1:-1]
+class _Tally:
+    """Counts [T, bins] of whole numbers below `bins`, taken in by a single thread."""
+
+    def __init__(self, rows: int, bins: int):
+        self.counts = torch.zeros(rows, bins, dtype=torch.int64)
+        self._waiting: list[list[np.ndarray]] = [[] for _ in range(rows)]
+        self._sizes = [0] * rows
+
+    def add(self, row: int, numbers: np.ndarray) -> None:
+        """Few numbers wait for more: every count looks at all bins."""
+        if len(numbers) >= self.counts.shape[1]:
+            return self._count(row, numbers)
+        self._waiting[row].append(numbers.copy())
+        self._sizes[row] += len(numbers)
+        if self._sizes[row] >= self.counts.shape[1]:
+            self._flush(row)
+
+    def _flush(self, row: int) -> None:
+        if self._waiting[row]:
+            self._count(row, np.concatenate(self._waiting[row]))
+        self._waiting[row], self._sizes[row] = [], 0
+
+    def _count(self, row: int, numbers: np.ndarray) -> None:
+        self.counts[row] += torch.bincount(torch.from_numpy(numbers), minlength=self.counts.shape[1])
+
+    def total(self) -> Tensor:
+        for row in range(len(self.counts)):
+            self._flush(row)
+        return self.counts
+
+
+def _histogram(
+    sweep: Sweep, bins: int, numbers: Callable[[np.ndarray, np.ndarray], list[np.ndarray]], most: int = 0
+) -> tuple[Tensor, list[Counted] | None]:
+    """Counts [T, bins] of what `numbers` makes of the bits [T, n] of every piece and their upper ones, row by row.
+
+    Also the numbers themselves by piece, unless there are more than `most`.
+    """
+    mine, tallies, scratch = threading.local(), [], Scratch()
+
+    def count(name: Hashable, piece: Tensor) -> Counted | None:
+        if not hasattr(mine, "tally"):
+            mine.tally = _Tally(len(piece), bins)
+            tallies.append(mine.tally)
+        bits, upper = (scratch.like(piece, which).view(torch.int32).numpy() for which in (0, 1))
+        np.bitwise_and(piece.view(torch.int32).numpy(), MAGNITUDE, out=bits)
+        found = numbers(bits, np.right_shift(bits, LOW, out=upper))
+        for row, values in enumerate(found):
+            mine.tally.add(row, values)
+        return (name, found) if most else None
+
+    size, kept = 0, []
+    for counted in sweep(count):
+        if counted is not None and size <= most:
+            size += sum(map(len, counted[1]))
+            kept.append(counted)
+    total: Tensor = sum(tally.total() for tally in tallies)  # type: ignore[assignment]
+    return total, kept if most > 0 and size <= most else None
+
+
+def _equal(sweep: Sweep, bits: np.ndarray) -> Iterable[Counted]:
+    """For every piece, in another pass, the entries that have exactly these bits [T]."""
+
+    def equal(name: Hashable, piece: Tensor) -> Counted:
+        found = piece.view(torch.int32).numpy() & MAGNITUDE
+        return name, [row[row == wanted] for row, wanted in zip(found, bits, strict=True)]
+
+    return sweep(equal)
+
+
+def _beyond(entries: Iterable[Counted], wanted: np.ndarray, room: np.ndarray) -> dict[Hashable, dict[int, int]]:
+    """Pieces with more of the wanted number [T] in a row than there is room [T]: how many of them are kept there."""
+    found = {}
+    for name, numbers in entries:
+        equal = np.array([np.count_nonzero(row == number) for row, number in zip(numbers, wanted, strict=True)])
+        kept = equal.clip(max=room)
+        room = room - kept
+        if len(rows_ := np.flatnonzero(kept < equal)):
+            found[name] = {int(row): int(kept[row]) for row in rows_}
+    return found
 
 
 def _select(counts: Tensor, rank: Tensor | int) -> tuple[Tensor, Tensor]:

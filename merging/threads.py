@@ -1,10 +1,13 @@
 """Work on all cores for tensors that are too small, or operations too serial, for torch's own threads."""
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 
@@ -14,7 +17,29 @@ def each(function: Callable[..., Result], *items: Iterable) -> list[Result]:
 
     Forking and joining inside every small operation costs more than it gains, and far more on a busy machine.
     """
+    with workers() as run:
+        return list(run(function, *items))
+
+
+class Scratch(threading.local):
+    """Memory that every thread uses again: fresh pages for each small piece cost more than the work on it."""
+
+    def like(self, tensor: Tensor, which: int = 0) -> Tensor:
+        """A tensor of that shape in fp32, to be written first; the next call with the same `which` takes its memory."""
+        memory = self.__dict__.get(str(which))
+        if memory is None or memory.numel() < tensor.numel():
+            memory = self.__dict__[str(which)] = torch.empty(tensor.numel())
+        return memory[: tensor.numel()].view(tensor.shape)
+
+
+@contextmanager
+def workers() -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` on one worker per torch thread, for several calls of `each`. What fails cancels what has not begun."""
     if torch.get_num_threads() == 1:  # also inside a worker
-        return list(map(function, *items))
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(function, *items))
+        yield map
+        return
+    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from merging.entries import entrywise
 from merging.experts import Experts
 from merging.merged import Merged
 
@@ -12,4 +13,4 @@ class Average:
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts) -> Merged:
-        return experts.merged(experts.map(lambda key, tau: tau.mean(0)))
+        return experts.merged(entrywise(experts, lambda tau: tau.mean(0)))

@@ -2,6 +2,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from merging.entries import entrywise
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
@@ -30,7 +31,7 @@ class TaskArithmetic:
                 check_range(f"task_arithmetic: kinds.{kind}", scale, -100.0, 100.0)
 
     def __call__(self, experts: Experts) -> Merged:
-        total = experts.map(lambda key, tau: tau.sum(0))
+        total = entrywise(experts, lambda tau: tau.sum(0))
         own = {key: self.kinds.get(experts.naming.kind(key)) for key in total}
         shared = {key: change for key, change in total.items() if own[key] is None}
         fixed = {key: scale * total[key] for key, scale in own.items() if scale is not None}

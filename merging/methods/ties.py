@@ -1,17 +1,18 @@
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from merging.entries import Entry, sweep
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
-from merging.ops import KeepLargest, rows
+from merging.ops import KeepLargest
 from merging.preflight import check_range
-from merging.threads import each
-
-CHUNK = 1 << 16  # entries per expert at a time: small enough for the processor's cache
+from merging.threads import Scratch
 
 
 @dataclass(frozen=True)
@@ -35,37 +36,40 @@ class Ties:
 
     def __call__(self, experts: Experts) -> Merged:
         total = sum(spec.shape.numel() for spec in experts.specs().values())
+        if total == 0:
+            return experts.merged({}, self.scale)
         count = min(int(total * self.density) + 1, total)  # the published threshold entry is kept too
-        trim = KeepLargest.find(lambda: (rows(tau) for _, tau in experts.stream()), count)
-        votes, undecided = 0, []
+        trim = KeepLargest.find(partial(sweep, experts), count)
+        merged = {key: torch.empty(spec.shape) for key, spec in experts.specs().items()}
 
-        def merge(key: str, tau: Tensor) -> Tensor:
-            nonlocal votes
-            merged = torch.empty(tau.shape[1:])
-            for found in each(self._disjoint, rows(trim(key, tau)).split(CHUNK, 1), merged.view(-1).split(CHUNK)):
-                votes += found.votes
-                undecided.append(found)
-            return merged
+        scratch = Scratch()
 
-        merged = experts.map(merge)
-        if votes > 0:  # entries that cancel exactly take the majority sign of the model, known only now
-            for chunk in undecided:
-                chunk.merged[chunk.cancelled] = chunk.positive
+        def merge(name: Entry, tau: Tensor) -> Piece:
+            out = merged[name.key].view(-1)[name.first : name.first + tau.shape[1]]
+            return self._disjoint(trim(name, tau), out, scratch.like(tau))
+
+        pieces = list(sweep(experts, merge))
+        if sum(piece.votes for piece in pieces) > 0:  # entries that cancel exactly take the majority sign of the model
+            for piece in pieces:
+                piece.merged[piece.cancelled] = piece.positive
         return experts.merged(merged, self.scale)
 
-    def _disjoint(self, tau: Tensor, out: Tensor) -> "Chunk":
+    def _disjoint(self, tau: Tensor, out: Tensor, scratch: Tensor) -> "Piece":
         """Merge trimmed [T, n] into `out` [n]; entries that cancel exactly count as negative."""
         total = tau.sum(0)
-        positive, negative = tau.clamp_min(0).sum(0), tau.clamp_max(0).sum(0)
-        if self.merge == "mean":
-            positive /= (tau > 0).sum(0).clamp_min(1)
-            negative /= (tau < 0).sum(0).clamp_min(1)
-        torch.where(total > 0, positive, negative, out=out)
-        cancelled = ((total == 0) & (out != 0)).nonzero()[:, 0]
-        return Chunk(int(total.sign().sum()), out, cancelled, positive[cancelled])
+        votes = total.sign()
+        elected = votes.mul(2).sub_(1).clamp_min_(-1)  # 1 or -1
+        torch.mul(self._agreeing(torch.mul(tau, elected, out=scratch)), elected, out=out).add_(0.0)  # no negative zero
+        cancelled = torch.from_numpy(np.flatnonzero((total.numpy() == 0) & (out.numpy() != 0)))
+        return Piece(int(votes.sum()), out, cancelled, self._agreeing(tau[:, cancelled]))
+
+    def _agreeing(self, tau: Tensor) -> Tensor:
+        """Merge the positive entries of [T, n], a tensor of its own, to [n]."""
+        merged = tau.clamp_min_(0).sum(0)
+        return merged if self.merge == "sum" else merged.div_((tau != 0).sum(0).clamp_min_(1))
 
 
-class Chunk(NamedTuple):
+class Piece(NamedTuple):
     """A merged piece, and what to change if the positive sign wins over the model."""
 
     votes: int  # sum of the elected signs

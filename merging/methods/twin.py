@@ -11,7 +11,7 @@ from merging.factors import svd
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
-from merging.ops import KeepLargest, generator
+from merging.ops import generator, keep_largest
 from merging.preflight import check_range
 from merging.residual import residuals, share_kept
 
@@ -107,7 +107,7 @@ class Twin:
         """Each task's round(keep size) entries of largest magnitude; of equals the first."""
         rows, count = beyond.flatten(1).clone(), round(self.keep * beyond[0].numel())
         if 0 < count < rows.shape[1]:
-            rows = KeepLargest.find(lambda: [rows], count)("", rows)
+            keep_largest(rows, count)
         return (rows if count else rows * 0).view_as(beyond)
 
     def _dropped(self, change: Tensor, task: str, key: str) -> Tensor:

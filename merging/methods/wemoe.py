@@ -8,7 +8,7 @@ from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
-from merging.ops import KeepLargest, rows
+from merging.ops import keep_largest, rows
 from merging.preflight import check_range
 
 
@@ -43,4 +43,5 @@ class Wemoe:
         size = tau[0].numel()
         if self.density == 1 or size < 2:
             return tau
-        return KeepLargest.find(lambda: [rows(tau)], max(1, round(self.density * size)))("", tau)
+        keep_largest(rows(tau), max(1, round(self.density * size)))
+        return tau

@@ -1,18 +1,25 @@
 """TIES where it is delicate: ties at the threshold, exact cancellation, the trim over the whole model."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import published
 import pytest
 import torch
 from samples import SHAPES, drawn, equal, family, models, task_vectors
 
-from merging import merge
+from merging import merge, ops
 from merging.methods import Ties
 from merging.ops import KeepLargest
 
 
+def swept(pieces):
+    """Every piece worked on under its name, by two threads at a time."""
+    return lambda work: ThreadPoolExecutor(2).map(work, pieces.keys(), pieces.values())
+
+
 def kept(pieces, count):
     """`pieces` {name: [T, n]} after the selection under test."""
-    trim = KeepLargest.find(lambda: pieces.values(), count)
+    trim = KeepLargest.find(swept(pieces), count)
     return {name: trim(name, piece.clone()) for name, piece in pieces.items()}
 
 
@@ -26,8 +33,10 @@ def keep_first_of_sorted(pieces, count):
 
 @pytest.mark.parametrize("count", [1, 2, 7, 150, 299, 300])
 @pytest.mark.parametrize("levels", [1, 3, 20, 1 << 18])
-def test_keeps_exactly_the_largest(count, levels):
-    """From all entries equal in magnitude (1 level) to hardly any two equal."""
+@pytest.mark.parametrize("most", [ops.MOST, 40, 0])
+def test_keeps_exactly_the_largest(count, levels, most, monkeypatch):
+    """From all entries equal in magnitude (1 level) to hardly any two equal; with and without room to remember some."""
+    monkeypatch.setattr(ops, "MOST", most)
     sizes = {"a": 100, "b": 1, "c": 199}
     pieces = {name: (drawn(4, n, seed=n) * levels).round() / levels for name, n in sizes.items()}
     if levels == 1:
@@ -92,6 +101,6 @@ def test_entries_that_cancel_take_the_sign_of_the_model(majority):
 def test_a_selection_can_be_asked_again(tasks):
     """The second look at a piece trims the same entries although the others went by in between."""
     pieces = {name: drawn(tasks, 50, seed=seed).sign() for seed, name in enumerate("abc")}
-    trim = KeepLargest.find(lambda: pieces.values(), 60)
+    trim = KeepLargest.find(swept(pieces), 60)
     first = {name: trim(name, piece.clone()) for name, piece in pieces.items()}
-    assert trim.tied and all(torch.equal(first[name], trim(name, pieces[name].clone())) for name in "bac")
+    assert trim.beyond and all(torch.equal(first[name], trim(name, pieces[name].clone())) for name in "bac")
