@@ -62,8 +62,9 @@ def write_inputs(folder: Path, tower: Tower) -> None:
     """A base of N(0, 0.02) and experts that differ by N(0, 0.002), seeded, in fp32; files that exist are kept."""
     import torch
 
-    from merging.checkpoints import SafetensorsFile, Spec, write_safetensors
+    from merging.checkpoints import SafetensorsFile, Spec
     from merging.ops import generator
+    from merging.writing import write_safetensors
 
     specs = {key: Spec(torch.Size(shape), torch.float32) for key, shape in tower.shapes().items()}
     normal = lambda key, who: torch.randn(specs[key].shape, generator=generator("bench", who, key))  # noqa: E731
@@ -82,7 +83,8 @@ def floor(folder: Path, output: Path) -> None:
     """What no merge can avoid: every input is read once and one model written, by the reader and writer of merges."""
     import torch
 
-    from merging.checkpoints import SafetensorsFile, write_safetensors
+    from merging.checkpoints import SafetensorsFile
+    from merging.writing import write_safetensors
 
     files = [SafetensorsFile(path) for path in inputs(folder)]
     specs = files[0].specs()

@@ -11,6 +11,7 @@ from torch import nn
 from merging import saving
 from merging.backbones.tower import ImageTower
 from merging.cache import Cache
+from merging.checkpoints import identify_ahead
 from merging.errors import UserError
 from merging.experts import Experts, Source
 from merging.merged import Merged
@@ -40,6 +41,7 @@ def merge(
         log.warning("%s", opened.remark)
     if opened.remarks:
         log.info("%s", "; ".join(opened.remarks))
+    identify_ahead((opened.origin, *opened.checkpoints))  # saving asks for the ids
     merged = method(opened)
     if not isinstance(merged, Merged):
         raise UserError(

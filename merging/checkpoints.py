@@ -1,14 +1,17 @@
 """Checkpoints: the header is read at once, weights on demand, the content id only when asked for."""
 
+import contextlib
 import hashlib
 import json
 import mmap
+import os
 import struct
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +19,6 @@ from torch import Tensor
 from merging.cache import Cache
 from merging.errors import UserError
 from merging.file_kinds import expect, reading
-from merging.files import write_atomically
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -83,7 +85,7 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: str | Path, cache: Cache | None = None):
-        self.path, self._cache = Path(path), cache
+        self.path, self._cache, self._lock = Path(path), cache, threading.Lock()
         self._specs: dict[str, Spec] = {}
         self._starts: dict[str, int] = {}
         try:
@@ -106,7 +108,8 @@ class SafetensorsFile:
         return (self.path,)
 
     def _read_header(self) -> None:
-        size = self.path.stat().st_size
+        self._facts = facts_of(self.path.stat())
+        size = self._facts[0]
         with self.path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if 8 + length > size:
@@ -151,21 +154,47 @@ class SafetensorsFile:
 
     @property
     def id(self) -> str:
-        """sha256 of the file, remembered in the cache under path, size and modification time."""
-        return self._id
+        """sha256 of the file, remembered in the cache under path, size and modification time.
+
+        Threads may ask at once: one computes it. Raises UserError for a file that was changed since it was opened.
+        """
+        with self._lock:
+            return self._id
 
     @cached_property
     def _id(self) -> str:
-        stat = self.path.stat()
-        key = f"sha256 {self.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-        return self._digest() if self._cache is None else self._cache.text(key, self._digest)
+        size, modified, number = self._facts
+        key = f"sha256 {self.path.resolve()} {size} {modified} {number}"
+        found = self._digest() if self._cache is None else self._cache.text(key, self._digest)
+        if facts_of(self.path.stat()) != self._facts:
+            raise UserError(
+                f"{self.path} was changed since it was opened: what was read of it and its id would not be of one "
+                f"content. Run the same command again."
+            )
+        return found
 
     def _digest(self) -> str:
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        digest, block = hashlib.sha256(), memoryview(bytearray(1 << 18))  # the block stays in a core's cache
+        with self.path.open("rb", buffering=0) as file:
+            while size := file.readinto(block):
+                digest.update(block[:size])
         return digest.hexdigest()
+
+
+def facts_of(stat: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file from an earlier one of its name: size, time of the last change, and number on its disk."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def identify_ahead(checkpoints: Iterable[Checkpoint]) -> None:
+    """Compute their ids one after the other, in a thread of its own, while the caller works on."""
+
+    def identify() -> None:
+        for checkpoint in checkpoints:
+            with contextlib.suppress(Exception):  # said to whoever asks for the id
+                _ = checkpoint.id
+
+    threading.Thread(target=identify, daemon=True).start()
 
 
 class StateDict:
@@ -231,33 +260,3 @@ def digest(tensor: Tensor) -> str:
     hashed = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
     hashed.update(raw_bytes(tensor))
     return hashed.hexdigest()
-
-
-def write_safetensors(
-    path: str | Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
-) -> Path:
-    """Write tensors one at a time, in the order of `specs`, so that memory holds one of them. Atomic.
-
-    Raises UserError, before anything is written, for a dtype that safetensors does not have.
-    """
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
-    for key, spec in specs.items():
-        if spec.dtype not in NAMES:
-            raise UserError(
-                f"Cannot write {path}: {key} is of {spec.dtype}, which a safetensors file cannot hold. Convert it to "
-                f"one of {', '.join(map(str, NAMES))}, or leave it out."
-            )
-        header[key] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [end, end + spec.bytes]}
-        end += spec.bytes
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-
-    def write(file: BinaryIO) -> None:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for expected, (key, tensor) in zip(specs, tensors, strict=True):
-            if key != expected or Spec(tensor.shape, tensor.dtype) != specs[key]:
-                raise ValueError(f"{key} {tensor.dtype} {tuple(tensor.shape)} does not match the header of {path}")
-            file.write(raw_bytes(tensor))
-
-    return write_atomically(path, write)

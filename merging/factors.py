@@ -8,11 +8,11 @@ Several threads may decompose at once (the interpreter lock is not held); each s
 """
 
 import ctypes
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import cython_lapack  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
 EPS = float(np.finfo(np.float32).eps)
@@ -104,7 +104,7 @@ def _syevr(symmetric: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     work, indices, support = np.empty(72 * size), np.zeros(10 * size, np.int64), np.zeros(2 * size, np.int64)
     found, status, unused = ctypes.c_int64(), ctypes.c_int64(), ctypes.byref(ctypes.c_double())
     number = lambda value: ctypes.byref(ctypes.c_int64(value))  # noqa: E731
-    _dsyevr(
+    _routine("dsyevr", 21)(
         *(b"V", b"I", b"L", number(size), symmetric.ctypes, number(size)),
         *(unused, unused, number(first + 1), number(size), unused),
         *(ctypes.byref(found), values.ctypes, vectors.ctypes, number(size), support.ctypes),
@@ -115,13 +115,13 @@ def _syevr(symmetric: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     return values[: len(vectors)], vectors
 
 
+@cache
 def _routine(name: str, arguments: int):
     """scipy's LAPACK as a plain C function: scipy.linalg.eigh runs the same code, but keeps the interpreter lock."""
+    from scipy.linalg import cython_lapack  # pyright: ignore[reportAttributeAccessIssue]
+
     prototype, objects = ctypes.PYFUNCTYPE, ctypes.pythonapi
     signature = prototype(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", objects))
     address = prototype(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", objects))
     capsule = cython_lapack.__pyx_capi__[name]
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address(capsule, signature(capsule)))
-
-
-_dsyevr = _routine("dsyevr", 21)

@@ -1,7 +1,7 @@
 """A merge as one safetensors file: dense weights under their own names, banks under own/, gates under gate/."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from merging.bank import Bank, identity
 from merging.banks import rebuild
-from merging.checkpoints import Identified, SafetensorsFile, Spec, write_safetensors
+from merging.checkpoints import Identified, SafetensorsFile, Spec
 from merging.errors import UserError
 from merging.routers import Gate, GateShape
+from merging.writing import write_safetensors
 
 if TYPE_CHECKING:
     from merging.merged import Merged
@@ -77,15 +78,25 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
             merged.base.release()
         yield from extra.items()
 
-    record = {**merged.provenance, "scale": merged.scale, "base": merged.base.id, "tasks": merged.tasks, **facts}
-    if merged.inputs:
-        record["experts"] = [expert.id for expert in merged.inputs]
-    header = {"format": f"{NAME}/{VERSION}", "written_by": written_by(), "provenance": json.dumps(record)}
+    def header(ids: Sequence[str]) -> dict[str, str]:
+        record = {**merged.provenance, "scale": merged.scale, "base": ids[0], "tasks": merged.tasks, **facts}
+        if merged.inputs:
+            record["experts"] = ids[1:]
+        return more | {"provenance": json.dumps(record)}
+
+    inputs = (merged.base, *merged.inputs)
+    more = {"format": f"{NAME}/{VERSION}", "written_by": written_by()}
     if merged.own:
-        header["same"] = json.dumps(same)
-        header["banks"] = json.dumps({key: bank.facts() for key, bank in banks.items()})
-        header["routing"] = json.dumps(_routing_facts(merged))
-    return write_safetensors(path, specs, tensors(), header)
+        more["same"] = json.dumps(same)
+        more["banks"] = json.dumps({key: bank.facts() for key, bank in banks.items()})
+        more["routing"] = json.dumps(_routing_facts(merged))
+    draft = header(["0" * 64 if isinstance(each, SafetensorsFile) else each.id for each in inputs])
+    return write_safetensors(path, specs, tensors(), draft, lambda: header(ids_of(inputs)))
+
+
+def ids_of(inputs: Sequence[Identified]) -> list[str]:
+    """Their ids, asked for in reverse: a thread that computes them ahead comes from the front."""
+    return [each.id for each in reversed(inputs)][::-1]
 
 
 def written_by() -> str:

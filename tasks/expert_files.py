@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from merging.backbones.tower import Backbone
-from merging.checkpoints import Checkpoint, SafetensorsFile, Spec, StateDict, write_safetensors
+from merging.checkpoints import Checkpoint, SafetensorsFile, Spec, StateDict
 from merging.errors import UserError
+from merging.writing import write_safetensors
 from tasks.engine import Engine
 from tasks.grid import outcome
 from tasks.multitask import TASKS, Together, parts

@@ -16,10 +16,11 @@ from merging import cache as caching
 from merging.adapt import Learned
 from merging.backbones.tower import Backbone
 from merging.cache import modules_of
-from merging.checkpoints import SafetensorsFile, StateDict, write_safetensors
+from merging.checkpoints import SafetensorsFile, StateDict
 from merging.methods import Average, Dare, TaskArithmetic
 from merging.neurons import Neurons
 from merging.similarity import cosines
+from merging.writing import write_safetensors
 from tasks import finetune, grid, journal, suite
 from tasks.engine import Engine
 from tasks.recipes import Recipe

@@ -9,10 +9,11 @@ from samples import drawn, equal, every_method, family, merged_of, models
 from torch import nn
 
 from merging import Cache, Experts, UserError, merge, open_merged
-from merging.checkpoints import StateDict, write_safetensors
+from merging.checkpoints import StateDict
 from merging.methods import Average, Duet, Single, TaskArithmetic, Ties, Twin
 from merging.opening import open_checkpoint
 from merging.ranks import Ranks
+from merging.writing import write_safetensors
 
 METHODS = [pytest.param(each(), id=each.__name__) for each in every_method()]
 every = pytest.mark.parametrize("method", METHODS)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from samples import drawn, equal
 
 from merging import UserError
-from merging.checkpoints import DTYPES, SafetensorsFile, Spec, StateDict, write_safetensors
+from merging.checkpoints import DTYPES, SafetensorsFile, Spec, StateDict
 from merging.views import Part
+from merging.writing import write_safetensors
 
 
 def one_of_each():

@@ -2,6 +2,7 @@
 
 import json
 from hashlib import sha256
+from threading import Event, current_thread, main_thread
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from safetensors import safe_open
 from samples import drawn, equal, every_method, models
 from torch import nn
 
-from merging import UserError, load, merge, open_merged
+from merging import UserError, api, load, merge, open_merged
 from merging.backbones.tower import Backbone
+from merging.checkpoints import SafetensorsFile
 from merging.methods import Average, Dare, TaskArithmetic, Ties
 
 BACKBONE = Backbone("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
@@ -134,3 +136,39 @@ def test_no_input_is_overwritten(stored, tmp_path, monkeypatch):
     assert merged.save("merged.safetensors").exists()  # an earlier result is no input
     with pytest.raises(UserError, match="is a folder"):
         merged.save(tmp_path)
+
+
+def test_ids_are_computed_once_each_beside_the_merge(stored, tmp_path, monkeypatch):
+    """By a thread that runs ahead and by the one that saves, neither of which repeats what the other does."""
+    base, experts = tuned(6)
+    paths = [stored(state) for state in (base, *experts)]
+    honest, hashed, ahead = SafetensorsFile._digest, [], Event()
+
+    def digest(self):
+        hashed.append((self.path, current_thread() is main_thread()))
+        ahead.set()
+        return honest(self)
+
+    def method(experts):
+        assert ahead.wait(60)  # before the merge is done
+        return Average()(experts)
+
+    monkeypatch.setattr(SafetensorsFile, "_digest", digest)
+    path = merge(method, paths[0], paths[1:]).save(tmp_path / "merged.safetensors")
+    assert sorted(name for name, _ in hashed) == sorted(paths) and (paths[0], False) in hashed
+    with safe_open(path, "pt") as file:
+        provenance = json.loads(file.metadata()["provenance"])
+    assert [provenance["base"], *provenance["experts"]] == [sha256(each.read_bytes()).hexdigest() for each in paths]
+
+
+def test_an_input_that_changed_before_the_merge_was_saved(stored, tmp_path, monkeypatch):
+    """What was merged and the id in the header would be of two contents."""
+    base, experts = tuned()
+    paths = [stored(state) for state in (base, *experts)]
+    monkeypatch.setattr(api, "identify_ahead", lambda checkpoints: None)
+    merged = merge(Average(), paths[0], paths[1:])
+    paths[2].unlink()
+    stored(experts[0]).rename(paths[2])
+    with pytest.raises(UserError, match=rf"{paths[2].name} was changed since it was opened"):
+        merged.save(tmp_path / "merged.safetensors")
+    assert not [each for each in tmp_path.iterdir() if "merged" in each.name]
