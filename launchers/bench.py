@@ -18,6 +18,7 @@ from launchers.measure import MIB, Measured, machine, measure, table, write_sect
 
 EXPERTS = 8
 METHODS = ("Average", "TaskArithmetic", "Ties", "Dare", "IsoC", "TsvM", "IsoCts")
+MADE = {"made_by": "launchers.bench"}  # in the header of the inputs
 DECOMPOSING = ("IsoC", "IsoCts", "TsvM")  # these have a cold and a warm row
 
 
@@ -59,24 +60,32 @@ def inputs(folder: Path) -> list[Path]:
 
 
 def write_inputs(folder: Path, tower: Tower) -> None:
-    """A base of N(0, 0.02) and experts that differ by N(0, 0.002), seeded, in fp32; files that exist are kept."""
+    """A base of N(0, 0.02) and experts that differ by N(0, 0.002), seeded, in fp32; files that exist are kept.
+
+    Raises UserError rather than overwrite a file that it did not make.
+    """
     import torch
 
     from merging.checkpoints import SafetensorsFile, Spec
+    from merging.errors import UserError
     from merging.ops import generator
     from merging.writing import write_safetensors
 
     specs = {key: Spec(torch.Size(shape), torch.float32) for key, shape in tower.shapes().items()}
     normal = lambda key, who: torch.randn(specs[key].shape, generator=generator("bench", who, key))  # noqa: E731
     for path in inputs(folder):
-        if path.exists() and SafetensorsFile(path).specs() == specs:
-            continue
+        if path.exists():
+            there = SafetensorsFile(path)
+            if there.specs() == specs:
+                continue
+            if there.metadata != MADE:
+                raise UserError(f"{path} is there and was not made by this benchmark. Choose another --folder.")
         if path.stem == "base":
             tensors = ((key, 0.02 * normal(key, "base")) for key in specs)
         else:
             base = SafetensorsFile(inputs(folder)[0])
             tensors = ((key, base.tensor(key) + 0.002 * normal(key, path.stem)) for key in specs)
-        write_safetensors(path, specs, tensors, {})
+        write_safetensors(path, specs, tensors, MADE)
 
 
 def floor(folder: Path, output: Path) -> None:
@@ -113,7 +122,7 @@ def job(name: str, folder: str, cache_folder: str, width: str, depth: str) -> fl
     """Runs in the measured process: a merge, or "inputs", "floor" or "ids". Returns seconds, imports left out."""
     from merging import Cache, merge, methods
 
-    where, cache, output = Path(folder), Path(cache_folder), Path(folder) / "merged.safetensors"
+    where, cache, output = Path(folder), Path(cache_folder), Path(folder) / "merged-by-bench.safetensors"
     start = time.perf_counter()
     if name == "inputs":
         write_inputs(where, Tower(int(width), int(depth)))
@@ -159,6 +168,8 @@ def rows(names: Sequence[str], folder: Path, tower: Tower, repeat: int) -> Itera
         yield (f"{name}, cold" if name in DECOMPOSING else name), cold
         if name in DECOMPOSING:
             yield f"{name}, warm", fastest(name, lambda: None)
+        else:
+            yield f"{name}, of new files", fastest(name, forget)
     forget()
 
 
@@ -172,7 +183,8 @@ def caption(tower: Tower, repeat: int) -> str:
         "Seconds are those of the whole process, Python and torch included; `merge + save` leaves imports out. Peak "
         "memory is the largest resident set, with the touched pages of mapped files. Inputs are in the file cache and "
         "their content ids (sha256) remembered from an earlier run, as in any sweep; the second row is what that costs "
-        "once. `cold` decomposes, `warm` finds the factors in the cache."
+        "once, alone, and `of new files` is a merge that computes them too, beside its own work. `cold` decomposes, "
+        "`warm` finds the factors in the cache."
     )
 
 
@@ -195,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     merges.add_argument("--depth", type=int, default=Tower().depth, help="blocks of the tower")
     merges.add_argument("--output", type=Path, help="markdown file that gets the table, such as docs/performance.md")
     options = parser.parse_args(argv)
+    if options.output is not None and options.output.suffix != ".md":
+        parser.error(f"--output={options.output} is no markdown file (.md): the table is written into it")
     if options.what == "factor":
         return bench_factor.main(options)
     if options.what == "clip":

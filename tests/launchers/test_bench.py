@@ -2,8 +2,13 @@
 
 import math
 
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
 from launchers import bench
 from launchers.measure import write_section
+from merging import UserError
 
 
 def test_default_tower_is_vit_b_32():
@@ -18,7 +23,8 @@ def test_floor_and_methods_are_measured_and_printed(tmp_path, capsys):
     lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line] for line in lines]
     assert head == ["", "seconds", "of it merge + save", "times the floor", "CPU seconds", "peak memory, MiB"]
-    titles = ["floor: read all, write one", "content ids, once per file", "Ties", "TsvM, cold", "TsvM, warm"]
+    titles = ["floor: read all, write one", "content ids, once per file", "Ties", "Ties, of new files"]
+    titles += ["TsvM, cold", "TsvM, warm"]
     assert [row[0] for row in rows] == titles
     assert all(float(row[index]) > 0 for row in rows for index in (1, 4, 5))
     assert all(0 <= float(row[2]) <= float(row[1]) and float(row[3]) >= 0 for row in rows)
@@ -36,3 +42,19 @@ def test_section_is_replaced_and_the_rest_of_the_page_kept(tmp_path):
     write_section(page, "merge", "newest")
     section = "<!-- bench merge -->\nnewest\n<!-- end of bench merge -->"
     assert page.read_text() == f"# Speed\n\nBefore.\n\n{section}\n\nAfter.\n"
+
+
+def test_files_of_others_are_not_written_over(tmp_path, capsys):
+    """Inputs that it made for another size are made again, those of somebody else are kept."""
+    mine, small = tmp_path / "base.safetensors", bench.Tower(8, 1, 4, 5)
+    save_file({"w": torch.ones(2)}, mine)
+    with pytest.raises(UserError, match=r"base.safetensors is there and was not made by this benchmark"):
+        bench.write_inputs(tmp_path, small)
+    assert torch.equal(load_file(mine)["w"], torch.ones(2))
+    mine.unlink()
+    for tower in (small, bench.Tower(16, 1, 4, 5)):
+        bench.write_inputs(tmp_path, tower)
+        assert {key: tuple(each.shape) for key, each in load_file(mine).items()} == tower.shapes()
+    with pytest.raises(SystemExit):
+        bench.main(["merge", "--output", str(mine)])
+    assert "is no markdown file" in capsys.readouterr().err
