@@ -48,9 +48,12 @@ class Ties:
             out = merged[name.key].view(-1)[name.first : name.first + tau.shape[1]]
             return self._disjoint(trim(name, tau), out, scratch.like(tau))
 
-        pieces = list(sweep(experts, merge))
-        if sum(piece.votes for piece in pieces) > 0:  # entries that cancel exactly take the majority sign of the model
-            for piece in pieces:
+        votes, undecided = 0, []
+        for piece in sweep(experts, merge):
+            votes += piece.votes
+            undecided += [piece] * bool(len(piece.cancelled))
+        if votes > 0:  # entries that cancel exactly take the majority sign of the model, known only now
+            for piece in undecided:
                 piece.merged[piece.cancelled] = piece.positive
         return experts.merged(merged, self.scale)
 
