@@ -73,19 +73,21 @@ def energy_curves(found: Measured) -> Drawn:
                 curve = found.matrices[key]["modes"][mode]
                 at = 100 * np.array([0, *curve["ranks"]]) / curve["ranks"][-1]
                 look = {
-                    "color": COLOURS(0.25 + 0.75 * place / max(1, len(keys) - 1)),
+                    "color": COLOURS(0.9 * place / max(1, len(keys) - 1)),
                     "ls": STYLES[number % 2],
                     "lw": 0.9,
                 }
-                shown = kind if place == len(keys) - 1 and mode == MODES[0] else None
+                shown = kind if place == 0 and mode == MODES[0] else None
                 ax.plot(at, 100 * np.array([0, *curve["energy"]]), label=shown, **look)
         ax.plot([0, 100], [0, 100], color=INK, lw=0.6, ls=":", label="flat" if mode == MODES[0] else None)
         ax.set(xlabel=f"{mode} rank, % of the full one", xlim=(0, 100), ylim=(0, 102))
         ax.grid(True)
     axes[0].set_ylabel("energy held, %")
     figure.legend(loc="outside upper center", ncols=len(kinds) + 1)
-    told = "A line an FFN matrix, darker with depth. On the dotted line no direction matters more than another: "
-    told += "nothing is shared, and a smaller rank loses in proportion."
+    told = (
+        "A line an FFN matrix, blue in the first block to yellow in the last. On the dotted line no direction matters "
+    )
+    told += "more than another, and a smaller rank loses in proportion."
     return Drawn(f"spectra-{found.run_id}", "Energy of Tucker's modes, %", figure, told, PAGE)
 
 
