@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub import Fault, Hub
+from hub import Fault, Hub, commit
 from PIL import Image
 
 from merging.errors import UserError
@@ -205,10 +205,26 @@ def hub(tmp_path):
         yield hub
 
 
-def ask(hub, cache, offline):
+IDS = """
+import sys
+from merging.cache import Cache
+from tasks.vision.parts import Rule
+from tasks.vision.rows import RowSource
+for folder in sys.argv[2:]:
+    source = RowSource(hub="owner/numbers", args=("digits",), cache=Cache(folder))
+    print(source.content("test", Rule(), ask=False))
+    print(source.content("test", Rule()))
+    if sys.argv[1] == "load":
+        source.table("test")
+"""
+
+
+def ask(hub, cache, offline, code=ASK, *arguments):
     """What a process finds that sees this hub only."""
     environment = os.environ | hub.env(cache) | {"HF_HUB_OFFLINE": offline, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -223,3 +239,19 @@ def test_the_hub_gives_the_splits_that_are_asked_for_and_no_other(hub, tmp_path)
     *found, missing = ask(hub, tmp_path / "cache", "1")
     assert found == FOUND and missing.startswith("HF_HUB_OFFLINE is set and owner/letters digits is not in the")
     assert not hub.requests
+
+
+def test_the_hub_is_known_by_the_commit_that_was_read_first(hub, tmp_path):
+    """Also without a network; another cache takes the commit of today."""
+    kept, fresh = str(tmp_path / "kept"), str(tmp_path / "fresh")
+    unknown, first = ask(hub, tmp_path / "cache", "0", IDS, "load", kept)
+    assert unknown == "None" and commit(tmp_path / "hub" / "datasets" / "owner" / "numbers") in first
+    assert ask(hub, tmp_path / "cache", "1", IDS, "load", kept, str(tmp_path / "other")) == [
+        first,
+        first,
+        "None",
+        first,
+    ]
+    hub.add("owner/numbers", {"digits/new.txt": b"more"}, kind="datasets")
+    known, same, unknown, now = ask(hub, tmp_path / "cache", "0", IDS, "ask", kept, fresh)
+    assert known == same == first and unknown == "None" and now != first
