@@ -9,7 +9,7 @@ from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.methods import Method
+from merging.methods.method import Method
 from tasks.scales import Search
 
 SCALE = "scale"  # who picks a coefficient by labelled accuracy: selection, not adaptation
