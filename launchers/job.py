@@ -95,7 +95,7 @@ def cell(config: DictConfig) -> Cell:
     config = with_heads(config, label)
     decides = resolved(config)
     method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
-    setup = setup_of(config, decides)
+    setup = setup_for(label, config, decides)
     return Cell(label, method, scale, router, decides, replace(setup, gates=None) if config.redo else setup)
 
 
@@ -106,7 +106,7 @@ def reference(config: DictConfig, label: str) -> Cell:
                                   "router": None}  # fmt: skip
     decides.pop("save_dtype", None)
     decides["engine"].pop("batch", None)  # without a gate no image depends on those beside it
-    return Cell(label, method, Fixed(), Oracle(), decides, setup_of(config, decides))
+    return Cell(label, method, Fixed(), Oracle(), decides, setup_for(label, config, decides))
 
 
 def with_heads(config: DictConfig, label: str) -> DictConfig:
@@ -143,7 +143,14 @@ def targets(method: dict[str, Any]) -> list[str]:
     return [method["_target_"], *inner] if "_target_" in method else inner
 
 
-def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
+def setup_for(label: str, config: DictConfig, decides: dict[str, Any]) -> Setup:
+    """The shared setup; how experts were read says nothing of a base."""
+    setup = setup_of(config, decides, quiet=label == "base")
+    kept = tuple(remark for remark in setup.remarks if remark not in setup.experts.remarks)
+    return replace(setup, remarks=kept) if label == "base" else setup
+
+
+def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -> Setup:
     """Experts and grid of this backbone, suite and seed, shared by the jobs of one process."""
     engine, shared = instantiate(config.engine), ("backbone", "experts", "suite")
     key = json.dumps([config.output, repr(engine), *(decides[name] for name in shared)], sort_keys=True)
@@ -160,7 +167,7 @@ def setup_of(config: DictConfig, decides: dict[str, Any]) -> Setup:
         unseen, more = of_unseen(source, suite, backbone, store)
         grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
         read = [remark for each in (experts, unseen) if each is not None for remark in each.remarks]
-        for remark in read:
+        for remark in () if quiet else read:
             log.info("%s", remark)
         remarks = (*getattr(source, "remarks", ()), *more, *dict.fromkeys(read))
         files = files if is_local(suite, source, backbone) else None

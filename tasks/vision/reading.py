@@ -33,6 +33,11 @@ def in_open_clip(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     What wraps the names is stripped and told in the view's `remarks`. Raises UserError for two CLIPs in a file, for
     parameters beside the CLIP, and for names of none of these layouts.
     """
+    if adapters := [key for key in checkpoint.specs() if ".lora_" in key]:
+        raise UserError(
+            f"{checkpoint.name} holds an adapter that is not merged into its weights: {some(adapters)}. Name the "
+            f"folder that peft's save_pretrained wrote, or save the result of merge_and_unload."
+        )
     bare = _without_numbers(unwrapped(checkpoint))
     before = _before(bare)
     if before == ENCODER and not any(key.startswith(f"{ENCODER}transformer.") for key in bare.specs()):

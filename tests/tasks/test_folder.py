@@ -126,6 +126,17 @@ def test_what_is_beside_a_clip_is_refused(files, cache):
             local(cache, files)
 
 
+def test_an_adapter_that_is_not_merged_is_refused(files, cache):
+    """Its file instead of its folder, and the state dict of a model that peft still wraps."""
+    (files / "DTD.safetensors").write_bytes(lora_repository(0)["adapter_model.safetensors"])
+    with pytest.raises(UserError, match=r"DTD.safetensors holds an adapter that is not merged.*Name the folder"):
+        local(cache, files)
+    whole = behind("base_model.model.", visual(clip()))
+    save_file(whole | {"base_model.model.visual.proj.lora_A.weight": torch.ones(2)}, files / "DTD.safetensors")
+    with pytest.raises(UserError, match=r"holds an adapter.*merge_and_unload"):
+        local(cache, files)
+
+
 def test_a_folder_with_a_sharded_checkpoint(files, cache):
     state = hugging_face(tuned(clip(), 7))
     folder, names = files / "DTD", sorted(state)
