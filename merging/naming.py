@@ -1,39 +1,78 @@
-"""What a parameter is, read off its name."""
+"""What a parameter is, looked up by its name in a table. There is one, CLIP's: open_clip's names and Hugging Face's."""
 
 import re
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from merging.errors import UserError
 
 KINDS = ("norm", "ffn", "attention", "other")
+BLOCK = r"(?:(?:visual\.)?transformer\.resblocks|(?:(?:vision|text)_model\.)?encoder\.layers)\.(\d+)\."
+PAIR = r"(?:weight|bias)"
+
+
+class Parameter(NamedTuple):
+    """kind: one of KINDS. depth: index of its block. hidden: axis of hidden neurons. after: behind the blocks."""
+
+    kind: str
+    depth: int | None = None
+    hidden: int | None = None
+    after: bool = False
+
+
+INSIDE = {  # of a block
+    rf"(?:ln_|layer_norm)[12]\.{PAIR}": Parameter("norm"),
+    rf"attn\.(?:in|[qkv])_proj_{PAIR}|attn\.out_proj\.{PAIR}": Parameter("attention"),
+    rf"self_attn\.(?:[qkv]|out)_proj\.{PAIR}": Parameter("attention"),
+    rf"mlp\.(?:c_fc|fc1)\.{PAIR}": Parameter("ffn", hidden=0),
+    r"mlp\.(?:c_proj|fc2)\.weight": Parameter("ffn", hidden=1),
+    r"mlp\.(?:c_proj|fc2)\.bias": Parameter("ffn"),
+    r"ls_[12]\.gamma": Parameter("other"),
+}
+OUTSIDE = {
+    rf"(?:visual\.)?ln_pre\.{PAIR}|(?:vision_model\.)?pre_layrnorm\.{PAIR}": Parameter("norm"),  # HF's misspelling
+    rf"(?:visual\.)?ln_post\.{PAIR}|(?:vision_model\.)?post_layernorm\.{PAIR}": Parameter("norm", after=True),
+    rf"ln_final\.{PAIR}|(?:text_model\.)?final_layer_norm\.{PAIR}": Parameter("norm", after=True),
+    r"(?:visual\.)?proj|visual_projection\.weight|text_projection(?:\.weight)?": Parameter("other", after=True),
+    r"(?:visual\.)?(?:conv1\.weight|class_embedding|positional_embedding)": Parameter("other"),
+    r"token_embedding\.weight|logit_(?:scale|bias)": Parameter("other"),
+    r"(?:(?:vision|text)_model\.)?embeddings\.(?:class_embedding|(?:patch|position|token)_embedding\.weight)":
+        Parameter("other"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Patterns searched in a parameter's name; the defaults cover open_clip and Hugging Face (even `layrnorm`)."""
-
-    ffn: str = r"\bmlp\b|\.fc[12]\.|\bc_fc\b|\bc_proj\b|intermediate\.|(?<!attention\.)output\.dense"
-    attention: str = r"\battn\b|attention|[qkv]_proj|in_proj|out_proj"
-    norm: str = r"\bln_|laye?r_?norm|\bnorm\d?\b|LayerNorm"
-    down: str = r"\bc_proj\b|\bfc2\b|(?<!attention\.)output\.dense"  # the second linear layer of an FFN
-    tail: str = r"\bln_post\b|post_layernorm|(?<!\w)proj$|visual_projection"
-    block: str = r"(?:resblocks|layers?|blocks|h)\.(\d+)\."
+    """The table of CLIP. All raise UserError for a name that it does not have: nothing is guessed."""
 
     def kind(self, key: str) -> str:
-        """ffn | attention | norm | other; norms first, because they sit beside attention in many names."""
-        return next((kind for kind in KINDS[:-1] if re.search(getattr(self, kind), key)), KINDS[-1])
+        """ffn | attention | norm | other."""
+        return looked_up(key).kind
 
     def hidden(self, key: str) -> int | None:
         """The axis of an FFN parameter [out, ...] along which hidden neurons lie, None where they do not."""
-        if self.kind(key) != "ffn":
-            return None
-        if re.search(self.down, key):
-            return 1 if key.endswith("weight") else None
-        return 0
+        return looked_up(key).hidden
 
     def after(self, key: str) -> bool:
         """Whether a parameter outside the blocks lies behind them: the last norm and the projection."""
-        return bool(re.search(self.tail, key))
+        return looked_up(key).after
 
     def depth(self, key: str) -> int | None:
         """Index of the transformer block, None outside the blocks."""
-        match = re.search(self.block, key)
-        return int(match[1]) if match else None
+        return looked_up(key).depth
+
+
+@cache
+def looked_up(key: str) -> Parameter:
+    """What the table says of a name. Raises UserError where it says nothing."""
+    block = re.match(BLOCK, key)
+    rest, table = (key[block.end() :], INSIDE) if block else (key, OUTSIDE)
+    for pattern, parameter in table.items():
+        if re.fullmatch(pattern, rest):
+            return parameter._replace(depth=int(block[1])) if block else parameter
+    raise UserError(
+        f"{key} is not in the table CLIP (the names of open_clip and Hugging Face), so that its kind, block and hidden "
+        f"neurons are not known. Give checkpoints of a CLIP, or choose a method that does not ask for them: average, "
+        f"task_arithmetic, ties, dare, tsv_m, iso_c, iso_cts, emr, tall_mask, or twin with start=null."
+    )

@@ -86,10 +86,6 @@ class Neurons:
         matrices = [key for key in experts.keys("ffn") if len(experts.origin.specs()[key].shape) == 2]
         names = tuple(key for key in matrices if naming.hidden(key) == axis)
         blocks = {name: naming.depth(name) for name in names}
-        if None in blocks.values():
-            raise UserError(
-                f"{next(n for n, b in blocks.items() if b is None)} lies in no block: its neurons have no mask."
-            )
         models = experts.checkpoints if self.source == "expert" else (experts.origin,) * len(experts.tasks)
 
         def make() -> dict[str, Tensor]:

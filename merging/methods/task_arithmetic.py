@@ -32,7 +32,8 @@ class TaskArithmetic:
 
     def __call__(self, experts: Experts) -> Merged:
         total = entrywise(experts, lambda tau: tau.sum(0))
-        own = {key: self.kinds.get(experts.naming.kind(key)) for key in total}
+        asked = any(scale is not None for scale in self.kinds.values())  # else the names say nothing
+        own = {key: self.kinds.get(experts.naming.kind(key)) if asked else None for key in total}
         shared = {key: change for key, change in total.items() if own[key] is None}
         fixed = {key: scale * total[key] for key, scale in own.items() if scale is not None}
         return experts.merged(shared, self.scale, fixed=fixed)

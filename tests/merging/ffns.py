@@ -14,7 +14,7 @@ SHAPES = {
     "proj": (NARROW, 4),
     "ln_post.weight": (NARROW,),
     **{
-        f"blocks.{block}.{name}": shape
+        f"transformer.resblocks.{block}.{name}": shape
         for block in (0, 1)
         for name, shape in {
             "attn.in_proj_weight": (3 * NARROW, NARROW),

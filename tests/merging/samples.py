@@ -7,7 +7,7 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from merging import Experts, methods
+from merging import Experts, UserError, methods
 from merging.backbones.tower import Backbone
 from merging.calibration import Calibration
 
@@ -92,6 +92,20 @@ def opened(base, experts, tasks=None):
         return Calibration(split, found.tasks, sizes, lambda task, some: images[task][some], heads, build, facts)
 
     return replace(found, calibration=calibration, multitask=lambda: found.origin)
+
+
+def asks(method):
+    """Whether a method asks what a parameter is: it refuses names that no table has."""
+    try:
+        method(opened(*family(2, plain())))
+    except UserError as error:
+        return "is not in the table" in str(error)
+    return False
+
+
+def suited(method, shapes=mixed):
+    """Shapes that a method merges: those of the tower alone where it asks what a parameter is."""
+    return tower() if asks(method) else shapes()
 
 
 def merged_of(method, base, experts, tasks=None):

@@ -91,7 +91,7 @@ def test_biases(models):
 
 def test_a_bias_of_one_expert_acts_through_its_weight_alone(models):
     base, experts = models
-    key = "blocks.1.mlp.c_fc.bias"
+    key = "transformer.resblocks.1.mlp.c_fc.bias"
     moved = [experts[0], {**experts[1], key: experts[1][key] + 5}, experts[2]]
     before, after = (merged_of(Duet(neurons=GIVEN), base, each) for each in (experts, moved))
     for w in torch.eye(TASKS):
@@ -153,7 +153,7 @@ def test_decomposes_once_per_content_and_ranks(models, tmp_path, monkeypatch):
     [
         (
             Duet(ranks=Ranks("absolute", 13), static=False),
-            r"duet: blocks.0.mlp.c_fc.weight: out rank 13 .* full rank 12 = min\(m, T n\) = min\(12, 15\)",
+            r"duet: transformer.resblocks.0.mlp.c_fc.weight: out rank 13 .* full rank 12 = min\(m, T n\) = .*12, 15\)",
         ),
         (
             Duet(ranks=Ranks("absolute", 12), static=False),

@@ -39,15 +39,19 @@ def opened(*arguments, **options):
 
 def test_keys_come_in_one_order_and_by_kind():
     shapes = {
-        "blocks.1.mlp.c_fc.weight": (3, 2),
-        "blocks.0.ln_1.bias": (2,),
-        "blocks.0.attn.out_proj.weight": (2, 2),
-        "conv1": (1,),
+        "transformer.resblocks.1.mlp.c_fc.weight": (3, 2),
+        "transformer.resblocks.0.ln_1.bias": (2,),
+        "transformer.resblocks.0.attn.out_proj.weight": (2, 2),
+        "conv1.weight": (1,),
     }
     experts = Experts.open(*family(1, shapes))
     assert experts.keys() == tuple(sorted(shapes)) == Experts.open(*family(1, dict(reversed(shapes.items())))).keys()
-    assert experts.keys("ffn") == ("blocks.1.mlp.c_fc.weight",) and experts.keys("norm") == ("blocks.0.ln_1.bias",)
-    assert experts.keys("attention") == ("blocks.0.attn.out_proj.weight",) and experts.keys("other") == ("conv1",)
+    assert experts.keys("ffn") == ("transformer.resblocks.1.mlp.c_fc.weight",) and experts.keys("norm") == (
+        "transformer.resblocks.0.ln_1.bias",
+    )
+    assert experts.keys("attention") == ("transformer.resblocks.0.attn.out_proj.weight",) and experts.keys("other") == (
+        "conv1.weight",
+    )
 
 
 def test_task_vectors_are_differences_in_fp32():

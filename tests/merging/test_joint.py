@@ -80,5 +80,7 @@ def test_what_has_no_shared_factors_is_refused(models):
         Duet(unit="block", factors="svd")
     with pytest.raises(UserError, match=r"unit='layer' is unknown. Choose one of matrix, block, model"):
         Duet(unit="layer")
-    with pytest.raises(UserError, match=r"c_fc.weight blocks.0.mlp.c_proj.weight: out rank 13 is above the full rank"):
+    with pytest.raises(
+        UserError, match=r"c_fc.weight transformer.resblocks.0.mlp.c_proj.weight: out rank 13 is above the full rank"
+    ):
         merged_of(Duet(unit="block", ranks=Ranks("absolute", 13), neurons=GIVEN), *models)

@@ -124,7 +124,7 @@ def test_neurons_are_measured_once_and_only_where_there_are_any():
                            calibration=lambda split: asked.append(split) or found.calibration(split))  # fmt: skip
     NeuronMask(then=Ties())(counting)
     assert len(asked) == 1
-    base, experts = family(2)
+    base, experts = family(2, {"visual.conv1.weight": (4, 3, 2, 2), "logit_scale": ()})
     assert all(map(equal, models(merge(NeuronMask(), base, experts)), models(merge(TaskArithmetic(), base, experts))))
     with pytest.raises(UserError, match="unlabelled images"):
         merge(NeuronMask(), *family(2, tower()))
@@ -133,7 +133,11 @@ def test_neurons_are_measured_once_and_only_where_there_are_any():
 @pytest.mark.parametrize("density", [0.1, 0.25, 0.5, 0.9])
 def test_pruned_wemoe_keeps_exactly_the_largest_entries(density):
     """Also among entries of few different magnitudes: then the first of equals stay."""
-    shapes = {"blocks.0.mlp.fc1.weight": (12, 7), "blocks.0.mlp.fc1.bias": (12,), "blocks.0.mlp.fc2.bias": (1,)}
+    shapes = {
+        "transformer.resblocks.0.mlp.fc1.weight": (12, 7),
+        "transformer.resblocks.0.mlp.fc1.bias": (12,),
+        "transformer.resblocks.0.mlp.fc2.bias": (1,),
+    }
     base = {key: drawn(*shape) for key, shape in shapes.items()}
     generator = torch.Generator().manual_seed(0)
     taus = {key: torch.randint(-3, 4, (2, *shape), generator=generator).float() for key, shape in shapes.items()}

@@ -30,10 +30,11 @@ class Ffn(nn.Module):
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.blocks = nn.ModuleList([nn.ModuleDict({"mlp": Ffn()}) for _ in range(2)])
+        blocks = nn.ModuleList([nn.ModuleDict({"mlp": Ffn()}) for _ in range(2)])
+        self.transformer = nn.ModuleDict({"resblocks": blocks})
 
     def forward(self, x):
-        for block in self.blocks:
+        for block in self.transformer["resblocks"]:
             x = x + block["mlp"](x)
         return x
 
@@ -43,8 +44,8 @@ def hand_made():
     base = {key: torch.zeros_like(tensor) for key, tensor in Model().state_dict().items()}
     experts = [{key: tensor.clone() for key, tensor in base.items()} for _ in range(TASKS)]
     for task, expert in enumerate(experts):
-        expert["blocks.0.mlp.c_fc.bias"][task] = 1
-        expert["blocks.1.mlp.c_fc.bias"][task + 3] = 2
+        expert["transformer.resblocks.0.mlp.c_fc.bias"][task] = 1
+        expert["transformer.resblocks.1.mlp.c_fc.bias"][task + 3] = 2
     images = drawn(10, 5, 4)
     calibration = Calibration("calibration", ("x",) * TASKS, (10,) * TASKS, lambda t, i: images[i], (), Model, {})
     return replace(Experts.open(base, experts), calibration=lambda split: calibration)
@@ -191,12 +192,6 @@ def test_measured_once_per_content_and_question(tmp_path, monkeypatch):
         assert len(calls) == made
         assert all(torch.equal(first[block], again) for block, again in neurons.measured(hand_made()).items())
         calls[:] = calls[:made]
-
-
-def test_an_ffn_outside_the_blocks_has_no_mask():
-    base, experts = family(2, {"mlp.c_fc.weight": (6, 4), "mlp.c_proj.weight": (4, 6)})
-    with pytest.raises(UserError, match=r"mlp.c_proj.weight lies in no block: its neurons have no mask"):
-        Neurons().masks(opened(base, experts))
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from merging.routed import install
 
 SHAPES = {
     "conv1.weight": (10, 3, 2, 2),
-    "embedding": (10,),
-    "blocks.0.attn.in_proj_weight": (30, 10),
-    "blocks.0.attn.in_proj_bias": (30,),
-    "blocks.0.mlp.c_fc.weight": (24, 10),
-    "blocks.1.ln_1.weight": (10,),
-    "blocks.1.mlp.c_proj.weight": (10, 24),
+    "class_embedding": (10,),
+    "transformer.resblocks.0.attn.in_proj_weight": (30, 10),
+    "transformer.resblocks.0.attn.in_proj_bias": (30,),
+    "transformer.resblocks.0.mlp.c_fc.weight": (24, 10),
+    "transformer.resblocks.1.ln_1.weight": (10,),
+    "transformer.resblocks.1.mlp.c_proj.weight": (10, 24),
     "proj": (10, 6),
 }
 SHARED = [TaskArithmetic(0.3), Average(), Ties(), Base(), Single("task1")]
@@ -91,7 +91,7 @@ def test_the_error_of_a_matrix_is_the_tail_of_its_singular_values(models, rank):
     base, experts = models
     merged = merged_of(Twin(rank=rank, start=None), base, experts)
     taus = task_vectors(base, experts)
-    for key in ("conv1.weight", "blocks.0.mlp.c_fc.weight", "proj"):
+    for key in ("conv1.weight", "transformer.resblocks.0.mlp.c_fc.weight", "proj"):
         beyond = (taus[key] - 0.3 * taus[key].sum(0)).flatten(2)
         for task in range(TASKS):
             left = beyond[task] - merged.own[key].mix(merged.one_hot(task)).double().flatten(1)
@@ -102,7 +102,7 @@ def test_the_error_of_a_matrix_is_the_tail_of_its_singular_values(models, rank):
 def test_low_rank_experts_are_compressed_as_products():
     """On W_0 + B A the dense changes count: factors truncated and mixed apart give another model."""
     factors = [(drawn(12, 3, seed=t), drawn(3, 9, seed=t + 9)) for t in range(TASKS)]
-    base = {"blocks.0.mlp.c_fc.weight": drawn(12, 9, seed=50)}
+    base = {"transformer.resblocks.0.mlp.c_fc.weight": drawn(12, 9, seed=50)}
     (key,) = base
     experts = [{key: base[key] + b @ a} for b, a in factors]
     merged = merged_of(Twin(Base(), rank=2), base, experts)
@@ -135,8 +135,8 @@ def test_a_bias_of_one_expert_acts_through_its_weight_alone():
 )
 def test_rank_is_the_rounded_share(full, rank):
     """Not int((1 - 0.9) * full) of the authors, which gives 76, 127 and 0 for 768, 1280 and 1."""
-    base = {"blocks.0.proj_in": torch.zeros(full + 1, full)}
-    bank = merged_of(Twin(), base, [base, base]).own["blocks.0.proj_in"]
+    base = {"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(full + 1, full)}
+    bank = merged_of(Twin(), base, [base, base]).own["transformer.resblocks.0.mlp.c_fc.weight"]
     assert isinstance(bank, LowRank) and bank.rank == rank and bank.params == 2 * rank * (2 * full + 1)
 
 
@@ -144,7 +144,12 @@ def test_rank_is_the_rounded_share(full, rank):
 def test_energy_chooses_the_smallest_rank_that_serves_every_task(models, share):
     base, experts = models
     merged = merged_of(Twin(Base(), keep=share, measure="energy", start=None), base, experts)
-    for key in ("conv1.weight", "blocks.0.mlp.c_fc.weight", "blocks.1.mlp.c_proj.weight", "proj"):
+    for key in (
+        "conv1.weight",
+        "transformer.resblocks.0.mlp.c_fc.weight",
+        "transformer.resblocks.1.mlp.c_proj.weight",
+        "proj",
+    ):
         values = torch.linalg.svdvals(task_vectors(base, experts)[key].flatten(2)).square()
         held = values.cumsum(1) / values.sum(1, keepdim=True)
         rank = merged.own[key].rank
@@ -154,7 +159,7 @@ def test_energy_chooses_the_smallest_rank_that_serves_every_task(models, share):
 
 def test_query_key_and_value_are_decomposed_apart(models):
     base, experts = models
-    key = "blocks.0.attn.in_proj_weight"
+    key = "transformer.resblocks.0.attn.in_proj_weight"
     apart, fused = (merged_of(Twin(Base(), rank=2, split_qkv=split), base, experts).own[key] for split in (True, False))
     assert isinstance(apart, Rows) and isinstance(fused, LowRank)
     assert [bank.rank for bank in apart.banks] == [2, 2, 2] and fused.rank == 2
@@ -166,8 +171,8 @@ def test_query_key_and_value_are_decomposed_apart(models):
 def test_what_lies_before_the_first_routed_block_is_shared(models):
     base, experts = models
     alone = merged_of(TaskArithmetic(), base, experts)
-    stem = {"conv1.weight", "embedding"}
-    for start, static in ((0, stem), (1, stem | {key for key in SHAPES if "blocks.0" in key})):
+    stem = {"conv1.weight", "class_embedding"}
+    for start, static in ((0, stem), (1, stem | {key for key in SHAPES if "transformer.resblocks.0" in key})):
         merged = merged_of(Twin(start=start), base, experts)
         assert set(merged.own) == set(SHAPES) - static
         assert all(close(merged.weight(key), alone.weight(key), 1e-6) for key in static)
@@ -176,8 +181,10 @@ def test_what_lies_before_the_first_routed_block_is_shared(models):
 
 def test_a_tenth_of_the_values_is_a_fifth_of_the_numbers():
     """Of a 768 x 768 matrix; the singular values are folded into one factor."""
-    base = {"blocks.0.w": torch.zeros(768, 768)}
-    assert merged_of(Twin(), base, [base]).own["blocks.0.w"].params / 768**2 == pytest.approx(0.2, abs=0.002)
+    base = {"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(768, 768)}
+    assert merged_of(Twin(), base, [base]).own[
+        "transformer.resblocks.0.mlp.c_fc.weight"
+    ].params / 768**2 == pytest.approx(0.2, abs=0.002)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 1.0])
@@ -199,7 +206,7 @@ def test_dropout_keeps_random_entries_by_name_and_task(models):
     method, names = Twin(Base(), keep=0.25, sparsify="dropout", start=None), ["a", "b", "c"]
     merged, again = (merged_of(method, base, experts, names) for _ in range(2))
     turned = merged_of(method, base, experts[::-1], names[::-1])
-    key = "blocks.0.mlp.c_fc.weight"
+    key = "transformer.resblocks.0.mlp.c_fc.weight"
     own, tau = merged.own[key].mix(torch.eye(TASKS)), task_vectors(base, experts)[key]
     kept = own != 0
     assert close(own, tau * kept * 4) and equal({"": own}, {"": again.own[key].mix(torch.eye(TASKS))})
@@ -235,11 +242,11 @@ def test_the_fixed_part_of_the_shared_expert_is_kept(models):
 
     def shared(opened):
         ones = torch.ones(SHAPES["proj"])
-        return opened.merged({"proj": 2 * ones}, 0.25, fixed={"proj": ones, "embedding": torch.ones(10)})
+        return opened.merged({"proj": 2 * ones}, 0.25, fixed={"proj": ones, "class_embedding": torch.ones(10)})
 
     merged = merged_of(Twin(shared, rank=0, start=0), base, experts)
     assert close(merged.weight("proj", W), base["proj"] + 1.5) and close(
-        merged.weight("embedding"), base["embedding"] + 1
+        merged.weight("class_embedding"), base["class_embedding"] + 1
     )
     assert close(
         merged_of(Twin(shared, keep=1.0), base, experts).weight("proj", torch.eye(TASKS)[1]), experts[1]["proj"]
@@ -263,7 +270,9 @@ def test_what_cannot_be_done_is_refused(models, build, message):
 
 
 def test_nothing_to_route_is_a_static_merge():
-    base, experts = family(2, {"embedding": (4,), "logit_scale": ()})
+    base, experts = family(2, {"class_embedding": (4,), "logit_scale": ()})
     merged = merged_of(Twin(), base, experts)
     assert merged.routing is None and not merged.own
-    assert close(merged.weight("embedding"), merged_of(TaskArithmetic(), base, experts).weight("embedding"), ATOL)
+    assert close(
+        merged.weight("class_embedding"), merged_of(TaskArithmetic(), base, experts).weight("class_embedding"), ATOL
+    )
