@@ -55,6 +55,9 @@ class Ties:
         if votes > 0:  # entries that cancel exactly take the majority sign of the model, known only now
             for piece in undecided:
                 piece.merged[piece.cancelled] = piece.positive
+        for key, first in experts.tied().items():
+            if key in merged and first in merged:
+                merged[key] = merged[first]  # of equals at the threshold one name may keep what the other drops
         return experts.merged(merged, self.scale)
 
     def _disjoint(self, tau: Tensor, out: Tensor, scratch: Tensor) -> "Piece":

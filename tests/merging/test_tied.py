@@ -87,3 +87,11 @@ def test_what_one_expert_holds_apart_is_not_tied():
     assert Experts.open(states[0], states[1:]).tied() == {}
     merged = merge(Dare(0.5), states[0], states[1:])
     assert not torch.equal(merged.weight("embed.weight"), merged.weight("head.weight"))
+
+
+@pytest.mark.parametrize("kept", range(1, 12))
+def test_ties_keeps_or_trims_an_entry_under_all_of_its_names(kept):
+    base, *experts = [parted(Tied(seed)) for seed in range(3)]
+    entries = sum(tensor.numel() for tensor in base.values())
+    state = dict(merge(Ties(density=kept / entries), base, experts).state())  # one more is kept: of a pair the first
+    assert torch.equal(state["embed.weight"], state["head.weight"])
