@@ -187,14 +187,18 @@ def facts_of(stat: os.stat_result) -> tuple[int, int, int]:
 
 
 def identify_ahead(checkpoints: Iterable[Checkpoint]) -> None:
-    """Compute their ids one after the other, in a thread of its own, while the caller works on."""
+    """Compute their ids one after the other, in a thread of its own, while the caller works on.
+
+    A process that ends does not wait for files. For tensors it does: a thread stopped inside of torch aborts it.
+    """
+    checkpoints = tuple(checkpoints)
 
     def identify() -> None:
         for checkpoint in checkpoints:
             with contextlib.suppress(Exception):  # said to whoever asks for the id
                 _ = checkpoint.id
 
-    threading.Thread(target=identify, daemon=True).start()
+    threading.Thread(target=identify, daemon=all(each.files for each in checkpoints)).start()
 
 
 class StateDict:

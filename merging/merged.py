@@ -72,7 +72,9 @@ class Merged:
 
     def scaled(self, scale: float) -> "Merged":
         """The same merge at another coefficient."""
-        return self.remade(scale) if self.remade is not None else replace(self, scale=scale)
+        if self.remade is None:
+            return replace(self, scale=scale)
+        return replace(self.remade(scale), provenance=self.provenance, inputs=self.inputs)
 
     def cast(self, dtype: "str | torch.dtype") -> "Merged":
         """The same merge with what all inputs share in another dtype (fp32, bf16, fp16); banks stay as they are."""

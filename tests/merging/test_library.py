@@ -3,6 +3,7 @@
 import json
 from hashlib import sha256
 from threading import Event, current_thread, main_thread
+from threading import enumerate as threads
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from torch import nn
 
 from merging import UserError, api, load, merge, open_merged
 from merging.backbones.tower import Backbone
-from merging.checkpoints import SafetensorsFile
-from merging.methods import Average, Dare, TaskArithmetic, Ties
+from merging.checkpoints import SafetensorsFile, identify_ahead
+from merging.methods import Average, Dare, TaskArithmetic, Ties, Twin
 
 BACKBONE = Backbone("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
 INPUTS = drawn(3, 6)
@@ -173,3 +174,41 @@ def test_an_input_that_changed_before_the_merge_was_saved(stored, tmp_path, monk
     with pytest.raises(UserError, match=rf"{paths[2].name} was changed since it was opened"):
         merged.save(tmp_path / "merged.safetensors")
     assert not [each for each in tmp_path.iterdir() if "merged" in each.name]
+
+
+def test_a_merge_at_another_scale_knows_what_it_was_made_from(stored):
+    """Twin makes its parts anew for a scale, and they must neither overwrite an expert nor lose their provenance."""
+    base, experts = tuned()
+    paths = [stored(state) for state in (base, *experts)]
+    for dtype in (None, "bf16"):
+        merged = merge(Twin(start=None), paths[0], paths[1:])
+        scaled = (merged if dtype is None else merged.cast(dtype)).scaled(0.7).scaled(0.5)
+        assert scaled.provenance == merged.provenance and [each.id for each in scaled.inputs] == [
+            sha256(path.read_bytes()).hexdigest() for path in paths[1:]
+        ]
+        with pytest.raises(UserError, match="is one of the inputs"):
+            scaled.save(paths[1])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_only_a_thread_that_reads_files_is_left_behind_at_exit(stored, in_memory):
+    """Python stops a daemon by unwinding its stack, which inside of torch aborts the process."""
+    base, _ = tuned()
+    entered, go_on = Event(), Event()
+
+    class Slow:
+        files = () if in_memory else (stored(base),)
+
+        @property
+        def id(self):
+            entered.set()
+            go_on.wait(60)
+            return "id"
+
+    before = set(threads())
+    identify_ahead([Slow()])
+    assert entered.wait(60)
+    (started,) = set(threads()) - before
+    go_on.set()
+    assert started.daemon is not in_memory
+    started.join()
