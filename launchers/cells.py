@@ -184,7 +184,8 @@ class Cell:
         setup, router, keep = self.setup, self.router, partial(journal.tensors, "fitted gates")
         if setup.gates is not None and isinstance(router, Learned):
             made_by = code(("merging", *modules_of(self.method)))
-            key = content(router, merged, setup.experts, self.config, setup.checkpoints, made_by)
+            looked = opened.by(f"method={self.label}")
+            key = content(router, merged, setup.experts, self.config, setup.checkpoints, made_by, looked)
             keep = partial(setup.gates.tensors, key)
         found = fitted(router, merged, setup.experts, self.config["seed"], keep, log_step)
         for split in found.splits:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -50,14 +50,19 @@ def fitted(
 
 
 def content(
-    router: Learned, merged: Merged, experts: Experts, config: Mapping[str, Any], ids: Mapping[str, str], made_by: str
-) -> str:
+    router: Learned, merged: Merged, experts: Experts, config: Mapping[str, Any], ids: Mapping[str, str], made_by: str,
+    looked: Iterable[str] = (),
+) -> str:  # fmt: skip
     """The cache key of gates: equal keys are equal gates. `config` is the cell's, `ids` name its checkpoints.
+
+    `looked` are the splits that the merge was made from.
 
     Where no task-specific part is before a gate in training, the shared weights alone count, whatever made them.
     """
     seen = experts.unlabelled(f"router={router.name}", router.split)
     made = {"method": config["method"], "scale": merged.scale, "checkpoints": ids, "experts": config["experts"]}
+    made |= {"images": [experts.unlabelled("the method", split).ids for split in looked]}
+    made |= {"dtypes": sorted({str(spec.dtype) for spec in merged.specs.values()})}
     init = merged.routing.init if merged.routing is not None else None
     learned_from = made if router.sees_own else [_shared(merged), sorted(merged.own), init]
     how = {name: config[name] for name in ("router", "backbone", "suite", "seed", "engine")}

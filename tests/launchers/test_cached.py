@@ -115,15 +115,22 @@ def head(cache, patch, text=0.0, classes=("a", "b"), templates=("{}",), quick_ge
     heads.zero_shot_head(StateDict({"logit_scale": torch.tensor(text)}), classes, templates, quick_gelu, cache)
 
 
-def trained_gates(cache, patch, images=0, head=1.0, scale=0.3, base="x", device="cpu", made_by="code", **how):
+def trained_gates(
+    cache, patch, images=0, head=1.0, scale=0.3, base="x", device="cpu", made_by="code", dtype="fp32", masks=0, **how
+):
     config = {
         name: how.pop(name, name) for name in ("router", "suite", "seed", "engine", "method", "experts", "backbone")
     }
-    tasks = suite.Suite("two", (Shades("a", images, head), Shades("b")))
-    seen = suite.calibration(tasks, backbone(**{**BACKBONE, **how}), "calibration")
-    experts = replace(opened(cache), calibration=lambda _: replace(seen, device=torch.device(device)))
-    merged = TaskArithmetic(scale=scale)(experts)
-    cache.keys.append(gates.content(Learned(), merged, experts, config, {"base": base}, made_by))
+
+    def seen(split):
+        first = Shades("a", images, head) if split == "test" else Shades("a", masks)
+        tasks = suite.Suite("two", (first, Shades("b")))
+        images_of = suite.calibration(tasks, backbone(**{**BACKBONE, **how}), "calibration")
+        return replace(images_of, device=torch.device(device))
+
+    experts = replace(opened(cache), calibration=seen)
+    merged, router = TaskArithmetic(scale=scale)(experts).cast(dtype), Learned(split="test")
+    cache.keys.append(gates.content(router, merged, experts, config, {"base": base}, made_by, ["calibration"]))
 
 
 def scored(cache, patch, task="a", images=0, head=1.0, split="val", scale=0.3, batch=100, code="code", device="cpu"):
@@ -195,7 +202,7 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
                        ("tasks.vision.heads",)),
     "fitted gates": (trained_gates, {"images": 1, "head": 2.0, "scale": 0.4, "base": "y", "device": "meta",
                                      "made_by": "new", "router": 1, "suite": 1, "seed": 1, "engine": 1, "method": 1,
-                                     "experts": 1, "backbone": 1, **OTHER}, ()),
+                                     "experts": 1, "backbone": 1, "dtype": "bf16", "masks": 1, **OTHER}, ()),
     "scored": (scored, {"task": "c", "images": 1, "head": 2.0, "split": "test", "scale": 0.4, "batch": 10,
                         "code": "new", "device": "meta"}, ()),
     "expert scores": (expert_accuracy, {"task": "c", "images": 1, "head": 2.0, "base": "y", "batch": 3,
