@@ -15,7 +15,7 @@ from merging.errors import UserError
 from merging.files import write_atomically
 
 log = logging.getLogger(__name__)
-PLACES = {"suite": ("sources", "text"), "experts": ("base", "experts", "paths")}  # options that name files
+PLACES = {"suite": ("sources", "text"), "experts": ("base", "experts", "multitask", "paths")}  # options that name files
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_rows_do_not_depend_on_where_things_lie(data, computed):
     assert computed() == ALL
     for name in ("pets", "clip.safetensors", "text.safetensors", "fruit.safetensors"):
         shutil.move(data / name, data / f"moved_{name}")
-    moved = ["experts.base=moved_clip.safetensors", "suite.text=moved_text.safetensors",
+    moved = ["experts.base=moved_clip.safetensors", "suite.text=moved_text.safetensors", "experts.multitask=moved.pt",
              "+experts.paths.fruit=moved_fruit.safetensors", "suite.sources.pets.folder=moved_pets"]  # fmt: skip
     assert computed(*moved) == set()
     (row,) = [row for row in rows.read(data / "out" / "results") if row.method == "average"]
