@@ -8,6 +8,7 @@ from launchers.cells import Cell
 from launchers.expert_scores import expert_scores
 from launchers.notes import notes
 from launchers.summary import summarise
+from merging.adapt import Oracle
 from merging.methods import Expert, TaskArithmetic, TsvM
 from tasks.grid import Grid
 from tasks.journal import NOWHERE
@@ -47,7 +48,9 @@ def test_a_row_says_what_was_searched(setup, monkeypatch):  # noqa: F811
     assert any(text in note for note in notes(summarise([row])[0]))
     monkeypatch.setattr("tasks.scales.seconds", lambda grid, merged, split: 100.0)
     many = [round(0.1 * step, 1) for step in range(1, 31)]
-    cell = Cell("mine", TsvM(), Search(many, "mean"), None, CONFIG | {"method": "other"}, setup)
+    cell = Cell(
+        "mine", TsvM(), Search(many, "mean"), Oracle(), CONFIG | {"method": "other", "scale": "searched"}, setup
+    )
     row = cell.compute(lambda task, score: None)
     text = f"(best mean of {row.search['scored']} scored of 30 scales from 0.1 to 3: not of all)"
     assert row.search["scored"] < 30 and any(text in note for note in notes(summarise([row])[0]))

@@ -28,7 +28,7 @@ from tasks.suite import Split, Suite, calibration
 
 TOWER = Backbone("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})
 EARLY = GateShape(sees="early", features="mean")
-CONFIG = {"seed": 0, "method": {}, "router": {}, "backbone": {}, "suite": {}, "engine": {}, "experts": {}}
+CONFIG = {"seed": 0, "method": {}, "scale": {}, "router": {}, "backbone": {}, "suite": {}, "engine": {}, "experts": {}}
 
 
 @dataclass(frozen=True)
