@@ -181,9 +181,23 @@ def _read(file: SafetensorsFile) -> "Merged":
     routing = json.loads(file.metadata["routing"])
     if routing is not None:
         shape = GateShape(**routing["gate"]) if routing["gate"] is not None else None
+        check_choice(file, shape)
         gates = rebuilt_gates(_below(extra, GATE), shape, routing["gates"], next(iter(own.values())).parts)
         routing = Routing(**routing | {"gate": shape, "gates": gates})
     return replace(merged, own=own, routing=routing)
+
+
+def check_choice(file: SafetensorsFile, shape: GateShape | None) -> None:
+    """Raises UserError for gates of format 1 that chose the largest weights before they averaged: now it is after."""
+    if shape is None or file.metadata["format"] != f"{NAME}/1":
+        return
+    averaged = shape.pool == "after" or shape.granularity in ("batch", "mixed", "group")
+    if shape.activation == "soft_top_k" or (averaged and shape.top_k is not None):
+        raise UserError(
+            f"{file.name} is of format {NAME}/1, whose gates chose the largest weights of every token or sample and "
+            f"averaged them; now the average is taken first, as published, and this file would answer otherwise than "
+            f"when it was saved. Merge and train it again."
+        )
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

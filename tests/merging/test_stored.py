@@ -141,6 +141,27 @@ class TestFormats:
 
         assert all(map(equal, models(open_merged(rewritten(path, older))), models(merged)))
 
+    @pytest.mark.parametrize(
+        ("knobs", "same"),
+        [
+            ({"top_k": 1}, True),
+            ({"top_k": 1, "granularity": "batch"}, False),
+            ({"top_k": 1, "pool": "after", "features": "mean"}, False),
+            ({"pool": "after", "features": "mean"}, True),
+            ({"activation": "soft_top_k"}, False),
+        ],
+    )
+    def test_gates_of_the_first_format_that_meant_another_choice(self, tmp_path, knobs, same):
+        from test_saving import made, rewritten
+
+        path = made(Wemoe(), GateShape(**knobs)).save(tmp_path / "merged.safetensors")
+        rewritten(path, lambda _, header: header.update(format="duet-merging/1"))
+        if same:
+            assert open_merged(path).routing.gate == GateShape(**knobs)
+        else:
+            with pytest.raises(UserError, match="the average is taken first"):
+                open_merged(path)
+
     def test_a_later_format_says_who_reads_it(self, tmp_path):
         from test_saving import rewritten
 
