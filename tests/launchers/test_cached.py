@@ -24,7 +24,7 @@ from merging.writing import write_safetensors
 from tasks import finetune, grid, journal, suite
 from tasks.engine import Engine
 from tasks.recipes import Recipe
-from tasks.vision import heads, images
+from tasks.vision import heads, images, text_towers
 from tasks.vision import task as vision
 from tasks.vision.parts import Rule
 from tasks.vision.rows import RowSource
@@ -115,6 +115,12 @@ def head(cache, patch, text=0.0, classes=("a", "b"), templates=("{}",), quick_ge
     heads.zero_shot_head(StateDict({"logit_scale": torch.tensor(text)}), classes, templates, quick_gelu, cache)
 
 
+def tuned_text(cache, patch, base=0.0, expert=1.0):
+    text = {"transformer.w": torch.zeros(2)}
+    files = [StateDict({**text, "logit_scale": torch.tensor(scale)}) for scale in (expert, base)]
+    text_towers.left_out(*files, cache)
+
+
 def trained_gates(
     cache, patch, images=0, head=1.0, scale=0.3, base="x", device="cpu", made_by="code", dtype="fp32", masks=0, **how
 ):
@@ -200,6 +206,7 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
                         **OTHER}, ("tasks.training", "tasks.recipes")),
     "zero-shot head": (head, {"text": 1.0, "classes": ("a", "c"), "templates": ("a {}",), "quick_gelu": False},
                        ("tasks.vision.heads",)),
+    "tuned text": (tuned_text, {"base": 2.0, "expert": 2.0}, ("tasks.vision.text_towers",)),
     "fitted gates": (trained_gates, {"images": 1, "head": 2.0, "scale": 0.4, "base": "y", "device": "meta",
                                      "made_by": "new", "router": 1, "suite": 1, "seed": 1, "engine": 1, "method": 1,
                                      "experts": 1, "backbone": 1, "dtype": "bf16", "masks": 1, **OTHER}, ()),

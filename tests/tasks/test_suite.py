@@ -123,7 +123,10 @@ def test_calibration_is_a_split_without_its_labels(mini8):
         assert torch.equal(together, backbone.prepare(split.images))
         assert torch.equal(shown.images(task, torch.tensor([3, 0])), together[[3, 0]])
         assert torch.equal(shown.heads[task], mini8[suite.names[task]].head())
-    assert {field.name for field in fields(shown)} == {"split", "ids", "sizes", "images", "heads", "tower", "device"}
+    assert shown.backbone == backbone.identity()
+    assert {field.name for field in fields(shown)} == {
+        "split", "ids", "sizes", "images", "heads", "tower", "device", "backbone"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["base", "mean", "norm"])
