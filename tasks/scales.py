@@ -75,12 +75,20 @@ class Search:
     def choose(
         self, merged: Merged, grid: Grid, experts: Callable[[str], Scores], journal: Journal = NOWHERE
     ) -> Chosen:
-        """The merge at the best scale; `experts` tells what the experts score on a split."""
+        """The merge at the best scale; `experts` tells what the experts score on a split.
+
+        Raises UserError, before any scale is scored, where the criterion would divide by nothing.
+        """
         if merged.scale is None or (merged.own and not self.routed):
             if self.routed:
                 log.warning("scale.routed=true changes nothing here: this merge has no coefficient to search")
             return Chosen(merged)
         references = experts(self.split) if self.criterion == "norm" else None
+        if hopeless := [task for task, score in (references or {}).items() if not score]:
+            raise UserError(
+                f"scale.criterion=norm divides by the accuracy of the experts on {self.split}, and the expert for "
+                f"{', '.join(hopeless)} gets nothing right there. Check it, or set scale.criterion=mean."
+            )
         value = lambda scores: worth(scores, references)  # noqa: E731
         scales, tried = sorted(set(self.scales)), {}
 
@@ -111,14 +119,9 @@ class Search:
 
 def worth(scores: Scores, references: Scores | None) -> float:
     """Mean accuracy, relative to the references if there are any; to 12 digits, so that the order of a sum decides
-    nothing. Raises UserError for a reference of 0."""
+    nothing."""
     if references is None:
         return round(math.fsum(scores.values()) / len(scores), 12)
-    if hopeless := [task for task in scores if not references[task]]:
-        raise UserError(
-            f"scale.criterion=norm divides by the accuracy of the experts, and that of {', '.join(hopeless)} gets "
-            f"nothing right on validation. Check it, or set scale.criterion=mean."
-        )
     return round(math.fsum(score / references[task] for task, score in scores.items()) / len(scores), 12)
 
 

@@ -130,8 +130,9 @@ def test_equals_are_equal_whatever_the_order_of_the_tasks(experts):
 
 def test_an_expert_that_gets_nothing_right_is_no_measure(experts):
     grid = told({0.2: {"a": 0.8, "b": 0.2}})
-    with pytest.raises(UserError, match=r"criterion=norm divides .* that of b gets nothing right.*criterion=mean"):
+    with pytest.raises(UserError, match=r"divides .* on val, and the expert for b gets nothing right.*criterion=mean"):
         Search([0.2]).choose(TaskArithmetic()(experts), grid, lambda split: {"a": 0.8, "b": 0.0})
+    assert not grid.asked  # nothing is scored in vain
 
 
 class TestTooLong:
