@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterable, Iterator
-from glob import glob
+from glob import escape, glob
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,9 @@ def _paths(text: str) -> list[str]:
 
     Of an index (.json) its folder: it names files beside it.
     """
-    pattern = os.path.expanduser(text.replace("{task}", "*"))
-    named = [os.path.abspath(path) for path in {pattern, *glob(pattern)} if path and os.path.exists(path)]
+    text = os.path.expanduser(text)
+    template = "*".join(map(escape, text.split("{task}")))  # whose brackets, unlike a pattern's, are meant as they are
+    named = [os.path.abspath(path) for path in {text, *glob(text), *glob(template)} if path and os.path.exists(path)]
     return [os.path.dirname(path) if path.endswith(".json") else path for path in named]
 
 

@@ -76,6 +76,16 @@ def test_a_file_that_an_index_names(files):
     assert state(files.config) != before
 
 
+def test_a_template_with_the_characters_of_a_pattern(files):
+    expert = files.folder / "run[1]" / "pets.safetensors"
+    expert.parent.mkdir()
+    expert.write_text("one")
+    files.config.experts.experts = str(expert.parent / "{task}.safetensors")
+    before = state(files.config)
+    expert.write_text("another")
+    assert state(files.config) != before
+
+
 def test_what_a_run_writes_changes_nothing(files):
     before = state(files.config)
     for name in ("outputs/results/row.json", "decoded/pets.pt", "other.txt"):
