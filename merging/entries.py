@@ -40,8 +40,9 @@ def sweep(experts: Experts, work: Callable[[Entry, Tensor], Any], keys: Sequence
     specs = experts.specs()
     with workers() as run:
         for key in experts.keys() if keys is None else keys:
-            firsts = range(0, specs[key].shape.numel(), PIECE)
-            yield from run(partial(one, experts.flat(key), key), firsts)
+            firsts, flats = range(0, specs[key].shape.numel(), PIECE), experts.flat(key)
+            yield from run(partial(one, flats, key), firsts)
+            flats.clear()  # a worker may hold its last piece a moment longer than its result is awaited
             experts.release()
 
 

@@ -36,11 +36,11 @@ class TestDtypes:
         ],
     )
     def test_the_widest_of_all_in_any_order(self, method, base, experts, widest):
-        states = [{"w.weight": drawn(6, 5, seed=t).to(dtype)} for t, dtype in enumerate([base, *experts])]
+        states = [{"proj": drawn(6, 5, seed=t).to(dtype)} for t, dtype in enumerate([base, *experts])]
         names = [f"task{t}" for t in range(len(experts))]
         one = merged_of(method, states[0], states[1:], names)
         other = merged_of(method, states[0], states[:0:-1], names[::-1])
-        assert one.specs["w.weight"].dtype == other.specs["w.weight"].dtype == widest
+        assert one.specs["proj"].dtype == other.specs["proj"].dtype == widest
 
     def test_the_order_of_experts_changes_no_number(self):
         base, experts = family(2, dtype=HALF)
@@ -197,14 +197,14 @@ class TestCalls:
 
 
 EMPTY = {
-    "empty.weight": (0, 5),
-    "flat.weight": (5, 0),
-    "nothing.weight": (0, 0),
-    "conv.weight": (0, 3, 2, 2),
+    "proj": (0, 5),
+    "text_projection": (5, 0),
+    "visual.positional_embedding": (0, 0),
+    "visual.conv1.weight": (0, 3, 2, 2),
     "transformer.resblocks.0.mlp.c_fc.weight": (0, 4),
     "transformer.resblocks.0.attn.in_proj_weight": (0, 4),
     "transformer.resblocks.0.attn.out_proj.weight": (0, 0),
-    "some": (3,),
+    "visual.ln_post.bias": (3,),
 }
 SVD = [Duet("all", static=False), Duet(unit="block", static=False), Duet(factors="svd", static=False)]
 SVD += [Duet("all", Ranks("energy", 0.1), static=False), Twin(measure="energy"), Twin(start=None), Twin(rank=0)]
@@ -217,7 +217,7 @@ def test_empty_matrices_pass_through(method, tmp_path):
     again = open_merged(merged.save(tmp_path / "merged.safetensors"))
     for model, stored in zip(models(merged), models(again), strict=True):
         assert {key: tuple(weight.shape) for key, weight in model.items()} == EMPTY and equal(model, stored)
-        assert model["some"].isfinite().all()
+        assert model["visual.ln_post.bias"].isfinite().all()
 
 
 def test_ffns_of_two_shapes_are_not_decomposed_together():

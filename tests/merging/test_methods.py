@@ -15,6 +15,7 @@ from merging.methods import (
     Expert,
     IsoC,
     IsoCts,
+    Multitask,
     NeuronMask,
     Single,
     TaskArithmetic,
@@ -209,4 +210,4 @@ def test_every_static_method_is_compared_or_a_wrapper():
     """Those with banks are compared in test_dynamic_methods, test_mask_methods, and files of their own."""
     found = opened(*family(1, tower()))
     static = {each for each in every_method() if not each()(found).own}
-    assert static == {type(case.values[0]) for case in CASES} | {Dare, NeuronMask, Single}
+    assert static == {type(case.values[0]) for case in CASES} | {Dare, Multitask, NeuronMask, Single}

@@ -16,7 +16,8 @@ from merging.methods import Emr, Expert, Smile, TaskArithmetic, Twin
 from merging.routed import install
 from merging.routers import GateShape
 from tasks.engine import Engine
-from tasks.grid import Grid, Search
+from tasks.grid import Grid
+from tasks.scales import Search
 from tasks.suite import Suite, calibration, divided
 from tasks.unseen import score_unseen
 
@@ -92,7 +93,8 @@ def test_who_is_told_the_true_task_has_nothing_for_an_unseen_one(suite, experts,
 
 def test_nobody_looks_at_the_unseen_task_before_it_is_scored(suite, experts):
     (task,) = suite.held_out
-    merged, _ = Search([0.3, 1.0]).choose(TaskArithmetic()(experts), grid(suite))
+    search = Search([0.3, 1.0])
+    merged = search.choose(TaskArithmetic()(experts), grid(suite), lambda split: dict.fromkeys(SEEN, 1.0)).merged
     routed = fitted(Twin(keep=0.5), experts, suite)
     scored = grid(suite).score(merged, "test")
     assert task.asked == [] and list(scored.accuracy) == list(SEEN)
