@@ -88,7 +88,21 @@ def is_divided(root: Path, inside: Sequence[str]) -> bool:
             f"classes. Say which is which: train: <folder>, test: <folder>, val: <folder>; or move the class folders "
             f"into one folder of their own."
         )
+    _check_not_alike(root, inside)
     return False  # a class may be called "train"
+
+
+def _check_not_alike(root: Path, inside: Sequence[str]) -> None:
+    """Raises UserError where all folders hold the same ones, as domains do that share their classes."""
+    if len(inside) < 2 or not all(_holds_folders(root / name) for name in inside):
+        return
+    first, *others = (folders(root / name) for name in inside)
+    if len(first) > 1 and all(each == first for each in others):
+        raise UserError(
+            f"{root} has the folders {some(inside, 6)}, and each of them holds {some(first, 6)}: they may be parts of "
+            f"the data set, such as domains, or classes. Name the part: train: <folder>, test: <folder>; or, if they "
+            f"are classes, move them into one folder called train."
+        )
 
 
 def check_names(root: Path, classes: Sequence[str]) -> None:

@@ -201,3 +201,17 @@ def test_folders_that_cannot_be_read_are_not_passed_over(tmp_path):
     (tmp_path / "cat" / "closed").mkdir(0)
     with pytest.raises(UserError, match=r"Cannot read .*closed"):
         FolderSource(tmp_path).classes()
+
+
+def test_domains_that_share_their_classes_are_no_classes(tmp_path):
+    for domain in ("Art", "Clipart", "Product"):
+        fill(tmp_path / "home", ["bed", "fork"], 2, domain)
+    with pytest.raises(UserError, match=r"Art, Clipart, Product, and each of them holds bed, fork: .* such as domains"):
+        FolderSource(tmp_path / "home").classes()
+    named = FolderSource(tmp_path / "home", {"train": "Art", "test": "Product"})
+    assert named.classes() == ("bed", "fork") and sizes(named) == {"train": 4, "val": None, "test": 4}
+    for species in ("cat", "dog"):
+        fill(tmp_path / "views" / "train", ["front", "side"], 2, species)  # classes, as the message says how
+        fill(tmp_path / "mixed", ["front", f"only {species}"], 2, species)
+    for name in ("views", "mixed"):
+        assert FolderSource(tmp_path / name).classes() == ("cat", "dog")
