@@ -7,7 +7,9 @@ from samples import drawn
 from torch import nn
 
 from merging import Experts, UserError, load, merge
+from merging.checkpoints import StateDict
 from merging.methods import Average, Base, Dare, Ties, Twin
+from merging.tied import tied
 
 
 class Tied(nn.Module):
@@ -95,3 +97,17 @@ def test_ties_keeps_or_trims_an_entry_under_all_of_its_names(kept):
     entries = sum(tensor.numel() for tensor in base.values())
     state = dict(merge(Ties(density=kept / entries), base, experts).state())  # one more is kept: of a pair the first
     assert torch.equal(state["embed.weight"], state["head.weight"])
+
+
+def test_names_are_not_compared_one_by_one():
+    """A view may have to put a tensor together whenever it is asked for."""
+    asked = []
+
+    class Counting(StateDict):
+        def tensor(self, key):
+            asked.append(key)
+            return super().tensor(key)
+
+    state = {f"w{index}": drawn(4, 4, seed=index) for index in range(20)}
+    assert tied([Counting(state | {"z": state["w3"].clone()})]) == {"z": "w3"}
+    assert sorted(asked) == sorted([*state, "z", "w3", "z"])
