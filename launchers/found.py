@@ -64,9 +64,14 @@ def state(config: DictConfig) -> str | None:
     if any(name.partition(".")[0] not in PACKAGES for key, name in texts if key == "_target_"):
         return None
     home = Path(__file__).resolve().parent.parent
-    places = {*(str(home / name) for name in PACKAGES), *(path for _, text in texts for path in _paths(text))}
+    places = {*(str(home / name) for name in PACKAGES), *named(config)}
     versions = [platform.python_version(), *map(version, LIBRARIES)]
     return json.dumps([versions, *(_digest(place) for place in sorted(places))])
+
+
+def named(config: DictConfig) -> set[str]:
+    """The files and folders that a configuration names as inputs."""
+    return {path for _, text in _texts(_decides(config)) for path in _paths(text)}
 
 
 def is_local(suite: Any, source: Any, backbone: Any) -> bool:

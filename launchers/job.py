@@ -17,7 +17,7 @@ from launchers import rows
 from launchers.callback import LISTED, check_writable, draw
 from launchers.cells import Cell, Setup, finish
 from launchers.claims import Taken, owner
-from launchers.found import is_local, remember, state
+from launchers.found import is_local, named, remember, state
 from launchers.opened import splits_read
 from launchers.preflight import foresee
 from launchers.rows import Row
@@ -26,7 +26,7 @@ from launchers.track import Tracker
 from merging.adapt import Oracle
 from merging.backbones.tower import Backbone
 from merging.cache import GIB, Cache
-from merging.checkpoints import Checkpoint
+from merging.checkpoints import Checkpoint, Known
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.files import write_text
@@ -48,7 +48,8 @@ def run(config: DictConfig) -> list[str]:
     with instantiate(config.tracker) as tracker:
         wanted = cell(config)
         if config.save is not None:
-            check_target(config.save, [wanted.setup.experts.origin, *wanted.setup.experts.inputs])
+            others = Known("", tuple(map(Path, sorted(named(config)))))  # a text tower, a model of all tasks
+            check_target(config.save, [wanted.setup.experts.origin, *wanted.setup.experts.inputs, others])
         references = [reference(config, label) for label in ("base", "expert") if label != wanted.label]
         files = [str((folder / f"{each.run_id}.json").resolve()) for each in (wanted, *references)]
         write_text(here / LISTED, json.dumps(files))

@@ -118,3 +118,13 @@ def test_ids_name_contents_and_no_places():
         run_id(config, {"base": "x"}),
     ]
     assert len({run_id(config, {"base": "x"}, ids), *others}) == 5
+
+
+@pytest.mark.parametrize("which", ["text.safetensors", "all.safetensors"])
+def test_a_file_that_is_named_and_not_merged_is_not_overwritten(data, duet_here, which):
+    shutil.copy(data / "pets.safetensors", data / "all.safetensors")
+    before = (data / which).read_bytes()
+    code, _, errors = duet_here(
+        data / "out", "method=average", "experts.multitask=all.safetensors", f"save={data / which}"
+    )
+    assert code == 1 and f"{which} is one of the inputs" in errors and (data / which).read_bytes() == before
