@@ -2,7 +2,7 @@
 
 import sys
 
-from launchers.shadowed import shadowed
+from duet_merging import PACKAGES, shadowed
 
-if _wrong := shadowed(("conf", "merging", "tasks")):
+if _wrong := shadowed(PACKAGES[1:]):
     sys.exit(_wrong)

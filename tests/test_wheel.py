@@ -41,4 +41,4 @@ def test_nothing_else_is(names):
     strange = [
         name for name in names if not name.startswith((*(f"{package}/" for package in PACKAGES), "duet_merging-"))
     ]
-    assert strange == [] and all(map(shipped, names))
+    assert strange == ["duet_merging.py"] and all(map(shipped, names))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launchers.shadowed import HOME, shadowed
+from duet_merging import HOME, PACKAGES, shadowed
 
 
 def run(code, cwd, **settings):
@@ -29,13 +29,15 @@ def test_a_foreign_module_in_the_current_folder(tmp_path, name, kind):
     assert f"from another folder (`python -m` looks into the current one first), or rename {named.name}." in done.stderr
 
 
-def test_a_foreign_module_on_the_path_of_python(tmp_path):
+@pytest.mark.parametrize("command", ["duet", "duet_finetune"])
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_foreign_module_on_the_path_of_python(tmp_path, name, command):
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "tasks.py").write_text("")
-    console_script = ["-c", "import launchers.run"]
+    (tmp_path / "elsewhere" / f"{name}.py").write_text("")
+    console_script = ["-c", f"import duet_merging; duet_merging.{command}()"]
     done = run(console_script, tmp_path, before=str(tmp_path / "elsewhere"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"Take {tmp_path / 'elsewhere'} out of PYTHONPATH, or rename tasks.py." in done.stderr
+    assert f"Take {tmp_path / 'elsewhere'} out of PYTHONPATH, or rename {name}.py." in done.stderr
 
 
 def test_a_folder_without_python_files_is_not_in_the_way(tmp_path):
@@ -43,4 +45,4 @@ def test_a_folder_without_python_files_is_not_in_the_way(tmp_path):
         (tmp_path / name).mkdir()
     done = run(["-m", "launchers.table", "--help"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert shadowed(["conf", "merging", "tasks"]) is None
+    assert shadowed(PACKAGES) is None

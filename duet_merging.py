@@ -1,12 +1,30 @@
-"""Whether a module of somebody else is found in place of one of the packages beside `launchers`."""
+"""Where the console scripts start: a name that nobody else has, so that what stands in a package's place is named."""
 
 import os
 import sys
 from collections.abc import Iterable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-HOME = Path(__file__).resolve().parent.parent
+HOME = Path(__file__).resolve().parent
+PACKAGES = ("launchers", "conf", "merging", "tasks")
+
+
+def duet() -> None:
+    """The command of that name."""
+    _start("launchers.run")
+
+
+def duet_finetune() -> None:
+    """The command of that name."""
+    _start("launchers.finetune")
+
+
+def _start(program: str) -> None:
+    if wrong := shadowed(PACKAGES):
+        sys.exit(wrong)
+    import_module(program).main()
 
 
 def shadowed(names: Iterable[str], home: Path = HOME) -> str | None:
