@@ -15,7 +15,7 @@ from launchers.clock import Clock
 from launchers.code_version import code_version
 from launchers.expert_scores import expert_scores
 from launchers.gates import Fitted, content, fitted
-from launchers.opened import SCALE, Opened, adaptation, needs_of, splits_read
+from launchers.opened import SCALE, Opened, adaptation, needs_of, splits_of, splits_read
 from launchers.rows import Row
 from merging.accounting import macs
 from merging.adapt import Learned, Log, Router
@@ -143,7 +143,7 @@ class Cell:
         that was killed are used again.
         """
         grid, clock, journal, opened = self.setup.grid, Clock(), self.journal, Opened()
-        merged = self.method(opened.watched(self.setup.experts, f"method={self.label}", needs_of(self.method)))
+        merged = self.method(opened.watched(self.setup.experts, f"method={self.label}", splits_of(self.method)))
         if "save_dtype" in self.config:
             merged = merged.cast(self.config["save_dtype"])
         clock.lap("merge")

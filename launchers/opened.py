@@ -1,6 +1,6 @@
 """Which splits a merge and its gates really looked at, and who did. Scoring is not counted: `Row.splits` tells it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -28,18 +28,19 @@ class Opened:
         if who not in names:
             names.append(who)
 
-    def watched(self, experts: Experts, who: str, needs: str = "inputs") -> Experts:
-        """The same experts, noting the splits that `who` opens; one that `needs` nothing is refused with a UserError.
+    def watched(self, experts: Experts, who: str, declared: Collection[str] | None = None) -> Experts:
+        """The same experts, noting the splits that `who` opens; a UserError for one not among those it `declared`.
 
         What a cache holds of a split's images is keyed by them, so its use opens the split too, without reading one.
         """
         give, train = experts.calibration, experts.multitask
 
         def opening(split: str) -> Calibration:
-            if needs == "nothing":
+            if declared is not None and split not in declared:
+                says = f"only of {', '.join(declared)}" if declared else "that it needs nothing besides weights"
                 raise UserError(
-                    f"{who} opens the unlabelled {split} images, but says that it needs nothing besides weights. Let "
-                    f'its class say what it uses: needs: ClassVar[str] = "inputs".'
+                    f"{who} opens the unlabelled {split} images, but says {says}. Let its class say what it uses: "
+                    f'needs: ClassVar[str] = "inputs" for calibration; for others splits: ClassVar = ("{split}",), too.'
                 )
             self.note(who, split)
             assert give is not None
@@ -67,8 +68,18 @@ def splits_read(method: Method, scale: object, router: object, config: Mapping[s
     """What a cell reads beside the split that it scores, known before: it searches on some, or learns from some."""
     searched = [scale.split] if isinstance(scale, Search) and config["scale"] is not None else []
     learned = [router.split] if isinstance(router, Learned) and config["router"] is not None else []
-    looks = ["calibration"] if needs_of(method) == "inputs" else []  # what learned from labels is a checkpoint
-    return [*dict.fromkeys([*searched, *learned, *looks])]
+    return [*dict.fromkeys([*searched, *learned, *splits_of(method)])]
+
+
+def splits_of(method: Method) -> tuple[str, ...]:
+    """The splits whose unlabelled images a method and those inside it may open: `splits`, or calibration for "inputs".
+
+    What learned from labels is a checkpoint.
+    """
+    own = ("calibration",) if method.needs == "inputs" else ()
+    inner = [getattr(method, knob.name) for knob in fields(method)] if is_dataclass(method) else []
+    nested = (split for each in inner if hasattr(each, "needs") for split in splits_of(each))
+    return tuple(dict.fromkeys([*getattr(method, "splits", own), *nested]))
 
 
 def needs_of(method: Method) -> str:

@@ -24,6 +24,8 @@ class TaskArithmetic:
     needs: ClassVar[str] = "nothing"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.kinds, Mapping):
+            raise UserError(f"task_arithmetic: kinds={self.kinds!r} is no mapping. Write kinds={{'norm': 0.0}}.")
         for kind, scale in self.kinds.items():
             if kind not in KINDS:
                 raise UserError(f"task_arithmetic: kinds has {kind!r}. Kinds are {', '.join(KINDS)}.")

@@ -56,6 +56,10 @@ class Peeking:
     split: str = "test"
     needs: ClassVar[str] = "inputs"
 
+    @property
+    def splits(self):
+        return (self.split,)
+
     def __call__(self, experts):
         experts.unlabelled("peeking", self.split)
         return TaskArithmetic()(experts)
@@ -64,6 +68,14 @@ class Peeking:
 @dataclass(frozen=True)
 class Undeclared(Peeking):
     needs: ClassVar[str] = "nothing"
+    splits: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Elsewhere(Peeking):
+    """Says no more than that it looks at inputs."""
+
+    splits: ClassVar[tuple[str, ...]] = ("calibration",)
 
 
 @pytest.fixture
@@ -107,6 +119,17 @@ def test_an_opening_that_is_not_declared_is_refused(setup):
         UserError, match=r"method=mine opens the unlabelled test images, but says that it needs nothing"
     ):
         computed(setup, Undeclared())
+    with pytest.raises(UserError, match=r"opens the unlabelled test images, but says only of calibration\. .*splits"):
+        computed(setup, Elsewhere())
+
+
+def test_images_that_a_method_looks_at_are_part_of_its_row_s_name(setup):
+    def contents(method):
+        return Cell("mine", method, Fixed(), Oracle(), CONFIG, setup).contents["one"].keys()
+
+    assert contents(TaskArithmetic()) == {"head", "test"} == contents(Peeking())
+    assert contents(Peeking("val")) == contents(NeuronMask(then=Peeking("val"))) - {"calibration"}
+    assert contents(Peeking("val")) == {"head", "test", "val"}
 
 
 def test_a_saved_model_says_it_too(setup, tmp_path):
