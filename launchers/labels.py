@@ -9,7 +9,7 @@ from typing import Any
 from launchers.rows import Row
 
 Identity = dict[str, Any]
-MANY = 4  # knobs in a name that are always told
+MANY = 4  # knobs in a name, and values of one, that are always told
 KINDS = ("name", "_target_")  # of a part of the config; knobs of unlike parts need not be told one by one
 
 
@@ -96,4 +96,6 @@ def _parts(key: str) -> list[str]:
 def _short(key: str, value: Any) -> str:
     if key.endswith("._target_"):
         return str(value).rpartition(".")[2]
+    if isinstance(value, list) and len(value) > MANY:
+        return f"{len(value)} from {value[0]} to {value[-1]}"
     return f"{value:g}" if isinstance(value, float) else str(value)

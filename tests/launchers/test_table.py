@@ -178,6 +178,16 @@ def test_configs_of_one_method_stay_apart_and_are_told_apart():
     assert "different checkpoints" in " ".join(notes(summary))
 
 
+def test_a_long_list_is_told_by_its_ends():
+    grids = [[0.1, 0.5], [tenth / 10 for tenth in range(1, 31)]]
+    made = [
+        make_row("ties", config={"method": {}, "scale": {"scales": grid}}, run_id=f"{n:012}")
+        for n, grid in enumerate(grids)
+    ]
+    (summary,) = summarise(made)
+    assert {line.label for line in summary.lines} == {"ties scales=[0.1, 0.5]", "ties scales=30 from 0.1 to 3.0"}
+
+
 def test_notes_name_mixed_origins_failures_and_how_scales_were_picked():
     results = [make_row("ties"), make_row("average", code="other", family="hub", scale_source="fixed"), failed_row()]
     said = " ".join(notes(summarise(results)[0]))
