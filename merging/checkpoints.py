@@ -86,6 +86,7 @@ class SafetensorsFile:
 
     def __init__(self, path: str | Path, cache: Cache | None = None):
         self.path, self._cache, self._lock = Path(path), cache, threading.Lock()
+        self._known: str | None = None  # the id
         self._specs: dict[str, Spec] = {}
         self._starts: dict[str, int] = {}
         try:
@@ -158,11 +159,11 @@ class SafetensorsFile:
 
         Threads may ask at once: one computes it. Raises UserError for a file that was changed since it was opened.
         """
-        with self._lock:
-            return self._id
+        with self._lock:  # not a cached_property, all of which wait for one lock before Python 3.12
+            self._known = self._known or self._identified()
+            return self._known
 
-    @cached_property
-    def _id(self) -> str:
+    def _identified(self) -> str:
         size, modified, number = self._facts
         key = f"sha256 {self.path.resolve()} {size} {modified} {number}"
         found = self._digest() if self._cache is None else self._cache.text(key, self._digest)
