@@ -2,8 +2,13 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -33,10 +38,32 @@ def row_files(config: DictConfig) -> list[str]:
 
     check(config, HydraConfig.get().overrides.task)
     if (files := found(config)) is None:
-        from launchers.job import run
+        with heard():
+            from launchers.job import run
 
         return run(config)
     return files
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Ctrl-C while modules are loaded ends the command, also where one of them catches whatever is raised in it."""
+    pressed, before = [], signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")

@@ -1,10 +1,14 @@
 """What a command loads before it is known that something must be computed."""
 
+import contextlib
+import signal
 import subprocess
 import sys
 
 import console
 import pytest
+
+from launchers.run import heard
 
 HEAVY = ("torch", "open_clip", "matplotlib", "sklearn", "scipy", "wandb", "datasets")
 LOADED = """
@@ -50,3 +54,12 @@ def test_a_row_that_is_there_is_shown_without_torch(output):
     assert first == again and "expert" in first  # the table
     packages, *_ = loaded("launchers.run", *arguments, "seed=1", cwd=output.parent)
     assert "torch" in packages
+
+
+def test_an_interrupt_that_an_import_catches_still_ends_the_command():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), heard(), contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    with heard():
+        pass
