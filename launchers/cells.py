@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -91,8 +91,8 @@ class Cell:
         """What is scored: the test split, or validation while a setting is being chosen."""
         return self.config.get("split", "test")
 
-    def row(self) -> Row:
-        """The row before any result: everything that is known without computing."""
+    def row(self, chosen_on: Sequence[str] = ()) -> Row:
+        """The row before any result: everything that is known without computing, and what was chosen on which split."""
         grid = self.setup.grid
         scored = {task.name: task.split(self.split) for task in grid.suite.every}
         return Row(
@@ -118,7 +118,7 @@ class Cell:
             macs=grid.backbone.macs,
             seconds={},
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            remarks=[*self.setup.remarks, *self.remarks(), *remarks(grid.suite, scored)],
+            remarks=[*self.setup.remarks, *self.remarks(), *remarks(grid.suite, scored, chosen_on)],
             unseen={task.name: None for task in grid.suite.held_out},
             contents=self.contents,
         )
@@ -165,7 +165,7 @@ class Cell:
             merged = replace(merged, provenance=about, inputs=self.setup.experts.inputs)
             log.info("saved %s", merged.save(save, backbone=grid.backbone.facts()))
         row = replace(
-            self.row(),
+            self.row(opened.by(SCALE)),
             accuracy=scored.accuracy,
             validation=validation,
             collapsed=collapsed,

@@ -132,10 +132,15 @@ def contents(suite: Suite, scored: str, others: Sequence[str] = ()) -> dict[str,
     return {task.name: {what: content(task, what) for what in names} for task, names in read}
 
 
-def remarks(suite: Suite, scored: Mapping[str, Split]) -> list[str]:
-    """What a reader of accuracies should know of the images: how they were read, absent classes, equal tasks."""
+def remarks(suite: Suite, scored: Mapping[str, Split], chosen_on: Iterable[str] = ()) -> list[str]:
+    """What a reader of accuracies should know of the images: how they were read, absent classes, equal tasks.
+
+    chosen_on: the splits, beside the scored one, on which a coefficient was chosen.
+    """
     said = [note for task in suite.every if hasattr(task, "notes") for note in task.notes()]  # type: ignore[attr-defined]
     said += [note for task in suite.every if (note := absent(task, scored[task.name]))]
+    others = [(task, task.split(split)) for split in chosen_on for task in suite.tasks]
+    said += [note for task, split in others if split.name != scored[task.name].name and (note := absent(task, split))]
     owners: dict[str, str] = {}
     for name, split in scored.items():
         if (first := owners.setdefault(split.id, name)) != name:

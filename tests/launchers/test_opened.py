@@ -198,3 +198,12 @@ def test_openings_survive_the_disk_and_older_rows_have_none(tmp_path):
     path.write_text(path.read_text().replace('"val": [', '"val": [7, '))
     assert rows.read(tmp_path) == []
     assert routed_row().opened == {}
+
+
+def test_a_class_without_an_image_is_noted_for_the_split_of_the_search_too(setup):
+    tasks = (Noise("one", ("a", "b", "c")), Noise("three"))
+    setup = replace(setup, grid=Grid(Suite("noise", tasks), TOWER))
+    note = "one: {} has no image of 1 of 3 classes (c)."
+    assert computed(setup, TaskArithmetic()).remarks == [note.format("test")]
+    searched = computed(setup, TaskArithmetic(), scale=Search([0.1, 0.3], criterion="mean"))
+    assert searched.remarks == [note.format("test"), note.format("val")]
