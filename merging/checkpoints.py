@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import mmap
-import os
 import struct
 import threading
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from merging.cache import Cache
+from merging.content import Content
 from merging.errors import UserError
 from merging.file_kinds import expect, reading
 
@@ -85,12 +85,12 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: str | Path, cache: Cache | None = None):
-        self.path, self._cache, self._lock = Path(path), cache, threading.Lock()
-        self._known: str | None = None  # the id
+        self.path = Path(path)
         self._specs: dict[str, Spec] = {}
         self._starts: dict[str, int] = {}
         try:
             with reading(self.path):
+                self._content = Content(self.path, cache)
                 self._read_header()
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             if self.path.stat().st_size not in range(1, 9):  # long enough to tell what it is, or empty
@@ -109,8 +109,7 @@ class SafetensorsFile:
         return (self.path,)
 
     def _read_header(self) -> None:
-        self._facts = facts_of(self.path.stat())
-        size = self._facts[0]
+        size, *_ = self._content.facts
         with self.path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if 8 + length > size:
@@ -155,36 +154,8 @@ class SafetensorsFile:
 
     @property
     def id(self) -> str:
-        """sha256 of the file, remembered in the cache under path, size and modification time.
-
-        Threads may ask at once: one computes it. Raises UserError for a file that was changed since it was opened.
-        """
-        with self._lock:  # not a cached_property, all of which wait for one lock before Python 3.12
-            self._known = self._known or self._identified()
-            return self._known
-
-    def _identified(self) -> str:
-        size, modified, number = self._facts
-        key = f"sha256 {self.path.resolve()} {size} {modified} {number}"
-        found = self._digest() if self._cache is None else self._cache.text(key, self._digest)
-        if facts_of(self.path.stat()) != self._facts:
-            raise UserError(
-                f"{self.path} was changed since it was opened: what was read of it and its id would not be of one "
-                f"content. Run the same command again."
-            )
-        return found
-
-    def _digest(self) -> str:
-        digest, block = hashlib.sha256(), memoryview(bytearray(1 << 18))  # the block stays in a core's cache
-        with self.path.open("rb", buffering=0) as file:
-            while size := file.readinto(block):
-                digest.update(block[:size])
-        return digest.hexdigest()
-
-
-def facts_of(stat: os.stat_result) -> tuple[int, int, int]:
-    """What tells a file from an earlier one of its name: size, time of the last change, and number on its disk."""
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+        """sha256 of the file, see Content. Raises UserError for a file that was changed since it was opened."""
+        return self._content.id
 
 
 def identify_ahead(checkpoints: Iterable[Checkpoint]) -> None:

@@ -3,13 +3,11 @@
 They are read in place, and nothing in them runs (merging.inert).
 """
 
-import hashlib
 import mmap
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from merging.cache import Cache
 from merging.checkpoints import Spec
+from merging.content import Content
 from merging.errors import UserError
 from merging.file_kinds import WORKS, expect, reading
 from merging.inert import Unsupported
@@ -52,23 +51,6 @@ def inert_state(path: str | Path) -> dict[str, Tensor]:
     return {key: file.tensor(key) for key in file.specs()}
 
 
-def fingerprint(path: str | Path, cache: Cache | None = None) -> str:
-    """sha256 of a file, remembered in the cache under path, size and modification time."""
-    path = Path(path)
-
-    def digest() -> str:
-        hashed = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                hashed.update(block)
-        return hashed.hexdigest()
-
-    with reading(path):
-        stat = path.stat()
-        key = f"sha256 {path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-        return digest() if cache is None else cache.text(key, digest)
-
-
 class PickleFile:
     """A pickle as a checkpoint: its instructions are read at once, its numbers on demand from a private map.
 
@@ -77,8 +59,9 @@ class PickleFile:
     """
 
     def __init__(self, path: str | Path, cache: Cache | None = None):
-        self.path, self._cache = Path(path), cache
+        self.path = Path(path)
         with _mapped(self.path) as self._map:
+            self._content = Content(self.path, cache)
             self._views, self.remarks = weights(Reader(self._map).root())
             if not self._views:
                 raise Unsupported("it holds no tensors with names")
@@ -95,11 +78,7 @@ class PickleFile:
 
     @property
     def id(self) -> str:
-        return self._id
-
-    @cached_property
-    def _id(self) -> str:
-        return fingerprint(self.path, self._cache)
+        return self._content.id
 
     def specs(self) -> Mapping[str, Spec]:
         return {key: Spec(torch.Size(view.shape), view.storage.dtype) for key, view in self._views.items()}

@@ -1,12 +1,12 @@
 """Content of many files, remembered: what has not changed since is not read again."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from merging.cache import Cache
+from merging.content import facts_of, sha256
 from merging.errors import UserError
 
 AT_ONCE = 8  # files; on a network's disk a file is mostly waited for
@@ -20,7 +20,7 @@ def digests(paths: Sequence[Path], folder: str, cache: Cache | None) -> list[str
     key = f"sha256 of the files of {Path(folder).resolve()}"
     known = json.loads((cache.get(key) if cache is not None else None) or b"{}")
     try:
-        states = [_state(path) for path in paths]
+        states = [list(facts_of(path)) for path in paths]
         new = [path for path, state in zip(paths, states, strict=True) if known.get(str(path), [])[:-1] != state]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             found = dict(zip(new, pool.map(sha256, new), strict=True))
@@ -32,17 +32,3 @@ def digests(paths: Sequence[Path], folder: str, cache: Cache | None) -> list[str
     if new and cache is not None:
         cache.put(key, json.dumps(known).encode())
     return [known[str(path)][-1] for path in paths]
-
-
-def sha256(path: Path) -> str:
-    """Of the bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _state(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]

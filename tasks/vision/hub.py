@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from merging.cache import Cache
+from merging.content import Content
 from merging.errors import UserError
-from merging.foreign import fingerprint
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3  # of a whole download; within one, huggingface_hub resumes several times
@@ -231,7 +231,7 @@ def _blob(path: Path) -> Path:
 
 def _is_whole(path: Path, cache: Cache | None) -> bool:
     expected = _blob(path).name
-    return not re.fullmatch("[0-9a-f]{64}", expected) or fingerprint(path, cache) == expected
+    return not re.fullmatch("[0-9a-f]{64}", expected) or Content(path, cache).id == expected
 
 
 def _discard(path: Path) -> None:

@@ -220,3 +220,11 @@ def test_what_was_read_is_not_saved_over(tmp_path, cache, stored):
         with pytest.raises(UserError, match="is one of the inputs"):
             merged.save(target)
     assert [each.read_bytes() for each in (path, base.path)] == before
+
+
+def test_an_id_is_of_what_was_opened(tmp_path):
+    path = stored(tmp_path, {"w": torch.zeros(3)})
+    file = PickleFile(path)
+    stored(tmp_path, {"w": torch.ones(7)})
+    with pytest.raises(UserError, match=r"zip\.pt was changed since it was opened"):
+        _ = file.id

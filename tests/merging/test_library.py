@@ -11,9 +11,9 @@ from safetensors import safe_open
 from samples import asks, drawn, equal, every_method, models
 from torch import nn
 
-from merging import UserError, api, load, merge, open_merged
+from merging import UserError, api, content, load, merge, open_merged
 from merging.backbones.tower import Backbone
-from merging.checkpoints import SafetensorsFile, identify_ahead
+from merging.checkpoints import identify_ahead
 from merging.methods import Average, Dare, TaskArithmetic, Ties, Twin
 
 BACKBONE = Backbone("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
@@ -144,18 +144,18 @@ def test_ids_are_computed_once_each_beside_the_merge(stored, tmp_path, monkeypat
     """By a thread that runs ahead and by the one that saves, neither of which repeats what the other does."""
     base, experts = tuned(6)
     paths = [stored(state) for state in (base, *experts)]
-    honest, hashed, ahead = SafetensorsFile._digest, [], Event()
+    honest, hashed, ahead = content.sha256, [], Event()
 
-    def digest(self):
-        hashed.append((self.path, current_thread() is main_thread()))
+    def digest(path):
+        hashed.append((path, current_thread() is main_thread()))
         ahead.set()
-        return honest(self)
+        return honest(path)
 
     def method(experts):
         assert ahead.wait(60)  # before the merge is done
         return Average()(experts)
 
-    monkeypatch.setattr(SafetensorsFile, "_digest", digest)
+    monkeypatch.setattr(content, "sha256", digest)
     path = merge(method, paths[0], paths[1:]).save(tmp_path / "merged.safetensors")
     assert sorted(name for name, _ in hashed) == sorted(paths) and (paths[0], False) in hashed
     with safe_open(path, "pt") as file:
