@@ -1,6 +1,6 @@
 """Which splits a merge and its gates really looked at, and who did. Scoring is not counted: `Row.splits` tells it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -76,14 +76,20 @@ def splits_of(method: Method) -> tuple[str, ...]:
 
     What learned from labels is a checkpoint.
     """
-    own = ("calibration",) if method.needs == "inputs" else ()
-    inner = [getattr(method, knob.name) for knob in fields(method)] if is_dataclass(method) else []
-    nested = (split for each in inner if hasattr(each, "needs") for split in splits_of(each))
-    return tuple(dict.fromkeys([*getattr(method, "splits", own), *nested]))
+    calibration = {"inputs": ("calibration",)}
+    opened = (getattr(each, "splits", calibration.get(each.needs, ())) for each in with_inner(method))
+    return tuple(dict.fromkeys(split for splits in opened for split in splits))
 
 
 def needs_of(method: Method) -> str:
     """What a method and those inside it ask for besides weights: nothing | inputs | labels, the most of all."""
-    inner = [getattr(method, knob.name) for knob in fields(method)] if is_dataclass(method) else []
-    asked = [method.needs, *(needs_of(each) for each in inner if hasattr(each, "needs"))]
+    asked = {each.needs for each in with_inner(method)}
     return next(need for need in ("labels", "inputs", "nothing") if need in asked)
+
+
+def with_inner(method: Method) -> Iterator[Method]:
+    """A method and those inside it."""
+    yield method
+    for knob in fields(method) if is_dataclass(method) else ():
+        if hasattr(inner := getattr(method, knob.name), "needs"):
+            yield from with_inner(inner)
