@@ -96,6 +96,6 @@ def _parts(key: str) -> list[str]:
 def _short(key: str, value: Any) -> str:
     if key.endswith("._target_"):
         return str(value).rpartition(".")[2]
-    if isinstance(value, list) and len(value) > MANY:
+    if isinstance(value, list) and len(value) > MANY and all(isinstance(each, int | float) for each in value):
         return f"{len(value)} from {value[0]} to {value[-1]}"
     return f"{value:g}" if isinstance(value, float) else str(value)

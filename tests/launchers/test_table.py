@@ -188,6 +188,13 @@ def test_a_long_list_is_told_by_its_ends():
     assert {line.label for line in summary.lines} == {"ties scales=[0.1, 0.5]", "ties scales=30 from 0.1 to 3.0"}
 
 
+def test_names_in_another_order_are_told_one_by_one():
+    orders = ["a", "b", "c", "d", "e"], ["a", "c", "b", "d", "e"]
+    made = [make_row("ties", config={"suite": {"tasks": tasks}}, run_id=f"{n:012}") for n, tasks in enumerate(orders)]
+    (summary,) = summarise(made)
+    assert {line.label for line in summary.lines} == {f"ties tasks={tasks}" for tasks in orders}
+
+
 def test_notes_name_mixed_origins_failures_and_how_scales_were_picked():
     results = [make_row("ties"), make_row("average", code="other", family="hub", scale_source="fixed"), failed_row()]
     said = " ".join(notes(summarise(results)[0]))
