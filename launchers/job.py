@@ -21,8 +21,8 @@ from launchers.found import is_local, named, remember, state
 from launchers.opened import splits_read
 from launchers.preflight import foresee
 from launchers.rows import Row
-from launchers.sweep.group import group_of
-from launchers.track import Tracker
+from launchers.sweeps.group import group_of
+from launchers.tracking.tracker import Tracker
 from merging.adapt import Oracle
 from merging.backbones.tower import Backbone
 from merging.cache import GIB, Cache

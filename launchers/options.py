@@ -19,8 +19,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from launchers.hints import GROUPS
 from launchers.signatures import options
-from launchers.sweep.axes import names, unknown
-from launchers.sweep.check import PARTS
+from launchers.sweeps.axes import names, unknown
+from launchers.sweeps.check import PARTS
 from merging.errors import UserError
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}

@@ -22,8 +22,8 @@ from launchers.front import Point, objectives
 from launchers.hints import hint
 from launchers.live import watch
 from launchers.quoting import spelled
-from launchers.slurm import FAILED
-from launchers.sweep.check import problem
+from launchers.sweeps.check import problem
+from launchers.sweeps.slurm import FAILED
 from merging.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from launchers.live.eta import Kinds
-from launchers.sweep.axes import parsed
+from launchers.sweeps.axes import parsed
 
 MANY = 100_000  # cells that are listed one by one
 SAME_EXPERTS = {"method", "scale", "router", "tracker", "engine", "redo", "save", "output"}

@@ -6,8 +6,8 @@ import os
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 
-from launchers import slurm
-from launchers.slurm import Watcher, no_accounting, outcome
+from launchers.sweeps import slurm
+from launchers.sweeps.slurm import Watcher, no_accounting, outcome
 from merging.errors import UserError
 
 

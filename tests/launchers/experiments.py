@@ -13,7 +13,7 @@ import conf
 from launchers import rows
 from launchers.job import resolved, targets
 from launchers.repeat import _composed
-from launchers.sweep.axes import is_group, read, value_of
+from launchers.sweeps.axes import is_group, read, value_of
 
 FOLDER = Path(conf.__path__[0]) / "experiment"
 DRAWS = {path.stem: path.read_text().split("Draws:")[1].split("\n#   duet")[0].replace("\n#", "")

@@ -6,19 +6,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from launchers import bench
-from launchers.measure import write_section
+from launchers.bench.__main__ import main
+from launchers.bench.measure import write_section
+from launchers.bench.merge import Tower, write_inputs
 from merging import UserError
 
 
 def test_default_tower_is_vit_b_32():
-    assert sum(map(math.prod, bench.Tower().shapes().values())) == 87_456_000
+    assert sum(map(math.prod, Tower().shapes().values())) == 87_456_000
 
 
 def test_floor_and_methods_are_measured_and_printed(tmp_path, capsys):
     page = tmp_path / "performance.md"
     command = ["merge", "--folder", str(tmp_path), "--width", "16", "--depth", "1", "--output", str(page)]
-    bench.main([*command, "--methods", "Ties", "TsvM"])
+    main([*command, "--methods", "Ties", "TsvM"])
     text = capsys.readouterr().out
     lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line] for line in lines]
@@ -46,15 +47,15 @@ def test_section_is_replaced_and_the_rest_of_the_page_kept(tmp_path):
 
 def test_files_of_others_are_not_written_over(tmp_path, capsys):
     """Inputs that it made for another size are made again, those of somebody else are kept."""
-    mine, small = tmp_path / "base.safetensors", bench.Tower(8, 1, 4, 5)
+    mine, small = tmp_path / "base.safetensors", Tower(8, 1, 4, 5)
     save_file({"w": torch.ones(2)}, mine)
     with pytest.raises(UserError, match=r"base.safetensors is there and was not made by this benchmark"):
-        bench.write_inputs(tmp_path, small)
+        write_inputs(tmp_path, small)
     assert torch.equal(load_file(mine)["w"], torch.ones(2))
     mine.unlink()
-    for tower in (small, bench.Tower(16, 1, 4, 5)):
-        bench.write_inputs(tmp_path, tower)
+    for tower in (small, Tower(16, 1, 4, 5)):
+        write_inputs(tmp_path, tower)
         assert {key: tuple(each.shape) for key, each in load_file(mine).items()} == tower.shapes()
     with pytest.raises(SystemExit):
-        bench.main(["merge", "--output", str(mine)])
+        main(["merge", "--output", str(mine)])
     assert "is no markdown file" in capsys.readouterr().err

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from launchers import bench, bench_forward
-from launchers.memory import peak, saved
+from launchers.bench.__main__ import main
+from launchers.bench.forward import Bench
+from launchers.bench.memory import peak, saved
 
 
 def table(text):
@@ -14,7 +15,7 @@ def table(text):
 
 def test_all_rows_are_measured_and_printed(tmp_path, capsys):
     page = tmp_path / "performance.md"
-    bench.main(["forward", "--arch", "tiny", "--batch", "4", "--repeat", "1", "--output", str(page)])
+    main(["forward", "--arch", "tiny", "--batch", "4", "--repeat", "1", "--output", str(page)])
     text = capsys.readouterr().out
     head, rows = table(text)
     assert head == ["", "ms per batch", "ratio to static", "ratio in MACs", "peak memory, MiB"]
@@ -33,7 +34,7 @@ def test_all_rows_are_measured_and_printed(tmp_path, capsys):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_rows_compute_the_same_model(dtype):
     """The ways to run Duet at R = 160 are ways to run one model; so are those of the static one."""
-    found = bench_forward.Bench("tiny", 3, "cpu", dtype)
+    found = Bench("tiny", 3, "cpu", dtype)
     with torch.inference_mode():
         done = {row.title: row.run() for row in found.rows() if "gate" not in row.title and "added" not in row.title}
     tolerance = {"rtol": 0, "atol": 1e-4 if dtype == "fp32" else 0.15}
@@ -45,7 +46,7 @@ def test_rows_compute_the_same_model(dtype):
 
 
 def test_the_published_loop_leaves_the_model_as_it_was():
-    found = bench_forward.Bench("tiny", 2, "cpu", "fp32")
+    found = Bench("tiny", 2, "cpu", "fp32")
     *_, loop = found.rows()
     before = found.install({})(found.images)
     loop.run()
@@ -53,7 +54,7 @@ def test_the_published_loop_leaves_the_model_as_it_was():
 
 
 def test_training_memory_grows_with_the_core_and_not_the_matrix(capsys):
-    bench.main(["forward", "--arch", "tiny", "--batch", "2", "--training-memory"])
+    main(["forward", "--arch", "tiny", "--batch", "2", "--training-memory"])
     _, rows = table(capsys.readouterr().out)
     assert [row[0] for row in rows] == ["2", "4"]
     assert all(float(second) == pytest.approx(2 * float(first), abs=0.2) for first, second in zip(*rows, strict=True))

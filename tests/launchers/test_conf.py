@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from launchers.track import NoTracker
+from launchers.tracking.tracker import NoTracker
 from merging import methods
 from merging.adapt import Learned, Oracle
 from merging.backbones.tower import Backbone

@@ -13,8 +13,9 @@ from cells import make_row
 from wandb_file import read_run
 from wandb_server import Server
 
-from launchers import reach, track
-from launchers.track import WandbTracker
+from launchers.tracking import reach
+from launchers.tracking import tracker as track
+from launchers.tracking.tracker import WandbTracker
 
 LIMIT = 60.0  # what the tracker would wait, were it not for the checks
 SOON, AT_ONCE = reach.PATIENCE + 5, 5.0  # seconds on a busy machine; without anything lost it takes one

@@ -10,9 +10,10 @@ import yaml
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from launchers.sweep import agents, command
-from launchers.sweep.axes import Sweep, _composed, alone, composed, read
-from launchers.sweep.check import _exchanged, check, problem
+from launchers.sweeps import __main__ as command
+from launchers.sweeps import agents
+from launchers.sweeps.axes import Sweep, _composed, alone, composed, read
+from launchers.sweeps.check import _exchanged, check, problem
 from merging.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "conf" / "experiment"

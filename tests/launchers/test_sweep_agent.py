@@ -12,7 +12,7 @@ import yaml
 from conftest import by_method
 from wandb_server import Server
 
-from launchers.sweep import command
+from launchers.sweeps import __main__ as command
 
 BIN = Path(sys.executable).parent
 

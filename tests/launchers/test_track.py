@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from wandb_file import artifacts, read_run
 
 from launchers.plots import heatmap
-from launchers.reach import default_mode
 from launchers.routing_figure import routing_figure
-from launchers.track import NoTracker, WandbTracker
+from launchers.tracking.reach import default_mode
+from launchers.tracking.tracker import NoTracker, WandbTracker
 
 CONF = Path(__file__).parents[2] / "conf" / "tracker"
 

@@ -1,4 +1,4 @@
-"""Experiments elsewhere: `python -m launchers.sweep check|wandb experiment=NAME [overrides]`."""
+"""Experiments elsewhere: `python -m launchers.sweeps check|wandb experiment=NAME [overrides]`."""
 
 import argparse
 import sys
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from hydra.errors import HydraException
 
-from launchers.sweep import agents
-from launchers.sweep.axes import read
-from launchers.sweep.check import check
+from launchers.sweeps import agents
+from launchers.sweeps.axes import read
+from launchers.sweeps.check import check
 from merging.errors import UserError
 from merging.files import write_text
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What is to be done with which sweep."""
-    parser = argparse.ArgumentParser("python -m launchers.sweep", description="Check an experiment or send it away.")
+    parser = argparse.ArgumentParser("python -m launchers.sweeps", description="Check an experiment or send it away.")
     commands = parser.add_subparsers(required=True)
     first = commands.add_parser("check", help="say what would run; nothing runs")
     first.set_defaults(run=show)
@@ -55,3 +55,7 @@ def write(chosen: argparse.Namespace) -> None:
     print(f"wrote {path}; `wandb sweep {path}` registers it")
     if chosen.register:
         print(f"registered; run `wandb agent {agents.register(made)}` on any number of machines")
+
+
+if __name__ == "__main__":
+    main()

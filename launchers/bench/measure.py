@@ -1,5 +1,6 @@
 """What a fresh Python process costs, and how that is printed."""
 
+import argparse
 import json
 import os
 import platform
@@ -61,6 +62,13 @@ def machine() -> str:
     lines = facts.read_text().splitlines() if facts.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"{model}, {os.cpu_count()} cores, torch {version('torch')}, Python {platform.python_version()}"
+
+
+def report(options: argparse.Namespace, section: str, text: str) -> None:
+    """Print the table; also put it into the markdown file of --output, where one is named."""
+    print(text)
+    if options.output is not None:
+        write_section(options.output, section, text)
 
 
 def write_section(path: Path, name: str, text: str) -> None:

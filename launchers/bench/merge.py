@@ -1,4 +1,4 @@
-"""Benchmarks against the floor of the hardware: `python -m launchers.bench merge` prints a markdown table.
+"""Merging against the floor of the hardware: `python -m launchers.bench merge`.
 
 Eight synthetic experts are merged from files to one file, every method in a fresh process. `job` runs in that process;
 nothing else here imports torch.
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launchers import bench_clip, bench_factor, bench_forward
-from launchers.measure import MIB, Measured, machine, measure, table, write_section
+from launchers.bench.measure import MIB, Measured, machine, measure, report, table
 
+HELP = "methods, from files to one file"
 EXPERTS = 8
 METHODS = ("Average", "TaskArithmetic", "Ties", "Dare", "IsoC", "TsvM", "IsoCts")
 MADE = {"made_by": "launchers.bench"}  # in the header of the inputs
@@ -143,7 +143,7 @@ def rows(names: Sequence[str], folder: Path, tower: Tower, repeat: int) -> Itera
     known, scratch = folder / "ids", folder / "cache"
 
     def process(name: str, cache: Path = scratch) -> Measured:
-        return measure("launchers.bench:job", name, folder, cache, tower.width, tower.depth)
+        return measure("launchers.bench.merge:job", name, folder, cache, tower.width, tower.depth)
 
     def fastest(name: str, prepare: Callable[[], object]) -> Measured:
         found = []
@@ -188,42 +188,18 @@ def caption(tower: Tower, repeat: int) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m launchers.bench", description=__doc__)
-    kinds = parser.add_subparsers(dest="what", required=True)
-    bench_factor.add_arguments(kinds.add_parser("factor", help="Tucker decompositions"))
-    bench_forward.add_arguments(kinds.add_parser("forward", help="routed models against the static one"))
-    clip = kinds.add_parser("clip", help="the whole chain at ViT-B/32 size, with random weights and images")
-    clip.add_argument("--folder", type=Path, default=Path("outputs/.cache/rehearsal"), help="for weights and images")
-    clip.add_argument("--images", type=int, default=200, help="test images per task")
-    clip.add_argument("--output", type=Path, help="markdown file that gets the table")
-    merges = kinds.add_parser("merge", help="methods, from files to file")
-    merges.add_argument("--folder", type=Path, default=Path("outputs/.cache/bench"), help="where the inputs are kept")
-    merges.add_argument(
-        "--methods", nargs="+", default=METHODS, choices=METHODS, metavar="NAME", help=", ".join(METHODS)
-    )
-    merges.add_argument("--repeat", type=int, default=1, help="processes per row, the fastest counts")
-    merges.add_argument("--width", type=int, default=Tower().width, help="of the tower")
-    merges.add_argument("--depth", type=int, default=Tower().depth, help="blocks of the tower")
-    merges.add_argument("--output", type=Path, help="markdown file that gets the table, such as docs/performance.md")
-    options = parser.parse_args(argv)
-    if options.output is not None and options.output.suffix != ".md":
-        parser.error(f"--output={options.output} is no markdown file (.md): the table is written into it")
-    if options.what == "factor":
-        return bench_factor.main(options)
-    if options.what == "clip":
-        return bench_clip.main(options)
-    if options.what == "forward":
-        return bench_forward.main(options)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, default=Path("outputs/.cache/bench"), help="where the inputs are kept")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="NAME",
+                        help=", ".join(METHODS))  # fmt: skip
+    parser.add_argument("--repeat", type=int, default=1, help="processes per row, the fastest counts")
+    parser.add_argument("--width", type=int, default=Tower().width, help="of the tower")
+    parser.add_argument("--depth", type=int, default=Tower().depth, help="blocks of the tower")
+
+
+def main(options: argparse.Namespace) -> None:
     tower, measured = Tower(options.width, options.depth), []
     for title, row in rows(options.methods, options.folder.resolve(), tower, options.repeat):
         print(f"{title}: {row.wall:.2f} s, {row.cpu:.2f} CPU s, {row.peak / MIB:.0f} MiB", file=sys.stderr)
         measured.append((title, row))
-    text = f"{caption(tower, options.repeat)}\n\n{table(measured)}"
-    print(text)
-    if options.output is not None:
-        write_section(options.output, options.what, text)
-
-
-if __name__ == "__main__":
-    main()
+    report(options, "merge", f"{caption(tower, options.repeat)}\n\n{table(measured)}")

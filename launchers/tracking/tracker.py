@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from launchers import reach
-from launchers.reach import Mode, default_mode
 from launchers.rows import Row
-from launchers.wandb_run import Figures, WandbRun
+from launchers.tracking import reach
+from launchers.tracking.reach import Mode, default_mode
+from launchers.tracking.run import Figures, WandbRun
 
 STARTING = 10  # seconds that a server which answers may take to open a run
 log = logging.getLogger(__name__)

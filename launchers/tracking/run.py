@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launchers import reach
 from launchers.export import records
-from launchers.reach import Rest
 from launchers.rows import Row
+from launchers.tracking import reach
+from launchers.tracking.reach import Rest
 
 log = logging.getLogger(__name__)
 Figures = Mapping[str, str | Path]

@@ -7,16 +7,16 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launchers.measure import MIB, machine, measure, write_section
+from launchers.bench.measure import MIB, machine, measure, report
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from merging.tucker import Tucker
 
+HELP = "Tucker decompositions"
 TASKS, BLOCKS, RANKS = 8, 12, (8, 160, 160)
 TRIPLES = [(8, rank, rank) for rank in (16, 32, 48, 64, 80, 96, 112, 128, 144, 160)]
 TITLES = {
@@ -29,13 +29,12 @@ TITLES = {
 }
 
 
-def add_arguments(factor: argparse.ArgumentParser) -> None:
-    factor.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--wide", type=int, default=3072, help="outputs of the first FFN matrix; a quarter is the width"
     )
-    factor.add_argument("--repeat", type=int, default=1, help="processes per row, the fastest counts")
-    factor.add_argument("--tensorly", action="store_true", help="a row for tensorly: half a minute")
-    factor.add_argument("--output", type=Path, help="markdown file that gets the table, such as docs/performance.md")
+    parser.add_argument("--repeat", type=int, default=1, help="processes per row, the fastest counts")
+    parser.add_argument("--tensorly", action="store_true", help="a row for tensorly: half a minute")
 
 
 def sample(wide: int, *seed: object) -> "Tensor":
@@ -106,16 +105,14 @@ def main(options: argparse.Namespace) -> None:
     for name, title in TITLES.items():
         if name == "tensorly" and not options.tensorly:
             continue
-        found = [measure("launchers.bench_factor:job", name, options.wide) for _ in range(options.repeat)]
+        found = [measure("launchers.bench.factor:job", name, options.wide) for _ in range(options.repeat)]
         seconds[name], error = min(row.work for row in found)  # pyright: ignore[reportGeneralTypeIssues]
         peak = min(row.peak for row in found) / MIB
         print(f"{title}: {seconds[name]:.2f} s, {peak:.0f} MiB", file=sys.stderr)
         ratio = f", {seconds['many'] / seconds['hooi']:.2f} times one" if name == "many" else ""
         lines.append(f"| {title}{ratio} | {seconds[name]:.2f} | {error:.4f} | {peak:.0f} |")
     text = f"{caption(options)}\n\n" + "\n".join(lines)
-    print(text)
-    if options.output is not None:
-        write_section(options.output, "factor", text)
+    report(options, "factor", text)
 
 
 def caption(options: argparse.Namespace) -> str:

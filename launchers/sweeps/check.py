@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from launchers.hints import GROUPS
-from launchers.sweep.axes import (
+from launchers.sweeps.axes import (
     Sweep,
     alone,
     check_exists,

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 from hydra.errors import HydraException
 
-from launchers import reach
-from launchers.sweep.axes import Sweep, composed, parsed, value_of
-from launchers.sweep.check import check
+from launchers.sweeps.axes import Sweep, composed, parsed, value_of
+from launchers.sweeps.check import check
+from launchers.tracking import reach
 from merging.errors import UserError
 
 METHODS = ("grid", "random", "bayes")
@@ -46,7 +46,7 @@ def command(sweep: Sweep) -> list[str]:
 
 def text(sweep: Sweep, made: dict[str, Any]) -> str:
     """The definition as YAML, with the command that wrote it."""
-    head = f"# Written by python -m launchers.sweep wandb {' '.join(sweep.fixed)}; register it with wandb sweep."
+    head = f"# Written by python -m launchers.sweeps wandb {' '.join(sweep.fixed)}; register it with wandb sweep."
     return f"{head}\n{yaml.safe_dump(made, sort_keys=False, width=120)}"
 
 

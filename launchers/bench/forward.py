@@ -6,10 +6,9 @@ Random weights and images; every sample mixes the tasks in its own way. All rows
 import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from launchers.measure import MIB, machine, write_section
+from launchers.bench.measure import MIB, machine, report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from merging.merged import Routing
     from merging.routed import RoutedTower
 
+HELP = "routed models against the static one"
 TASKS, LOOPED = 8, 2  # samples that a loop is timed on
 DUET, DEFAULT = (16, 64, 160, 256), 160
 SIZES = {  # image, patch, width, blocks, features, rank that keeps a tenth of the singular values of a square matrix
@@ -37,14 +37,13 @@ class Row(NamedTuple):
     samples: int  # no more than the batch has
 
 
-def add_arguments(forward: argparse.ArgumentParser) -> None:
-    forward.add_argument("--arch", choices=SIZES, default="b32", help="shapes of ViT-B/32 or ViT-L/14")
-    forward.add_argument("--batch", type=int, default=32, help=f"images, at least {LOOPED}")
-    forward.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    forward.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    forward.add_argument("--repeat", type=int, default=5, help="turns, the fastest counts")
-    forward.add_argument("--training-memory", action="store_true", help="what training gates keeps, instead of time")
-    forward.add_argument("--output", type=Path, help="markdown file that gets the table, such as docs/performance.md")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arch", choices=SIZES, default="b32", help="shapes of ViT-B/32 or ViT-L/14")
+    parser.add_argument("--batch", type=int, default=32, help=f"images, at least {LOOPED}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--repeat", type=int, default=5, help="turns, the fastest counts")
+    parser.add_argument("--training-memory", action="store_true", help="what training gates keeps, instead of time")
 
 
 class Bench:
@@ -229,10 +228,10 @@ def timed(rows: list[Row], repeat: int, device: str) -> list[float]:
 def main(options: argparse.Namespace) -> None:
     import torch
 
-    from launchers.memory import peak
+    from launchers.bench.memory import peak
 
     if options.training_memory:
-        return report(options, training_memory(options))
+        return report(options, f"forward memory {measured(options)}", training_memory(options))
     bench = Bench(options.arch, options.batch, options.device, options.dtype)
     rows = list(bench.rows())
     seconds = timed(rows, options.repeat, options.device)
@@ -243,12 +242,16 @@ def main(options: argparse.Namespace) -> None:
             took, held = best * times, peak(row.run, options.device) / MIB
             numbers = f"{1e3 * took:.1f} | {took / seconds[0]:.3f} | {row.macs / rows[0].macs:.3f} | {held:.0f}"
             lines.append(f"| {row.title} | {numbers} |")
-    report(options, f"{caption(options)}\n\n" + "\n".join(lines))
+    report(options, f"forward {measured(options)}", f"{caption(options)}\n\n" + "\n".join(lines))
+
+
+def measured(options: argparse.Namespace) -> str:
+    return f"{options.arch} {options.device} {options.dtype}"
 
 
 def training_memory(options: argparse.Namespace) -> str:
     """Bytes that autograd keeps for gradients to the weights of the parts, beyond those of the static blocks."""
-    from launchers.memory import saved
+    from launchers.bench.memory import saved
 
     lines = ["| images | factored, MiB | a matrix per sample, MiB |", "|---:|---:|---:|"]
     for batch in (options.batch, 2 * options.batch):
@@ -263,13 +266,6 @@ def training_memory(options: argparse.Namespace) -> str:
         lines.append(f"| {batch} | {found[0]:.1f} | {found[1]:.1f} |")
     title = f"Duet, R = {DEFAULT}, {options.arch}: what autograd keeps for the gates beyond the static blocks' share."
     return f"{title}\n\n" + "\n".join(lines)
-
-
-def report(options: argparse.Namespace, text: str) -> None:
-    print(text)
-    if options.output is not None:
-        kind = "forward memory" if options.training_memory else "forward"
-        write_section(options.output, f"{kind} {options.arch} {options.device} {options.dtype}", text)
 
 
 def caption(options: argparse.Namespace) -> str:

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from launchers.measure import MIB, machine, write_section
+from launchers.bench.measure import MIB, machine, report
 
+HELP = "the whole chain at ViT-B/32 size, with random weights and images"
 TASKS, CLASSES, SIDE = 8, 10, 256
 METHODS = ("base", "expert", "task_arithmetic", "tsv_m", "twin", "duet")
 
@@ -105,18 +106,21 @@ def measured(folder: Path, method: str) -> Run:
     return Run(method, wall, usage.ru_maxrss * 1024, row["seconds"], images / row["seconds"]["score"])
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, default=Path("outputs/.cache/rehearsal"), help="for weights and images")
+    parser.add_argument("--images", type=int, default=200, help="test images per task")
+
+
 def main(options: argparse.Namespace) -> None:
     folder = options.folder.absolute()
-    code = "import sys; from launchers.bench_clip import prepare; prepare(*sys.argv[1:])"
+    code = "import sys; from launchers.bench.clip import prepare; prepare(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, str(folder), str(options.images)], check=True)
     runs = []
     for method in METHODS:
         runs.append(measured(folder, method))
         print(f"{method}: {runs[-1].wall:.0f} s, {runs[-1].peak / MIB:.0f} MiB", file=sys.stderr)
     text = f"{caption(options)}\n\n{listed(runs)}"
-    print(text)
-    if options.output is not None:
-        write_section(options.output, "clip", text)
+    report(options, "clip", text)
 
 
 def listed(runs: list[Run]) -> str:

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m launchers.bench forward|merge|factor|clip`."""

@@ -1,1 +1,0 @@
-"""What an experiment sweeps: read, checked, handed out."""

@@ -1,5 +1,0 @@
-"""`python -m launchers.sweep`."""
-
-from launchers.sweep.command import main
-
-main()

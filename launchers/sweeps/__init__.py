@@ -1,0 +1,1 @@
+"""An experiment as a sweep: its axes, checked before anything runs; W&B agents, SLURM jobs."""

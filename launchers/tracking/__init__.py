@@ -1,0 +1,1 @@
+"""Live tracking of runs with Weights & Biases."""
