@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merging.files import remove_abandoned, write_atomically
+from merging.identity import identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,8 +119,8 @@ class Cache:
 
 
 def key_of(what: str, made_by: str, *parts: object) -> str:
-    """A cache key from JSON-able parts: what it is, the `code` that makes it, and all that it is made from."""
-    return json.dumps([what, made_by, *parts, version("torch").split("+")[0]], sort_keys=True)
+    """A cache key: what it is, the `code` that makes it, and the identity of all parts that it is made from."""
+    return json.dumps([what, made_by, *identity(parts), version("torch").split("+")[0]], sort_keys=True)
 
 
 @cache
