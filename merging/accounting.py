@@ -1,17 +1,17 @@
 """Multiply-accumulates of a merged model for one sample, from shapes alone."""
 
 from merging.backbones.tower import Backbone
-from merging.banks import Bank, LowRank, Rows
+from merging.deltas import Delta, LowRank, Rows
 from merging.merged import Merged, Routing
 from merging.naming import Naming
 
 
 def macs(merged: Merged, backbone: Backbone) -> int:
-    """The static forward, what the banks add, the gates, and the second pass of a gate that asks for one."""
+    """The static forward, what the deltas add, the gates, and the second pass of a gate that asks for one."""
     static, routing = backbone.macs, merged.routing
     if routing is None or routing.by_task:  # one dense model per task: nothing is added
         return static
-    added = sum(bank_macs(key, bank, backbone, routing) for key, bank in merged.own.items())
+    added = sum(delta_macs(key, delta, backbone, routing) for key, delta in merged.own.items())
     second_pass = static if routing.gate is not None and routing.gate.sees == "pass" else 0
     return static + second_pass + added + gate_macs(merged, backbone)
 
@@ -23,28 +23,28 @@ def tokens_of(key: str, backbone: Backbone) -> int:
     return backbone.tokens - key.endswith("conv1.weight")
 
 
-def bank_macs(key: str, bank: Bank, backbone: Backbone, routing: Routing) -> int:
-    """What one bank adds to a sample's forward."""
+def delta_macs(key: str, delta: Delta, backbone: Backbone, routing: Routing) -> int:
+    """What one delta adds to a sample's forward."""
     tokens, by_token = tokens_of(key, backbone), routing.granularity == "token"
     if key.endswith("embedding"):  # added to the tokens, so it is mixed, not applied
-        return bank.mix_macs()
+        return delta.mix_macs()
     if routing.router == "subspace":
-        return subspace_macs(bank, tokens, routing)
-    used = routing.gate.used(bank.parts) if routing.gate is not None else None
-    if len(bank.shape) == 1:
-        return bank.macs(1, used=used) * (tokens if by_token else 1)
-    return bank.macs(tokens, by_token, used)
+        return subspace_macs(delta, tokens, routing)
+    used = routing.gate.used(delta.parts) if routing.gate is not None else None
+    if len(delta.shape) == 1:
+        return delta.macs(1, used=used) * (tokens if by_token else 1)
+    return delta.macs(tokens, by_token, used)
 
 
-def subspace_macs(bank: Bank, tokens: int, routing: Routing) -> int:
+def subspace_macs(delta: Delta, tokens: int, routing: Routing) -> int:
     """SMILE: every token asks T k_g directions, and uses top_k experts."""
-    if isinstance(bank, Rows):
-        return sum(subspace_macs(part, tokens, routing) for part in bank.banks)  # type: ignore[arg-type]
-    if not isinstance(bank, LowRank):
-        return tokens * (routing.top_k or bank.parts) * bank.shape.numel()
-    m, n = bank.sides()
-    ranks = (routing.top_k or bank.parts) * bank.rank
-    return tokens * (bank.parts * min(routing.gate_rank, bank.rank) * n + ranks * (m + n))
+    if isinstance(delta, Rows):
+        return sum(subspace_macs(part, tokens, routing) for part in delta.blocks)  # type: ignore[arg-type]
+    if not isinstance(delta, LowRank):
+        return tokens * (routing.top_k or delta.parts) * delta.shape.numel()
+    m, n = delta.sides()
+    ranks = (routing.top_k or delta.parts) * delta.rank
+    return tokens * (delta.parts * min(routing.gate_rank, delta.rank) * n + ranks * (m + n))
 
 
 def gate_macs(merged: Merged, backbone: Backbone) -> int:

@@ -25,7 +25,7 @@ Log = Callable[[Mapping[str, float], int], object]
 
 
 class Router(Protocol):
-    """Turns a merge whose banks wait for weights into one that knows where they come from."""
+    """Turns a merge whose deltas wait for weights into one that knows where they come from."""
 
     @property
     def name(self) -> str: ...

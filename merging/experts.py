@@ -11,10 +11,10 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from merging import factors
-from merging.banks import Bank, OnDemand
 from merging.cache import Cache, code, key_of
 from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint, Identified, Known, Spec, digest
+from merging.deltas import Delta, OnDemand
 from merging.errors import UserError
 from merging.factors import SVD
 from merging.merged import Merged, Routing
@@ -22,7 +22,7 @@ from merging.naming import Naming
 from merging.opening import Source, open_alike
 from merging.ops import rows
 from merging.preflight import check_experts, differing, listed, some
-from merging.separate import Joined, join_banks
+from merging.separate import Joined, join_deltas
 from merging.threads import each
 from merging.tied import tied
 from merging.tucker import Tucker, tucker
@@ -236,16 +236,16 @@ class Experts:
         self,
         shared: Mapping[str, Tensor],
         scale: float | None = None,
-        own: Mapping[str, Bank] | None = None,
+        own: Mapping[str, Delta] | None = None,
         routing: Routing | None = None,
         **more: Any,
     ) -> Merged:
-        """The result of a method: changes of the base for every input, and banks for those that depend on it."""
+        """The result of a method: changes of the base for every input, and deltas for those that depend on it."""
         if not self.separate_qkv:
             return Merged(self.origin, self.tasks, self.specs(), shared, own or {}, routing, scale, **more)
         only = None if self.only is None else frozenset(map(fused_name, self.only))
         specs = replace(self, separate_qkv=False, only=only).specs()
-        return Joined(self.origin, self.tasks, specs, shared, join_banks(own or {}), routing, scale, **more)
+        return Joined(self.origin, self.tasks, specs, shared, join_deltas(own or {}), routing, scale, **more)
 
     def tied(self) -> Mapping[str, str]:
         """The first name of every parameter that base and experts also hold under another one, see merging.tied."""
@@ -269,7 +269,7 @@ class Experts:
         return self.calibration(split)
 
     def on_demand(self, key: str) -> OnDemand:
-        """The task vectors of a parameter as a bank that reads one when it is mixed and keeps none of its pages."""
+        """The task vectors of a parameter as a delta that reads one when it is mixed and keeps none of its pages."""
 
         def read(task: int) -> Tensor:
             tau = self.task_vector(key, task)

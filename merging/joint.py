@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from merging.banks import Tucker
+from merging.deltas import Tucker
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
@@ -16,8 +16,8 @@ UNITS = ("matrix", "block", "model")
 Decompose = Callable[[str, Tensor], Factors]  # (name, stack [G, f, d]) -> its factors
 
 
-def joint_banks(experts: Experts, keys: Sequence[str], unit: str, decompose: Decompose) -> dict[str, Tucker]:
-    """Banks of the FFN matrices among `keys`, those of a "block" or of the whole "model" decomposed together.
+def joint_deltas(experts: Experts, keys: Sequence[str], unit: str, decompose: Decompose) -> dict[str, Tucker]:
+    """Deltas of the FFN matrices among `keys`, those of a "block" or of the whole "model" decomposed together.
 
     The second matrix of an FFN is transposed, so that all are [hidden, outer]; T task matrices each make one stack
     [matrices T, hidden, outer]. Its task factor is cut apart again. A whole model is in memory at once.
@@ -39,11 +39,11 @@ def joint_banks(experts: Experts, keys: Sequence[str], unit: str, decompose: Dec
         found = decompose(" ".join(group), stack)
         parts = [own(found, index, len(experts.tasks)) for index in range(len(group))]
         return {
-            key: bank if experts.naming.hidden(key) == 0 else bank.transposed()
-            for key, bank in zip(group, parts, strict=True)
+            key: delta if experts.naming.hidden(key) == 0 else delta.transposed()
+            for key, delta in zip(group, parts, strict=True)
         }
 
-    return {key: bank for banks in each(one, list(groups.values())) for key, bank in banks.items()}
+    return {key: delta for deltas in each(one, list(groups.values())) for key, delta in deltas.items()}
 
 
 def upright(experts: Experts, key: str, tau: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def upright(experts: Experts, key: str, tau: Tensor) -> Tensor:
 
 
 def own(found: Factors, index: int, tasks: int) -> Tucker:
-    """The bank of the matrix at that place of the stack; of a full task factor only its own slices of the core."""
+    """The delta of the matrix at that place of the stack; of a full task factor only its own slices of the core."""
     rows = slice(index * tasks, (index + 1) * tasks)
     if len(found.core) == len(found.task):  # the identity
         return Tucker(found.core[rows].clone(), torch.eye(tasks), found.out, found.in_)

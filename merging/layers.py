@@ -6,21 +6,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from merging.banks import Bank, Dense, Rows
-from merging.products import add_product
+from merging.deltas import Delta, Dense, Rows
+from merging.deltas.products import add_product
 from merging.routers import Subspace
 
 CHUNK = {"cpu": 1 << 22}  # numbers of the private matrices that exist at once: on a CPU, what its caches hold
 
 
 class RoutedLinear(nn.Module):
-    """x [B, N, n] -> [B, N, m] by a static weight and the banks of weight and bias, mixed by w (see merging.banks).
+    """x [B, N, n] -> [B, N, m] by a static weight and the deltas of weight and bias, mixed by w (see merging.deltas).
 
     A w shared by all samples is folded into one dense weight where that is cheaper: from m n / (m + n) tokens on. A
-    bank without factors gets a private matrix per sample, a few samples at a time.
+    delta without factors gets a private matrix per sample, a few samples at a time.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, own: Bank | None = None, own_bias: Bank | None = None):
+    def __init__(self, weight: Tensor, bias: Tensor | None, own: Delta | None = None, own_bias: Delta | None = None):
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
@@ -64,7 +64,7 @@ class RoutedLinear(nn.Module):
         found = self.bias + self.own_bias.mix(w)
         return found[:, None] if found.ndim == 2 else found
 
-    def _by_sample(self, x: Tensor, w: Tensor, own: Bank) -> Iterator[Tensor]:
+    def _by_sample(self, x: Tensor, w: Tensor, own: Delta) -> Iterator[Tensor]:
         """The samples' outputs, a chunk at a time."""
         step, bias = max(1, CHUNK.get(x.device.type, 1 << 26) // self.weight.numel()), self._bias(w)
         several = bias is not None and bias.ndim == 3
@@ -91,7 +91,7 @@ class RoutedLinear(nn.Module):
 class RoutedNorm(nn.Module):
     """Layer normalisation over the last axis, gain and bias mixed like any other parameter."""
 
-    def __init__(self, norm: nn.LayerNorm, weight: Tensor, bias: Tensor, gain: Bank | None, shift: Bank | None):
+    def __init__(self, norm: nn.LayerNorm, weight: Tensor, bias: Tensor, gain: Delta | None, shift: Delta | None):
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
@@ -115,7 +115,7 @@ class RoutedNorm(nn.Module):
 class RoutedParameter(nn.Module):
     """A parameter that is added: class token or positions."""
 
-    def __init__(self, value: Tensor, own: Bank | None):
+    def __init__(self, value: Tensor, own: Delta | None):
         super().__init__()
         self.register_buffer("value", value)
         self.value: Tensor
@@ -129,11 +129,11 @@ class RoutedParameter(nn.Module):
         return self.value if w is None or self.own is None else self.value + self.own.mix(w.to(self.value.dtype))
 
 
-def mixed(value: Tensor, bank: Bank | None, w: Tensor) -> Tensor:
-    """A vector [d] as it multiplies tokens [B, N, d]: with a bank [B, 1, d] or [B, N, d]."""
-    if bank is None:
+def mixed(value: Tensor, delta: Delta | None, w: Tensor) -> Tensor:
+    """A vector [d] as it multiplies tokens [B, N, d]: with a delta [B, 1, d] or [B, N, d]."""
+    if delta is None:
         return value
-    found = value + bank.mix(w.to(value.dtype))
+    found = value + delta.mix(w.to(value.dtype))
     return found[:, None] if found.ndim == 2 else found
 
 
@@ -150,14 +150,14 @@ class Split(nn.Module):
 
 
 def apart(layer: RoutedLinear) -> list[RoutedLinear]:
-    """A layer whose bank is of blocks of rows, as one layer per block."""
+    """A layer whose delta is of blocks of rows, as one layer per block."""
     assert isinstance(layer.own, Rows)
-    sizes = [bank.shape[0] for bank in layer.own.banks]  # type: ignore[index]
+    sizes = [delta.shape[0] for delta in layer.own.blocks]  # type: ignore[index]
     biases = layer.bias.split(sizes) if layer.bias is not None else [None] * len(sizes)
     changes = [None] * len(sizes)
     if isinstance(layer.own_bias, Dense):
         changes = [Dense(part) for part in layer.own_bias.changes.split(sizes, 1)]
-    pieces = zip(layer.weight.split(sizes), biases, layer.own.banks, changes, strict=True)
+    pieces = zip(layer.weight.split(sizes), biases, layer.own.blocks, changes, strict=True)
     return [RoutedLinear(weight, bias, own, change) for weight, bias, own, change in pieces]  # type: ignore[arg-type]
 
 

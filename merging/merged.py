@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merging import saving
-from merging.bank import Bank, repeated
 from merging.checkpoints import Checkpoint, Identified, Spec
+from merging.deltas import Delta, repeated
 from merging.errors import UserError
 from merging.routers import GateShape
 
 
 @dataclass(frozen=True)
 class Routing:
-    """How the weights w of the banks come about."""
+    """How the weights w of the deltas come about."""
 
     router: str  # oracle: w is one-hot at the true task; subspace: SMILE; learned: not trained yet; or what trained it
     granularity: str = "sample"
@@ -49,14 +49,14 @@ class Merged:
     """W(x) = W_0 + fixed + scale * shared + sum_t w_t(x) own_t, keyed by parameter; a key without parts stays W_0.
 
     `scale` None means that the method has no coefficient to choose. What all inputs share is rounded to the dtype of
-    its spec, as it is stored: what is scored is what is saved. Banks and gates have dtypes of their own.
+    its spec, as it is stored: what is scored is what is saved. Deltas and gates have dtypes of their own.
     """
 
     base: Checkpoint
     tasks: tuple[str, ...]
     specs: Mapping[str, Spec]  # floating parameters in fixed order
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # fp32 changes for every input
-    own: Mapping[str, Bank] = field(default_factory=dict)
+    own: Mapping[str, Delta] = field(default_factory=dict)
     routing: Routing | None = None
     scale: float | None = None
     provenance: Mapping[str, object] = field(default_factory=dict)
@@ -67,8 +67,8 @@ class Merged:
 
     @property
     def parts(self) -> int:
-        """How many weights a gate gives: one per task, unless the banks are finer."""
-        return next((bank.parts for bank in self.own.values()), len(self.tasks))
+        """How many weights a gate gives: one per task, unless the deltas are finer."""
+        return next((delta.parts for delta in self.own.values()), len(self.tasks))
 
     def scaled(self, scale: float) -> "Merged":
         """The same merge at another coefficient."""
@@ -77,7 +77,7 @@ class Merged:
         return replace(self.remade(scale), provenance=self.provenance, inputs=self.inputs)
 
     def cast(self, dtype: "str | torch.dtype") -> "Merged":
-        """The same merge with what all inputs share in another dtype (fp32, bf16, fp16); banks stay as they are."""
+        """The same merge with what all inputs share in another dtype (fp32, bf16, fp16); deltas stay as they are."""
         found, remade = saving.dtype_of(dtype), self.remade
         specs = {key: Spec(spec.shape, found) for key, spec in self.specs.items()}
         return replace(self, specs=specs, remade=remade and (lambda scale: remade(scale).cast(found)))
@@ -101,7 +101,7 @@ class Merged:
         return weight + self.fixed[key] if key in self.fixed else weight, self.shared.get(key)
 
     def weight(self, key: str, gate: Tensor | None = None) -> Tensor:
-        """One parameter in fp32, folded; `gate` [parts] weighs the banks and may be left out when there are none."""
+        """One parameter in fp32, folded; `gate` [parts] weighs the deltas and may be left out when there are none."""
         weight = self.static(key)
         if key in self.own:
             if gate is None:
@@ -123,17 +123,17 @@ class Merged:
 
     @property
     def params(self) -> int:
-        """Numbers stored beside one dense backbone: banks and gates."""
+        """Numbers stored beside one dense backbone: deltas and gates."""
         twice = sum(tensor.numel() for tensor in repeated(self.own.values()))
-        return sum(bank.params for bank in self.own.values()) - twice + (self.routing.params if self.routing else 0)
+        return sum(delta.params for delta in self.own.values()) - twice + (self.routing.params if self.routing else 0)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all tensors that `save` would write: one dense backbone, the banks and the gates."""
+        """Bytes of all tensors that `save` would write: one dense backbone, the deltas and the gates."""
         backbone = sum(spec.bytes for spec in {**self.base.specs(), **self.specs}.values())
         gates = self.routing.bytes if self.routing is not None else 0
         twice = sum(tensor.nbytes for tensor in repeated(self.own.values()))
-        return backbone + gates + sum(bank.bytes for bank in self.own.values()) - twice
+        return backbone + gates + sum(delta.bytes for delta in self.own.values()) - twice
 
     def save(self, path: str | Path, dtype: "str | torch.dtype | None" = None, **facts: object) -> Path:
         """Write one safetensors file that `merging.load` reads; see merging.saving. Atomic.

@@ -1,18 +1,18 @@
-"""What a bank leaves of the changes that it stands for."""
+"""What a delta leaves of the changes that it stands for."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from merging.banks import Bank
+from merging.deltas import Delta
 
 
-def residuals(changes: Tensor, bank: Bank) -> Iterator[Tensor]:
-    """changes_t - own_t for changes [T, *shape], one at a time, own_t exactly as the bank is used: in its dtype."""
+def residuals(changes: Tensor, delta: Delta) -> Iterator[Tensor]:
+    """changes_t - own_t for changes [T, *shape], one at a time, own_t exactly as the delta is used: in its dtype."""
     chosen = torch.eye(len(changes))
     for task, change in enumerate(changes):
-        yield change - bank.mix(chosen[task])
+        yield change - delta.mix(chosen[task])
 
 
 def share_kept(change: Tensor, left: Tensor) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merging.backbones.tower import PREFIX, ImageTower
-from merging.banks import Bank, LowRank, OnDemand, Rows, rebuild
+from merging.deltas import Delta, LowRank, OnDemand, Rows, rebuild
 from merging.errors import UserError
 from merging.layers import RoutedLinear, RoutedNorm, RoutedParameter, Split, apart, clustered
 from merging.merged import Merged, Routing
@@ -78,7 +78,7 @@ class RoutedTower(nn.Module):
     before the first routed block (`early`) or the last tokens of a static pass (`pass`); or the caller gives them.
     """
 
-    def __init__(self, tower: ImageTower, weights: Mapping[str, Tensor], own: Mapping[str, Bank]):
+    def __init__(self, tower: ImageTower, weights: Mapping[str, Tensor], own: Mapping[str, Delta]):
         super().__init__()
         visual = tower.visual
         check_tower(visual)
@@ -94,8 +94,8 @@ class RoutedTower(nn.Module):
         def single(name: str) -> RoutedParameter:
             return RoutedParameter(weights[PREFIX + name], own.get(PREFIX + name))
 
-        conv, bank = weights[f"{PREFIX}conv1.weight"], own.get(f"{PREFIX}conv1.weight")
-        self.patch, self.conv1 = conv.shape[-1], RoutedLinear(conv.flatten(1), None, bank)
+        conv, delta = weights[f"{PREFIX}conv1.weight"], own.get(f"{PREFIX}conv1.weight")
+        self.patch, self.conv1 = conv.shape[-1], RoutedLinear(conv.flatten(1), None, delta)
         self.class_embedding, self.positions = single("class_embedding"), single("positional_embedding")
         self.ln_pre, self.ln_post = part("ln_pre"), part("ln_post")
         blocks = enumerate(visual.transformer.resblocks)  # type: ignore[union-attr, arg-type]
@@ -107,7 +107,7 @@ class RoutedTower(nn.Module):
         self.proj = RoutedLinear(
             weights[f"{PREFIX}proj"].T, None, None if projection is None else projection.transposed()
         )
-        self.parts = next((bank.parts for bank in own.values()), None)
+        self.parts = next((delta.parts for delta in own.values()), None)
         self.gate: Gate | None = None
         self.sees = "given"
         self.kernel = "auto"
@@ -228,18 +228,18 @@ def check_tower(visual: nn.Module) -> None:
 
 
 def install(tower: ImageTower, merged: Merged) -> RoutedTower:
-    """The tower with the merge inside, gates included. Raises UserError for a bank that fits no parameter or gate."""
+    """The tower with the merge inside, gates included. Raises UserError for a delta that fits no parameter or gate."""
     weights = {key: merged.static(key) for key in merged.specs}
-    for key, bank in merged.own.items():
-        if key not in weights or bank.shape != weights[key].shape:
+    for key, delta in merged.own.items():
+        if key not in weights or delta.shape != weights[key].shape:
             have = tuple(weights[key].shape) if key in weights else "not there"
-            raise UserError(f"The bank of {key} is for shape {tuple(bank.shape)}, the parameter is {have}.")
-        if bank.parts != merged.parts:
-            raise UserError(f"The bank of {key} mixes {bank.parts} parts, the gate gives {merged.parts} weights.")
+            raise UserError(f"The delta of {key} is for shape {tuple(delta.shape)}, the parameter is {have}.")
+        if delta.parts != merged.parts:
+            raise UserError(f"The delta of {key} mixes {delta.parts} parts, the gate gives {merged.parts} weights.")
     # modules of its own over the same tensors: moving the tower leaves the merge where it is
     own = {
-        key: bank if isinstance(bank, OnDemand) else rebuild(bank.facts(), dict(bank.named_buffers()))
-        for key, bank in merged.own.items()
+        key: delta if isinstance(delta, OnDemand) else rebuild(delta.facts(), dict(delta.named_buffers()))
+        for key, delta in merged.own.items()
     }
     routed = RoutedTower(tower, weights, own)
     if merged.routing is not None:
@@ -263,7 +263,7 @@ def attach(tower: RoutedTower, routing: Routing) -> None:
 
 
 def attach_subspaces(tower: RoutedTower, routing: Routing) -> None:
-    """SMILE: every routed linear layer gets a gate from the leading directions of its own bank."""
+    """SMILE: every routed linear layer gets a gate from the leading directions of its own delta."""
     tower.sees = "linear"
     for block in tower.steps:
         if isinstance(block.attn, RoutedLinear) and isinstance(block.attn.own, Rows):

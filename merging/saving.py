@@ -1,4 +1,4 @@
-"""A merge as one safetensors file: dense weights under their own names, banks under own/, gates under gate/."""
+"""A merge as one safetensors file: dense weights under their own names, deltas under own/, gates under gate/."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from merging.bank import Bank, identity
-from merging.banks import rebuild
 from merging.checkpoints import Identified, SafetensorsFile, Spec
+from merging.deltas import Delta, below, identity, rebuild
 from merging.errors import UserError
 from merging.routers import Gate, GateShape
 from merging.writing import write_safetensors
@@ -20,7 +19,7 @@ from merging.writing import write_safetensors
 if TYPE_CHECKING:
     from merging.merged import Merged
 
-NAME, VERSION = "duet-merging", 2  # 1: dense parts beside banks in fp32, no compressed banks
+NAME, VERSION = "duet-merging", 3  # 1: dense parts in fp32, no compressed deltas; 2: other names in Rows
 OWN, GATE = "own/", "gate/"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # that a dense part may be saved in
 
@@ -68,8 +67,8 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
     """
     check_target(path, (merged.base, *merged.inputs))
     kept = {key: merged.specs.get(key, spec) for key, spec in sorted(merged.base.specs().items())}
-    banks = {key: bank.stored() for key, bank in merged.own.items()}
-    extra, same = _once(dict(_extra(merged, banks)))
+    deltas = {key: delta.stored() for key, delta in merged.own.items()}
+    extra, same = _once(dict(_extra(merged, deltas)))
     specs = kept | {key: Spec(tensor.shape, tensor.dtype) for key, tensor in extra.items()}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -88,7 +87,7 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
     more = {"format": f"{NAME}/{VERSION}", "written_by": written_by()}
     if merged.own:
         more["same"] = json.dumps(same)
-        more["banks"] = json.dumps({key: bank.facts() for key, bank in banks.items()})
+        more["banks"] = json.dumps({key: delta.facts() for key, delta in deltas.items()})
         more["routing"] = json.dumps(_routing_facts(merged))
     draft = header(["0" * 64 if isinstance(each, SafetensorsFile) else each.id for each in inputs])
     return write_safetensors(path, specs, tensors(), draft, lambda: header(ids_of(inputs)))
@@ -107,9 +106,9 @@ def written_by() -> str:
         return NAME
 
 
-def _extra(merged: "Merged", banks: Mapping[str, Bank]) -> Iterator[tuple[str, Tensor]]:
-    for key, bank in banks.items():
-        yield from ((f"{OWN}{key}/{name}", tensor) for name, tensor in bank.named_buffers())
+def _extra(merged: "Merged", deltas: Mapping[str, Delta]) -> Iterator[tuple[str, Tensor]]:
+    for key, delta in deltas.items():
+        yield from ((f"{OWN}{key}/{name}", tensor) for name, tensor in delta.named_buffers())
     gates = merged.routing.gates if merged.routing is not None else None
     if gates is not None:
         yield from ((f"{GATE}{name}", tensor) for name, tensor in gates.state_dict().items())
@@ -133,7 +132,7 @@ def _routing_facts(merged: "Merged") -> dict[str, Any] | None:
 
 
 def read(path: str | Path) -> "Merged":
-    """A saved merge with its banks and trained gates.
+    """A saved merge with its deltas and trained gates.
 
     Raises UserError for a file that is none, is damaged, or of a later format than this library knows.
     """
@@ -176,13 +175,13 @@ def _read(file: SafetensorsFile) -> "Merged":
         return merged
     extra = {key: file.tensor(key).clone() for key in file.specs() if key.startswith((OWN, GATE))}
     extra |= {key: extra[known] for key, known in json.loads(file.metadata.get("same", "{}")).items()}
-    banks = json.loads(file.metadata["banks"])
-    own = {key: rebuild(facts, _below(extra, f"{OWN}{key}/")).opened() for key, facts in banks.items()}
+    deltas = json.loads(file.metadata["banks"])
+    own = {key: rebuild(facts, below(extra, f"{OWN}{key}/")).opened() for key, facts in deltas.items()}
     routing = json.loads(file.metadata["routing"])
     if routing is not None:
         shape = GateShape(**routing["gate"]) if routing["gate"] is not None else None
         check_choice(file, shape)
-        gates = rebuilt_gates(_below(extra, GATE), shape, routing["gates"], next(iter(own.values())).parts)
+        gates = rebuilt_gates(below(extra, GATE), shape, routing["gates"], next(iter(own.values())).parts)
         routing = Routing(**routing | {"gate": shape, "gates": gates})
     return replace(merged, own=own, routing=routing)
 
@@ -198,10 +197,6 @@ def check_choice(file: SafetensorsFile, shape: GateShape | None) -> None:
             f"averaged them; now the average is taken first, as published, and this file would answer otherwise than "
             f"when it was saved. Merge and train it again."
         )
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def rebuilt_gates(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from merging.banks import Bank, Dense, Masked, OnDemand, Rows
+from merging.deltas import Delta, Dense, Masked, OnDemand, Rows
 from merging.merged import Merged
 from merging.views import Separate, fused_name, separate_names
 
@@ -31,41 +31,41 @@ class Joined(Merged):
         return torch.cat(still), torch.cat(list(filled))
 
 
-def join_banks(own: Mapping[str, Bank]) -> dict[str, Bank]:
-    """Banks by fused names, each fused one in the place of the first of its three.
+def join_deltas(own: Mapping[str, Delta]) -> dict[str, Delta]:
+    """Deltas by fused names, each fused one in the place of the first of its three.
 
     Raises ValueError where a method routes some of query, key and value and not the others.
     """
-    joined: dict[str, Bank] = {}
-    for key, bank in own.items():
+    joined: dict[str, Delta] = {}
+    for key, delta in own.items():
         fused = fused_name(key)
         names = separate_names(fused)
         if key not in names:
-            joined[key] = bank
+            joined[key] = delta
         elif missing := [name for name in names if name not in own]:
-            raise ValueError(f"{key} has a bank and {missing[0]} has none: query, key and value are routed together")
+            raise ValueError(f"{key} has a delta and {missing[0]} has none: query, key and value are routed together")
         elif fused not in joined:
             joined[fused] = join([own[name] for name in names])
     return joined
 
 
-def join(banks: list[Bank]) -> Bank:
-    """One bank of all rows. Whole changes are joined in their own kind, factors are kept apart."""
-    shape = torch.Size((sum(bank.shape[0] for bank in banks), *banks[0].shape[1:]))
-    dense = [bank for bank in banks if type(bank) is Dense]
-    masked = [bank for bank in banks if isinstance(bank, Masked)]
-    on_demand = [bank for bank in banks if isinstance(bank, OnDemand)]
-    if len(dense) == len(banks):
-        return Dense(torch.cat([bank.changes.view(bank.parts, *bank.shape) for bank in dense], 1))
-    if len(masked) == len(banks) and all(torch.equal(bank.scales, masked[0].scales) for bank in masked):
+def join(deltas: list[Delta]) -> Delta:
+    """One delta of all rows. Whole changes are joined in their own kind, factors are kept apart."""
+    shape = torch.Size((sum(delta.shape[0] for delta in deltas), *deltas[0].shape[1:]))
+    dense = [delta for delta in deltas if type(delta) is Dense]
+    masked = [delta for delta in deltas if isinstance(delta, Masked)]
+    on_demand = [delta for delta in deltas if isinstance(delta, OnDemand)]
+    if len(dense) == len(deltas):
+        return Dense(torch.cat([delta.changes.view(delta.parts, *delta.shape) for delta in dense], 1))
+    if len(masked) == len(deltas) and all(torch.equal(delta.scales, masked[0].scales) for delta in masked):
         return join_masked(masked)
-    if len(on_demand) == len(banks):
-        return OnDemand(lambda part: torch.cat([bank.part(part) for bank in on_demand]), shape, banks[0].parts)
-    return Rows(banks)
+    if len(on_demand) == len(deltas):
+        return OnDemand(lambda part: torch.cat([delta.part(part) for delta in on_demand]), shape, deltas[0].parts)
+    return Rows(deltas)
 
 
-def join_masked(banks: list[Masked]) -> Masked:
+def join_masked(deltas: list[Masked]) -> Masked:
     """Of the same scales, which stay the same tensor: all parameters of a model may share it."""
-    vector = torch.cat([bank.vector.view(bank.shape) for bank in banks])
-    masks = torch.stack([torch.cat([bank.mask(part) for bank in banks]) for part in range(banks[0].parts)])
-    return Masked.of(vector, masks, banks[0].scales)
+    vector = torch.cat([delta.vector.view(delta.shape) for delta in deltas])
+    masks = torch.stack([torch.cat([delta.mask(part) for delta in deltas]) for part in range(deltas[0].parts)])
+    return Masked.of(vector, masks, deltas[0].scales)

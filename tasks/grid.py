@@ -64,7 +64,7 @@ class Grid:
     def score(self, merged: Merged, split: str, on_task: OnTask = silent, journal: Journal = NOWHERE) -> Scored:
         """Accuracy per task, and how a gate routed it; `on_task` hears each score, `journal` remembers batches.
 
-        Banks without a trained gate are mixed by the true task (oracle), those with one sample by sample. Raises
+        Deltas without a trained gate are mixed by the true task (oracle), those with one sample by sample. Raises
         UserError for a merge whose parts are of other tasks than the suite's, or in another order.
         """
         check_order(merged, self.suite)

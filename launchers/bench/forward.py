@@ -13,7 +13,7 @@ from launchers.bench.measure import MIB, machine, report
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merging.banks import Bank
+    from merging.deltas import Delta
     from merging.layers import RoutedLinear
     from merging.merged import Routing
     from merging.routed import RoutedTower
@@ -71,17 +71,17 @@ class Bench:
 
         return torch.randn(shape, **self.like) * size
 
-    def install(self, own: Mapping[str, "Bank"]) -> "RoutedTower":
-        """The backbone with these banks, as merging.routed.install does it."""
+    def install(self, own: Mapping[str, "Delta"]) -> "RoutedTower":
+        """The backbone with these deltas, as merging.routed.install does it."""
         from merging.routed import RoutedTower
 
         return RoutedTower(self.tower, self.weights, own).eval()
 
-    def duet(self, rank: int) -> "dict[str, Bank]":
-        """Shared-factor banks on the FFN matrices, their biases whole."""
-        from merging.banks import Dense, Tucker
+    def duet(self, rank: int) -> "dict[str, Delta]":
+        """Shared-factor deltas on the FFN matrices, their biases whole."""
+        from merging.deltas import Dense, Tucker
 
-        own: dict[str, Bank] = {}
+        own: dict[str, Delta] = {}
         for key, weight in self.weights.items():
             if ".mlp." in key and weight.ndim == 2:
                 (m, n), one = weight.shape, self.normal(TASKS, TASKS, size=0.3)
@@ -91,22 +91,22 @@ class Bench:
                 own[key] = Dense(self.normal(TASKS, *weight.shape, size=0.01))
         return own
 
-    def twin(self, rank: int) -> "dict[str, Bank]":
-        """Low-rank banks on all linear layers of the blocks; query, key and value apart."""
-        from merging.banks import Bank, LowRank, Rows
+    def twin(self, rank: int) -> "dict[str, Delta]":
+        """Low-rank deltas on all linear layers of the blocks; query, key and value apart."""
+        from merging.deltas import Delta, LowRank, Rows
 
-        def low_rank(m: int, n: int) -> Bank:
+        def low_rank(m: int, n: int) -> Delta:
             down = self.normal(TASKS * rank, n, size=n**-0.5)
             return LowRank(self.normal(m, TASKS * rank, size=0.1 * rank**-0.5), down, TASKS)
 
-        own: dict[str, Bank] = {}
+        own: dict[str, Delta] = {}
         for key, weight in self.weights.items():
             if "resblocks" in key and weight.ndim == 2:
                 m, n = weight.shape
                 own[key] = Rows([low_rank(m // 3, n) for _ in range(3)]) if "in_proj" in key else low_rank(m, n)
         return own
 
-    def macs(self, own: "Mapping[str, Bank]", routing: "Routing | None" = None) -> int:
+    def macs(self, own: "Mapping[str, Delta]", routing: "Routing | None" = None) -> int:
         """Of one sample, from the accountant."""
         from merging.accounting import macs
         from merging.checkpoints import StateDict
@@ -125,7 +125,7 @@ class Bench:
             yield Row(f"Duet, R = {rank}", self._calling(own), self.macs(own), batch)
             if rank == DEFAULT:
                 yield self._gated(own)
-                building = static + sum(bank.mix_macs() for bank in own.values())
+                building = static + sum(delta.mix_macs() for delta in own.values())
                 yield Row(f"Duet, R = {rank}, a matrix per sample", self._calling(own, "materialised"), building, batch)
                 yield Row(f"Duet, R = {rank}, loop over samples", self._folding(own), building, LOOPED)
         for rank in (4, 16, self.tenth):
@@ -140,12 +140,12 @@ class Bench:
             dense = TASKS * sum(weight.numel() for weight in linear)
             yield Row(f"loop over samples, T dense changes of {title}", self._summing(whole), static + dense, LOOPED)
 
-    def _calling(self, own: "Mapping[str, Bank]", kernel: str = "auto", w: "Tensor | None" = None) -> Callable:
+    def _calling(self, own: "Mapping[str, Delta]", kernel: str = "auto", w: "Tensor | None" = None) -> Callable:
         """The whole batch with given weights."""
         model, w = self.install(own).use(kernel), self.w if w is None else w
         return lambda: model(self.images, w)
 
-    def _gated(self, own: "dict[str, Bank]") -> Row:
+    def _gated(self, own: "dict[str, Delta]") -> Row:
         from torch import nn
 
         from merging.merged import Routing
@@ -160,7 +160,7 @@ class Bench:
         title = f"Duet, R = {DEFAULT}, a gate in every block"
         return Row(title, lambda: model(self.images), self.macs(own, routing), len(self.images))
 
-    def _top_1(self, own: "dict[str, Bank]") -> Row:
+    def _top_1(self, own: "dict[str, Delta]") -> Row:
         """Every image to one expert, the images sorted by expert."""
         import torch
 
@@ -171,7 +171,7 @@ class Bench:
         macs = self.macs(own, Routing("given", gate=GateShape(sees="early", top_k=1)))
         return Row("Twin, r = 16, top-1, grouped", self._calling(own, "grouped", w), macs, len(self.images))
 
-    def _folding(self, own: "dict[str, Bank]") -> Callable[[], object]:
+    def _folding(self, own: "dict[str, Delta]") -> Callable[[], object]:
         """Sample by sample: multiply the factors out to W(x), then a static forward."""
         model = self.install(own).use("folded")
         return lambda: [model(x, w) for x, w in zip(self.images[:LOOPED].split(1), self.w, strict=False)]

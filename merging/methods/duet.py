@@ -6,10 +6,10 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from merging.banks import Bank, Dense, LowRank, Tucker
+from merging.deltas import Delta, Dense, LowRank, Tucker
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.joint import UNITS, joint_banks
+from merging.joint import UNITS, joint_deltas
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
@@ -24,8 +24,8 @@ from merging.tucker import Tucker as Factors
 class Part(NamedTuple):
     """What becomes of one routed parameter."""
 
-    bank: Bank
-    energy: list[float] | None  # share that the bank keeps of each task vector, of matrices
+    delta: Delta
+    energy: list[float] | None  # share that the delta keeps of each task vector, of matrices
     fixed: Tensor | None  # static correction
 
 
@@ -78,18 +78,18 @@ class Duet:
         kept = () if self.bias == "rest" else experts.keys("ffn")
         rest = static(self.rest, experts.part(set(experts.specs()) - set(routed) - set(kept)), "duet: rest")
         masks, parts = self._masks(experts, routed), {}
-        together = {} if self.unit == "matrix" else joint_banks(experts, routed, self.unit, self._decomposed(experts))
+        together = {} if self.unit == "matrix" else joint_deltas(experts, routed, self.unit, self._decomposed(experts))
 
         def decompose(key: str, tau: Tensor) -> Tensor:
-            bank = together.get(key) if tau.ndim == 3 and tau.numel() else Dense(tau.clone())
-            parts[key] = self._part(experts, key, tau, bank or self._bank(experts, key, tau), masks)
+            delta = together.get(key) if tau.ndim == 3 and tau.numel() else Dense(tau.clone())
+            parts[key] = self._part(experts, key, tau, delta or self._delta(experts, key, tau), masks)
             return torch.empty(0)
 
         experts.map(decompose, routed, heavy=True)
         return experts.merged(
             rest.shared,
             rest.scale,
-            {key: parts[key].bank for key in routed},
+            {key: parts[key].delta for key in routed},
             Routing("learned", init=self.init) if routed else None,
             fixed={**rest.fixed, **{key: parts[key].fixed for key in routed if parts[key].fixed is not None}},
             energy={key: parts[key].energy for key in routed if parts[key].energy is not None},
@@ -109,23 +109,23 @@ class Duet:
         ffn = any(experts.naming.hidden(key) is not None for key in routed)
         return self.neurons.masks(experts) if ffn and self.static and self.static_coef else {}
 
-    def _part(self, experts: Experts, key: str, tau: Tensor, bank: Bank, masks: Masks) -> Part:
+    def _part(self, experts: Experts, key: str, tau: Tensor, delta: Delta, masks: Masks) -> Part:
         if tau.ndim != 3 or not tau.numel():
-            return Part(bank, None, None)
+            return Part(delta, None, None)
         axis, block = experts.naming.hidden(key), experts.naming.depth(key)
         mask = None if axis is None or block is None else masks.get(block)
         if mask is None or axis is None:
-            return Part(bank, [share_kept(*pair) for pair in zip(tau, residuals(tau, bank), strict=True)], None)
+            return Part(delta, [share_kept(*pair) for pair in zip(tau, residuals(tau, delta), strict=True)], None)
         if self.neurons.joint:  # all residuals at once
-            left = torch.stack(list(residuals(tau, bank)))
+            left = torch.stack(list(residuals(tau, delta)))
             energy, total = [share_kept(*pair) for pair in zip(tau, left, strict=True)], self._kept(left, mask, axis)
         else:
             energy, total = [], torch.zeros(tau.shape[1:])
-            for task, left in enumerate(residuals(tau, bank)):
+            for task, left in enumerate(residuals(tau, delta)):
                 energy.append(share_kept(tau[task], left))
                 total += self._kept(left[None], mask[task : task + 1], axis)
         by = len(tau) if self.average == "all" else mask.sum(0).clamp_min(1).view((-1, 1) if axis == 0 else (1, -1))
-        return Part(bank, energy, self.static_coef * total / by)
+        return Part(delta, energy, self.static_coef * total / by)
 
     def _kept(self, left: Tensor, mask: Tensor, axis: int) -> Tensor:
         """Sum over the tasks of what their neurons keep of the residuals."""
@@ -138,7 +138,7 @@ class Duet:
 
         return decomposed
 
-    def _bank(self, experts: Experts, key: str, tau: Tensor) -> Bank:
+    def _delta(self, experts: Experts, key: str, tau: Tensor) -> Delta:
         if self.factors == "tucker":
             found = self._decomposed(experts)(key, tau)
             return Tucker(found.core, found.task, found.out, found.in_)

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from merging.banks import Bank, Masked
+from merging.deltas import Delta, Masked
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
@@ -39,7 +39,7 @@ class Emr:
             wanted.add_(self._size(tau))
             have.add_(self._size(agreeing * vector))
         scales = torch.where(have > 0, wanted / have.clamp_min(1e-300), 1.0).float()
-        own: dict[str, Bank] = {key: Masked(bank.vector, bank.bits, scales) for key, bank in found.items()}
+        own: dict[str, Delta] = {key: Masked(delta.vector, delta.bits, scales) for key, delta in found.items()}
         return experts.merged({}, own=own, routing=Routing("oracle"))
 
     def _size(self, changes: Tensor) -> Tensor:

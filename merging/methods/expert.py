@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from merging.banks import Bank
+from merging.deltas import Delta
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 
@@ -14,5 +14,5 @@ class Expert:
 
     def __call__(self, experts: Experts) -> Merged:
         keys = experts.keys()
-        own: dict[str, Bank] = {key: experts.on_demand(key) for key in keys}
+        own: dict[str, Delta] = {key: experts.on_demand(key) for key in keys}
         return experts.merged({}, own=own, routing=Routing("oracle"))

@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from merging.banks import Bank
+from merging.deltas import Delta
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
@@ -21,5 +21,5 @@ class FfnOracle:
     def __call__(self, experts: Experts) -> Merged:
         ffn = experts.keys("ffn")
         rest = static(self.rest, experts.part(set(experts.specs()) - set(ffn)), "ffn_oracle: rest")
-        own: dict[str, Bank] = {key: experts.on_demand(key) for key in ffn}
+        own: dict[str, Delta] = {key: experts.on_demand(key) for key in ffn}
         return experts.merged(rest.shared, rest.scale, own, Routing("oracle"), fixed=rest.fixed)

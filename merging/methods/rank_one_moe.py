@@ -4,7 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merging.banks import Bank, LowRank
+from merging.deltas import Delta, LowRank
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
@@ -39,7 +39,7 @@ class RankOneMoe:
         rest = static(self.rest, experts.part(set(specs) - set(ffn)), "rank_one_moe: rest")
         matrices = [key for key in ffn if len(specs[key].shape) == 2 and specs[key].shape.numel()]
         rank = min([self.rank, *(side for key in matrices for side in specs[key].shape)])
-        own: dict[str, Bank] = {}
+        own: dict[str, Delta] = {}
         energy: dict[str, list[float]] = {}
 
         def decompose(key: str, tau: Tensor) -> Tensor:

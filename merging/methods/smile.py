@@ -4,7 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merging.banks import Bank, Dense, LowRank, Rows
+from merging.deltas import Delta, Dense, LowRank, Rows
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
@@ -40,13 +40,13 @@ class Smile:
             )
 
     def __call__(self, experts: Experts) -> Merged:
-        own: dict[str, Bank] = {}
+        own: dict[str, Delta] = {}
         energy: dict[str, list[float]] = {}
 
         def decompose(key: str, tau: Tensor) -> Tensor:
-            own[key] = bank = self._bank(experts, key, tau)
+            own[key] = delta = self._delta(experts, key, tau)
             if tau.ndim == 3:
-                energy[key] = [share_kept(*pair) for pair in zip(tau, residuals(tau, bank), strict=True)]
+                energy[key] = [share_kept(*pair) for pair in zip(tau, residuals(tau, delta), strict=True)]
             return torch.empty(0)
 
         linear = sorted(experts.keys("attention") + experts.keys("ffn"))
@@ -55,7 +55,7 @@ class Smile:
         energy = {key: energy[key] for key in linear if key in energy}
         return experts.merged({}, own={key: own[key] for key in linear}, routing=routing, energy=energy)
 
-    def _bank(self, experts: Experts, key: str, tau: Tensor) -> Bank:
+    def _delta(self, experts: Experts, key: str, tau: Tensor) -> Delta:
         if tau.ndim != 3:
             return Dense(tau.clone())
         if self.split_qkv and "in_proj" in key and tau.shape[1] % 3 == 0:

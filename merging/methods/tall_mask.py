@@ -3,7 +3,7 @@ from typing import ClassVar
 
 import torch
 
-from merging.banks import Bank, Masked
+from merging.deltas import Delta, Masked
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.preflight import check_range
@@ -24,7 +24,7 @@ class TallMask:
         check_range("tall_mask: threshold", self.threshold, 0.0, 100.0)
 
     def __call__(self, experts: Experts) -> Merged:
-        own: dict[str, Bank] = {}
+        own: dict[str, Delta] = {}
         for key, tau in experts.stream():
             vector = tau.sum(0)
             own[key] = Masked.of(vector, tau.abs() > self.threshold * (vector - tau).abs(), torch.ones(len(tau)))

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from merging.banks import Bank, Dense, LowRank, Rows
+from merging.deltas import Delta, Dense, LowRank, Rows
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.factors import svd
@@ -59,12 +59,12 @@ class Twin:
         """The merge around a shared expert; at another scale of that one, what lies beyond it is another too."""
         common = self._static(shared)
         energy: dict[str, list[float]] = {}
-        own: dict[str, Bank] = {}
+        own: dict[str, Delta] = {}
 
         def exclusive(key: str, tau: Tensor) -> Tensor:
             beyond = tau - common[key] if key in common else tau
-            own[key] = bank = self._bank(experts, key, beyond)
-            energy[key] = [share_kept(*pair) for pair in zip(beyond, residuals(beyond, bank), strict=True)]
+            own[key] = delta = self._delta(experts, key, beyond)
+            energy[key] = [share_kept(*pair) for pair in zip(beyond, residuals(beyond, delta), strict=True)]
             return torch.empty(0)
 
         routed = [key for key in experts.specs() if self.start is None or self._behind(experts, key)]
@@ -90,7 +90,7 @@ class Twin:
         depth = experts.naming.depth(key)
         return experts.naming.after(key) if depth is None else depth >= (self.start or 0)
 
-    def _bank(self, experts: Experts, key: str, beyond: Tensor) -> Bank:
+    def _delta(self, experts: Experts, key: str, beyond: Tensor) -> Delta:
         if beyond.ndim < 3:
             return Dense(beyond.clone())
         if self.sparsify == "magnitude":

@@ -3,7 +3,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from merging.banks import Bank, Dense
+from merging.deltas import Delta, Dense
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
@@ -34,7 +34,7 @@ class Wemoe:
     def __call__(self, experts: Experts) -> Merged:
         ffn = experts.keys("ffn")
         rest = static(self.rest, experts.part(set(experts.keys()) - set(ffn)), "wemoe: rest")
-        own: dict[str, Bank] = {key: Dense(self._pruned(tau).clone()) for key, tau in experts.stream(ffn)}
+        own: dict[str, Delta] = {key: Dense(self._pruned(tau).clone()) for key, tau in experts.stream(ffn)}
         routing = Routing("learned", init=self.init) if own else None
         return experts.merged(rest.shared, rest.scale, own, routing, fixed=rest.fixed)
 

@@ -56,7 +56,7 @@ def test_no_row_holds_a_number_that_is_none(tmp_path, value):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_gates_and_banks_left_behind_survives(tmp_path):
+def test_what_gates_and_deltas_left_behind_survives(tmp_path):
     row = routed_row(collapsed=["cars"])
     rows.write(row, tmp_path)
     assert rows.read(tmp_path) == [row]

@@ -1,4 +1,4 @@
-"""What the tests of routed towers share: a tiny tower, merges with banks of every kind on it, gates that tell apart."""
+"""What the tests of routed towers share: a tiny tower, merges with deltas of all kinds on it, gates that tell apart."""
 
 from dataclasses import replace
 from functools import cache
@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from merging.backbones.tower import Backbone
-from merging.banks import Dense, LowRank, Masked, OnDemand, Rows, Tucker
 from merging.checkpoints import StateDict
+from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows, Tucker
 from merging.merged import Merged, Routing
 from merging.routed import install
 from merging.routers import Gate, GateShape
@@ -31,7 +31,7 @@ def weights(quick_gelu=False):
     return {key: 0.3 * torch.randn(each.shape, generator=rng) for key, each in tower.state_dict().items()}
 
 
-def bank(kind, shape, seed, parts=T, size=0.2):
+def delta(kind, shape, seed, parts=T, size=0.2):
     rng = torch.Generator().manual_seed(seed)
     draw = lambda *sides: size * torch.randn(sides, generator=rng)  # noqa: E731
     m, n = shape[0], shape[1:].numel()
@@ -40,7 +40,7 @@ def bank(kind, shape, seed, parts=T, size=0.2):
     if kind == "Rows" and (m % 3 or len(shape) > 2):
         kind = "LowRank"
     if kind == "Rows":
-        return Rows([bank(each, torch.Size((m // 3, n)), seed + i, parts) for i, each in enumerate(KINDS[:3])])
+        return Rows([delta(each, torch.Size((m // 3, n)), seed + i, parts) for i, each in enumerate(KINDS[:3])])
     if kind == "LowRank":
         return LowRank.of(draw(parts, m, 2), draw(parts, 2, n) / size, shape)
     if kind == "Tucker":
@@ -52,10 +52,10 @@ def bank(kind, shape, seed, parts=T, size=0.2):
 
 
 def merge(kinds=KINDS, quick_gelu=False, routes=lambda key: True, parts=T, routing=None):
-    """Banks of all kinds in turn on the parameters that are routed; all parameters get a static change too."""
+    """Deltas of all kinds in turn on the parameters that are routed; all parameters get a static change too."""
     base = StateDict(weights(quick_gelu))
     keys = [key for key in base.specs() if routes(key)]
-    own = {key: bank(kinds[i % len(kinds)], base.specs()[key].shape, i, parts) for i, key in enumerate(keys)}
+    own = {key: delta(kinds[i % len(kinds)], base.specs()[key].shape, i, parts) for i, key in enumerate(keys)}
     shared = {key: torch.full(spec.shape, 0.01) for key, spec in base.specs().items()}
     return Merged(base, tuple("abcdefgh"[:parts]), base.specs(), shared, own, routing, scale=0.5)
 

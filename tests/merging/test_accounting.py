@@ -8,8 +8,8 @@ from torch import nn
 
 from merging.accounting import macs
 from merging.backbones.tower import PREFIX, Backbone
-from merging.banks import Dense, LowRank, Rows, Tucker
 from merging.checkpoints import StateDict
+from merging.deltas import Dense, LowRank, Rows, Tucker
 from merging.merged import Merged, Routing
 from merging.routers import Gate, GateShape
 
@@ -54,14 +54,14 @@ def duet(arch, rank):
 
 
 def twin(arch, rank, ffn_only=False):
-    """As a method makes it: the fused projection holds three banks."""
+    """As a method makes it: the fused projection holds three deltas."""
     width = SIZES[arch][0]
-    banks = {key: low_rank(m, n, rank) for key, m, n in linears(arch, ffn_only) if not key.endswith(("q", "k", "v"))}
+    deltas = {key: low_rank(m, n, rank) for key, m, n in linears(arch, ffn_only) if not key.endswith(("q", "k", "v"))}
     if not ffn_only:
-        for key in [key for key in banks if "out_proj" in key]:
+        for key in [key for key in deltas if "out_proj" in key]:
             fused = Rows([low_rank(width, width, rank) for _ in range(3)])
-            banks[key.replace("out_proj.weight", "in_proj_weight")] = fused
-    return banks
+            deltas[key.replace("out_proj.weight", "in_proj_weight")] = fused
+    return deltas
 
 
 def merged(own, router="given", granularity="sample", gate=None, gates=None, **routing):
@@ -121,7 +121,7 @@ TWIN = [  # rank on B/32 and L/14; mix of T and top-1 on B/32, the same on L/14,
 @pytest.mark.parametrize("arch", ["b32", "l14"])
 @pytest.mark.parametrize("row", TWIN, ids=lambda row: str(row[0]))
 def test_twin(arch, row):
-    """A gate of no size, to read the banks alone."""
+    """A gate of no size, to read the deltas alone."""
     ranks, numbers, stored = row[:2], row[2:6], row[6:]
     which = ("b32", "l14").index(arch)
     own = twin(arch, ranks[which])
@@ -143,8 +143,8 @@ def test_twin_on_the_ffn_alone(rank, expected):
 )  # fmt: skip
 def test_tucker_budget_of_one_matrix(rank, b32, l14):
     for width, expected in ((768, b32), (1024, l14)):
-        bank = Tucker(empty(T, rank, rank), empty(T, T), empty(4 * width, rank), empty(width, rank))
-        assert bank.params == expected == rank**2 * T + T * T + 5 * width * rank
+        delta = Tucker(empty(T, rank, rank), empty(T, T), empty(4 * width, rank), empty(width, rank))
+        assert delta.params == expected == rank**2 * T + T * T + 5 * width * rank
 
 
 @pytest.mark.parametrize("arch", ["b32", "l14"])
@@ -210,5 +210,5 @@ def test_the_true_task_costs_nothing_more():
     ],
 )
 def test_what_a_parameter_outside_the_blocks_acts_on(key, shape, expected):
-    bank = LowRank(empty(shape[0], 16), empty(16, torch.Size(shape[1:]).numel()), T, torch.Size(shape))
-    assert macs(merged({key: bank}), backbone("b32")) - backbone("b32").macs == expected
+    delta = LowRank(empty(shape[0], 16), empty(16, torch.Size(shape[1:]).numel()), T, torch.Size(shape))
+    assert macs(merged({key: delta}), backbone("b32")) - backbone("b32").macs == expected

@@ -156,7 +156,7 @@ def frozen(merged, experts):
     """All that training must leave as it is."""
     checkpoints = (experts.origin, *experts.checkpoints)
     yield from (checkpoint.tensor(key) for checkpoint in checkpoints for key in merged.specs)
-    yield from (tensor for bank in merged.own.values() for tensor in bank.buffers())
+    yield from (tensor for delta in merged.own.values() for tensor in delta.buffers())
     yield from (*merged.shared.values(), *merged.fixed.values())
 
 

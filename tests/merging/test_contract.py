@@ -154,7 +154,7 @@ def test_files_and_state_dicts_give_the_same(method, stored):
 @everywhere
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_saves_what_it_computes_with_buffers_copied(method, shapes, dtype, tmp_path):
-    """A dense model in the dtype of the experts; with banks, all that is needed for the same bits again."""
+    """A dense model in the dtype of the experts; with deltas, all that is needed for the same bits again."""
     base, experts = family(2, suited(method, shapes), dtype)
     merged = merged_of(method, base, experts)
     path = merged.save(tmp_path / "merged.safetensors")

@@ -25,7 +25,7 @@ from ffns import (
 )
 from samples import BACKBONE, drawn, equal, family, merged_of, opened, task_vectors
 
-from merging.banks import Dense, LowRank, Tucker
+from merging.deltas import Dense, LowRank, Tucker
 from merging.merged import Routing
 from merging.methods import Duet, TaskArithmetic, Wemoe
 from merging.neurons import Neurons
@@ -58,13 +58,13 @@ def test_equals_the_published_steps(models, task, scale, average):
 def test_every_ffn_matrix_is_one_tensor_of_its_own(models):
     merged = merged_of(Duet(ranks=Ranks("absolute", 4, in_value=3), neurons=GIVEN), *models)
     assert list(merged.own) == sorted(FFN)
-    for key, bank in merged.own.items():
+    for key, delta in merged.own.items():
         if key in MATRICES:
-            assert isinstance(bank, Tucker)
-            (m, n), shapes = SHAPES[key], [tuple(tensor.shape) for tensor in bank.buffers()]
+            assert isinstance(delta, Tucker)
+            (m, n), shapes = SHAPES[key], [tuple(tensor.shape) for tensor in delta.buffers()]
             assert shapes == [(3, 4, 3), (3, 3), (m, 4), (n, 3)]
         else:
-            assert isinstance(bank, Dense)
+            assert isinstance(delta, Dense)
     assert merged.fixed.keys() == merged.energy.keys() == set(MATRICES)
 
 
@@ -109,9 +109,11 @@ def test_task_factors_of_full_rank_are_a_gauge(models):
     merged = merged_of(Duet(ranks=SMALL, neurons=GIVEN), *models)
     rotation = torch.linalg.qr(drawn(TASKS, TASKS))[0]
     for key in MATRICES:
-        bank = merged.own[key]
-        turned = Tucker(torch.einsum("ab,bmn->amn", rotation.T, bank.core), bank.task @ rotation, bank.out, bank.into)
-        assert close(turned.mix(W), bank.mix(W), 1e-5)
+        delta = merged.own[key]
+        turned = Tucker(
+            torch.einsum("ab,bmn->amn", rotation.T, delta.core), delta.task @ rotation, delta.out, delta.into
+        )
+        assert close(turned.mix(W), delta.mix(W), 1e-5)
 
 
 @pytest.mark.parametrize("task", ["full", 2])
@@ -221,12 +223,12 @@ def test_isolated_svd_stores_no_more_and_as_much_as_fits(models, value):
     for key, (m, n) in shapes.items():
         rank, size = round(value * 24), shared.own[key].params
         assert size == TASKS * rank**2 + TASKS**2 + (m + n) * rank
-        bank, most = apart.own[key], min(m, n, size // (TASKS * (m + n + 1)))
-        assert isinstance(bank, LowRank) and bank.rank == most and bank.params == TASKS * most * (m + n) <= size
+        delta, most = apart.own[key], min(m, n, size // (TASKS * (m + n + 1)))
+        assert isinstance(delta, LowRank) and delta.rank == most and delta.params == TASKS * most * (m + n) <= size
         for task, tau in enumerate(task_vectors(base, experts)[key]):
             u, s, vh = torch.linalg.svd(tau)
             best = u[:, :most] * s[:most] @ vh[:most]
-            assert close(bank.mix(apart.one_hot(task)), best, 1e-5)
+            assert close(delta.mix(apart.one_hot(task)), best, 1e-5)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5])

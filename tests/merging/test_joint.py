@@ -6,7 +6,7 @@ from ffns import EXACT, FFN, GIVEN, MATRICES, NARROW, SHAPES, TASKS, WIDE, W, ap
 from samples import family, merged_of, opened, task_vectors
 
 from merging import UserError, open_merged
-from merging.bank import repeated
+from merging.deltas import repeated
 from merging.methods import Duet, Wemoe
 from merging.ranks import Ranks
 from merging.tucker import stored, tucker

@@ -7,7 +7,7 @@ import torch
 from routes import BATCH, KINDS, T, backbone, close, ffn, folded, gates, images, merge
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from merging.banks import Tucker
+from merging.deltas import Tucker
 from merging.layers import RoutedLinear
 from merging.routed import KERNELS, install
 
@@ -134,7 +134,7 @@ class TestModes:
         found = tower(images(dtype=torch.bfloat16), gates())
         assert found.dtype == torch.bfloat16
         close(found, expected.double(), 3e-2)
-        assert {each.dtype for bank in merged.own.values() for each in bank.buffers()} == {torch.float32, torch.uint8}
+        assert {each.dtype for delta in merged.own.values() for each in delta.buffers()} == {torch.float32, torch.uint8}
 
 
 @pytest.mark.parametrize("batch", [4, 8])

@@ -40,8 +40,8 @@ def test_stores_one_vector_and_a_bit_per_entry_and_task(method):
     base, experts = family(3)
     sizes = [tensor.numel() for tensor in base.values() if tensor.is_floating_point()]
     merged = merge(method, base, experts)
-    banks = sum(bank.bytes for bank in merged.own.values())
-    assert banks == sum(4 * size + 3 * -(-size // 8) + 3 * 4 for size in sizes)
+    deltas = sum(delta.bytes for delta in merged.own.values())
+    assert deltas == sum(4 * size + 3 * -(-size // 8) + 3 * 4 for size in sizes)
     assert merged.routing.router == "oracle" and merged.scale is None
 
 

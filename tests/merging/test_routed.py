@@ -21,8 +21,8 @@ from routes import (
 )
 
 from merging.backbones.tower import Backbone
-from merging.banks import Dense
 from merging.checkpoints import StateDict
+from merging.deltas import Dense
 from merging.errors import UserError
 from merging.routed import KERNELS, RoutedTower, install
 from merging.routers import listening
@@ -41,7 +41,7 @@ class TestAgainstOpenClip:
 
     @pytest.mark.parametrize("kind", [*KINDS, "Rows"])
     def test_every_parameter_routed(self, quick_gelu, kind):
-        """Patches, class token, positions, norms, attention, FFNs and the projection, all by one kind of bank."""
+        """Patches, class token, positions, norms, attention, FFNs and the projection, all by one kind of delta."""
         merged = merge((kind,), quick_gelu)
         assert len(merged.own) == len(weights())
         tower = install(backbone(quick_gelu).build(), merged)
@@ -116,13 +116,13 @@ class TestBadInput:
         with pytest.raises(UserError, match="has no gate: give the weights"):
             install(backbone().build(), merge())(images())
 
-    def test_bank_of_a_wrong_shape(self):
+    def test_delta_of_a_wrong_shape(self):
         key = "visual.transformer.resblocks.0.mlp.c_fc.weight"
         merged = replace(merge(), own={key: Dense(torch.zeros(T, 24, 96))})
         with pytest.raises(UserError, match=r"c_fc.weight is for shape \(24, 96\), the parameter is \(96, 24\)"):
             install(backbone().build(), merged)
 
-    def test_bank_of_an_unknown_parameter(self):
+    def test_delta_of_an_unknown_parameter(self):
         merged = replace(merge(), own={"visual.other": Dense(torch.zeros(T, 4))})
         with pytest.raises(UserError, match=r"visual.other is for shape .* the parameter is not there"):
             install(backbone().build(), merged)

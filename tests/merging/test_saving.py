@@ -134,9 +134,9 @@ def test_what_is_opened_is_what_was_saved(method, shape, tmp_path):
     assert replace(found.routing, gates=None) == replace(merged.routing, gates=None)
     assert found.routing.adaptation == (None if shape is None else "test")
     assert found.own.keys() == merged.own.keys() and found.parts == merged.parts
-    for key, bank in merged.own.items():
-        assert found.own[key].facts() == bank.facts()
-        assert equal(dict(found.own[key].named_buffers()), dict(bank.named_buffers()))
+    for key, delta in merged.own.items():
+        assert found.own[key].facts() == delta.facts()
+        assert equal(dict(found.own[key].named_buffers()), dict(delta.named_buffers()))
     w = drawn(merged.parts, seed=4)
     assert equal(dict(found.state(w)), dict(merged.state(w)))
     assert (found.params, found.stored_bytes) == (merged.params, merged.stored_bytes)

@@ -8,8 +8,8 @@ from samples import BACKBONE, drawn, equal, every_method, family, models, opened
 
 from merging import Experts, open_merged
 from merging.adapt import Learned, TaskId
-from merging.banks import Dense, LowRank, Masked, OnDemand, Rows
 from merging.checkpoints import StateDict
+from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows
 from merging.methods import (
     Average,
     Dare,
@@ -256,21 +256,23 @@ class TestJoin:
             Masked: [Masked.of(each[0], mask, scales) for each, mask in zip(changes, masks, strict=True)],
             Rows: [LowRank.of(each[:, :, :2], each[:, :2]) for each in changes],
         }
-        for kind, banks in cases.items():
-            joined = join(banks)
+        for kind, deltas in cases.items():
+            joined = join(deltas)
             assert type(joined) is kind and joined.shape == (12, 6) and joined.parts == T
-            torch.testing.assert_close(joined.mix(w), torch.cat([bank.mix(w) for bank in banks], 1), atol=1e-6, rtol=0)
+            torch.testing.assert_close(
+                joined.mix(w), torch.cat([delta.mix(w) for delta in deltas], 1), atol=1e-6, rtol=0
+            )
         assert join(cases[Masked]).scales is scales
         other = [*cases[Masked][:2], Masked.of(changes[2][0], masks[2], 2 * scales)]
         assert type(join(other)) is Rows
 
     def test_mixed_kinds_are_kept_apart(self):
-        banks = [Dense(drawn(T, 4, 6)), LowRank.of(drawn(T, 4, 2), drawn(T, 2, 6)), Dense(drawn(T, 4, 6, seed=2))]
-        assert type(join(banks)) is Rows
+        deltas = [Dense(drawn(T, 4, 6)), LowRank.of(drawn(T, 4, 2), drawn(T, 2, 6)), Dense(drawn(T, 4, 6, seed=2))]
+        assert type(join(deltas)) is Rows
 
     def test_some_but_not_all_of_the_three(self):
         seen = experts()
-        with pytest.raises(ValueError, match=r"q_proj_weight has a bank and .*k_proj_weight has none"):
+        with pytest.raises(ValueError, match=r"q_proj_weight has a delta and .*k_proj_weight has none"):
             seen.merged({}, own={f"{BLOCK}q_proj_weight": Dense(seen.tau(f"{BLOCK}q_proj_weight"))})
 
     def test_vectors(self):

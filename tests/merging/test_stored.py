@@ -9,9 +9,9 @@ from samples import drawn, equal, every_method, family, merged_of, models, suite
 
 from merging import UserError, merge, open_merged
 from merging.adapt import Learned, TaskId
-from merging.bank import Sparse, packed, unpacked
-from merging.banks import Dense, Rows, rebuild
 from merging.checkpoints import SafetensorsFile
+from merging.deltas import Dense, Rows, Sparse, rebuild
+from merging.deltas.bits import packed, unpacked
 from merging.methods import Average, Emr, Twin, Wemoe
 from merging.routers import GateShape
 
@@ -89,20 +89,20 @@ def test_a_number_that_its_dtype_has_not_is_refused(tmp_path):
 
 @pytest.mark.parametrize("shape", [(5,), (), (7, 3), (2, 3, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_sparse_bank_is_exact(shape, dtype):
+def test_a_sparse_delta_is_exact(shape, dtype):
     changes = drawn(3, *shape).to(dtype)
     changes[drawn(3, *shape, seed=1) < 1.5] = 0
-    bank = Sparse.of(changes, torch.Size(shape))
+    delta = Sparse.of(changes, torch.Size(shape))
     kept = [value for value in changes.flatten().tolist() if value]
-    assert bank.values.tolist() == kept and bank.bits.numel() == -(-changes.numel() // 8)
-    assert [bool(int(bank.bits[i // 8]) >> i % 8 & 1) for i in range(changes.numel())] == [
+    assert delta.values.tolist() == kept and delta.bits.numel() == -(-changes.numel() // 8)
+    assert [bool(int(delta.bits[i // 8]) >> i % 8 & 1) for i in range(changes.numel())] == [
         bool(value) for value in changes.flatten().tolist()
     ]
-    again = rebuild(bank.facts(), dict(bank.named_buffers())).opened()
+    again = rebuild(delta.facts(), dict(delta.named_buffers())).opened()
     assert torch.equal(again.changes, changes) and again.shape == shape and again.parts == 3
 
 
-def test_sparse_banks_inside_rows_are_compressed_too():
+def test_sparse_deltas_inside_rows_are_compressed_too():
     sparse, full = torch.zeros(2, 4, 6), drawn(2, 3, 6)
     sparse[0, 1, 2] = 3
     rows = Rows([Dense(sparse), Dense(full)])
@@ -120,7 +120,7 @@ def test_bits_of_any_length():
 
 class TestFormats:
     def test_a_file_of_the_first_format_is_read(self, tmp_path):
-        """It held the dense part beside banks in fp32, and dense banks as they are."""
+        """It held the dense part beside deltas in fp32, and dense deltas as they are."""
         from test_saving import rewritten
 
         base, experts = family(2, tower(), torch.bfloat16)
@@ -130,14 +130,30 @@ class TestFormats:
         def older(tensors, header):
             header["format"] = "duet-merging/1"
             del header["written_by"]
-            banks = json.loads(header["banks"])
-            for key, facts in banks.items():
+            deltas = json.loads(header["banks"])
+            for key, facts in deltas.items():
                 if facts["kind"] == "Sparse":
                     bits = [tensors.pop(f"own/{key}/{name}") for name in ("values", "bits")]
                     tensors[f"own/{key}/changes"] = merged.own[key].changes
                     facts["kind"] = "Dense"
                     assert len(bits) == 2
-            header["banks"] = json.dumps(banks)
+            header["banks"] = json.dumps(deltas)
+
+        assert all(map(equal, models(open_merged(rewritten(path, older))), models(merged)))
+
+    def test_blocks_of_rows_by_their_names_in_the_second_format(self, tmp_path):
+        from test_saving import rewritten
+
+        merged = merged_of(Twin(), *family(2, tower()))
+        path = merged.save(tmp_path / "merged.safetensors")
+
+        def older(tensors, header):
+            header["format"] = "duet-merging/2"
+            assert "blocks" in header["banks"]
+            header["banks"] = header["banks"].replace('"blocks"', '"banks"')
+            for name in [name for name in tensors if "/blocks." in name]:
+                tensors[name.replace("/blocks.", "/banks.")] = tensors.pop(name)
+            header["same"] = header["same"].replace("/blocks.", "/banks.")
 
         assert all(map(equal, models(open_merged(rewritten(path, older))), models(merged)))
 
@@ -167,9 +183,9 @@ class TestFormats:
 
         path = merge(Emr(), *family(2)).save(tmp_path / "merged.safetensors")
         header = SafetensorsFile(path).metadata
-        assert header["format"] == "duet-merging/2" and header["written_by"].startswith("duet-merging ")
-        rewritten(path, lambda _, header: header.update(format="duet-merging/3", written_by="duet-merging 9.1.0"))
-        with pytest.raises(UserError, match=r"of format duet-merging/3, written by duet-merging 9.1.0; .* up to 2"):
+        assert header["format"] == "duet-merging/3" and header["written_by"].startswith("duet-merging ")
+        rewritten(path, lambda _, header: header.update(format="duet-merging/4", written_by="duet-merging 9.1.0"))
+        with pytest.raises(UserError, match=r"of format duet-merging/4, written by duet-merging 9.1.0; .* up to 3"):
             open_merged(path)
         for foreign in ("other/2", "duet-merging", "duet-merging/x", ""):
             rewritten(path, lambda _, header, foreign=foreign: header.update(format=foreign))

@@ -6,7 +6,7 @@ from ffns import ATOL, TASKS, W, close, small_towers
 from samples import BACKBONE, drawn, equal, family, merged_of, task_vectors
 
 from merging import UserError
-from merging.banks import Dense, LowRank, Rows
+from merging.deltas import Dense, LowRank, Rows
 from merging.methods import Average, Base, Expert, Single, TaskArithmetic, Ties, Twin
 from merging.routed import install
 
@@ -136,8 +136,8 @@ def test_a_bias_of_one_expert_acts_through_its_weight_alone():
 def test_rank_is_the_rounded_share(full, rank):
     """Not int((1 - 0.9) * full) of the authors, which gives 76, 127 and 0 for 768, 1280 and 1."""
     base = {"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(full + 1, full)}
-    bank = merged_of(Twin(), base, [base, base]).own["transformer.resblocks.0.mlp.c_fc.weight"]
-    assert isinstance(bank, LowRank) and bank.rank == rank and bank.params == 2 * rank * (2 * full + 1)
+    delta = merged_of(Twin(), base, [base, base]).own["transformer.resblocks.0.mlp.c_fc.weight"]
+    assert isinstance(delta, LowRank) and delta.rank == rank and delta.params == 2 * rank * (2 * full + 1)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
@@ -162,7 +162,7 @@ def test_query_key_and_value_are_decomposed_apart(models):
     key = "transformer.resblocks.0.attn.in_proj_weight"
     apart, fused = (merged_of(Twin(Base(), rank=2, split_qkv=split), base, experts).own[key] for split in (True, False))
     assert isinstance(apart, Rows) and isinstance(fused, LowRank)
-    assert [bank.rank for bank in apart.banks] == [2, 2, 2] and fused.rank == 2
+    assert [delta.rank for delta in apart.blocks] == [2, 2, 2] and fused.rank == 2
     tau = task_vectors(base, experts)[key]
     assert close(fused.mix(torch.eye(TASKS)), torch.stack([best(one, 2) for one in tau]), 1e-5)
     assert not close(fused.mix(torch.eye(TASKS)), apart.mix(torch.eye(TASKS)), 0.1)

@@ -1,4 +1,4 @@
-"""Products that banks share: weights of parts spread over features, matrices applied in place."""
+"""Products that deltas share: weights of parts spread over features, matrices applied in place."""
 
 import torch
 from torch import Tensor

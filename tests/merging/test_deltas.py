@@ -1,10 +1,10 @@
-"""Banks against dense matrices: what they mix, what they add to a product, what they cost, how they are stored."""
+"""Deltas against dense matrices: what they mix, what they add to a product, what they cost, how they are stored."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from merging.banks import Dense, LowRank, Masked, OnDemand, Rows, Tucker, rebuild
+from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows, Tucker, rebuild
 
 M, N, T = 12, 7, 3
 KINDS = ("Dense", "LowRank", "Tucker", "Masked", "Rows", "OnDemand")
@@ -14,8 +14,8 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def bank(kind, parts=T, m=M, n=N, dtype=torch.float64, seed=0):
-    """A random bank and, written out from its definition, the changes [parts, m, n] that it stands for."""
+def delta(kind, parts=T, m=M, n=N, dtype=torch.float64, seed=0):
+    """A random delta and, written out from its definition, the changes [parts, m, n] that it stands for."""
     draw = lambda *shape, index: normal(*shape, seed=10 * seed + index, dtype=dtype)  # noqa: E731
     if kind == "LowRank":
         up, down = draw(parts, m, 2, index=1), draw(parts, 2, n, index=2)
@@ -28,7 +28,7 @@ def bank(kind, parts=T, m=M, n=N, dtype=torch.float64, seed=0):
         vector, masks, scales = draw(m, n, index=7), draw(parts, m, n, index=8) > 0.3, draw(parts, index=9)
         return Masked.of(vector, masks, scales), torch.stack([scales[t] * vector * masks[t] for t in range(parts)])
     if kind == "Rows":
-        pieces = [bank(each, parts, m // 3, n, dtype, i + 1) for i, each in enumerate(("LowRank", "Dense", "Tucker"))]
+        pieces = [delta(each, parts, m // 3, n, dtype, i + 1) for i, each in enumerate(("LowRank", "Dense", "Tucker"))]
         return Rows([piece for piece, _ in pieces]), torch.cat([changes for _, changes in pieces], 1)
     changes = draw(parts, m, n, index=0)
     return (Dense(changes) if kind == "Dense" else OnDemand(changes.unbind().__getitem__, changes.shape[1:], parts)), (
@@ -46,14 +46,14 @@ def weights_of(axes, batch=4, tokens=5, parts=T):
 @pytest.mark.parametrize("axes", [1, 2, 3])
 class TestAlgebra:
     def test_mix_is_the_weighted_sum(self, kind, axes):
-        found, changes = bank(kind)
+        found, changes = delta(kind)
         w, _ = weights_of(axes)
         expected = torch.einsum("...t,tmn->...mn", w, changes)
         torch.testing.assert_close(found.mix(w), expected, rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("parts", [1, T])
     def test_product_is_that_of_the_materialised_matrices(self, kind, axes, parts):
-        found, changes = bank(kind, parts)
+        found, changes = delta(kind, parts)
         w, by_token = weights_of(axes, parts=parts)
         x, onto = normal(4, 5, N, seed=1), normal(4, 5, M, seed=2)
         expected = onto + torch.einsum("bkt,tmn,bkn->bkm", by_token, changes, x)
@@ -64,14 +64,14 @@ class TestAlgebra:
         assert all(map(torch.equal, before, (onto, x, w)))
 
     def test_non_contiguous_input_and_output(self, kind, axes):
-        found, changes = bank(kind)
+        found, changes = delta(kind)
         w, by_token = weights_of(axes)
         x, onto = normal(N, 5, 4, seed=1).permute(2, 1, 0), normal(4, M, 5, seed=2).mT
         expected = onto + torch.einsum("bkt,tmn,bkn->bkm", by_token, changes, x)
         torch.testing.assert_close(found(x, w, onto), expected, rtol=0, atol=1e-10)
 
     def test_gradient_to_the_weights(self, kind, axes):
-        found, changes = bank(kind)
+        found, changes = delta(kind)
         w, _ = weights_of(axes)
         w[..., 0] = 0  # a part that is not in use has a gradient too
         x, onto, seen = normal(4, 5, N, seed=1), normal(4, 5, M, seed=2), normal(4, 5, M, seed=3)
@@ -82,7 +82,7 @@ class TestAlgebra:
         torch.testing.assert_close(first.grad, second.grad, rtol=1e-10, atol=1e-10)
 
     def test_no_samples_and_no_weight(self, kind, axes):
-        found, _ = bank(kind)
+        found, _ = delta(kind)
         w, _ = weights_of(axes, batch=0 if axes > 1 else 4)
         empty = found(torch.zeros(0, 5, N).double(), w, torch.zeros(0, 5, M).double())
         assert empty.shape == (0, 5, M)
@@ -93,7 +93,7 @@ class TestAlgebra:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_invariance(kind):
-    found, _ = bank(kind)
+    found, _ = delta(kind)
     w, _ = weights_of(2)
     x, onto = normal(4, 5, N, seed=1), normal(4, 5, M, seed=2)
     together = found(x, w, onto)
@@ -103,7 +103,7 @@ def test_batch_invariance(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_transposed(kind):
-    found, changes = bank(kind)
+    found, changes = delta(kind)
     w, _ = weights_of(2)
     other = found.transposed()
     assert (other.shape, other.parts) == ((N, M), T)
@@ -113,7 +113,7 @@ def test_transposed(kind):
 @pytest.mark.parametrize("kind", ["LowRank", "Tucker"])
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_bf16_factors(kind, axes):
-    found, _ = bank(kind, m=96, n=48, dtype=torch.float32)
+    found, _ = delta(kind, m=96, n=48, dtype=torch.float32)
     w, _ = weights_of(axes)
     w, x, onto = w.float(), normal(4, 5, 48, dtype=torch.float32), torch.zeros(4, 5, 96)
     exact = found(x, w, onto)
@@ -141,7 +141,7 @@ class Largest(TorchDispatchMode):
 def test_no_matrix_per_sample_is_built(kind):
     """Factors m x n = 256 x 192 against 16 samples of 2 tokens: B r_o r_i and B N m are small, B m n is not."""
     m, n, batch = 255, 192, 16
-    found, _ = bank(kind, m=m, n=n)
+    found, _ = delta(kind, m=m, n=n)
     w, _ = weights_of(2, batch)
     with Largest() as seen, torch.inference_mode():
         found(normal(batch, 2, n), w, torch.zeros(batch, 2, m).double())
@@ -150,7 +150,7 @@ def test_no_matrix_per_sample_is_built(kind):
 
 def test_unused_parts_of_low_rank_are_not_run():
     """Top-1: the samples of one expert cost r, not T r."""
-    found, _ = bank("LowRank", 8, 30, 30)
+    found, _ = delta("LowRank", 8, 30, 30)
     x, onto = normal(6, 5, 30), torch.zeros(6, 5, 30).double()
     for w in (torch.eye(8)[3].double(), 0.7 * torch.eye(8)[[3] * 6].double()):
         shapes = []
@@ -171,7 +171,7 @@ class TestStorage:
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "OnDemand"])
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_rebuilt_bitwise(self, kind, dtype):
-        found, _ = bank(kind)
+        found, _ = delta(kind)
         found = found.to(dtype)
         again = rebuild(found.facts(), dict(found.named_buffers()))
         assert (again.facts(), again.params, again.bytes) == (found.facts(), found.params, found.bytes)
@@ -180,7 +180,7 @@ class TestStorage:
         assert torch.equal(again.mix(w), found.mix(w))
 
     def test_on_demand_is_stored_dense(self):
-        found, changes = bank("OnDemand")
+        found, changes = delta("OnDemand")
         assert torch.equal(found.stored().changes, changes)
         assert (found.params, found.bytes) == (changes.numel(), 4 * changes.numel())
 
@@ -208,7 +208,7 @@ class TestStorage:
         torch.testing.assert_close(again.mix(w), torch.einsum("bt,tmr,trn->bmn", w, u, vh).view(4, 6, 3, 2, 2))
 
     def test_bits_and_zeros_are_counted_as_stored(self):
-        masked, _ = bank("Masked", m=10, n=9)
+        masked, _ = delta("Masked", m=10, n=9)
         assert masked.bytes == 8 * 90 + T * 12 + 8 * T  # vector and scales in fp64, ceil(90 / 8) bytes of bits per task
         sparse = torch.zeros(4, 10, 10)
         sparse[:, 0] = 1

@@ -1,0 +1,40 @@
+"""How the input-dependent part of a merge is stored: changes of one parameter, mixed by the weights of a gate.
+
+Each holds the delta_t of W(x) = W_0 + shared + sum_t w_t(x) delta_t. The weights w are real: [G] shared by all samples,
+[B, G] one row per sample, [B, N, G] one per token. A matrix W is [m, n] and acts as x W^T on x [B, N, n].
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.deltas.base import Delta, Whole, identity, repeated
+from merging.deltas.dense import Dense, Sparse
+from merging.deltas.low_rank import LowRank
+from merging.deltas.masked import Masked
+from merging.deltas.on_demand import OnDemand
+from merging.deltas.rows import Rows
+from merging.deltas.tucker import Tucker
+
+__all__ = [
+    "Delta", "Dense", "LowRank", "Masked", "OnDemand", "Rows", "Sparse", "Tucker", "Whole",
+    "below", "identity", "rebuild", "repeated",
+]  # fmt: skip
+
+KINDS = {kind.__name__: kind for kind in (Dense, LowRank, Masked, Sparse, Tucker)}  # that a file holds
+
+
+def rebuild(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Delta:
+    """A delta from its `facts()` and its named buffers, as a file holds them."""
+    if facts["kind"] == "Rows":
+        name = "blocks" if "blocks" in facts else "banks"  # as formats 1 and 2 have it
+        return Rows([rebuild(block, below(tensors, f"{name}.{i}.")) for i, block in enumerate(facts[name])])
+    extra = {"parts": facts["parts"]} if facts["kind"] in ("LowRank", "Sparse") else {}
+    return KINDS[facts["kind"]](**tensors, **extra, shape=torch.Size(facts["shape"]))
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose name starts with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

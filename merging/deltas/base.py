@@ -1,0 +1,106 @@
+"""What every task-specific delta can do: T changes of one parameter, stored in some way, mixed by gating weights."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merging.deltas.products import add_product, in_use, over_tokens
+
+
+class Delta(nn.Module):
+    """`parts` changes of a parameter of `shape`. The tensors are buffers, so that a delta moves with its model."""
+
+    shape: torch.Size
+    parts: int
+    factored = False  # whether x can be changed at less work than by a matrix of its own
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """sum_g weights[..., g] own_g as dense tensors [..., *shape]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
+        """onto [B, N, m] plus the mixed change applied to x [B, N, n], a new tensor."""
+        return self.add_(x, weights, onto.clone(memory_format=torch.contiguous_format))
+
+    def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
+        """In-place variant of `forward`: `onto` must be nobody else's. Gradients flow."""
+        raise NotImplementedError
+
+    def transposed(self) -> "Delta":
+        """The delta of the transposed matrix."""
+        from merging.deltas.dense import Dense
+
+        every = torch.eye(self.parts, device=next((tensor.device for tensor in self.buffers()), None))
+        return Dense(self.mix(every).transpose(1, 2))
+
+    def stored(self) -> "Delta":
+        """The delta as a file holds it: all its numbers in tensors, `bytes` of them."""
+        return self
+
+    def opened(self) -> "Delta":
+        """What a delta as a file holds it becomes in memory."""
+        return self
+
+    def sides(self) -> tuple[int, int]:
+        """(m, n) of the matrix; a convolution is one over its flattened patches."""
+        return self.shape[0], self.shape[1:].numel()
+
+    def facts(self) -> dict[str, Any]:
+        """What `rebuild` needs beside the tensors, as JSON."""
+        return {"kind": type(self).__name__, "shape": list(self.shape), "parts": self.parts}
+
+    @property
+    def params(self) -> int:
+        """Stored numbers."""
+        return sum(tensor.numel() for tensor in self.buffers())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that a file needs for them."""
+        return sum(tensor.nbytes for tensor in self.buffers())
+
+    def macs(self, tokens: int, per_token: bool = False, used: int | None = None) -> int:
+        """Multiply-accumulates that the delta adds for one sample of `tokens` tokens, `used` of its parts at work."""
+        raise NotImplementedError
+
+    def mix_macs(self) -> int:
+        """Multiply-accumulates of one dense mixed change."""
+        return self.parts * self.shape.numel()
+
+
+class Whole(Delta):
+    """Changes that are known one by one, as dense tensors."""
+
+    def part(self, index: int) -> Tensor:
+        """own_index [*shape]."""
+        raise NotImplementedError
+
+    def mix(self, weights: Tensor) -> Tensor:
+        total = weights.new_zeros((*weights.shape[:-1], *self.shape))
+        for index in in_use(weights):
+            share = weights[..., index].view((*weights.shape[:-1], *[1] * len(self.shape)))
+            total = total + share * self.part(index)
+        return total
+
+    def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
+        for index in in_use(weights):  # one change at a time: no matrix per sample, and none of all changes
+            share = over_tokens(weights[..., index : index + 1])
+            onto = add_product(onto, x * share.to(x.dtype), self.part(index).reshape(self.sides()))
+        return onto
+
+    def macs(self, tokens: int, per_token: bool = False, used: int | None = None) -> int:
+        return (used or self.parts) * self.shape.numel() * (tokens if per_token and len(self.shape) > 1 else 1)
+
+
+def identity(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    """Equal for two names of the same numbers, as long as both exist; a tensor without numbers is like no other."""
+    return id(tensor) if tensor.is_meta else tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def repeated(deltas: Iterable[Delta]) -> list[Tensor]:
+    """Tensors that an earlier one of the deltas holds too: those decomposed together share factors."""
+    tensors = [tensor for delta in deltas for tensor in delta.buffers()]
+    first = {identity(tensor): index for index, tensor in reversed(list(enumerate(tensors)))}
+    return [tensor for index, tensor in enumerate(tensors) if first[identity(tensor)] != index]

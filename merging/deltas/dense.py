@@ -1,0 +1,77 @@
+"""Whole changes, and how a file holds them where most of their numbers are zero."""
+
+import torch
+from torch import Tensor
+
+from merging.deltas.base import Delta, Whole
+from merging.deltas.bits import packed, unpacked
+from merging.deltas.products import alike
+
+
+class Dense(Whole):
+    """Full changes [G, *shape], of matrices (a layer then builds one private matrix per sample) and of vectors."""
+
+    def __init__(self, changes: Tensor, shape: torch.Size | None = None):
+        super().__init__()
+        self.register_buffer("changes", changes)
+        self.changes: Tensor
+        self.parts, self.shape = len(changes), torch.Size(changes.shape[1:] if shape is None else shape)
+
+    def part(self, index: int) -> Tensor:
+        return self.changes[index].view(self.shape)
+
+    def mix(self, weights: Tensor) -> Tensor:
+        weights, flat = alike(weights, self.changes.reshape(self.parts, self.shape.numel()))
+        return (weights @ flat).view((*weights.shape[:-1], *self.shape))
+
+    def stored(self) -> "Delta":
+        """As it is, or compressed where most numbers are zero."""
+        return Sparse.of(self.changes, self.shape) if self.bytes < self.changes.nbytes else self
+
+    @property
+    def params(self) -> int:
+        """Numbers, or where most are zero the others, and 32 bits of the mask counted as one."""
+        whole, kept = self.changes.numel(), int(self.changes.count_nonzero())
+        return min(whole, kept + -(-whole // 32))
+
+    @property
+    def bytes(self) -> int:
+        """Values, or where most are zero the other values and one bit for each."""
+        whole, kept = self.changes.nbytes, int(self.changes.count_nonzero())
+        return min(whole, kept * self.changes.element_size() + -(-self.changes.numel() // 8))
+
+
+class Sparse(Delta):
+    """Dense changes as a file holds them where most are zero: the other `values` [K], one after the other, and `bits`.
+
+    Opened it is Dense again, equal in every number (a zero that was negative is positive).
+    """
+
+    def __init__(self, values: Tensor, bits: Tensor, parts: int, shape: torch.Size):
+        super().__init__()
+        self.register_buffer("values", values)
+        self.register_buffer("bits", bits)
+        self.values: Tensor
+        self.bits: Tensor
+        self.parts, self.shape = parts, shape
+
+    @classmethod
+    def of(cls, changes: Tensor, shape: torch.Size) -> "Sparse":
+        """From changes [G, *shape]."""
+        flat = changes.reshape(-1)
+        kept = flat != 0
+        return cls(flat[kept], packed(kept[None])[0], len(changes), shape)
+
+    def opened(self) -> Dense:
+        size = self.parts * self.shape.numel()
+        changes = self.values.new_zeros(size).masked_scatter_(unpacked(self.bits, size), self.values)
+        return Dense(changes.view(self.parts, *self.shape))
+
+    def mix(self, weights: Tensor) -> Tensor:
+        return self.opened().mix(weights)
+
+    def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
+        return self.opened().add_(x, weights, onto)
+
+    def macs(self, tokens: int, per_token: bool = False, used: int | None = None) -> int:
+        return self.opened().macs(tokens, per_token, used)

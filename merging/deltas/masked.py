@@ -1,0 +1,37 @@
+"""One vector, masked and scaled for each task."""
+
+import torch
+from torch import Tensor
+
+from merging.deltas.base import Whole
+from merging.deltas.bits import packed, unpacked
+
+
+class Masked(Whole):
+    """own_g = scale_g (mask_g * vector): `vector` has the parameter's shape, `bits` [G, ceil(size / 8)] are packed."""
+
+    def __init__(self, vector: Tensor, bits: Tensor, scales: Tensor, shape: torch.Size | None = None):
+        super().__init__()
+        for name, tensor in (("vector", vector), ("bits", bits), ("scales", scales)):
+            self.register_buffer(name, tensor)
+        self.vector: Tensor
+        self.bits: Tensor
+        self.scales: Tensor
+        self.parts, self.shape = len(bits), torch.Size(vector.shape if shape is None else shape)
+
+    @classmethod
+    def of(cls, vector: Tensor, masks: Tensor, scales: Tensor) -> "Masked":
+        """From boolean masks [G, *shape] and scales [G]."""
+        return cls(vector, packed(masks.reshape(len(masks), vector.numel())), scales)
+
+    def mask(self, part: int) -> Tensor:
+        """Boolean [*shape]."""
+        return unpacked(self.bits[part], self.shape.numel()).view(self.shape)
+
+    def part(self, index: int) -> Tensor:
+        return self.scales[index] * self.vector.view(self.shape) * self.mask(index)
+
+    @property
+    def params(self) -> int:
+        """Stored numbers, 32 bits counted as one."""
+        return self.vector.numel() + self.scales.numel() + -(-self.bits.numel() // 4)
