@@ -15,9 +15,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from launchers import export, rows, table
+from launchers import rows
 from launchers.live import watch
 from launchers.live.jobs import ENDED, LISTED
+from launchers.results import export, table
 from launchers.rows import Row
 from merging.errors import UserError
 from merging.files import write_text
@@ -122,8 +123,10 @@ def show(folder: Path) -> None:
 
 def draw(made: list[Row], folder: Path) -> dict[str, Path]:
     """The figures of a table, by name: heatmap.png, and routing.png where gates routed."""
-    from launchers.plots import heatmap  # here, because importing matplotlib takes longer than all of `duet --help`
-    from launchers.routing_figure import routing_figure
+    from launchers.results.plots import (
+        heatmap,  # here, because importing matplotlib takes longer than all of `duet --help`
+    )
+    from launchers.results.routing_figure import routing_figure
 
     found = {"heatmap": heatmap(made, folder / "heatmap.png"), "routing": routing_figure(made, folder / "routing.png")}
     return {name: path for name, path in found.items() if path is not None}

@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 from launchers.claims import Taken
 from launchers.extras import missing
 from launchers.found import found
-from launchers.front import Point, objectives
 from launchers.hints import hint
 from launchers.live import watch
 from launchers.quoting import spelled
+from launchers.results.pareto import Point, objectives
 from launchers.sweeps.check import problem
 from launchers.sweeps.slurm import FAILED
 from merging.errors import UserError

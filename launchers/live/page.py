@@ -10,11 +10,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launchers.columns import Column, columns
-from launchers.draw import FIRST_WIDTH
 from launchers.live.eta import about, clock
 from launchers.live.jobs import Job, View
-from launchers.summary import REFERENCES, Summary
+from launchers.results.columns import Column, columns
+from launchers.results.draw import FIRST_WIDTH
+from launchers.results.frame import REFERENCES, Summary
 
 SHARE = 0.75  # of the terminal's height: log lines stay in sight above
 NOW = 3  # lines for cells in progress

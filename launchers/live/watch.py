@@ -19,9 +19,9 @@ from launchers.live.page import SHARE, page, status
 from launchers.live.plan import plan_of, planned
 from launchers.live.results import Results
 from launchers.live.terminal import Terminal
+from launchers.results.frame import Summary, summarise
+from launchers.results.table import RESULTS, WIDTH
 from launchers.rows import Row
-from launchers.summary import Summary, summarise
-from launchers.table import RESULTS, WIDTH
 
 log = logging.getLogger(__name__)
 EVERY = 1.0  # seconds from look to look,

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launchers.export import records
+from launchers.results.export import records
 from launchers.rows import Row
 from launchers.tracking import reach
 from launchers.tracking.reach import Rest

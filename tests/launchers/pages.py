@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 from cells import failed_row, make_row, routed_row
 
-from launchers.report import html
+from launchers.results.report import html
 
 KNOBS = (4, 8, 16, 64)
 SCRIPT = "<script>alert('&')</script>"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import yaml
 from cells import make_row
 
-from launchers.published import FOLDER, published
+from launchers.results.published import FOLDER, published
 
 KNOWN = published()
 SUITES = {name: tuple(tasks) for name, tasks in yaml.safe_load((FOLDER / "about.yaml").read_text())["suites"].items()}

@@ -8,10 +8,11 @@ import pytest
 from cells import failed_row, make_row, routed_row
 from repeated import KNOWN, SEARCH, SUITES, measured, names, published_row
 
-from launchers import against_table, rows, table
-from launchers.against import counterparts, sections
-from launchers.against_table import FORMATS, terminal
-from launchers.summary import summarise
+from launchers import rows
+from launchers.results import against_table, table
+from launchers.results.against import counterparts, sections
+from launchers.results.against_table import FORMATS, terminal
+from launchers.results.frame import summarise
 
 
 def compared(row, there):

@@ -6,8 +6,8 @@ from test_opened import CONFIG, computed, setup  # noqa: F401
 
 from launchers.cells import Cell
 from launchers.expert_scores import expert_scores
-from launchers.notes import notes
-from launchers.summary import summarise
+from launchers.results.frame import summarise
+from launchers.results.notes import notes
 from merging.adapt import Oracle
 from merging.methods import Expert, TaskArithmetic, TsvM
 from tasks.grid import Grid

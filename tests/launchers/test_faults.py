@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from launchers import cells, claims, rows, table
+from launchers import cells, claims, rows
 from launchers.cells import finish
+from launchers.results import table
 from merging.methods import Average
 from tasks.journal import Journal
 

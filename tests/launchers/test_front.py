@@ -4,8 +4,9 @@ import pytest
 from cells import failed_row, make_row, routed_row
 from matplotlib.image import imread
 
-from launchers import front, rows
-from launchers.front import Point, objectives
+from launchers import rows
+from launchers.results import pareto as front
+from launchers.results.pareto import Point, objectives
 from merging.errors import UserError
 
 

@@ -22,7 +22,7 @@ from launchers.live.jobs import ENDED, LISTED, Job, Jobs, View
 from launchers.live.page import page, status
 from launchers.live.plan import Plan, planned
 from launchers.live.results import Results
-from launchers.summary import summarise
+from launchers.results.frame import summarise
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
 

@@ -8,7 +8,7 @@ import pytest
 from cells import make_row
 
 from launchers import motivation, rows
-from launchers.report import html
+from launchers.results.report import html
 
 
 @pytest.fixture

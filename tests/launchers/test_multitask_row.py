@@ -5,7 +5,7 @@ from console import by_method
 from test_finetune_command import finetune_here  # noqa: F401  # a fixture
 
 from launchers.job import multitask_of
-from launchers.summary import summarise
+from launchers.results.frame import summarise
 from merging.backbones.tower import Backbone
 from merging.checkpoints import SafetensorsFile
 from merging.errors import UserError

@@ -13,8 +13,8 @@ from torch.nn import functional
 import merging
 from launchers import job, rows
 from launchers.cells import Cell, Setup
-from launchers.notes import notes
-from launchers.summary import summarise
+from launchers.results.frame import summarise
+from launchers.results.notes import notes
 from merging import Cache
 from merging.adapt import Learned, Oracle, TaskId
 from merging.backbones.tower import Backbone

@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from repeated import KNOWN, published_row
 
-from launchers.against import _routed_by
-from launchers.published import method_of
+from launchers.results.against import _routed_by
+from launchers.results.published import method_of
 from merging.adapt import Gradient, Learned, TaskId
 from merging.methods import Smile, Twin
 from merging.routers import GateShape

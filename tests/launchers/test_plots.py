@@ -6,9 +6,9 @@ from cells import TASKS, failed_row, make_row, routed_row
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from launchers import routing_figure
-from launchers.plots import GAP, _panel, heatmap
-from launchers.summary import summarise
+from launchers.results import routing_figure
+from launchers.results.frame import summarise
+from launchers.results.plots import GAP, _panel, heatmap
 from merging.errors import UserError
 
 MERGED = [make_row("average", 0.5), make_row("ties", 0.7), failed_row()]

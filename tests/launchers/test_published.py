@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from repeated import KNOWN, SUITES, names, published_row
 
-from launchers.published import _about, method_of
+from launchers.results.published import _about, method_of
 from tasks.vision.known import VARIANTS, facts
 
 CONF = Path(__file__).parents[2] / "conf"

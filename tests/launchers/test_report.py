@@ -13,13 +13,13 @@ from pages import SCRIPT, many_rows
 from PIL import Image
 
 from launchers import rows
-from launchers.columns import columns
-from launchers.notes import notes
-from launchers.report import counts, html, table
-from launchers.report.maps import energy_map
-from launchers.report.points import Point, pareto
-from launchers.report.squares import similarity, similarity_maps
-from launchers.summary import summarise
+from launchers.results.columns import columns
+from launchers.results.frame import summarise
+from launchers.results.notes import notes
+from launchers.results.report import counts, html, table
+from launchers.results.report.maps import energy_map
+from launchers.results.report.points import Point, pareto
+from launchers.results.report.squares import similarity, similarity_maps
 from merging.errors import UserError
 
 

@@ -7,13 +7,13 @@ import pytest
 from cells import make_row, routed_row
 from pages import KNOBS, many_rows
 
-from launchers.report import html
-from launchers.report.axes import choices, grids, runs
-from launchers.report.bars import choice_figure
-from launchers.report.counts import count_figures
-from launchers.report.grids import grid_figure
-from launchers.report.points import accuracy, measures
-from launchers.summary import summarise
+from launchers.results.frame import summarise
+from launchers.results.report import html
+from launchers.results.report.axes import choices, grids, runs
+from launchers.results.report.bars import choice_figure
+from launchers.results.report.counts import count_figures
+from launchers.results.report.grids import grid_figure
+from launchers.results.report.points import accuracy, measures
 
 
 def one(rows):

@@ -10,9 +10,9 @@ import pytest
 from cells import failed_row, make_row, routed_row
 
 from launchers import rows
-from launchers.export import comma_separated, latex, markdown
-from launchers.report.html import page, sections
-from launchers.table import terminal
+from launchers.results.export import comma_separated, latex, markdown
+from launchers.results.report.html import page, sections
+from launchers.results.table import terminal
 from merging.errors import UserError
 
 

@@ -8,10 +8,10 @@ import pytest
 from cells import TASKS, failed_row, make_row, routed_row
 
 from launchers import rows
-from launchers.columns import columns
-from launchers.notes import notes
-from launchers.summary import summarise
-from launchers.table import FORMATS, main, terminal
+from launchers.results.columns import columns
+from launchers.results.frame import summarise
+from launchers.results.notes import notes
+from launchers.results.table import FORMATS, main, terminal
 from merging.errors import UserError
 
 REFERENCES = [make_row("base", 0.3), make_row("expert", 0.9)]
@@ -252,7 +252,7 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_user_error_says_where_it_looked(tmp_path):
-    from launchers.table import rows_of
+    from launchers.results.table import rows_of
 
     with pytest.raises(UserError, match=str(tmp_path)):
         rows_of([str(tmp_path)])

@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from wandb_file import artifacts, read_run
 
-from launchers.plots import heatmap
-from launchers.routing_figure import routing_figure
+from launchers.results.plots import heatmap
+from launchers.results.routing_figure import routing_figure
 from launchers.tracking.reach import default_mode
 from launchers.tracking.tracker import NoTracker, WandbTracker
 

@@ -4,11 +4,12 @@ import pytest
 from cells import make_row, routed_row
 from console import by_method
 
-from launchers import rows, show
-from launchers.columns import columns
-from launchers.export import records
-from launchers.report.html import page, sections
-from launchers.summary import summarise
+from launchers import rows
+from launchers.results import show
+from launchers.results.columns import columns
+from launchers.results.export import records
+from launchers.results.frame import summarise
+from launchers.results.report.html import page, sections
 from merging.errors import UserError
 
 SEEN, UNSEEN = ["scenes", "cars"], ["signs", "digits"]

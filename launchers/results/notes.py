@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from launchers.results.frame import Line, Summary, is_transductive
 from launchers.rows import Row
-from launchers.summary import Line, Summary, is_transductive
 
 TOGETHER = {"mixed": "shuffled batch of all tasks", "group": "group of similar images of the whole split"}
 

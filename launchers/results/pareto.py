@@ -1,4 +1,4 @@
-"""Accuracy against bytes: the two numbers of a run that a search is told, and `python -m launchers.front [paths]`."""
+"""Accuracy against bytes: the two numbers of a run that a search is told, and `python -m launchers.pareto [paths]`."""
 
 import argparse
 import math
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from launchers import rows
+from launchers.results.frame import Line, Summary, summarise
+from launchers.results.table import RESULTS, rows_of
 from launchers.rows import Row
-from launchers.summary import Line, Summary, summarise
-from launchers.table import RESULTS, rows_of
 from merging.errors import UserError
 from merging.files import write_atomically
 
@@ -106,7 +106,7 @@ def _panel(ax: "Axes", summary: Summary) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exits 1 with one paragraph when there is nothing to draw."""
-    parser = argparse.ArgumentParser("python -m launchers.front", description="Draw accuracy against stored bytes.")
+    parser = argparse.ArgumentParser("python -m launchers.pareto", description="Draw accuracy against stored bytes.")
     parser.add_argument("paths", nargs="*", default=[RESULTS], help=f"row files or folders of them ({RESULTS})")
     parser.add_argument("--file", default="front.png", help="the picture (front.png)")
     chosen = parser.parse_args(arguments)

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
 
-from launchers.labels import identity, labels
-from launchers.report.curves import curve_panels
-from launchers.report.points import Point, accuracy
-from launchers.report.style import COLUMN, Drawn, styled
+from launchers.results.frame import Line, Summary, over_seeds
+from launchers.results.labels import identity, labels
+from launchers.results.report.curves import curve_panels
+from launchers.results.report.points import Point, accuracy
+from launchers.results.report.style import COLUMN, Drawn, styled
 from launchers.rows import Row
-from launchers.summary import Line, Summary, over_seeds
 
 
 @styled

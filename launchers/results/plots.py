@@ -12,9 +12,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from launchers.notes import first_line
+from launchers.results.frame import Line, Summary, Value, summarise
+from launchers.results.notes import first_line
 from launchers.rows import Row
-from launchers.summary import Line, Summary, Value, summarise
 from merging.errors import UserError
 from merging.files import write_atomically
 

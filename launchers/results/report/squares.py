@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from launchers.report.maps import paint
-from launchers.report.style import COLUMN, PAGE, TEXT, Drawn, named, styled
-from launchers.routing_figure import images_of, matrix
-from launchers.summary import Line, Summary
+from launchers.results.frame import Line, Summary
+from launchers.results.report.maps import paint
+from launchers.results.report.style import COLUMN, PAGE, TEXT, Drawn, named, styled
+from launchers.results.routing_figure import images_of, matrix
 
 READABLE = 14  # tasks at most whose cells carry numbers in one column
 ALIKE = 0.2  # cosine that the colours cover at least: task vectors of one base are usually below

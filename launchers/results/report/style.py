@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from launchers.summary import Line, Summary
+from launchers.results.frame import Line, Summary
 
 PAGE, COLUMN = 6.75, 3.25  # inches: the text width of a paper in two columns, and one column
 TEXT = 7  # points

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from launchers.plots import COLOURS, ink
+from launchers.results.frame import Line, Summary, summarise
+from launchers.results.plots import COLOURS, ink
 from launchers.rows import Row
-from launchers.summary import Line, Summary, summarise
 from merging.files import write_atomically
 
 ABREAST = 3  # panels in a row at most

@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from launchers.against import Compared, Comparison, Section, sections
-from launchers.columns import Cell, Column
-from launchers.draw import cut, draw, escape, fits, latex_grid, markdown_grid
+from launchers.results.against import Compared, Comparison, Section, sections
+from launchers.results.columns import Cell, Column
+from launchers.results.draw import cut, draw, escape, fits, latex_grid, markdown_grid
+from launchers.results.frame import Value
 from launchers.rows import Row
-from launchers.summary import Value
 
 Printed = dict[str, Cell]  # header -> cell of one printed line; missing cells are "-"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from launchers.labels import KINDS, identity, labels
-from launchers.summary import REFERENCES, Line, Summary
+from launchers.results.frame import REFERENCES, Line, Summary
+from launchers.results.labels import KINDS, identity, labels
 
 Run = list[tuple[float, Line]]  # by rising value
 FULL = 0.75  # of a grid more than this is there, else it is lines crossing in a point

@@ -7,12 +7,12 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launchers.columns import COMPETE
-from launchers.report.axes import LONG, runs
-from launchers.report.curves import CURVES, curve_panels, names
-from launchers.report.points import Measure, Point, accuracy, pareto, scale
-from launchers.report.style import INK, LOOKS, PAGE, SAYS, TEXT, Drawn, named, settle, styled
-from launchers.summary import REFERENCES, Line, Summary
+from launchers.results.columns import COMPETE
+from launchers.results.frame import REFERENCES, Line, Summary
+from launchers.results.report.axes import LONG, runs
+from launchers.results.report.curves import CURVES, curve_panels, names
+from launchers.results.report.points import Measure, Point, accuracy, pareto, scale
+from launchers.results.report.style import INK, LOOKS, PAGE, SAYS, TEXT, Drawn, named, settle, styled
 
 PLACES = ((5, 0, "left", "center"), (-5, 0, "right", "center"), (0, 5, "center", "bottom"), (0, -5, "center", "top"),
           (4, 6, "left", "bottom"), (4, -6, "left", "top"), (-4, 6, "right", "bottom"), (-4, -6, "right", "top"),

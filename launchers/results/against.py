@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launchers.published import UNKNOWN, Published, method_of, published
+from launchers.results.frame import Line, Summary, summarise
+from launchers.results.published import UNKNOWN, Published, method_of, published
 from launchers.rows import Row
-from launchers.summary import Line, Summary, summarise
 
 CELL_FACTOR = 10  # a single task may be off by this many tolerances of the mean
 PRECISION = "fp32"  # of all published scores

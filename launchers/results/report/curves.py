@@ -7,11 +7,11 @@ from textwrap import fill
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launchers.labels import labels
-from launchers.report.axes import Run
-from launchers.report.points import SPAN, Point, measures, scale
-from launchers.report.style import COLUMN, MARKERS, OKABE_ITO, STYLES, Drawn, styled
-from launchers.summary import Line, Summary
+from launchers.results.frame import Line, Summary
+from launchers.results.labels import labels
+from launchers.results.report.axes import Run
+from launchers.results.report.points import SPAN, Point, measures, scale
+from launchers.results.report.style import COLUMN, MARKERS, OKABE_ITO, STYLES, Drawn, styled
 
 CURVES = 6  # in one panel at most
 Panel = tuple[str, Sequence[Sequence[Point]]]  # what its axis says, and its curves

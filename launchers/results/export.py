@@ -5,10 +5,10 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from launchers.columns import Cell, columns
-from launchers.notes import first_line, notes
+from launchers.results.columns import Cell, columns
+from launchers.results.frame import Line, Value, summarise
+from launchers.results.notes import first_line, notes
 from launchers.rows import Row
-from launchers.summary import Line, Value, summarise
 
 
 def markdown(rows: Iterable[Row]) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launchers.columns import Cell, Column
+from launchers.results.columns import Cell, Column
 
 FIRST_WIDTH = 30  # of the column that names the lines
 

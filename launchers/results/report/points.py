@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from launchers import front
-from launchers.summary import Line, Summary, Value
+from launchers.results import pareto as front
+from launchers.results.frame import Line, Summary, Value
 
 FAR = 8  # from this ratio of the largest to the smallest on, an axis is logarithmic
 SPAN = 4  # percent that an axis or the colours of an ablation cover at least: noise must not look like a difference

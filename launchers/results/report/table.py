@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from launchers.columns import Cell, Column, columns
-from launchers.notes import notes
+from launchers.results.columns import Cell, Column, columns
+from launchers.results.frame import Line, Summary, Value
+from launchers.results.notes import notes
 from launchers.rows import Row
-from launchers.summary import Line, Summary, Value
 
 WORDS = ("method", "kind", "needs", "router", "granularity", "adapt",
          "run", "code", "family", "created", "scale from")  # columns of words, not of numbers  # fmt: skip

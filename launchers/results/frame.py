@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
-from launchers.labels import identity, labels
+from launchers.results.labels import identity, labels
 from launchers.rows import Row
 
 KINDS = ("base", "static", "routed", "oracle", "failed", "multitask", "expert")

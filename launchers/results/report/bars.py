@@ -7,11 +7,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launchers.labels import labels
-from launchers.report.axes import Choice
-from launchers.report.points import Measure, accuracy, measures
-from launchers.report.style import COLUMN, INK, LOOKS, PAGE, SAYS, TEXT, Drawn, named, styled
-from launchers.summary import Line, Summary
+from launchers.results.frame import Line, Summary
+from launchers.results.labels import labels
+from launchers.results.report.axes import Choice
+from launchers.results.report.points import Measure, accuracy, measures
+from launchers.results.report.style import COLUMN, INK, LOOKS, PAGE, SAYS, TEXT, Drawn, named, styled
 
 GROUPS = 6  # of bars in a figure at most
 LINES = 40  # of a table at most whose deviations are drawn

@@ -7,10 +7,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from launchers.motivation import Measured
-from launchers.plots import COLOURS
-from launchers.report.maps import SPAN, cells, paint
-from launchers.report.squares import ALIKE, READABLE, name_ticks
-from launchers.report.style import COLUMN, INK, PAGE, STYLES, TEXT, Drawn, styled
+from launchers.results.plots import COLOURS
+from launchers.results.report.maps import SPAN, cells, paint
+from launchers.results.report.squares import ALIKE, READABLE, name_ticks
+from launchers.results.report.style import COLUMN, INK, PAGE, STYLES, TEXT, Drawn, styled
 
 MODES = ("task", "out", "in")
 

@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from launchers.plots import COLOURS, ink
-from launchers.report.axes import Grid
-from launchers.report.points import SPAN, Measure, measures
-from launchers.report.style import COLUMN, MISSING, PAGE, TEXT, Drawn, styled
-from launchers.summary import Line, Summary
+from launchers.results.frame import Line, Summary
+from launchers.results.plots import COLOURS, ink
+from launchers.results.report.axes import Grid
+from launchers.results.report.points import SPAN, Measure, measures
+from launchers.results.report.style import COLUMN, MISSING, PAGE, TEXT, Drawn, styled
 
 CELL = 0.62  # inches a cell is wide at most
 

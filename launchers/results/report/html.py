@@ -18,21 +18,21 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from launchers.motivation import FOLDER, Measured, read
-from launchers.notes import first_line
-from launchers.report import motivation, table
-from launchers.report.axes import choices, grids, runs
-from launchers.report.bars import choice_figure, level_figure
-from launchers.report.counts import count_figures
-from launchers.report.curves import knob_figure
-from launchers.report.grids import grid_figure
-from launchers.report.maps import energy_map, score_map
-from launchers.report.sizes import bytes_figure, size_figure
-from launchers.report.squares import routing_map, similarity_maps
-from launchers.report.style import Drawn, inline_svg, save
-from launchers.report.table import Grid
+from launchers.results.frame import Summary, summarise
+from launchers.results.notes import first_line
+from launchers.results.report import motivation, table
+from launchers.results.report.axes import choices, grids, runs
+from launchers.results.report.bars import choice_figure, level_figure
+from launchers.results.report.counts import count_figures
+from launchers.results.report.curves import knob_figure
+from launchers.results.report.grids import grid_figure
+from launchers.results.report.maps import energy_map, score_map
+from launchers.results.report.sizes import bytes_figure, size_figure
+from launchers.results.report.squares import routing_map, similarity_maps
+from launchers.results.report.style import Drawn, inline_svg, save
+from launchers.results.report.table import Grid
+from launchers.results.table import RESULTS, rows_of
 from launchers.rows import Row
-from launchers.summary import Summary, summarise
-from launchers.table import RESULTS, rows_of
 from merging.errors import UserError
 from merging.files import write_atomically, write_text
 
@@ -116,7 +116,7 @@ def across(made: Sequence[Section]) -> list[Drawn]:
 def page(made: Sequence[Section], damaged: Sequence[str] = (), measured: Sequence[Measured] = ()) -> str:
     """The whole page; `measured`: what launchers.motivation wrote."""
     house = Environment(
-        loader=PackageLoader("launchers.report", "page"),
+        loader=PackageLoader("launchers.results", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -125,7 +125,7 @@ def page(made: Sequence[Section], damaged: Sequence[str] = (), measured: Sequenc
     house.globals.update(first_line=first_line, runs=table.runs, checkpoints=table.checkpoints,
                          splits=table.splits, words=table.WORDS)  # fmt: skip
     house.filters["svg"] = lambda drawn, key: inline_svg(drawn, f"{key}-{_slug(drawn.name)}")
-    own = files("launchers.report") / "page"
+    own = files("launchers.results") / "page"
     style, script = ((own / name).read_text("utf-8") for name in ("report.css", "report.js"))
     rows = [run.row for section in made for run in table.runs(section.summary)]
     dates = sorted(row.created[:10] for row in rows)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from launchers.results.frame import REFERENCES, Line, Summary, Value
 from launchers.rows import Row
-from launchers.summary import REFERENCES, Line, Summary, Value
 
 UNSEEN = "unseen"  # tasks whose experts were left out
 COMPETE = ("static", "routed")  # kinds of lines whose best is bold; what is not fair takes no part

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from launchers.notes import first_line
-from launchers.plots import COLOURS, SPAN, ink
-from launchers.report.style import MISSING, PAGE, TEXT, Drawn, named, styled
-from launchers.summary import Line, Summary, Value
+from launchers.results.frame import Line, Summary, Value
+from launchers.results.notes import first_line
+from launchers.results.plots import COLOURS, SPAN, ink
+from launchers.results.report.style import MISSING, PAGE, TEXT, Drawn, named, styled
 
 NAMES = 1.9  # inches for the names of lines
 ROW = 0.2  # inches a line is high

@@ -1,0 +1,6 @@
+"""`python -m launchers.report`: rows as one HTML page."""
+
+from launchers.results.report.html import main
+
+if __name__ == "__main__":
+    main()

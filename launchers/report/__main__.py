@@ -1,5 +1,0 @@
-"""`python -m launchers.report`."""
-
-from launchers.report.html import main
-
-main()

@@ -1,0 +1,1 @@
+"""What is made of rows: one frame, then tables, figures and pages."""
