@@ -64,7 +64,7 @@ def content(
     made |= {"images": [experts.unlabelled("the method", split).ids for split in looked]}
     made |= {"dtypes": sorted({str(spec.dtype) for spec in merged.specs.values()})}
     init = merged.routing.init if merged.routing is not None else None
-    learned_from = made if router.sees_own else [_shared(merged), sorted(merged.own), init]
+    learned_from = made if router.sees_own else [_shared(merged), sorted(merged.deltas), init]
     how = {name: config[name] for name in ("router", "backbone", "suite", "seed", "engine")}
     images = (seen.ids, [digest(head) for head in seen.heads], seen.backbone, seen.device.type)
     return key_of("fitted gates", made_by, learned_from, how, merged.parts, *images)

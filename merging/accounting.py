@@ -11,7 +11,7 @@ def macs(merged: Merged, backbone: Backbone) -> int:
     static, routing = backbone.macs, merged.routing
     if routing is None or routing.by_task:  # one dense model per task: nothing is added
         return static
-    added = sum(delta_macs(key, delta, backbone, routing) for key, delta in merged.own.items())
+    added = sum(delta_macs(key, delta, backbone, routing) for key, delta in merged.deltas.items())
     second_pass = static if routing.gate is not None and routing.gate.sees == "pass" else 0
     return static + second_pass + added + gate_macs(merged, backbone)
 
@@ -59,4 +59,4 @@ def gate_macs(merged: Merged, backbone: Backbone) -> int:
 
 def blocks_routed(merged: Merged) -> int:
     """How many blocks hold a routed parameter."""
-    return len({Naming().depth(key) for key in merged.own} - {None})
+    return len({Naming().depth(key) for key in merged.deltas} - {None})

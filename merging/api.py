@@ -82,7 +82,7 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
                 f"{path} does not say which architecture it is for. Pass the module to fill: load(path, backbone)."
             )
         model = ImageTower(**facts)  # type: ignore[arg-type]
-    if merged.own and not isinstance(model, ImageTower):
+    if merged.deltas and not isinstance(model, ImageTower):
         raise UserError(
             f"{path} holds weights that depend on the input, and {type(model).__name__} is no ImageTower. Pass the "
             f"tower it was merged for, or take its dense weights: merging.open_merged(path).state(w)."
@@ -91,7 +91,7 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
     try:
         stored = filled({key: merged.base.tensor(key) for key in merged.base.specs()}, model)
         check_fit({key: tensor.shape for key, tensor in stored.items()}, expected)
-        if merged.own:
+        if merged.deltas:
             return install(model, merged)  # type: ignore[arg-type]
         model.load_state_dict({key: tensor.clone() for key, tensor in stored.items()})
     except (RuntimeError, UserError) as error:

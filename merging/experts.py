@@ -236,16 +236,16 @@ class Experts:
         self,
         shared: Mapping[str, Tensor],
         scale: float | None = None,
-        own: Mapping[str, Delta] | None = None,
+        deltas: Mapping[str, Delta] | None = None,
         routing: Routing | None = None,
         **more: Any,
     ) -> Merged:
         """The result of a method: changes of the base for every input, and deltas for those that depend on it."""
         if not self.separate_qkv:
-            return Merged(self.origin, self.tasks, self.specs(), shared, own or {}, routing, scale, **more)
+            return Merged(self.origin, self.tasks, self.specs(), shared, deltas or {}, routing, scale, **more)
         only = None if self.only is None else frozenset(map(fused_name, self.only))
         specs = replace(self, separate_qkv=False, only=only).specs()
-        return Joined(self.origin, self.tasks, specs, shared, join_deltas(own or {}), routing, scale, **more)
+        return Joined(self.origin, self.tasks, specs, shared, join_deltas(deltas or {}), routing, scale, **more)
 
     def tied(self) -> Mapping[str, str]:
         """The first name of every parameter that base and experts also hold under another one, see merging.tied."""

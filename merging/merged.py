@@ -46,7 +46,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class Merged:
-    """W(x) = W_0 + fixed + scale * shared + sum_t w_t(x) own_t, keyed by parameter; a key without parts stays W_0.
+    """W(x) = W_0 + fixed + scale * shared + sum_t w_t(x) delta_t, keyed by parameter; a key without parts stays W_0.
 
     `scale` None means that the method has no coefficient to choose. What all inputs share is rounded to the dtype of
     its spec, as it is stored: what is scored is what is saved. Deltas and gates have dtypes of their own.
@@ -56,19 +56,21 @@ class Merged:
     tasks: tuple[str, ...]
     specs: Mapping[str, Spec]  # floating parameters in fixed order
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # fp32 changes for every input
-    own: Mapping[str, Delta] = field(default_factory=dict)
+    deltas: Mapping[str, Delta] = field(default_factory=dict)
     routing: Routing | None = None
     scale: float | None = None
     provenance: Mapping[str, object] = field(default_factory=dict)
     fixed: Mapping[str, Tensor] = field(default_factory=dict)  # fp32 changes that the scale leaves alone
-    energy: Mapping[str, Sequence[float]] = field(default_factory=dict)  # key -> share of ||tau_t||^2 that own_t holds
+    energy: Mapping[str, Sequence[float]] = field(
+        default_factory=dict
+    )  # key -> share of ||tau_t||^2 that delta_t holds
     inputs: tuple[Identified, ...] = ()  # the experts in task order; none where they are not known
     remade: Callable[[float], "Merged"] | None = None  # the merge at another coefficient, if more than `shared` follows
 
     @property
     def parts(self) -> int:
         """How many weights a gate gives: one per task, unless the deltas are finer."""
-        return next((delta.parts for delta in self.own.values()), len(self.tasks))
+        return next((delta.parts for delta in self.deltas.values()), len(self.tasks))
 
     def scaled(self, scale: float) -> "Merged":
         """The same merge at another coefficient."""
@@ -103,12 +105,12 @@ class Merged:
     def weight(self, key: str, gate: Tensor | None = None) -> Tensor:
         """One parameter in fp32, folded; `gate` [parts] weighs the deltas and may be left out when there are none."""
         weight = self.static(key)
-        if key in self.own:
+        if key in self.deltas:
             if gate is None:
                 raise UserError(
                     f"{key} depends on the input: give the gate's weights, one per part of {', '.join(self.tasks)}."
                 )
-            weight = weight + self.own[key].mix(gate)
+            weight = weight + self.deltas[key].mix(gate)
         return weight
 
     def one_hot(self, task: int) -> Tensor:
@@ -124,16 +126,18 @@ class Merged:
     @property
     def params(self) -> int:
         """Numbers stored beside one dense backbone: deltas and gates."""
-        twice = sum(tensor.numel() for tensor in repeated(self.own.values()))
-        return sum(delta.params for delta in self.own.values()) - twice + (self.routing.params if self.routing else 0)
+        twice = sum(tensor.numel() for tensor in repeated(self.deltas.values()))
+        return (
+            sum(delta.params for delta in self.deltas.values()) - twice + (self.routing.params if self.routing else 0)
+        )
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all tensors that `save` would write: one dense backbone, the deltas and the gates."""
         backbone = sum(spec.bytes for spec in {**self.base.specs(), **self.specs}.values())
         gates = self.routing.bytes if self.routing is not None else 0
-        twice = sum(tensor.nbytes for tensor in repeated(self.own.values()))
-        return backbone + gates + sum(delta.bytes for delta in self.own.values()) - twice
+        twice = sum(tensor.nbytes for tensor in repeated(self.deltas.values()))
+        return backbone + gates + sum(delta.bytes for delta in self.deltas.values()) - twice
 
     def save(self, path: str | Path, dtype: "str | torch.dtype | None" = None, **facts: object) -> Path:
         """Write one safetensors file that `merging.load` reads; see merging.saving. Atomic.

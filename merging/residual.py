@@ -9,7 +9,7 @@ from merging.deltas import Delta
 
 
 def residuals(changes: Tensor, delta: Delta) -> Iterator[Tensor]:
-    """changes_t - own_t for changes [T, *shape], one at a time, own_t exactly as the delta is used: in its dtype."""
+    """changes_t - delta_t for changes [T, *shape], one at a time, delta_t exactly as it is used: in its dtype."""
     chosen = torch.eye(len(changes))
     for task, change in enumerate(changes):
         yield change - delta.mix(chosen[task])

@@ -1,4 +1,4 @@
-"""A merge inside a backbone: W(x) = W_s + sum_t w_t(x) own_t for every sample, without building W(x)."""
+"""A merge inside a backbone: W(x) = W_s + sum_t w_t(x) delta_t for every sample, without building W(x)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -230,7 +230,7 @@ def check_tower(visual: nn.Module) -> None:
 def install(tower: ImageTower, merged: Merged) -> RoutedTower:
     """The tower with the merge inside, gates included. Raises UserError for a delta that fits no parameter or gate."""
     weights = {key: merged.static(key) for key in merged.specs}
-    for key, delta in merged.own.items():
+    for key, delta in merged.deltas.items():
         if key not in weights or delta.shape != weights[key].shape:
             have = tuple(weights[key].shape) if key in weights else "not there"
             raise UserError(f"The delta of {key} is for shape {tuple(delta.shape)}, the parameter is {have}.")
@@ -239,7 +239,7 @@ def install(tower: ImageTower, merged: Merged) -> RoutedTower:
     # modules of its own over the same tensors: moving the tower leaves the merge where it is
     own = {
         key: delta if isinstance(delta, OnDemand) else rebuild(delta.facts(), dict(delta.named_buffers()))
-        for key, delta in merged.own.items()
+        for key, delta in merged.deltas.items()
     }
     routed = RoutedTower(tower, weights, own)
     if merged.routing is not None:

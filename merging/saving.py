@@ -67,7 +67,7 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
     """
     check_target(path, (merged.base, *merged.inputs))
     kept = {key: merged.specs.get(key, spec) for key, spec in sorted(merged.base.specs().items())}
-    deltas = {key: delta.stored() for key, delta in merged.own.items()}
+    deltas = {key: delta.stored() for key, delta in merged.deltas.items()}
     extra, same = _once(dict(_extra(merged, deltas)))
     specs = kept | {key: Spec(tensor.shape, tensor.dtype) for key, tensor in extra.items()}
 
@@ -85,7 +85,7 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
 
     inputs = (merged.base, *merged.inputs)
     more = {"format": f"{NAME}/{VERSION}", "written_by": written_by()}
-    if merged.own:
+    if merged.deltas:
         more["same"] = json.dumps(same)
         more["banks"] = json.dumps({key: delta.facts() for key, delta in deltas.items()})
         more["routing"] = json.dumps(_routing_facts(merged))
@@ -175,15 +175,15 @@ def _read(file: SafetensorsFile) -> "Merged":
         return merged
     extra = {key: file.tensor(key).clone() for key in file.specs() if key.startswith((OWN, GATE))}
     extra |= {key: extra[known] for key, known in json.loads(file.metadata.get("same", "{}")).items()}
-    deltas = json.loads(file.metadata["banks"])
-    own = {key: rebuild(facts, below(extra, f"{OWN}{key}/")).opened() for key, facts in deltas.items()}
+    facts = json.loads(file.metadata["banks"])  # named so in all formats
+    deltas = {key: rebuild(fact, below(extra, f"{OWN}{key}/")).opened() for key, fact in facts.items()}
     routing = json.loads(file.metadata["routing"])
     if routing is not None:
         shape = GateShape(**routing["gate"]) if routing["gate"] is not None else None
         check_choice(file, shape)
-        gates = rebuilt_gates(below(extra, GATE), shape, routing["gates"], next(iter(own.values())).parts)
+        gates = rebuilt_gates(below(extra, GATE), shape, routing["gates"], next(iter(deltas.values())).parts)
         routing = Routing(**routing | {"gate": shape, "gates": gates})
-    return replace(merged, own=own, routing=routing)
+    return replace(merged, deltas=deltas, routing=routing)
 
 
 def check_choice(file: SafetensorsFile, shape: GateShape | None) -> None:

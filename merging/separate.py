@@ -16,7 +16,7 @@ class Joined(Merged):
     """A merge of fused parameters whose `shared` and `fixed` changes are still under the separate names.
 
     They are joined one parameter at a time, when asked for; a method that works on the result of another one finds in
-    them the names that it sees itself. `specs` and `own` have the fused names, `energy` the separate ones.
+    them the names that it sees itself. `specs` and `deltas` have the fused names, `energy` the separate ones.
     """
 
     def pieces(self, key: str) -> tuple[Tensor, Tensor | None]:
@@ -31,21 +31,21 @@ class Joined(Merged):
         return torch.cat(still), torch.cat(list(filled))
 
 
-def join_deltas(own: Mapping[str, Delta]) -> dict[str, Delta]:
+def join_deltas(deltas: Mapping[str, Delta]) -> dict[str, Delta]:
     """Deltas by fused names, each fused one in the place of the first of its three.
 
     Raises ValueError where a method routes some of query, key and value and not the others.
     """
     joined: dict[str, Delta] = {}
-    for key, delta in own.items():
+    for key, delta in deltas.items():
         fused = fused_name(key)
         names = separate_names(fused)
         if key not in names:
             joined[key] = delta
-        elif missing := [name for name in names if name not in own]:
+        elif missing := [name for name in names if name not in deltas]:
             raise ValueError(f"{key} has a delta and {missing[0]} has none: query, key and value are routed together")
         elif fused not in joined:
-            joined[fused] = join([own[name] for name in names])
+            joined[fused] = join([deltas[name] for name in names])
     return joined
 
 

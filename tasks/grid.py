@@ -132,7 +132,7 @@ class Grid:
         """What all tasks share: a routed tower, or the weights of a static merge."""
         if merged.routing is not None and not merged.routing.by_task:
             return self.engine.ready(install(self.backbone.build(), merged), routed=True)
-        return None if merged.own else dict(merged.state())
+        return None if merged.deltas else dict(merged.state())
 
     def _one(
         self, merged: Merged, model: RoutedTower | dict[str, Tensor] | None, task: Task, index: int, split: str,
@@ -181,7 +181,7 @@ class Grid:
 
 def check_order(merged: Merged, suite: Suite) -> None:
     """Raises UserError where the parts of a merge are not those of the suite's tasks, one by one."""
-    if merged.own and tuple(merged.tasks) != suite.names:
+    if merged.deltas and tuple(merged.tasks) != suite.names:
         raise UserError(
             f"The parts of this merge and its router are for the tasks {', '.join(merged.tasks)}, in this order; the "
             f"suite {suite.name} has {', '.join(suite.names)}. Score it on its own tasks in its own order, or merge "

@@ -37,7 +37,7 @@ class Moving:
         """The same with the parts of one task."""
         gate = merged.one_hot(task)
         places = {key: weight.device for key, weight in self.still.items()}
-        return replace(self, own={key: delta.mix(gate).to(places[key]) for key, delta in merged.own.items()})
+        return replace(self, own={key: delta.mix(gate).to(places[key]) for key, delta in merged.deltas.items()})
 
     @torch.no_grad()
     def put(self, tower: nn.Module, scale: float) -> None:

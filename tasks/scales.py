@@ -79,7 +79,7 @@ class Search:
 
         Raises UserError, before any scale is scored, where the criterion would divide by nothing.
         """
-        if merged.scale is None or (merged.own and not self.routed):
+        if merged.scale is None or (merged.deltas and not self.routed):
             if self.routed:
                 log.warning("scale.routed=true changes nothing here: this merge has no coefficient to search")
             return Chosen(merged)

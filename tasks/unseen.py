@@ -17,7 +17,7 @@ class Unseen(NamedTuple):
 def score_unseen(grid: Grid, merged: Merged, split: str, journal: Journal = NOWHERE) -> Unseen:
     """Score the grid's held-out tasks. Where gates look at batches of several tasks, these are among themselves."""
     tasks = grid.suite.held_out
-    if merged.own and (merged.routing is None or merged.routing.by_task):
+    if merged.deltas and (merged.routing is None or merged.routing.by_task):
         return Unseen({task.name: None for task in tasks}, {})
     found = grid.outcomes(merged, tasks, split, silent, journal) if tasks else {}
     weights = {

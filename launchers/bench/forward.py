@@ -113,7 +113,7 @@ class Bench:
         from merging.merged import Merged, Routing
 
         tasks = tuple(map(str, range(TASKS)))
-        return macs(Merged(StateDict({}), tasks, {}, own=own, routing=routing or Routing("given")), self.backbone)
+        return macs(Merged(StateDict({}), tasks, {}, deltas=own, routing=routing or Routing("given")), self.backbone)
 
     def rows(self) -> Iterator[Row]:
         """The static forward first."""

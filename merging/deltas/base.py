@@ -17,7 +17,7 @@ class Delta(nn.Module):
     factored = False  # whether x can be changed at less work than by a matrix of its own
 
     def mix(self, weights: Tensor) -> Tensor:
-        """sum_g weights[..., g] own_g as dense tensors [..., *shape]."""
+        """sum_g weights[..., g] delta_g as dense tensors [..., *shape]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Whole(Delta):
     """Changes that are known one by one, as dense tensors."""
 
     def part(self, index: int) -> Tensor:
-        """own_index [*shape]."""
+        """delta_index [*shape]."""
         raise NotImplementedError
 
     def mix(self, weights: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from merging.deltas.products import add_product, alike, in_use, over_tokens, sca
 
 
 class LowRank(Delta):
-    """own_g = up_g down_g of rank r: `up` [m, G r] and `down` [G r, n] hold the factors side by side."""
+    """delta_g = up_g down_g of rank r: `up` [m, G r] and `down` [G r, n] hold the factors side by side."""
 
     factored = True
 

@@ -8,7 +8,7 @@ from merging.deltas.bits import packed, unpacked
 
 
 class Masked(Whole):
-    """own_g = scale_g (mask_g * vector): `vector` has the parameter's shape, `bits` [G, ceil(size / 8)] are packed."""
+    """delta_g = scale_g (mask_g * vector): `vector` has the parameter's shape, `bits` [G, ceil(size / 8)] packed."""
 
     def __init__(self, vector: Tensor, bits: Tensor, scales: Tensor, shape: torch.Size | None = None):
         super().__init__()

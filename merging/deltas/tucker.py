@@ -8,7 +8,7 @@ from merging.deltas.products import add_product, alike
 
 
 class Tucker(Delta):
-    """own_g = out (sum_j task[g, j] core[j]) in^T: core [r_t, r_o, r_i], task [G, r_t], out [m, r_o], in [n, r_i]."""
+    """delta_g = out (sum_j task[g, j] core[j]) in^T: core [r_t, r_o, r_i], task [G, r_t], out [m, r_o], in [n, r_i]."""
 
     factored = True
 

@@ -39,8 +39,8 @@ class Emr:
             wanted.add_(self._size(tau))
             have.add_(self._size(agreeing * vector))
         scales = torch.where(have > 0, wanted / have.clamp_min(1e-300), 1.0).float()
-        own: dict[str, Delta] = {key: Masked(delta.vector, delta.bits, scales) for key, delta in found.items()}
-        return experts.merged({}, own=own, routing=Routing("oracle"))
+        deltas: dict[str, Delta] = {key: Masked(delta.vector, delta.bits, scales) for key, delta in found.items()}
+        return experts.merged({}, deltas=deltas, routing=Routing("oracle"))
 
     def _size(self, changes: Tensor) -> Tensor:
         """What a parameter [T, ...] adds to the sums that the scalars keep, [T] fp64."""

@@ -14,5 +14,5 @@ class Expert:
 
     def __call__(self, experts: Experts) -> Merged:
         keys = experts.keys()
-        own: dict[str, Delta] = {key: experts.on_demand(key) for key in keys}
-        return experts.merged({}, own=own, routing=Routing("oracle"))
+        deltas: dict[str, Delta] = {key: experts.on_demand(key) for key in keys}
+        return experts.merged({}, deltas=deltas, routing=Routing("oracle"))

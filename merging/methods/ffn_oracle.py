@@ -21,5 +21,5 @@ class FfnOracle:
     def __call__(self, experts: Experts) -> Merged:
         ffn = experts.keys("ffn")
         rest = static(self.rest, experts.part(set(experts.specs()) - set(ffn)), "ffn_oracle: rest")
-        own: dict[str, Delta] = {key: experts.on_demand(key) for key in ffn}
-        return experts.merged(rest.shared, rest.scale, own, Routing("oracle"), fixed=rest.fixed)
+        deltas: dict[str, Delta] = {key: experts.on_demand(key) for key in ffn}
+        return experts.merged(rest.shared, rest.scale, deltas, Routing("oracle"), fixed=rest.fixed)

@@ -18,6 +18,6 @@ class Method(Protocol):
 def static(method: Method, experts: Experts, role: str) -> Merged:
     """What `method` makes of experts. Raises UserError, naming the role, if that depends on the input."""
     merged = method(experts)
-    if merged.own:
+    if merged.deltas:
         raise UserError(f"{role} must be a static method, one model for all inputs; {type(method).__name__} is not.")
     return merged

@@ -39,19 +39,19 @@ class RankOneMoe:
         rest = static(self.rest, experts.part(set(specs) - set(ffn)), "rank_one_moe: rest")
         matrices = [key for key in ffn if len(specs[key].shape) == 2 and specs[key].shape.numel()]
         rank = min([self.rank, *(side for key in matrices for side in specs[key].shape)])
-        own: dict[str, Delta] = {}
+        deltas: dict[str, Delta] = {}
         energy: dict[str, list[float]] = {}
 
         def decompose(key: str, tau: Tensor) -> Tensor:
             parts = experts.svd(tau, rank)
             up = torch.cat([part.u * part.s for part in parts], 1)
-            own[key] = LowRank(up, torch.cat([part.vh for part in parts]), len(parts) * rank)
+            deltas[key] = LowRank(up, torch.cat([part.vh for part in parts]), len(parts) * rank)
             left = (change - part.u * part.s @ part.vh for change, part in zip(tau, parts, strict=True))
             energy[key] = [share_kept(*pair) for pair in zip(tau, left, strict=True)]
             return torch.empty(0)
 
         experts.map(decompose, matrices, heavy=True)
-        fixed = experts.map(lambda key, tau: self.init * tau.sum(0), [key for key in ffn if key not in own])
-        own, energy = {key: own[key] for key in matrices}, {key: energy[key] for key in matrices}
-        routing = Routing("learned", init=self.init) if own else None
-        return experts.merged(rest.shared, rest.scale, own, routing, fixed={**rest.fixed, **fixed}, energy=energy)
+        fixed = experts.map(lambda key, tau: self.init * tau.sum(0), [key for key in ffn if key not in deltas])
+        deltas, energy = {key: deltas[key] for key in matrices}, {key: energy[key] for key in matrices}
+        routing = Routing("learned", init=self.init) if deltas else None
+        return experts.merged(rest.shared, rest.scale, deltas, routing, fixed={**rest.fixed, **fixed}, energy=energy)

@@ -40,20 +40,22 @@ class Smile:
             )
 
     def __call__(self, experts: Experts) -> Merged:
-        own: dict[str, Delta] = {}
+        deltas: dict[str, Delta] = {}
         energy: dict[str, list[float]] = {}
 
         def decompose(key: str, tau: Tensor) -> Tensor:
-            own[key] = delta = self._delta(experts, key, tau)
+            deltas[key] = delta = self._delta(experts, key, tau)
             if tau.ndim == 3:
                 energy[key] = [share_kept(*pair) for pair in zip(tau, residuals(tau, delta), strict=True)]
             return torch.empty(0)
 
         linear = sorted(experts.keys("attention") + experts.keys("ffn"))
         experts.map(decompose, linear, heavy=True)
-        routing = Routing("subspace", granularity="token", gate_rank=self.gate_rank, top_k=self.top_k) if own else None
+        routing = (
+            Routing("subspace", granularity="token", gate_rank=self.gate_rank, top_k=self.top_k) if deltas else None
+        )
         energy = {key: energy[key] for key in linear if key in energy}
-        return experts.merged({}, own={key: own[key] for key in linear}, routing=routing, energy=energy)
+        return experts.merged({}, deltas={key: deltas[key] for key in linear}, routing=routing, energy=energy)
 
     def _delta(self, experts: Experts, key: str, tau: Tensor) -> Delta:
         if tau.ndim != 3:

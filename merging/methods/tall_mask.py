@@ -24,8 +24,8 @@ class TallMask:
         check_range("tall_mask: threshold", self.threshold, 0.0, 100.0)
 
     def __call__(self, experts: Experts) -> Merged:
-        own: dict[str, Delta] = {}
+        deltas: dict[str, Delta] = {}
         for key, tau in experts.stream():
             vector = tau.sum(0)
-            own[key] = Masked.of(vector, tau.abs() > self.threshold * (vector - tau).abs(), torch.ones(len(tau)))
-        return experts.merged({}, own=own, routing=Routing("oracle"))
+            deltas[key] = Masked.of(vector, tau.abs() > self.threshold * (vector - tau).abs(), torch.ones(len(tau)))
+        return experts.merged({}, deltas=deltas, routing=Routing("oracle"))

@@ -59,11 +59,11 @@ class Twin:
         """The merge around a shared expert; at another scale of that one, what lies beyond it is another too."""
         common = self._static(shared)
         energy: dict[str, list[float]] = {}
-        own: dict[str, Delta] = {}
+        deltas: dict[str, Delta] = {}
 
         def exclusive(key: str, tau: Tensor) -> Tensor:
             beyond = tau - common[key] if key in common else tau
-            own[key] = delta = self._delta(experts, key, beyond)
+            deltas[key] = delta = self._delta(experts, key, beyond)
             energy[key] = [share_kept(*pair) for pair in zip(beyond, residuals(beyond, delta), strict=True)]
             return torch.empty(0)
 
@@ -72,7 +72,7 @@ class Twin:
         return experts.merged(
             {},
             shared.scale,
-            {key: own[key] for key in routed},
+            {key: deltas[key] for key in routed},
             Routing("learned") if routed else None,
             fixed=common,
             energy={key: energy[key] for key in routed},

@@ -34,9 +34,9 @@ class Wemoe:
     def __call__(self, experts: Experts) -> Merged:
         ffn = experts.keys("ffn")
         rest = static(self.rest, experts.part(set(experts.keys()) - set(ffn)), "wemoe: rest")
-        own: dict[str, Delta] = {key: Dense(self._pruned(tau).clone()) for key, tau in experts.stream(ffn)}
-        routing = Routing("learned", init=self.init) if own else None
-        return experts.merged(rest.shared, rest.scale, own, routing, fixed=rest.fixed)
+        deltas: dict[str, Delta] = {key: Dense(self._pruned(tau).clone()) for key, tau in experts.stream(ffn)}
+        routing = Routing("learned", init=self.init) if deltas else None
+        return experts.merged(rest.shared, rest.scale, deltas, routing, fixed=rest.fixed)
 
     def _pruned(self, tau: Tensor) -> Tensor:
         """`tau` [T, *shape] with the small entries of each task zero, in place; of equal ones the first are kept."""

@@ -55,7 +55,7 @@ def close(first, second, atol=ATOL):
 
 def approximations(merged, key):
     """X' [T, m, n] as inference uses it."""
-    return merged.own[key].mix(torch.eye(merged.parts))
+    return merged.deltas[key].mix(torch.eye(merged.parts))
 
 
 def published(tau, ranks, mask, down, scale, average, w):

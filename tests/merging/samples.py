@@ -115,7 +115,7 @@ def merged_of(method, base, experts, tasks=None):
 
 def models(merged):
     """Every dense model a merge stands for: one, or one per task if it keeps task-specific parts."""
-    gates = [merged.one_hot(task) for task in range(len(merged.tasks))] if merged.own else [None]
+    gates = [merged.one_hot(task) for task in range(len(merged.tasks))] if merged.deltas else [None]
     return [dict(merged.state(gate)) for gate in gates]
 
 

@@ -66,7 +66,7 @@ def twin(arch, rank, ffn_only=False):
 
 def merged(own, router="given", granularity="sample", gate=None, gates=None, **routing):
     found = Routing(router, granularity, gate=gate, gates=gates, **routing)
-    return Merged(StateDict({}), tuple("abcdefgh"), {}, own=own, routing=found)
+    return Merged(StateDict({}), tuple("abcdefgh"), {}, deltas=own, routing=found)
 
 
 def ratio(arch, own, **routing):

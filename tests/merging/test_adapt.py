@@ -107,7 +107,7 @@ class TestPasses:
         """Early: of the tokens before the first routed block; pass: of the last tokens of the shared expert."""
         merged, x = fitted(shape, method=Twin(start=1, keep=1.0)), coloured(1)
         model = install(BACKBONE.build(), merged)
-        static = install(BACKBONE.build(), replace(merged, own={}, routing=None))
+        static = install(BACKBONE.build(), replace(merged, deltas={}, routing=None))
         with torch.inference_mode(), listening() as heard:
             tokens, features = static.embed(x), model(x)
             for block in static.steps[: 1 if shape is EARLY else 2]:
@@ -156,7 +156,7 @@ def frozen(merged, experts):
     """All that training must leave as it is."""
     checkpoints = (experts.origin, *experts.checkpoints)
     yield from (checkpoint.tensor(key) for checkpoint in checkpoints for key in merged.specs)
-    yield from (tensor for delta in merged.own.values() for tensor in delta.buffers())
+    yield from (tensor for delta in merged.deltas.values() for tensor in delta.buffers())
     yield from (*merged.shared.values(), *merged.fixed.values())
 
 

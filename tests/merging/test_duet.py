@@ -57,8 +57,8 @@ def test_equals_the_published_steps(models, task, scale, average):
 
 def test_every_ffn_matrix_is_one_tensor_of_its_own(models):
     merged = merged_of(Duet(ranks=Ranks("absolute", 4, in_value=3), neurons=GIVEN), *models)
-    assert list(merged.own) == sorted(FFN)
-    for key, delta in merged.own.items():
+    assert list(merged.deltas) == sorted(FFN)
+    for key, delta in merged.deltas.items():
         if key in MATRICES:
             assert isinstance(delta, Tucker)
             (m, n), shapes = SHAPES[key], [tuple(tensor.shape) for tensor in delta.buffers()]
@@ -86,7 +86,7 @@ def test_ranks_of_the_short_side_are_not_full(models):
     base, experts = models
     merged = merged_of(Duet(ranks=Ranks("fraction", 1.0), neurons=GIVEN), base, experts)
     for key in MATRICES:
-        assert not close(merged.own[key].mix(merged.one_hot(0)), experts[0][key] - base[key], 0.1), key
+        assert not close(merged.deltas[key].mix(merged.one_hot(0)), experts[0][key] - base[key], 0.1), key
 
 
 def test_fewer_task_ranks_mix_the_tasks_by_a_projector(models):
@@ -96,10 +96,10 @@ def test_fewer_task_ranks_mix_the_tasks_by_a_projector(models):
     for key, tau in task_vectors(base, experts).items():
         if key not in MATRICES:
             continue
-        u, out, into = (merged.own[key].get_buffer(name).double() for name in ("task", "out", "into"))
+        u, out, into = (merged.deltas[key].get_buffer(name).double() for name in ("task", "out", "into"))
         sides = (out @ out.T) @ tau @ (into @ into.T)
         mixed = torch.einsum("s,smn->mn", u @ u.T @ W.double(), sides)
-        assert close(merged.own[key].mix(W), mixed, 1e-5), key
+        assert close(merged.deltas[key].mix(W), mixed, 1e-5), key
         assert not close(mixed, torch.einsum("s,smn->mn", W.double(), sides), 0.1), key
         assert (u.T @ W.double()).norm() < W.norm()
 
@@ -109,7 +109,7 @@ def test_task_factors_of_full_rank_are_a_gauge(models):
     merged = merged_of(Duet(ranks=SMALL, neurons=GIVEN), *models)
     rotation = torch.linalg.qr(drawn(TASKS, TASKS))[0]
     for key in MATRICES:
-        delta = merged.own[key]
+        delta = merged.deltas[key]
         turned = Tucker(
             torch.einsum("ab,bmn->amn", rotation.T, delta.core), delta.task @ rotation, delta.out, delta.into
         )
@@ -187,7 +187,7 @@ def test_the_residual_is_what_inference_leaves(models, factors):
     for key in MATRICES:
         total, shares = torch.zeros(SHAPES[key]), []
         for task, expert in enumerate(experts):
-            tau, own = expert[key] - base[key], merged.own[key].mix(merged.one_hot(task))
+            tau, own = expert[key] - base[key], merged.deltas[key].mix(merged.one_hot(task))
             total += tau - own
             shares.append(1 - float((tau - own).square().sum() / tau.square().sum()))
             assert close(base[key] + own + (tau - own), expert[key])
@@ -221,9 +221,9 @@ def test_isolated_svd_stores_no_more_and_as_much_as_fits(models, value):
         for kind in ("tucker", "svd")
     )
     for key, (m, n) in shapes.items():
-        rank, size = round(value * 24), shared.own[key].params
+        rank, size = round(value * 24), shared.deltas[key].params
         assert size == TASKS * rank**2 + TASKS**2 + (m + n) * rank
-        delta, most = apart.own[key], min(m, n, size // (TASKS * (m + n + 1)))
+        delta, most = apart.deltas[key], min(m, n, size // (TASKS * (m + n + 1)))
         assert isinstance(delta, LowRank) and delta.rank == most and delta.params == TASKS * most * (m + n) <= size
         for task, tau in enumerate(task_vectors(base, experts)[key]):
             u, s, vh = torch.linalg.svd(tau)
@@ -238,7 +238,7 @@ def test_one_task_is_a_truncated_svd(rank):
     for key in MATRICES:
         u, s, vh = torch.linalg.svd(task_vectors(base, experts)[key][0], full_matrices=False)
         best = u[:, :rank] * s[:rank] @ vh[:rank]
-        assert close(merged.own[key].mix(torch.ones(1)), best, 1e-5)
+        assert close(merged.deltas[key].mix(torch.ones(1)), best, 1e-5)
         assert merged.energy[key] == pytest.approx([float(s[:rank].square().sum() / s.square().sum())], abs=1e-6)
 
 
@@ -247,9 +247,9 @@ def test_identical_tasks_need_one_task_rank_and_no_router():
     method = Duet(ranks=Ranks("absolute", 3, task=1), static=False)
     merged, alone = merged_of(method, base, [expert] * TASKS), merged_of(method, base, [expert])
     for key in MATRICES:
-        single = alone.own[key].mix(torch.ones(1))
+        single = alone.deltas[key].mix(torch.ones(1))
         for w in (W, torch.tensor([1.0, 0.0, 0.0]), torch.tensor([-3.0, 2.0, 2.0])):
-            assert close(merged.own[key].mix(w), w.sum() * single, 1e-5)
+            assert close(merged.deltas[key].mix(w), w.sum() * single, 1e-5)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])

@@ -85,8 +85,8 @@ def test_biases(models):
     for key in set(FFN) - set(MATRICES):
         dynamic = base[key] + torch.einsum("t,tm->m", W.double(), taus[key])
         assert close(found["dynamic"].weight(key, W), dynamic)
-        assert close(found["rest"].weight(key), base[key] + 0.3 * taus[key].sum(0)) and key not in found["rest"].own
-        assert torch.equal(found["base"].weight(key), base[key]) and key not in found["base"].own
+        assert close(found["rest"].weight(key), base[key] + 0.3 * taus[key].sum(0)) and key not in found["rest"].deltas
+        assert torch.equal(found["base"].weight(key), base[key]) and key not in found["base"].deltas
 
 
 def test_a_bias_of_one_expert_acts_through_its_weight_alone(models):
@@ -129,9 +129,9 @@ def test_a_dynamic_rest_is_refused_and_its_fixed_part_kept(models):
 def test_everything_may_be_routed(models):
     base, experts = models
     merged = merged_of(Duet(routes="all", ranks=EXACT, neurons=GIVEN), base, experts)
-    assert set(merged.own) == set(SHAPES) - {"conv1.weight"} and merged.fixed.keys() == set(MATRICES)
+    assert set(merged.deltas) == set(SHAPES) - {"conv1.weight"} and merged.fixed.keys() == set(MATRICES)
     for task, expert in enumerate(experts):
-        assert all(close(merged.weight(key, merged.one_hot(task)), expert[key]) for key in merged.own)
+        assert all(close(merged.weight(key, merged.one_hot(task)), expert[key]) for key in merged.deltas)
     arithmetic = merged_of(TaskArithmetic(0.3), base, experts)
     assert torch.equal(merged.weight("conv1.weight"), arithmetic.weight("conv1.weight"))
 
@@ -144,7 +144,9 @@ def test_decomposes_once_per_content_and_ranks(models, tmp_path, monkeypatch):
     for value in (4, 4, 2, 4):
         method = Duet(static=False, ranks=Ranks("absolute", value))
         again, direct = method(found), method(Experts.open(*models))
-        assert all(equal(dict(again.own[key].named_buffers()), dict(direct.own[key].named_buffers())) for key in FFN)
+        assert all(
+            equal(dict(again.deltas[key].named_buffers()), dict(direct.deltas[key].named_buffers())) for key in FFN
+        )
     assert len(calls) == 2 * 4 + 4 * 4  # two ranks through the cache, four times without
 
 

@@ -114,9 +114,9 @@ def test_nothing_is_lost_at_full_rank(method, kinds, tasks):
     merged = merged_of(method, base, experts)
     promised = {key for key in merged.specs if Naming().kind(key) in kinds}
     matrices = {name.format(block) + "weight" for name in (FC, PROJ) for block in range(2)}
-    assert merged.own.keys() >= promised | matrices
+    assert merged.deltas.keys() >= promised | matrices
     for expert, model in zip(experts, models(merged), strict=True):
-        for key in merged.own:
+        for key in merged.deltas:
             assert torch.allclose(model[key], expert[key], rtol=0, atol=FACTORS), key
 
 
@@ -167,7 +167,7 @@ def test_smile_leaves_all_but_linear_layers_pretrained():
     base, experts = towers()
     merged = merged_of(Smile(), base, experts)
     linear = {key for key in merged.specs if Naming().kind(key) in ("ffn", "attention")}
-    assert merged.own.keys() == linear and "visual.proj" not in linear and not merged.shared
+    assert merged.deltas.keys() == linear and "visual.proj" not in linear and not merged.shared
     assert all(equal({key: model[key] for key in model if key not in linear},
                      {key: base[key] for key in model if key not in linear}) for model in models(merged))  # fmt: skip
     with pytest.raises(UserError, match="gate_rank=16 is above rank=8"):
@@ -187,7 +187,7 @@ def test_rank_one_experts_are_the_triplets_of_every_task(rank):
                 for i in range(rank):
                     expected = expected + weights[t * rank + i].double() * s[i] * torch.outer(u[:, i], vh[i])
             assert torch.allclose(merged.weight(key, weights).double(), expected, rtol=0, atol=3 * FACTORS), key
-            assert merged.own[key].params == 3 * rank * (64 + 16)
+            assert merged.deltas[key].params == 3 * rank * (64 + 16)
         for key in (FC.format(block) + "bias", PROJ.format(block) + "bias"):
             expected = base[key] + 0.25 * taus[key].sum(0)
             assert torch.allclose(merged.weight(key).double(), expected.double(), rtol=0, atol=ROUNDING)

@@ -63,7 +63,7 @@ def test_shared_factors_are_stored_once(models, unit, tmp_path):
     found = open_merged(path)
     assert (found.params, found.stored_bytes) == (merged.params, merged.stored_bytes)
     twice = 2 * (matrices - 1) * len(GROUPS[unit])
-    assert len(repeated(found.own.values())) == len(repeated(merged.own.values())) == twice
+    assert len(repeated(found.deltas.values())) == len(repeated(merged.deltas.values())) == twice
 
 
 @each_unit

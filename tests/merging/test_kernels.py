@@ -78,8 +78,10 @@ class TestKernels:
 
 def double(merged):
     """The same merge with its numbers in fp64, so that nothing is rounded to fp32 on the way."""
-    own = {key: each.double() for key, each in merge(tuple(kind for kind in KINDS if kind != "OnDemand")).own.items()}
-    return replace(merged, own=own)
+    own = {
+        key: each.double() for key, each in merge(tuple(kind for kind in KINDS if kind != "OnDemand")).deltas.items()
+    }
+    return replace(merged, deltas=own)
 
 
 @pytest.mark.parametrize("top", [1, 2])
@@ -134,7 +136,10 @@ class TestModes:
         found = tower(images(dtype=torch.bfloat16), gates())
         assert found.dtype == torch.bfloat16
         close(found, expected.double(), 3e-2)
-        assert {each.dtype for delta in merged.own.values() for each in delta.buffers()} == {torch.float32, torch.uint8}
+        assert {each.dtype for delta in merged.deltas.values() for each in delta.buffers()} == {
+            torch.float32,
+            torch.uint8,
+        }
 
 
 @pytest.mark.parametrize("batch", [4, 8])

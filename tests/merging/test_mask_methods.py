@@ -40,7 +40,7 @@ def test_stores_one_vector_and_a_bit_per_entry_and_task(method):
     base, experts = family(3)
     sizes = [tensor.numel() for tensor in base.values() if tensor.is_floating_point()]
     merged = merge(method, base, experts)
-    deltas = sum(delta.bytes for delta in merged.own.values())
+    deltas = sum(delta.bytes for delta in merged.deltas.values())
     assert deltas == sum(4 * size + 3 * -(-size // 8) + 3 * 4 for size in sizes)
     assert merged.routing.router == "oracle" and merged.scale is None
 
@@ -52,7 +52,7 @@ def test_emr_never_turns_a_sign_and_keeps_the_magnitude(tasks):
     for method, size in ((Emr(), lambda x: x.abs().mean()), (Emr("entry"), lambda x: x.abs().sum())):
         merged = merge(method, base, experts)
         for task in range(tasks):
-            mixed = {key: merged.own[key].mix(merged.one_hot(task)).double() for key in SHAPES}
+            mixed = {key: merged.deltas[key].mix(merged.one_hot(task)).double() for key in SHAPES}
             assert all((mixed[key] * taus[key][task] >= 0).all() for key in SHAPES)
             kept, whole = (sum(size(each[key]) for key in SHAPES) for each in (mixed, {k: taus[k][task] for k in taus}))
             assert float(kept) == pytest.approx(float(whole), rel=1e-6)
@@ -61,9 +61,9 @@ def test_emr_never_turns_a_sign_and_keeps_the_magnitude(tasks):
 def test_emr_counts_a_mean_of_zero_as_negative():
     base, tau = {"w": torch.zeros(3)}, torch.tensor([1.0, -2.0, 0.5])
     merged = merge(Emr("entry"), base, [{"w": tau}, {"w": -tau}])
-    assert torch.equal(merged.own["w"].vector, -tau.abs())
-    assert merged.own["w"].mask(0).tolist() == [False, True, False]
-    assert merged.own["w"].mask(1).tolist() == [True, False, True]
+    assert torch.equal(merged.deltas["w"].vector, -tau.abs())
+    assert merged.deltas["w"].mask(0).tolist() == [False, True, False]
+    assert merged.deltas["w"].mask(1).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("method", [Emr(), TallMask()])
@@ -143,7 +143,7 @@ def test_pruned_wemoe_keeps_exactly_the_largest_entries(density):
     taus = {key: torch.randint(-3, 4, (2, *shape), generator=generator).float() for key, shape in shapes.items()}
     merged = merge(Wemoe(density), base, [{key: base[key] + taus[key][t] for key in shapes} for t in range(2)])
     for key, tau in taus.items():
-        for kept, whole in zip(merged.own[key].changes, tau, strict=True):
+        for kept, whole in zip(merged.deltas[key].changes, tau, strict=True):
             order = whole.flatten().abs().argsort(descending=True, stable=True)
             expected = torch.zeros(whole.numel())
             some = order[: max(1, round(density * whole.numel()))]

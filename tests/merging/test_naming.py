@@ -107,6 +107,6 @@ def test_only_what_asks_for_a_name_fails_on_others(method, shapes):
 
 def test_what_asks_only_with_some_options():
     base, experts = family(2, LLAMA)
-    assert Twin(start=None)(opened(base, experts)).own.keys() == LLAMA.keys()
+    assert Twin(start=None)(opened(base, experts)).deltas.keys() == LLAMA.keys()
     with pytest.raises(UserError, match="is not in the table CLIP"):
         TaskArithmetic(kinds={"ffn": 0.1})(opened(base, experts))

@@ -31,7 +31,7 @@ from merging.routers import listening
 @pytest.mark.parametrize("quick_gelu", [False, True])
 class TestAgainstOpenClip:
     def test_static(self, quick_gelu):
-        merged = replace(merge(), own={})
+        merged = replace(merge(), deltas={})
         tower = backbone(quick_gelu).build()
         merged = replace(merged, base=StateDict(weights(quick_gelu)))
         tower.load_state_dict(dict(merged.state()))
@@ -43,7 +43,7 @@ class TestAgainstOpenClip:
     def test_every_parameter_routed(self, quick_gelu, kind):
         """Patches, class token, positions, norms, attention, FFNs and the projection, all by one kind of delta."""
         merged = merge((kind,), quick_gelu)
-        assert len(merged.own) == len(weights())
+        assert len(merged.deltas) == len(weights())
         tower = install(backbone(quick_gelu).build(), merged)
         for w in (gates(), torch.eye(T).repeat(2, 1)):
             close(tower(images(), w), folded(merged, images(), w, quick_gelu), 1e-5)
@@ -82,7 +82,7 @@ class TestGates:
         tower = backbone().build().double()
         for sample in range(BATCH):
             state = {key: merged.static(key) for key in merged.specs}
-            for key, each in merged.own.items():
+            for key, each in merged.deltas.items():
                 state[key] = state[key] + each.mix(heard[int(key.split(".")[3])][sample])
             tower.load_state_dict({key: each.double() for key, each in state.items()})
             close(found[sample], tower(images()[sample : sample + 1].double())[0], 1e-5)
@@ -118,18 +118,18 @@ class TestBadInput:
 
     def test_delta_of_a_wrong_shape(self):
         key = "visual.transformer.resblocks.0.mlp.c_fc.weight"
-        merged = replace(merge(), own={key: Dense(torch.zeros(T, 24, 96))})
+        merged = replace(merge(), deltas={key: Dense(torch.zeros(T, 24, 96))})
         with pytest.raises(UserError, match=r"c_fc.weight is for shape \(24, 96\), the parameter is \(96, 24\)"):
             install(backbone().build(), merged)
 
     def test_delta_of_an_unknown_parameter(self):
-        merged = replace(merge(), own={"visual.other": Dense(torch.zeros(T, 4))})
+        merged = replace(merge(), deltas={"visual.other": Dense(torch.zeros(T, 4))})
         with pytest.raises(UserError, match=r"visual.other is for shape .* the parameter is not there"):
             install(backbone().build(), merged)
 
     def test_another_number_of_parts(self):
         merged = merge()
-        merged.own["visual.ln_post.bias"] = Dense(torch.zeros(T + 1, 24))
+        merged.deltas["visual.ln_post.bias"] = Dense(torch.zeros(T + 1, 24))
         with pytest.raises(UserError, match=r"ln_post.bias mixes 4 parts, the gate gives 3 weights"):
             install(backbone().build(), merged)
 
@@ -151,7 +151,7 @@ class TestBadInput:
 
 
 def test_incomplete_patches_are_left_out_as_by_a_convolution():
-    merged = replace(merge(), own={})
+    merged = replace(merge(), deltas={})
     tower = backbone().build()
     tower.load_state_dict(dict(merged.state()))
     x = torch.randn(2, 3, 19, 17, generator=torch.Generator().manual_seed(4))

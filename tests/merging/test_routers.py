@@ -179,7 +179,7 @@ class TestStart:
 
     @pytest.mark.parametrize("sees", ["block", "early", "pass"])
     def test_a_gate_without_weights_is_the_folded_model(self, sees):
-        """W0 + lambda sum_t own_t + static for every input."""
+        """W0 + lambda sum_t delta_t + static for every input."""
         merged = gated(sees, activation="none")
         for each in merged.routing.gates:
             nn.init.zeros_(each.net[-1].weight)

@@ -133,10 +133,10 @@ def test_what_is_opened_is_what_was_saved(method, shape, tmp_path):
     assert found.tasks == merged.tasks == ("cars", "signs", "digits")
     assert replace(found.routing, gates=None) == replace(merged.routing, gates=None)
     assert found.routing.adaptation == (None if shape is None else "test")
-    assert found.own.keys() == merged.own.keys() and found.parts == merged.parts
-    for key, delta in merged.own.items():
-        assert found.own[key].facts() == delta.facts()
-        assert equal(dict(found.own[key].named_buffers()), dict(delta.named_buffers()))
+    assert found.deltas.keys() == merged.deltas.keys() and found.parts == merged.parts
+    for key, delta in merged.deltas.items():
+        assert found.deltas[key].facts() == delta.facts()
+        assert equal(dict(found.deltas[key].named_buffers()), dict(delta.named_buffers()))
     w = drawn(merged.parts, seed=4)
     assert equal(dict(found.state(w)), dict(merged.state(w)))
     assert (found.params, found.stored_bytes) == (merged.params, merged.stored_bytes)

@@ -164,8 +164,8 @@ class TestRouted:
             method = replace(method, static=False)
         found, expected = method(experts()), method(split_by_hand())
         assert (
-            found.own.keys() <= set(tower())
-            and by_hand(dict.fromkeys(found.own, torch.zeros(3))).keys() == expected.own.keys()
+            found.deltas.keys() <= set(tower())
+            and by_hand(dict.fromkeys(found.deltas, torch.zeros(3))).keys() == expected.deltas.keys()
         )
         for gate in (*torch.eye(T), drawn(T, seed=8)):
             gate = gate.repeat_interleave(found.parts // T)
@@ -187,7 +187,7 @@ class TestRouted:
         merged = method(experts())
         path = merged.save(tmp_path / "merged.safetensors")
         again = open_merged(path)
-        assert again.specs.keys() == merged.specs.keys() and again.own.keys() == merged.own.keys()
+        assert again.specs.keys() == merged.specs.keys() and again.deltas.keys() == merged.deltas.keys()
         assert all(map(equal, models(again), models(merged)))
         assert again.stored_bytes == merged.stored_bytes and again.params == merged.params
 
@@ -196,7 +196,7 @@ class TestRouted:
 class TestEveryMethod:
     def test_only_fused_names_come_out(self, method):
         merged = method(experts())
-        assert merged.specs.keys() == set(tower()) >= merged.own.keys()
+        assert merged.specs.keys() == set(tower()) >= merged.deltas.keys()
         for model in models(merged):
             assert {key: tuple(weight.shape) for key, weight in model.items()} == tower()
             assert all(weight.isfinite().all() for weight in model.values())
@@ -233,7 +233,7 @@ class TestAgainstSplitInsideTheMethod:
         with torch.inference_mode():
             answers = [install(BACKBONE.build(), merged)(images()) for merged in (first, second)]
         assert torch.equal(*answers)
-        assert isinstance(first.own[MATRIX], Rows) and first.params == second.params
+        assert isinstance(first.deltas[MATRIX], Rows) and first.params == second.params
 
     def test_trained_gates(self):
         """The router sees one routed matrix, and a saved model gives the same answers."""
@@ -273,12 +273,14 @@ class TestJoin:
     def test_some_but_not_all_of_the_three(self):
         seen = experts()
         with pytest.raises(ValueError, match=r"q_proj_weight has a delta and .*k_proj_weight has none"):
-            seen.merged({}, own={f"{BLOCK}q_proj_weight": Dense(seen.tau(f"{BLOCK}q_proj_weight"))})
+            seen.merged({}, deltas={f"{BLOCK}q_proj_weight": Dense(seen.tau(f"{BLOCK}q_proj_weight"))})
 
     def test_vectors(self):
         merged, fused = Twin()(experts()), experts(False)
         shared = 0.3 * TaskArithmetic()(fused).shared[VECTOR]
-        assert type(merged.own[VECTOR]) is Dense and torch.equal(merged.own[VECTOR].changes, fused.tau(VECTOR) - shared)
+        assert type(merged.deltas[VECTOR]) is Dense and torch.equal(
+            merged.deltas[VECTOR].changes, fused.tau(VECTOR) - shared
+        )
 
 
 def test_checkpoints_without_attention_are_left_alone():

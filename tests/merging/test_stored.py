@@ -62,7 +62,7 @@ def test_another_dtype_is_scored_counted_and_saved(name, tmp_path):
         assert all(map(equal, models(open_merged(path)), models(merged.cast(name))))
     key = "visual.conv1.weight"  # no part of it depends on the input
     assert torch.equal(merged.cast(name).weight(key), merged.weight(key).to(HALF[name]).float())
-    assert open_merged(path).own.keys() == merged.own.keys()
+    assert open_merged(path).deltas.keys() == merged.deltas.keys()
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "float32", torch.int8, torch.float64, 16])
@@ -134,7 +134,7 @@ class TestFormats:
             for key, facts in deltas.items():
                 if facts["kind"] == "Sparse":
                     bits = [tensors.pop(f"own/{key}/{name}") for name in ("values", "bits")]
-                    tensors[f"own/{key}/changes"] = merged.own[key].changes
+                    tensors[f"own/{key}/changes"] = merged.deltas[key].changes
                     facts["kind"] = "Dense"
                     assert len(bits) == 2
             header["banks"] = json.dumps(deltas)

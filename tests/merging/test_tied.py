@@ -49,7 +49,7 @@ METHODS = [Dare(0.5), Dare(0.5, then=Ties()), Twin(shared=Base(), sparsify="drop
 def test_one_mask_is_drawn_for_all_names_of_a_weight(sources, method):
     base, *experts = sources
     merged = merge(method, base, experts)
-    for gate in [None] if not merged.own else [merged.one_hot(0), merged.one_hot(1)]:
+    for gate in [None] if not merged.deltas else [merged.one_hot(0), merged.one_hot(1)]:
         state = dict(merged.state(gate))
         assert torch.equal(state["embed.weight"], state["head.weight"])
         assert 0 < (state["embed.weight"] != Experts.open(base, experts).base("embed.weight")).float().mean() < 1

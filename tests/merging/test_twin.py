@@ -94,7 +94,7 @@ def test_the_error_of_a_matrix_is_the_tail_of_its_singular_values(models, rank):
     for key in ("conv1.weight", "transformer.resblocks.0.mlp.c_fc.weight", "proj"):
         beyond = (taus[key] - 0.3 * taus[key].sum(0)).flatten(2)
         for task in range(TASKS):
-            left = beyond[task] - merged.own[key].mix(merged.one_hot(task)).double().flatten(1)
+            left = beyond[task] - merged.deltas[key].mix(merged.one_hot(task)).double().flatten(1)
             tail = torch.linalg.svdvals(beyond[task])[rank:].square().sum()
             assert float(left.square().sum()) == pytest.approx(float(tail), rel=1e-5)
 
@@ -108,12 +108,12 @@ def test_low_rank_experts_are_compressed_as_products():
     merged = merged_of(Twin(Base(), rank=2), base, experts)
     products = [(b.double() @ a.double()) for b, a in factors]
     expected = sum(w * best(product, 2) for w, product in zip(W, products, strict=True))
-    assert close(merged.own[key].mix(W), expected, 1e-4)
+    assert close(merged.deltas[key].mix(W), expected, 1e-4)
     apart = [[best(each.double(), 2) for each in pair] for pair in factors]
     mixed = [sum(w * pair[i] for w, pair in zip(W, apart, strict=True)) for i in (0, 1)]
-    assert not close(merged.own[key].mix(W), mixed[0] @ mixed[1], 0.5)
+    assert not close(merged.deltas[key].mix(W), mixed[0] @ mixed[1], 0.5)
     whole = merged_of(Twin(Base(), rank=3), base, experts)
-    assert close(whole.own[key].mix(W), sum(w * product for w, product in zip(W, products, strict=True)), 1e-4)
+    assert close(whole.deltas[key].mix(W), sum(w * product for w, product in zip(W, products, strict=True)), 1e-4)
 
 
 def test_a_bias_of_one_expert_acts_through_its_weight_alone():
@@ -136,7 +136,7 @@ def test_a_bias_of_one_expert_acts_through_its_weight_alone():
 def test_rank_is_the_rounded_share(full, rank):
     """Not int((1 - 0.9) * full) of the authors, which gives 76, 127 and 0 for 768, 1280 and 1."""
     base = {"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(full + 1, full)}
-    delta = merged_of(Twin(), base, [base, base]).own["transformer.resblocks.0.mlp.c_fc.weight"]
+    delta = merged_of(Twin(), base, [base, base]).deltas["transformer.resblocks.0.mlp.c_fc.weight"]
     assert isinstance(delta, LowRank) and delta.rank == rank and delta.params == 2 * rank * (2 * full + 1)
 
 
@@ -152,7 +152,7 @@ def test_energy_chooses_the_smallest_rank_that_serves_every_task(models, share):
     ):
         values = torch.linalg.svdvals(task_vectors(base, experts)[key].flatten(2)).square()
         held = values.cumsum(1) / values.sum(1, keepdim=True)
-        rank = merged.own[key].rank
+        rank = merged.deltas[key].rank
         assert held[:, rank - 1].min() >= share and (rank == 1 or held[:, rank - 2].min() < share), key
         assert min(merged.energy[key]) >= share - 1e-6
 
@@ -160,7 +160,9 @@ def test_energy_chooses_the_smallest_rank_that_serves_every_task(models, share):
 def test_query_key_and_value_are_decomposed_apart(models):
     base, experts = models
     key = "transformer.resblocks.0.attn.in_proj_weight"
-    apart, fused = (merged_of(Twin(Base(), rank=2, split_qkv=split), base, experts).own[key] for split in (True, False))
+    apart, fused = (
+        merged_of(Twin(Base(), rank=2, split_qkv=split), base, experts).deltas[key] for split in (True, False)
+    )
     assert isinstance(apart, Rows) and isinstance(fused, LowRank)
     assert [delta.rank for delta in apart.blocks] == [2, 2, 2] and fused.rank == 2
     tau = task_vectors(base, experts)[key]
@@ -174,15 +176,15 @@ def test_what_lies_before_the_first_routed_block_is_shared(models):
     stem = {"conv1.weight", "class_embedding"}
     for start, static in ((0, stem), (1, stem | {key for key in SHAPES if "transformer.resblocks.0" in key})):
         merged = merged_of(Twin(start=start), base, experts)
-        assert set(merged.own) == set(SHAPES) - static
+        assert set(merged.deltas) == set(SHAPES) - static
         assert all(close(merged.weight(key), alone.weight(key), 1e-6) for key in static)
-    assert set(merged_of(Twin(start=None), base, experts).own) == set(SHAPES)
+    assert set(merged_of(Twin(start=None), base, experts).deltas) == set(SHAPES)
 
 
 def test_a_tenth_of_the_values_is_a_fifth_of_the_numbers():
     """Of a 768 x 768 matrix; the singular values are folded into one factor."""
     base = {"transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(768, 768)}
-    assert merged_of(Twin(), base, [base]).own[
+    assert merged_of(Twin(), base, [base]).deltas[
         "transformer.resblocks.0.mlp.c_fc.weight"
     ].params / 768**2 == pytest.approx(0.2, abs=0.002)
 
@@ -192,7 +194,7 @@ def test_magnitude_keeps_the_largest_entries(models, keep):
     base, experts = models
     merged = merged_of(Twin(Base(), keep=keep, sparsify="magnitude", start=None), base, experts)
     for key, tau in task_vectors(base, experts).items():
-        own = merged.own[key].mix(torch.eye(TASKS)).double()
+        own = merged.deltas[key].mix(torch.eye(TASKS)).double()
         if tau.ndim == 2:
             assert close(own, tau)
             continue
@@ -207,14 +209,14 @@ def test_dropout_keeps_random_entries_by_name_and_task(models):
     merged, again = (merged_of(method, base, experts, names) for _ in range(2))
     turned = merged_of(method, base, experts[::-1], names[::-1])
     key = "transformer.resblocks.0.mlp.c_fc.weight"
-    own, tau = merged.own[key].mix(torch.eye(TASKS)), task_vectors(base, experts)[key]
+    own, tau = merged.deltas[key].mix(torch.eye(TASKS)), task_vectors(base, experts)[key]
     kept = own != 0
-    assert close(own, tau * kept * 4) and equal({"": own}, {"": again.own[key].mix(torch.eye(TASKS))})
-    assert torch.equal(own, turned.own[key].mix(torch.eye(TASKS)).flip(0)) and not torch.equal(kept[0], kept[1])
+    assert close(own, tau * kept * 4) and equal({"": own}, {"": again.deltas[key].mix(torch.eye(TASKS))})
+    assert torch.equal(own, turned.deltas[key].mix(torch.eye(TASKS)).flip(0)) and not torch.equal(kept[0], kept[1])
     count, spread = 3 * 240, (3 * 240 * 0.25 * 0.75) ** 0.5
     assert abs(int(kept.sum()) - 0.25 * count) < 5 * spread
     for share in (0.0, 1.0):
-        own = merged_of(Twin(Base(), keep=share, sparsify="dropout"), base, experts).own[key].mix(torch.eye(TASKS))
+        own = merged_of(Twin(Base(), keep=share, sparsify="dropout"), base, experts).deltas[key].mix(torch.eye(TASKS))
         assert close(own, share * tau)
 
 
@@ -233,8 +235,8 @@ def test_around_a_task_expert_its_own_vector_is_empty(models):
     merged = merged_of(Twin(Single("task1"), start=None), base, experts)
     for key in SHAPES:
         assert close(merged.weight(key, torch.tensor([0.0, 1, 0])), experts[1][key])
-        assert close(merged.own[key].mix(torch.tensor([0.0, 1, 0])), torch.zeros(SHAPES[key]))
-        assert isinstance(merged.own[key], Dense) == (len(SHAPES[key]) == 1)
+        assert close(merged.deltas[key].mix(torch.tensor([0.0, 1, 0])), torch.zeros(SHAPES[key]))
+        assert isinstance(merged.deltas[key], Dense) == (len(SHAPES[key]) == 1)
 
 
 def test_the_fixed_part_of_the_shared_expert_is_kept(models):
@@ -272,7 +274,7 @@ def test_what_cannot_be_done_is_refused(models, build, message):
 def test_nothing_to_route_is_a_static_merge():
     base, experts = family(2, {"class_embedding": (4,), "logit_scale": ()})
     merged = merged_of(Twin(), base, experts)
-    assert merged.routing is None and not merged.own
+    assert merged.routing is None and not merged.deltas
     assert close(
         merged.weight("class_embedding"), merged_of(TaskArithmetic(), base, experts).weight("class_embedding"), ATOL
     )

@@ -128,7 +128,7 @@ def test_the_method_gives_its_weights_and_nothing_without_it():
     merged = Multitask()(replace(opened, multitask=lambda: StateDict(trained)))
     for key, weight in merged.state():
         assert torch.allclose(weight, trained[key], rtol=0, atol=1e-6), key
-    assert not merged.own and merged.stored_bytes == sum(tensor.nbytes for tensor in base.values())
+    assert not merged.deltas and merged.stored_bytes == sum(tensor.nbytes for tensor in base.values())
     with pytest.raises(UserError, match="multitask is no merge"):
         Multitask()(opened)
 
