@@ -1,0 +1,43 @@
+"""What a metric is: a number that compares predictions with labels, and when it has no meaning."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from tasks.score import bootstrap
+
+Compares = Literal["classes", "numbers"]
+INVALID = -1  # the predicted class where a model gave no finite logits
+
+
+class Metric:
+    """Base of all metrics; a subclass in a file of this package is known by its `name`.
+
+    compares: "classes" are integer indices [N] or token ids [N, L], "numbers" floating-point values [N].
+    """
+
+    name: ClassVar[str]
+    compares: ClassVar[Compares] = "classes"
+    higher_is_better: ClassVar[bool] = True
+
+    def value(self, predicted: Tensor, labels: Tensor) -> float:
+        """The metric of predictions and labels of the same shape."""
+        raise NotImplementedError
+
+    def undefined(self, labels: Tensor, classes: Sequence[str]) -> str | None:
+        """Why the metric has no meaning for these labels, None where it has one."""
+        return None
+
+    def notes(self, predicted: Tensor, labels: Tensor) -> list[str]:
+        """What a reader of this value should know."""
+        return []
+
+    def standard_error(self, predicted: Tensor, labels: Tensor) -> float:
+        """Of `value` over samples, by bootstrap unless a closed form is known."""
+        return bootstrap(lambda chosen: self.value(predicted[chosen], labels[chosen]), len(labels))
+
+
+def constant(values: Tensor) -> bool:
+    """Whether all of [N] are equal."""
+    return bool((values == values[0]).all())
