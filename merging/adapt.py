@@ -17,7 +17,7 @@ from merging.merged import Merged, Routing
 from merging.ops import generator
 from merging.preflight import check_range
 from merging.routed import RoutedTower, attach, install
-from merging.routers import Gate, GateShape
+from merging.routing.gates import Gate, GateShape
 from merging.saving import rebuilt_gates
 from merging.visit import features_of, visit
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from merging.deltas import Delta, Dense, Rows
 from merging.deltas.products import add_product
-from merging.routers import Subspace
+from merging.routing.gates import Subspace
 
 CHUNK = {"cpu": 1 << 22}  # numbers of the private matrices that exist at once: on a CPU, what its caches hold
 

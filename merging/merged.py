@@ -12,7 +12,7 @@ from merging import saving
 from merging.checkpoints import Checkpoint, Identified, Spec
 from merging.deltas import Delta, repeated
 from merging.errors import UserError
-from merging.routers import GateShape
+from merging.routing.gates import GateShape
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from merging.deltas import Delta, LowRank, OnDemand, Rows, rebuild
 from merging.errors import UserError
 from merging.layers import RoutedLinear, RoutedNorm, RoutedParameter, Split, apart, clustered
 from merging.merged import Merged, Routing
-from merging.routers import Gate, Subspace
+from merging.routing.gates import Gate, Subspace
 
 KERNELS = ("auto", "factored", "grouped", "folded", "materialised")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from merging.checkpoints import Identified, SafetensorsFile, Spec
 from merging.deltas import Delta, below, identity, rebuild
 from merging.errors import UserError
-from merging.routers import Gate, GateShape
+from merging.routing.gates import Gate, GateShape
 from merging.writing import write_safetensors
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.merged import Merged
 from merging.routed import RoutedTower
-from merging.routers import Gate
+from merging.routing.gates import Gate
 from merging.threads import each
 
 

@@ -12,11 +12,11 @@ from torch.nn import functional
 from merging.backbones.tower import Backbone, ImageTower
 from merging.checkpoints import digest
 from merging.errors import UserError
-from merging.groupwise import grouped
 from merging.merged import Merged
 from merging.ops import generator
 from merging.routed import RoutedTower, install
-from merging.routers import listening
+from merging.routing.gates import listening
+from merging.routing.groups import grouped
 from merging.visit import gate_of
 from tasks.engine import Engine
 from tasks.journal import NOWHERE, Journal, Page

@@ -150,7 +150,7 @@ class Bench:
 
         from merging.merged import Routing
         from merging.routed import attach
-        from merging.routers import Gate, GateShape
+        from merging.routing.gates import Gate, GateShape
 
         shape = GateShape()
         width = self.weights["visual.ln_post.weight"].numel()
@@ -165,7 +165,7 @@ class Bench:
         import torch
 
         from merging.merged import Routing
-        from merging.routers import GateShape
+        from merging.routing.gates import GateShape
 
         w = torch.eye(TASKS, **self.like)[torch.arange(len(self.images)) % TASKS]
         macs = self.macs(own, Routing("given", gate=GateShape(sees="early", top_k=1)))

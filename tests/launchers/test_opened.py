@@ -21,7 +21,7 @@ from merging.backbones.tower import Backbone
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Duet, NeuronMask, TaskArithmetic, Twin
-from merging.routers import GateShape
+from merging.routing.gates import GateShape
 from tasks.grid import Grid
 from tasks.scales import Fixed, Search
 from tasks.suite import Split, Suite, calibration

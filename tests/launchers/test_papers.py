@@ -15,7 +15,7 @@ from launchers.results.against import _routed_by
 from launchers.results.published import method_of
 from merging.adapt import Gradient, Learned, TaskId
 from merging.methods import Smile, Twin
-from merging.routers import GateShape
+from merging.routing.gates import GateShape
 
 RUN_LEVEL = ("scale", "router", "adaptation", "granularity")  # settings that are no place in the configuration
 

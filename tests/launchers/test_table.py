@@ -143,7 +143,7 @@ def test_what_overflows_stands_beside_the_mean_scores():
 
 
 def test_routers_of_one_method_are_told_apart_by_name():
-    gate = {"_target_": "merging.routers.GateShape", "depth": 1}
+    gate = {"_target_": "merging.routing.gates.GateShape", "depth": 1}
     learned = {"_target_": "merging.adapt.Learned", "name": "task_id", "gate": gate}
     configs = [{"router": learned}, {"router": learned | {"gate": gate | {"depth": 2}}},
                {"router": {"_target_": "merging.adapt.Oracle", "name": "oracle"}}]  # fmt: skip

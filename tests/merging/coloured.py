@@ -6,7 +6,7 @@ from samples import IMAGES, drawn, family, opened, tower
 
 from merging.adapt import Learned, TaskId
 from merging.methods import Wemoe
-from merging.routers import GateShape
+from merging.routing.gates import GateShape
 
 NAMES, PARTS = ("red", "green", "blue"), 3
 QUICK = TaskId(steps=30)

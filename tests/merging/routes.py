@@ -11,7 +11,7 @@ from merging.checkpoints import StateDict
 from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows, Tucker
 from merging.merged import Merged, Routing
 from merging.routed import install
-from merging.routers import Gate, GateShape
+from merging.routing.gates import Gate, GateShape
 
 T, BATCH = 3, 6
 SHAPE = {"layers": 2, "width": 24, "head_width": 8, "patch_size": 8, "image_size": 16}  # 5 tokens

@@ -11,7 +11,7 @@ from merging.backbones.tower import PREFIX, Backbone
 from merging.checkpoints import StateDict
 from merging.deltas import Dense, LowRank, Rows, Tucker
 from merging.merged import Merged, Routing
-from merging.routers import Gate, GateShape
+from merging.routing.gates import Gate, GateShape
 
 T = 8
 SIZES = {"b32": (768, 12, 32, 512, 49), "l14": (1024, 24, 14, 768, 256)}  # width, blocks, patch, features, patches

@@ -16,7 +16,7 @@ from merging.losses import expert_features, marginal_entropy, mean_entropy
 from merging.merged import Routing
 from merging.methods import Duet, RankOneMoe, Twin, Wemoe
 from merging.routed import Block, install
-from merging.routers import Gate, listening
+from merging.routing.gates import Gate, listening
 
 SHAPES = [pytest.param(shape, id=shape.sees + shape.shared * " shared") for shape in (BLOCK, EARLY, PASS, SHARED)]
 

@@ -31,7 +31,7 @@ from merging.methods import Duet, TaskArithmetic, Wemoe
 from merging.neurons import Neurons
 from merging.ranks import Ranks
 from merging.routed import attach, install
-from merging.routers import Gate, GateShape
+from merging.routing.gates import Gate, GateShape
 
 
 @pytest.fixture(scope="module")

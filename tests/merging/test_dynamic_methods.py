@@ -11,7 +11,7 @@ from merging.methods import Dare, Duet, Expert, FfnOracle, RankOneMoe, Smile, Tw
 from merging.naming import Naming
 from merging.ranks import Ranks
 from merging.routed import install
-from merging.routers import Gate, GateShape
+from merging.routing.gates import Gate, GateShape
 
 ROUNDING, FACTORS = 1e-6, 1e-5  # as in test_methods: one spacing of fp32 below 8; factors in fp32
 LEARNED = [pytest.param(each(), id=each.__name__) for each in every_method() if getattr(each, "routed", False)]

@@ -6,9 +6,9 @@ from ffns import close, small_towers
 from samples import BACKBONE, drawn, merged_of
 
 from merging import UserError
-from merging.groupwise import apply, group, k_means, shares
 from merging.methods import Twin
 from merging.routed import install
+from merging.routing.groups import apply, group, k_means, shares
 
 WEIGHTS = (3 * drawn(40, 3, seed=1)).softmax(1)
 

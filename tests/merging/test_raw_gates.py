@@ -6,7 +6,7 @@ import torch
 from coloured import BLOCK, PARTS, fitted, separable
 
 from merging.adapt import Gradient
-from merging.routers import Gate, GateShape
+from merging.routing.gates import Gate, GateShape
 
 RAW = replace(BLOCK, activation="none", granularity="batch", features="mean", standardise=False)
 

@@ -25,7 +25,7 @@ from merging.checkpoints import StateDict
 from merging.deltas import Dense
 from merging.errors import UserError
 from merging.routed import KERNELS, RoutedTower, install
-from merging.routers import listening
+from merging.routing.gates import listening
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])

@@ -17,7 +17,7 @@ from merging.methods import Duet, Emr, RankOneMoe, Smile, TallMask, Ties, Twin, 
 from merging.neurons import Neurons
 from merging.ranks import Ranks
 from merging.routed import RoutedTower, install
-from merging.routers import GateShape
+from merging.routing.gates import GateShape
 
 DUET = Duet("all", Ranks("fraction", 0.5))
 SHAPES = [

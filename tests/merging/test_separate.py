@@ -31,7 +31,7 @@ from merging.naming import Naming
 from merging.neurons import Neurons
 from merging.ranks import Ranks
 from merging.routed import install
-from merging.routers import GateShape
+from merging.routing.gates import GateShape
 from merging.separate import Joined, join
 
 T = 3

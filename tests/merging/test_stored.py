@@ -13,7 +13,7 @@ from merging.checkpoints import SafetensorsFile
 from merging.deltas import Dense, Rows, Sparse, rebuild
 from merging.deltas.bits import packed, unpacked
 from merging.methods import Average, Emr, Twin, Wemoe
-from merging.routers import GateShape
+from merging.routing.gates import GateShape
 
 METHODS = [pytest.param(each(), id=each.__name__) for each in every_method()]
 METHODS += [pytest.param(Wemoe(0.05), id="pruned"), pytest.param(Twin(sparsify="dropout"), id="dropped")]

@@ -9,9 +9,9 @@ from torch import nn
 
 from merging.adapt import Gradient, Learned
 from merging.errors import UserError
-from merging.groupwise import grouped
 from merging.methods import RankOneMoe
-from merging.routers import Gate, GateShape
+from merging.routing.gates import Gate, GateShape
+from merging.routing.groups import grouped
 
 B, N, D, G = 6, 5, 8, 7  # samples, tokens, width, parts
 AFTER = {"features": "mean", "pool": "after"}

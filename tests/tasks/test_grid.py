@@ -17,7 +17,7 @@ from merging.experts import Experts
 from merging.merged import Routing
 from merging.methods import Average, Base, Expert, TaskArithmetic, Twin, Wemoe
 from merging.routed import install
-from merging.routers import GateShape, answered, listening
+from merging.routing.gates import GateShape, answered, listening
 from tasks.engine import Engine
 from tasks.finetune import Recipe
 from tasks.grid import Grid, Outcome, outcome, per_image, routed

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from merging.routers import answered
+from merging.routing.gates import answered
 from tasks.engine import Engine
 from tasks.grid import outcome
 from tasks.journal import Journal

@@ -13,11 +13,11 @@ from merging import Cache
 from merging.adapt import Gradient, Learned, Oracle, TaskId
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.groupwise import grouped, k_means
 from merging.methods import Average, Smile, Twin, Wemoe
 from merging.ops import generator
 from merging.routed import install
-from merging.routers import Gate, GateShape, listening
+from merging.routing.gates import Gate, GateShape, listening
+from merging.routing.groups import grouped, k_means
 from tasks.engine import Engine
 from tasks.finetune import Recipe
 from tasks.grid import Grid

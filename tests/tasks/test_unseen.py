@@ -14,7 +14,7 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Emr, Expert, Smile, TaskArithmetic, Twin
 from merging.routed import install
-from merging.routers import GateShape
+from merging.routing.gates import GateShape
 from tasks.engine import Engine
 from tasks.grid import Grid
 from tasks.scales import Search

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from merging.errors import UserError
 from merging.ops import generator
-from merging.routers import Gate, answered
+from merging.routing.gates import Gate, answered
 
 
 def group(

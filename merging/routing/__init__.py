@@ -1,0 +1,1 @@
+"""Routing on any module: gates, and the leaves that mix their weights per input."""
