@@ -25,13 +25,16 @@ __all__ = [
 
 KINDS = {kind.__name__: kind for kind in (Dense, LowRank, Masked, Sparse, Tucker)}  # that a file holds
 
+COUNTED = ("LowRank", "Sparse")  # whose tensors do not say how many changes they hold
+
 
 def rebuild(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Delta:
     """A delta from its `facts()` and its named buffers, as a file holds them."""
     if facts["kind"] == "Rows":
         name = "blocks" if "blocks" in facts else "banks"  # as formats 1 and 2 have it
-        return Rows([rebuild(block, below(tensors, f"{name}.{i}.")) for i, block in enumerate(facts[name])])
-    extra = {"parts": facts["parts"]} if facts["kind"] in ("LowRank", "Sparse") else {}
+        blocks = [rebuild(block, below(tensors, f"{name}.{i}.")) for i, block in enumerate(facts[name])]
+        return Rows(blocks, facts.get("axis", 0))
+    extra = {name: facts[name] for name in ("parts", "ranks") if name in facts and facts["kind"] in COUNTED}
     return KINDS[facts["kind"]](**tensors, **extra, shape=torch.Size(facts["shape"]))
 
 

@@ -29,11 +29,12 @@ class Delta(nn.Module):
         raise NotImplementedError
 
     def transposed(self) -> "Delta":
-        """The delta of the transposed matrix."""
-        from merging.deltas.dense import Dense
+        """The delta of the transposed matrix, in the same form."""
+        raise NotImplementedError
 
-        every = torch.eye(self.parts, device=next((tensor.device for tensor in self.buffers()), None))
-        return Dense(self.mix(every).transpose(1, 2))
+    def looked_up(self, ids: Tensor, weights: Tensor) -> Tensor:
+        """Rows `ids` [B, N] of the mixed change of a table [V, d], as [B, N, d]: what an embedding adds."""
+        raise NotImplementedError
 
     def stored(self) -> "Delta":
         """The delta as a file holds it: all its numbers in tensors, `bytes` of them."""
@@ -89,6 +90,16 @@ class Whole(Delta):
             share = over_tokens(weights[..., index : index + 1])
             onto = add_product(onto, x * share.to(x.dtype), self.part(index).reshape(self.sides()))
         return onto
+
+    def looked_up(self, ids: Tensor, weights: Tensor) -> Tensor:
+        total = weights.new_zeros((*ids.shape, self.shape[1]))
+        for index in in_use(weights):
+            total = total + over_tokens(weights[..., index : index + 1]) * self.rows(index, ids)
+        return total
+
+    def rows(self, index: int, ids: Tensor) -> Tensor:
+        """Rows `ids` of delta_index [V, d], as [*ids.shape, d]."""
+        return self.part(index)[ids]
 
     def macs(self, tokens: int, per_token: bool = False, used: int | None = None) -> int:
         return (used or self.parts) * self.shape.numel() * (tokens if per_token and len(self.shape) > 1 else 1)

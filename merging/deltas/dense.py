@@ -24,6 +24,9 @@ class Dense(Whole):
         weights, flat = alike(weights, self.changes.reshape(self.parts, self.shape.numel()))
         return (weights @ flat).view((*weights.shape[:-1], *self.shape))
 
+    def transposed(self) -> "Dense":
+        return Dense(self.changes.view(self.parts, *self.shape).mT.contiguous())
+
     def stored(self) -> "Delta":
         """As it is, or compressed where most numbers are zero."""
         return Sparse.of(self.changes, self.shape) if self.bytes < self.changes.nbytes else self
@@ -72,6 +75,12 @@ class Sparse(Delta):
 
     def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
         return self.opened().add_(x, weights, onto)
+
+    def looked_up(self, ids: Tensor, weights: Tensor) -> Tensor:
+        return self.opened().looked_up(ids, weights)
+
+    def transposed(self) -> "Delta":
+        return self.opened().transposed().stored()
 
     def macs(self, tokens: int, per_token: bool = False, used: int | None = None) -> int:
         return self.opened().macs(tokens, per_token, used)

@@ -31,6 +31,16 @@ class Masked(Whole):
     def part(self, index: int) -> Tensor:
         return self.scales[index] * self.vector.view(self.shape) * self.mask(index)
 
+    def rows(self, index: int, ids: Tensor) -> Tensor:
+        width = self.shape[1]
+        entries = ids[..., None] * width + torch.arange(width, device=ids.device)
+        kept = (self.bits[index][entries // 8] >> (entries % 8).to(torch.uint8)) & 1
+        return self.scales[index] * self.vector.view(self.shape)[ids] * kept
+
+    def transposed(self) -> "Masked":
+        masks = torch.stack([self.mask(index).T for index in range(self.parts)])
+        return Masked.of(self.vector.view(self.shape).T.contiguous(), masks, self.scales)
+
     @property
     def params(self) -> int:
         """Stored numbers, 32 bits counted as one."""

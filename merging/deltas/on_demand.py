@@ -19,6 +19,9 @@ class OnDemand(Whole):
     def part(self, index: int) -> Tensor:
         return self._part(index)
 
+    def transposed(self) -> "OnDemand":
+        return OnDemand(lambda index: self.part(index).T.contiguous(), self.shape[::-1], self.parts)
+
     def stored(self) -> Dense:
         return Dense(torch.stack([self.part(index) for index in range(self.parts)]))
 

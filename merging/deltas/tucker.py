@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from merging.deltas.base import Delta
-from merging.deltas.products import add_product, alike
+from merging.deltas.products import add_product, alike, over_tokens
 
 
 class Tucker(Delta):
@@ -36,6 +37,13 @@ class Tucker(Delta):
         for index, core in enumerate(self.core):
             total = add_product(total, inner * mixed[..., index : index + 1].to(inner.dtype), core)
         return add_product(onto, total, self.out)
+
+    def looked_up(self, ids: Tensor, weights: Tensor) -> Tensor:
+        weights, task, core, out, into = alike(weights, self.task, self.core, self.out, self.into)
+        mixed = ((over_tokens(weights) @ task) @ core.flatten(1)).unflatten(
+            -1, core.shape[1:]
+        )  # [.., 1 or N, r_o, r_i]
+        return (functional.embedding(ids, out)[..., None, :] @ mixed)[..., 0, :] @ into.T
 
     def transposed(self) -> "Tucker":
         return Tucker(self.core.transpose(1, 2).contiguous(), self.task, self.into, self.out)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows, Tucker, rebuild
 
 M, N, T = 12, 7, 3
-KINDS = ("Dense", "LowRank", "Tucker", "Masked", "Rows", "OnDemand")
+KINDS = ("Dense", "LowRank", "Ragged", "Tucker", "Masked", "Rows", "Columns", "OnDemand")
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -20,6 +20,13 @@ def delta(kind, parts=T, m=M, n=N, dtype=torch.float64, seed=0):
     if kind == "LowRank":
         up, down = draw(parts, m, 2, index=1), draw(parts, 2, n, index=2)
         return LowRank.of(up, down), torch.stack([up[t] @ down[t] for t in range(parts)])
+    if kind == "Ragged":  # of ranks 3, 0, 1
+        ups, downs = zip(*[(draw(m, r, index=r), draw(r, n, index=r + 10)) for r in (3, 0, 1)[:parts]], strict=True)
+        return LowRank.of(ups, downs), torch.stack([up @ down for up, down in zip(ups, downs, strict=True)])
+    if kind == "Columns":
+        widths = enumerate((("Masked", n // 3), ("Ragged", n - n // 3)))
+        pieces = [delta(each, parts, m, width, dtype, i + 1) for i, (each, width) in widths]
+        return Rows([piece for piece, _ in pieces], axis=1), torch.cat([changes for _, changes in pieces], 2)
     if kind == "Tucker":  # fewer task directions than tasks, and other ranks on the two sides
         core, task = draw(max(1, parts - 1), 4, 3, index=3), draw(parts, max(1, parts - 1), index=4)
         out, into = draw(m, 4, index=5), draw(n, 3, index=6)
@@ -106,8 +113,26 @@ def test_transposed(kind):
     found, changes = delta(kind)
     w, _ = weights_of(2)
     other = found.transposed()
-    assert (other.shape, other.parts) == ((N, M), T)
+    assert (type(other), other.shape, other.parts) == (type(found), (N, M), T)
     torch.testing.assert_close(other.mix(w), torch.einsum("bt,tmn->bnm", w, changes))
+    if kind != "OnDemand":
+        assert (other.params, other.bytes) == (found.params, found.bytes)
+    assert other.transposed().facts() == found.facts()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_rows_of_a_table_by_their_ids(kind, axes):
+    found, changes = delta(kind)
+    w, by_token = weights_of(axes)
+    ids = torch.arange(20).view(4, 5) * 5 % M
+    expected = torch.einsum("bkt,tbkn->bkn", by_token, changes[:, ids])
+    torch.testing.assert_close(found.looked_up(ids, w), expected, rtol=0, atol=1e-12)
+
+
+def test_ranks_that_do_not_fit_their_factors_are_refused():
+    with pytest.raises(ValueError, match=r"ranks \(2, 2\) of 2 changes are not those of 3 rows"):
+        LowRank(normal(M, 3), normal(3, N), 2, ranks=(2, 2))
 
 
 @pytest.mark.parametrize("kind", ["LowRank", "Tucker"])
