@@ -1,35 +1,66 @@
-"""Rows: what one cell of the grid (one method on one suite) leaves behind, a strict JSON file each."""
+"""Rows: what one cell of the grid (one method on one suite) leaves behind, a strict JSON file each.
 
-import hashlib
+The annotations of `Row` are the schema of the files: pydantic compares on reading and on writing. It is loaded when the
+first row is, not before.
+"""
+
 import json
 import logging
-import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from launchers import json_place, row_check
-from launchers.json_place import Damaged
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from typing_extensions import TypedDict
+
 from merging.errors import UserError
 from merging.files import write_atomically
+from merging.identity import fingerprint, identity
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 log = logging.getLogger(__name__)
 PLACES = {"suite": ("sources", "text"), "experts": ("base", "experts", "multitask", "paths")}  # options that name files
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # of a file name that is no UTF-8
+Whole = Annotated[int, Gt(-(1 << 63)), Lt(1 << 63)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Cosine = Annotated[float, Ge(-1), Le(1)]
+
+
+class Routing(TypedDict, total=False):
+    """What gates did: mean weights of true task x expert, routing accuracy per task, mean weights of held-out tasks."""
+
+    matrix: list[list[float]]
+    accuracy: dict[str, Fraction]
+    unseen: dict[str, list[float]]
+
+
+class Searched(TypedDict, total=False):
+    """How a scale was searched: by which criterion, the scales listed, and how many of them were scored."""
+
+    criterion: str
+    scales: Annotated[list[float], MinLen(1)]
+    scored: Whole
 
 
 @dataclass(frozen=True)
 class Row:
     """One method on one suite, with everything needed to trust, repeat or compare the numbers."""
 
+    __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
     run_id: str  # 12 hex digits of config, checkpoints and contents, see run_id()
-    status: str  # "ok" | "error"
+    status: Literal["ok", "error"]
     method: str  # label in tables: "ties", "base", "expert", ...
     config: dict[str, Any]  # the resolved Hydra config
     suite: str
     tasks: list[str]
-    accuracy: dict[str, float]  # task -> fraction in [0, 1] on the split that `splits` names
-    validation: dict[str, float] | None  # the same on validation at the chosen scale; None without a search
+    accuracy: dict[str, Fraction]  # task -> share of correct images on the split that `splits` names
+    validation: dict[str, Fraction] | None  # the same on validation at the chosen scale; None without a search
     scale: float | None
     scale_source: str  # "fixed" | "search:val" | "-"
     needs: str  # what the method asks for besides weights: "nothing" | "inputs" | "labels"
@@ -38,35 +69,25 @@ class Row:
     family: str  # where base and experts come from
     checkpoints: dict[str, str]  # "base" and every task -> content id
     splits: dict[str, dict[str, Any]]  # task -> {"name": "test", "id": fingerprint, "size": images}
-    seed: int
+    seed: Whole
     code: str  # git commit or version
-    stored_bytes: int  # everything that must be stored to use the merged model, the base included
-    macs: int  # multiply-accumulates per sample
+    stored_bytes: Whole  # everything that must be stored to use the merged model, the base included
+    macs: Whole  # multiply-accumulates per sample
     seconds: dict[str, float]  # "merge", "search", "router", "score"
     created: str  # ISO time, UTC
     error: str | None = None
     adaptation: str = "none"  # the split whose unlabelled images the method or its router saw; "test" is transductive
-    opened: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # split -> who looked at it before the score; empty: none
-    params: int = 0  # numbers stored for what is mixed and for the gates
-    routing: dict[str, Any] = field(
-        default_factory=dict
-    )  # "matrix" true task x mean weight, "accuracy" per task, "unseen"
+    opened: dict[str, list[str]] = field(default_factory=dict)  # split -> who looked at it before the score
+    params: Whole = 0  # numbers stored for what is mixed and for the gates
+    routing: Routing = field(default_factory=Routing)  # empty without gates
     energy: dict[str, list[float]] = field(default_factory=dict)  # parameter -> share of each task vector's energy
     collapsed: list[str] = field(default_factory=list)  # tasks that the collapse guard suspects
     remarks: list[str] = field(default_factory=list)  # what a table with these experts must say
-    search: dict[str, Any] = field(
-        default_factory=dict
-    )  # for the scale: its criterion, the scales listed, how many scored
+    search: Searched = field(default_factory=Searched)  # empty where no scale was searched
     contents: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> "head" or split that is read -> id
-    similarity: list[list[float]] = field(default_factory=list)  # of an expert row: cosines between task vectors
-    unseen: dict[str, float | None] = field(default_factory=dict)  # held-out task -> accuracy; None: no part for it
-
-    def problem(self) -> str | None:
-        """What makes this row unusable, or None."""
-        found = row_check.problem(self)
-        return found.said if found else None
+    similarity: list[list[Cosine]] = field(default_factory=list)  # of an expert row: between the task vectors
+    unseen: dict[str, Fraction | None] = field(default_factory=dict)  # held-out task -> accuracy; None: no expert
+    overrides: list[str] | None = None  # of `duet`, that lead to this row; None in rows from before they were kept
 
 
 def run_id(
@@ -80,9 +101,7 @@ def run_id(
     count. Pass only what changes the numbers: no output folders, no tracker.
     """
     plain = {name: _without(part, PLACES.get(name, ())) for name, part in config.items()}
-    cell = {"config": plain, "checkpoints": checkpoints, "contents": contents or {}}
-    text = _strict_json(cell, "the config of this run", sort_keys=True)
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:12]
+    return fingerprint({"config": plain, "checkpoints": checkpoints, "contents": contents or {}}, digits=12)
 
 
 def _without(part: Any, names: Sequence[str]) -> Any:
@@ -91,12 +110,16 @@ def _without(part: Any, names: Sequence[str]) -> Any:
 
 def write(row: Row, folder: str | Path) -> Path:
     """Write `<folder>/<run_id>.json` atomically and return its path. Raises UserError (NaN, disk, bad row)."""
+    from pydantic import ValidationError
+
     path = Path(folder) / f"{row.run_id}.json"
-    if problem := row.problem():
-        raise UserError(f"The row {row.method} on {row.suite} ({path}) was not written: {problem}.")
-    text = _strict_json(asdict(row), f"the row {row.method} on {row.suite}", indent=1)
-    content = f"{text}\n".encode(errors="backslashreplace")  # a path that is no UTF-8, in JSON's own spelling
-    return write_atomically(path, lambda file: file.write(content))
+    content = json.dumps(asdict(row) | {"config": identity(row.config)}, ensure_ascii=False, indent=1)
+    content = SURROGATE.sub(lambda found: rf"\\u{ord(found[0]):x}", content)
+    try:
+        _schema().validate_json(content)
+    except ValidationError as error:
+        raise UserError(f"The row {row.method} on {row.suite} ({path}) was not written: {_first(error)}.") from error
+    return write_atomically(path, lambda file: file.write(f"{content}\n".encode()))
 
 
 def read(paths: str | Path | Iterable[str | Path]) -> list[Row]:
@@ -125,51 +148,60 @@ def _files(path: Path) -> list[Path]:
 
 
 def _load(path: Path, level: int = logging.WARNING) -> Row | None:
+    from pydantic import ValidationError
+    from pydantic_core import from_json
+
     try:
-        return _parsed(path.read_bytes())
+        content = json.dumps(from_json(path.read_bytes(), allow_inf_nan=False))
+        return _schema().validate_json(content)
     except OSError as error:
         log.log(level, "skipped the row file %s: %s", path, error.strerror or error)
-    except Damaged as error:
+    except ValidationError as error:
+        log.log(level, "skipped the damaged row file %s: %s", path, _first(error))
+    except ValueError as error:  # no JSON
         log.log(level, "skipped the damaged row file %s: %s", path, error)
     return None
 
 
-def _parsed(content: bytes) -> Row:
-    """The row. Raises Damaged, with line and column wherever one place is to blame."""
-    found = json_place.parse(content)
-    if not isinstance(found, dict):
-        raise Damaged(f"a row is a mapping, not a {type(found).__name__}", (1, 1))
-    text, known = content.decode(), {each.name: each for each in fields(Row)}
-    for name in found.keys() - known.keys():
-        raise Damaged(f"unknown field {name!r}", json_place.place(text, [name]))
-    missing = [name for name, each in known.items() if name not in found and each.default is each.default_factory]
-    if missing:
-        raise Damaged(f"no {', '.join(missing)}")
-    row = Row(**found)
-    if wrong := row_check.problem(row):
-        raise Damaged(wrong.said, json_place.place(text, wrong.where))
+@cache
+def _schema() -> "TypeAdapter[Row]":
+    from pydantic import AfterValidator, TypeAdapter
+
+    return TypeAdapter(Annotated[Row, AfterValidator(_checked)])
+
+
+def _first(error: "ValidationError") -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors(include_url=False)[0]
+    where, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"{where}: {reason}" if where else reason
+
+
+def _checked(row: Row) -> Row:
+    """The row. Raises ValueError where its parts contradict each other."""
+    if row.status == "error":
+        _expect(bool(row.error), "a failed row without its error")
+        return row
+    _expect(bool(row.tasks), "no accuracy for any task")
+    missing = [task for task in row.tasks if task not in row.accuracy]
+    _expect(not missing, f"no accuracy for {', '.join(missing)}")
+    both = [task for task in row.unseen if task in row.tasks]
+    _expect(not both, f"{', '.join(both)} both merged and unseen")
+    _expect(not row.similarity or _is_square(row.similarity, row.tasks), "similarity is not tasks x tasks")
+    lacking = Searched.__annotations__.keys() - row.search.keys() if row.search else ()
+    _expect(not lacking, f"search lacks {', '.join(sorted(lacking))}")
+    if row.routing:
+        _expect(_is_square(row.routing.get("matrix", []), row.tasks), "routing.matrix is not tasks x tasks")
+        _expect({*row.routing.get("accuracy", ())} == {*row.tasks}, "routing.accuracy is not one number a task")
+        widths = {len(weights) for weights in row.routing.get("unseen", {}).values()}
+        _expect(widths <= {len(row.tasks)}, "routing.unseen is not one weight a task")
     return row
 
 
-def _strict_json(content: Any, what: str, **options: Any) -> str:
-    try:
-        return json.dumps(content, allow_nan=False, ensure_ascii=False, **options)
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"Cannot write {what} as JSON: {_culprit(content) or error}. "
-            "Only finite numbers, text, booleans, null, lists and mappings may stand there."
-        ) from error
+def _expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
 
 
-def _culprit(content: Any, where: str = "") -> str | None:
-    """The dotted name of the first value that JSON has no word for."""
-    if isinstance(content, Mapping):
-        parts = list(content.items())
-    elif isinstance(content, (list, tuple)):
-        parts = list(enumerate(content))
-    else:
-        fits = content is None or isinstance(content, (str, bool, int))
-        fits = fits or (isinstance(content, float) and math.isfinite(content))
-        return None if fits else f"{where or 'the value'} is {content!r}"
-    found = (_culprit(value, f"{where}.{name}".lstrip(".")) for name, value in parts)
-    return next((culprit for culprit in found if culprit), None)
+def _is_square(matrix: Any, tasks: Sequence[str]) -> bool:
+    return [len(line) for line in matrix] == [len(tasks)] * len(tasks)

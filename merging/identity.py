@@ -41,9 +41,9 @@ def identity(value: object) -> Json:
     return _of_object(value)
 
 
-def fingerprint(*values: object, digits: int = 64) -> str:
-    """The first hex digits of the sha256 of identities; the order of keys does not count, that of values does."""
-    text = json.dumps(identity(values), sort_keys=True)
+def fingerprint(value: object, digits: int = 64) -> str:
+    """The first hex digits of the sha256 of an identity; the order of keys does not count, that of a list does."""
+    text = json.dumps(identity(value), sort_keys=True)
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:digits]
 
 

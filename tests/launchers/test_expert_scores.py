@@ -43,7 +43,7 @@ def test_a_row_says_what_was_searched(setup, monkeypatch):  # noqa: F811
     scores = {s: grid.score(TaskArithmetic(s)(setup.experts), "val").accuracy for s in scales}
     norms = {s: sum(each[task] / experts[task] for task in each) for s, each in scores.items()}
     assert row.scale == max(scales, key=lambda s: (round(norms[s], 9), -s)) and row.scale_source == "search:val"
-    assert row.search == {"criterion": "norm", "scales": scales, "scored": 3} and row.problem() is None
+    assert row.search == {"criterion": "norm", "scales": scales, "scored": 3}
     text = "picked by search on the val split (best norm of 3 scales from 0.1 to 0.9) for mine"
     assert any(text in note for note in notes(summarise([row])[0]))
     monkeypatch.setattr("tasks.scales.seconds", lambda grid, merged, split: 100.0)
