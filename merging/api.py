@@ -12,12 +12,12 @@ from merging import saving
 from merging.backbones.tower import ImageTower
 from merging.cache import Cache
 from merging.checkpoints import identify_ahead
+from merging.checkpoints.tied import filled
 from merging.errors import UserError
 from merging.experts import Experts, Source
 from merging.merged import Merged
 from merging.preflight import check_method, some
 from merging.routed import install
-from merging.tied import filled
 
 log = logging.getLogger(__name__)
 

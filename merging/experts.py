@@ -10,27 +10,30 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from merging import factors
 from merging.cache import Cache, code, key_of
 from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint, Identified, Known, Spec, digest
+from merging.checkpoints.opening import Source, open_alike
+from merging.checkpoints.tied import tied
+from merging.checkpoints.views import Separate, fused_name, remarks_of
+from merging.decompose import svd as factors
+from merging.decompose.svd import SVD
+from merging.decompose.tucker import Tucker, tucker
 from merging.deltas import Delta, OnDemand
 from merging.errors import UserError
-from merging.factors import SVD
 from merging.merged import Merged, Routing
 from merging.naming import Naming
-from merging.opening import Source, open_alike
 from merging.ops import rows
 from merging.preflight import check_experts, differing, listed, some
-from merging.separate import Joined, join_deltas
+from merging.qkv import Joined, join_deltas
 from merging.threads import each
-from merging.tied import tied
-from merging.tucker import Tucker, tucker
-from merging.views import Separate, fused_name, remarks_of
 
 Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
-SVD_CODE, SVD_LIBRARIES = ("merging.factors",), ("numpy", "scipy")  # what a decomposition in the cache was made by
-TUCKER_CODE, TUCKER_LIBRARIES = (*SVD_CODE, "merging.tucker", "merging.ops"), (*SVD_LIBRARIES, "tensorly")
+SVD_CODE, SVD_LIBRARIES = (
+    ("merging.decompose.svd",),
+    ("numpy", "scipy"),
+)  # what a decomposition in the cache was made by
+TUCKER_CODE, TUCKER_LIBRARIES = (*SVD_CODE, "merging.decompose.tucker", "merging.ops"), (*SVD_LIBRARIES, "tensorly")
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,7 @@ class Experts:
         return Joined(self.origin, self.tasks, specs, shared, join_deltas(deltas or {}), routing, scale, **more)
 
     def tied(self) -> Mapping[str, str]:
-        """The first name of every parameter that base and experts also hold under another one, see merging.tied."""
+        """The first name of every parameter that base and experts also hold under another one, see checkpoints.tied."""
         return self._tied
 
     @cached_property

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from merging.decompose.tucker import spectrum
 from merging.experts import Experts
 from merging.neurons import Neurons, chance, jaccard, largest_mass
-from merging.tucker import spectrum
 
 MODES = ("task", "out", "in")
 POINTS = 32  # ranks of a curve at most

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from merging.checkpoints import Identified, SafetensorsFile, Spec
+from merging.checkpoints.writing import write_safetensors
 from merging.deltas import Delta, below, identity, rebuild
 from merging.errors import UserError
 from merging.routing.gates import Gate, GateShape
-from merging.writing import write_safetensors
 
 if TYPE_CHECKING:
     from merging.merged import Merged

@@ -5,8 +5,8 @@ from dataclasses import replace
 from merging.backbones.tower import PREFIX, Backbone
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
+from merging.checkpoints.views import Part
 from merging.errors import UserError
-from merging.views import Part
 from tasks.suite import Suite
 from tasks.vision.families import EncoderFamily, HubFamily, open_base
 from tasks.vision.fitting import check_tower, tower_shapes

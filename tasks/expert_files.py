@@ -15,8 +15,8 @@ import torch
 
 from merging.backbones.tower import Backbone
 from merging.checkpoints import Checkpoint, SafetensorsFile, Spec, StateDict
+from merging.checkpoints.writing import write_safetensors
 from merging.errors import UserError
-from merging.writing import write_safetensors
 from tasks.engine import Engine
 from tasks.grid import outcome
 from tasks.multitask import TASKS, Together, parts

@@ -78,7 +78,7 @@ def test_no_function_has_more_than_50_lines():
 
 
 def test_pickles_are_never_executed():
-    """No torch.load and no pickle module: foreign checkpoints are read by merging.inert. Tests write some."""
+    """No torch.load and no pickle module: foreign checkpoints are read by checkpoints.inert. Tests write some."""
     packages = [path for path in FILES if path.relative_to(ROOT).parts[0] in PACKAGES]
     assert not violations(packages, {"pickle", "dill", "cloudpickle"})
     attributes = ((path, node) for path in packages for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute))

@@ -14,7 +14,7 @@ from launchers.bench.measure import MIB, machine, measure, report
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merging.tucker import Tucker
+    from merging.decompose.tucker import Tucker
 
 HELP = "Tucker decompositions"
 TASKS, BLOCKS, RANKS = 8, 12, (8, 160, 160)
@@ -62,7 +62,7 @@ def ranks(wide: int) -> list[tuple[int, int, int]]:
 
 def job(name: str, wide: str) -> str:
     """Runs in the measured process; returns [seconds without making the tensor, relative error] as JSON."""
-    from merging.tucker import tucker, tucker_many
+    from merging.decompose.tucker import tucker, tucker_many
 
     size = int(wide)
     if name == "model":
@@ -85,7 +85,7 @@ def model(wide: int) -> tuple[float, float]:
     import torch
     from threadpoolctl import threadpool_limits
 
-    from merging.tucker import tucker
+    from merging.decompose.tucker import tucker
 
     first, largest = sample(wide), ranks(wide)[-1]
 

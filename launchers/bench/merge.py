@@ -67,9 +67,9 @@ def write_inputs(folder: Path, tower: Tower) -> None:
     import torch
 
     from merging.checkpoints import SafetensorsFile, Spec
+    from merging.checkpoints.writing import write_safetensors
     from merging.errors import UserError
     from merging.ops import generator
-    from merging.writing import write_safetensors
 
     specs = {key: Spec(torch.Size(shape), torch.float32) for key, shape in tower.shapes().items()}
     normal = lambda key, who: torch.randn(specs[key].shape, generator=generator("bench", who, key))  # noqa: E731
@@ -93,7 +93,7 @@ def floor(folder: Path, output: Path) -> None:
     import torch
 
     from merging.checkpoints import SafetensorsFile
-    from merging.writing import write_safetensors
+    from merging.checkpoints.writing import write_safetensors
 
     files = [SafetensorsFile(path) for path in inputs(folder)]
     specs = files[0].specs()

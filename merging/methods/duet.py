@@ -6,19 +6,19 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from merging.decompose.joint_tucker import UNITS, joint_deltas
+from merging.decompose.ranks import Ranks
+from merging.decompose.tucker import ENGINES, matched_rank, stored
+from merging.decompose.tucker import Tucker as Factors
 from merging.deltas import Delta, Dense, LowRank, Tucker
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.joint import UNITS, joint_deltas
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.neurons import Masks, Neurons, selected
 from merging.preflight import check_range
-from merging.ranks import Ranks
 from merging.residual import residuals, share_kept
-from merging.tucker import ENGINES, matched_rank, stored
-from merging.tucker import Tucker as Factors
 
 
 class Part(NamedTuple):

@@ -4,8 +4,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from merging.decompose.svd import SVD, polar, svd
 from merging.experts import Experts
-from merging.factors import SVD, polar, svd
 from merging.merged import Merged
 from merging.preflight import check_range
 

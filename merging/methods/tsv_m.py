@@ -4,8 +4,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from merging.decompose.svd import polar
 from merging.experts import Experts
-from merging.factors import polar
 from merging.merged import Merged
 
 

@@ -4,10 +4,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from merging.decompose.svd import svd
 from merging.deltas import Delta, Dense, LowRank, Rows
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.factors import svd
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic

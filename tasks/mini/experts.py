@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from merging.backbones.tower import PREFIX, Backbone
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile
+from merging.checkpoints.views import Part
 from merging.experts import Experts
-from merging.views import Part
 from tasks.finetune import Recipe, make_experts, make_multitask
 from tasks.mini.model import BASE
 from tasks.suite import Suite

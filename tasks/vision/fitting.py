@@ -7,10 +7,10 @@ import torch
 from merging.backbones.tower import PREFIX, Backbone, ImageTower
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
+from merging.checkpoints.views import Part
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
-from merging.views import Part
 from tasks.suite import Suite
 
 QKV = ("separate", "fused")

@@ -10,11 +10,11 @@ from typing import Literal
 from merging.backbones.tower import Backbone
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile
+from merging.checkpoints.key_maps import from_hugging_face, to_hugging_face
+from merging.checkpoints.lora import CONFIG, open_lora
+from merging.checkpoints.opening import open_file
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.layouts import from_hugging_face, to_hugging_face
-from merging.lora import CONFIG, open_lora
-from merging.opening import open_file
 from merging.preflight import some
 from tasks.multitask import TASKS
 from tasks.suite import Suite, unread

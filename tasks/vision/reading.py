@@ -6,11 +6,11 @@ from pathlib import Path
 from merging.backbones.tower import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
+from merging.checkpoints.key_maps import from_hugging_face, from_image_encoder
+from merging.checkpoints.opening import open_file
+from merging.checkpoints.wrappers import renamed, unwrapped
 from merging.errors import UserError
-from merging.layouts import from_hugging_face, from_image_encoder
-from merging.opening import open_file
 from merging.preflight import some
-from merging.wrappers import renamed, unwrapped
 
 HUGGING_FACE = ("vision_model.", "text_model.", "embeddings.", "encoder.layers.", "pre_layrnorm.")
 ENCODER = "model."  # what an ImageEncoder has before open_clip's names

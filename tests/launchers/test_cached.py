@@ -17,10 +17,10 @@ from merging.adapt import Learned
 from merging.backbones.tower import Backbone
 from merging.cache import modules_of
 from merging.checkpoints import SafetensorsFile, StateDict
+from merging.checkpoints.writing import write_safetensors
 from merging.methods import Average, Dare, TaskArithmetic
 from merging.neurons import Neurons
 from merging.similarity import cosines
-from merging.writing import write_safetensors
 from tasks import finetune, grid, journal, suite
 from tasks.engine import Engine
 from tasks.recipes import Recipe
@@ -195,10 +195,11 @@ def file_id(cache, patch, content=1.0, folder="one"):
     _ = SafetensorsFile(path, cache).id
 
 
-DECOMPOSITION = ("merging.factors",)
+DECOMPOSITION = ("merging.decompose.svd",)
 ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients with other values; the code behind it
     "svd": (svd, {"matrix": 2.0}, DECOMPOSITION),
-    "tucker": (tucker, {"stack": 2.0, "ranks": (1, 2, 3), "engine": "hosvd"}, (*DECOMPOSITION, "merging.tucker")),
+    "tucker": (tucker, {"stack": 2.0, "ranks": (1, 2, 3), "engine": "hosvd"},
+               (*DECOMPOSITION, "merging.decompose.tucker")),
     "activations": (activations, {"expert": 2, "images": 1, "device": "meta", "source": "base", "statistic": "rms",
                                   "tokens": "class", "at": "input", "count": 3, **OTHER}, ("merging.calibration",)),
     "similarity": (similarity, {"base": 3, "expert": 2, "only": frozenset(KEYS[:1])}, ("merging.similarity",)),

@@ -90,7 +90,10 @@ def test_show_and_the_report_tell_whose_parts_an_unseen_task_got(capsys, tmp_pat
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"unseen": {"signs": 1.5}}, "unseen.signs: .*less than or equal to 1"), ({"unseen": {"cars": 0.5}}, "both merged and unseen")],
+    [
+        ({"unseen": {"signs": 1.5}}, "unseen.signs: .*less than or equal to 1"),
+        ({"unseen": {"cars": 0.5}}, "both merged and unseen"),
+    ],
 )
 def test_a_row_with_impossible_unseen_scores_is_not_written(tmp_path, wrong, message):
     with pytest.raises(UserError, match=message):

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from samples import BACKBONE, drawn, family, tower
 
+from merging.decompose.ranks import Ranks
 from merging.neurons import Neurons
-from merging.ranks import Ranks
 
 TASKS, WIDE, NARROW = 3, 12, 5  # T n > m: the full out rank of the first layer is 12, not 5
 SHAPES = {

@@ -10,10 +10,10 @@ from torch import nn
 
 from merging import Cache, Experts, UserError, merge, open_merged
 from merging.checkpoints import StateDict
+from merging.checkpoints.opening import open_checkpoint
+from merging.checkpoints.writing import write_safetensors
+from merging.decompose.ranks import Ranks
 from merging.methods import Average, Duet, Single, TaskArithmetic, Ties, Twin
-from merging.opening import open_checkpoint
-from merging.ranks import Ranks
-from merging.writing import write_safetensors
 
 METHODS = [pytest.param(each(), id=each.__name__) for each in every_method()]
 every = pytest.mark.parametrize("method", METHODS)

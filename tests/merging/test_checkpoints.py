@@ -14,8 +14,8 @@ from samples import drawn, equal
 
 from merging import UserError
 from merging.checkpoints import DTYPES, SafetensorsFile, Spec, StateDict
-from merging.views import Part
-from merging.writing import write_safetensors
+from merging.checkpoints.views import Part
+from merging.checkpoints.writing import write_safetensors
 
 
 def one_of_each():

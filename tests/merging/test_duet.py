@@ -25,11 +25,11 @@ from ffns import (
 )
 from samples import BACKBONE, drawn, equal, family, merged_of, opened, task_vectors
 
+from merging.decompose.ranks import Ranks
 from merging.deltas import Dense, LowRank, Tucker
 from merging.merged import Routing
 from merging.methods import Duet, TaskArithmetic, Wemoe
 from merging.neurons import Neurons
-from merging.ranks import Ranks
 from merging.routed import attach, install
 from merging.routing.gates import Gate, GateShape
 

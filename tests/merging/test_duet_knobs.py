@@ -23,9 +23,9 @@ from ffns import (
 from samples import BACKBONE, drawn, equal, family, merged_of, task_vectors
 
 from merging import Cache, Experts, UserError, experts
+from merging.decompose.ranks import Ranks
 from merging.methods import Base, Duet, Single, TaskArithmetic, TsvM, Twin
 from merging.neurons import Neurons
-from merging.ranks import Ranks
 from merging.routed import install
 
 

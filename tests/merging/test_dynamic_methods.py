@@ -7,9 +7,9 @@ from torch.nn import functional
 
 from merging import UserError
 from merging.adapt import Learned, TaskId
+from merging.decompose.ranks import Ranks
 from merging.methods import Dare, Duet, Expert, FfnOracle, RankOneMoe, Smile, Twin, Wemoe
 from merging.naming import Naming
-from merging.ranks import Ranks
 from merging.routed import install
 from merging.routing.gates import Gate, GateShape
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from samples import SHAPES, drawn, equal, family, models, task_vectors
 
-from merging import Experts, UserError, factors, merge
+from merging import Experts, UserError, merge
 from merging.checkpoints import StateDict
+from merging.decompose import svd as factors
+from merging.decompose.tucker import full_ranks
 from merging.methods import Average, Expert, IsoC, IsoCts, TaskArithmetic, Ties, TsvM
-from merging.tucker import full_ranks
 
 
 class HeaderOnly(StateDict):

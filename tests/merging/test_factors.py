@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from merging.factors import EPS, polar, svd
+from merging.decompose.svd import EPS, polar, svd
 
 SHAPES = [(24, 24), (40, 12), (12, 40), (7, 1), (1, 7), (1, 1)]
 

@@ -15,8 +15,8 @@ from safetensors.torch import save
 
 from merging import UserError
 from merging.checkpoints import SafetensorsFile
-from merging.file_kinds import kind_of
-from merging.opening import open_file
+from merging.checkpoints.file_kinds import kind_of
+from merging.checkpoints.opening import open_file
 
 STATE = {"w": torch.ones(2, 3)}
 

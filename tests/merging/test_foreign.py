@@ -11,10 +11,10 @@ from torch import nn
 
 from merging import merge
 from merging.checkpoints import SafetensorsFile
+from merging.checkpoints.pickles import PickleFile, inert_state
+from merging.checkpoints.views import Overlay, Part, Separate
 from merging.errors import UserError
-from merging.foreign import PickleFile, inert_state
 from merging.methods import Average
-from merging.views import Overlay, Part, Separate
 
 FORMS = ("zip", "legacy", "plain")
 STATE = whole(3, words=50)
@@ -53,7 +53,7 @@ def test_encoders_are_read_bit_by_bit_without_their_code(tmp_path, form, module)
 def test_reading_imports_nothing_of_theirs(tmp_path):
     path = write_encoder(tmp_path / "expert.pt", STATE)
     code = (
-        f"import sys; from merging.foreign import inert_state; assert inert_state({str(path)!r}); "
+        f"import sys; from merging.checkpoints.pickles import inert_state; assert inert_state({str(path)!r}); "
         "sys.exit(', '.join({'src', 'open_clip', 'torchvision', 'datasets'} & {*sys.modules}) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])

@@ -11,8 +11,8 @@ import pytest
 import torch
 from clips import whole, write_encoder
 
+from merging.checkpoints.pickles import inert_state
 from merging.errors import UserError
-from merging.foreign import inert_state
 
 
 class Attack:

@@ -6,10 +6,10 @@ from ffns import EXACT, FFN, GIVEN, MATRICES, NARROW, SHAPES, TASKS, WIDE, W, ap
 from samples import family, merged_of, opened, task_vectors
 
 from merging import UserError, open_merged
+from merging.decompose.ranks import Ranks
+from merging.decompose.tucker import stored, tucker
 from merging.deltas import repeated
 from merging.methods import Duet, Wemoe
-from merging.ranks import Ranks
-from merging.tucker import stored, tucker
 
 GROUPS = {"block": [MATRICES[:2], MATRICES[2:]], "model": [MATRICES]}
 each_unit = pytest.mark.parametrize("unit", GROUPS)

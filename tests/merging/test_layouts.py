@@ -12,8 +12,8 @@ from towers import PUBLISHED, SIZES, hugging_face, open_clip, pooled, scrambled,
 from merging import UserError
 from merging.backbones.tower import PREFIX
 from merging.checkpoints import SafetensorsFile, Spec, StateDict
-from merging.layouts import Overlay, Separate, from_hugging_face, from_image_encoder, to_hugging_face
-from merging.views import Part, View, fused_name
+from merging.checkpoints.key_maps import Overlay, Separate, from_hugging_face, from_image_encoder, to_hugging_face
+from merging.checkpoints.views import Part, View, fused_name
 
 
 def saved(model, folder):

@@ -13,8 +13,8 @@ from towers import SIZES, hugging_face, scrambled, state, whole
 
 from merging import UserError, merge
 from merging.checkpoints import SafetensorsFile, StateDict
-from merging.layouts import from_hugging_face
-from merging.lora import CONFIG, WEIGHTS, Lora, LoraConfig, open_lora
+from merging.checkpoints.key_maps import from_hugging_face
+from merging.checkpoints.lora import CONFIG, WEIGHTS, Lora, LoraConfig, open_lora
 from merging.methods import Average
 
 ATTENTION = ["q_proj", "v_proj"]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from stacks import gaussian, squared, structured, unfold
 
+from merging.decompose.ranks import Ranks
+from merging.decompose.tucker import cut, full_ranks, matched_rank, stored, tucker
 from merging.errors import UserError
-from merging.ranks import Ranks
-from merging.tucker import cut, full_ranks, matched_rank, stored, tucker
 
 GOLDEN = {  # by shape: numbers stored and matched ranks at ranks 64, 96, 128, 160, 192, 256
     (8, 3072, 768): ((278_592, 442_432, 622_656, 819_264, 1_032_256, 1_507_392), (9, 14, 20, 26, 33, 49)),

@@ -13,9 +13,9 @@ from torch import nn
 from merging import UserError, load, merge, open_merged
 from merging.adapt import Learned, TaskId
 from merging.backbones.tower import Backbone
+from merging.decompose.ranks import Ranks
 from merging.methods import Duet, Emr, RankOneMoe, Smile, TallMask, Ties, Twin, Wemoe
 from merging.neurons import Neurons
-from merging.ranks import Ranks
 from merging.routed import RoutedTower, install
 from merging.routing.gates import GateShape
 

@@ -9,6 +9,7 @@ from samples import BACKBONE, drawn, equal, every_method, family, models, opened
 from merging import Experts, open_merged
 from merging.adapt import Learned, TaskId
 from merging.checkpoints import StateDict
+from merging.decompose.ranks import Ranks
 from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows
 from merging.methods import (
     Average,
@@ -29,10 +30,9 @@ from merging.methods import (
 )
 from merging.naming import Naming
 from merging.neurons import Neurons
-from merging.ranks import Ranks
+from merging.qkv import Joined, join
 from merging.routed import install
 from merging.routing.gates import GateShape
-from merging.separate import Joined, join
 
 T = 3
 BLOCK = "visual.transformer.resblocks.1.attn."

@@ -8,8 +8,8 @@ from torch import nn
 
 from merging import Experts, UserError, load, merge
 from merging.checkpoints import StateDict
+from merging.checkpoints.tied import tied
 from merging.methods import Average, Base, Dare, Ties, Twin
-from merging.tied import tied
 
 
 class Tied(nn.Module):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from stacks import gaussian, squared, structured, unfold
 
-from merging import tucker as module
+from merging.decompose import tucker as module
+from merging.decompose.ranks import Ranks
+from merging.decompose.tucker import ENGINES, energy, full_ranks, stored, tucker, tucker_many
 from merging.errors import UserError
-from merging.ranks import Ranks
-from merging.tucker import ENGINES, energy, full_ranks, stored, tucker, tucker_many
 
 pytestmark = pytest.mark.filterwarnings("ignore:Trying to compute SVD with n_eigenvecs")  # by tensorly
 OWN, OURS = [name for name in ENGINES if name != "tensorly"], ["hooi", "tensorly"]

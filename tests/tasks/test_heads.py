@@ -125,7 +125,7 @@ def test_a_hugging_face_file_gives_the_same_head(model, cache, tmp_path):
     """Written by this library's own map to that layout, read from the file."""
     from safetensors.torch import save_file
 
-    from merging.layouts import to_hugging_face
+    from merging.checkpoints.key_maps import to_hugging_face
 
     foreign = to_hugging_face(StateDict(model.state_dict()))
     path = tmp_path / "model.safetensors"

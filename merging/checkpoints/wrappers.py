@@ -1,8 +1,8 @@
 """What training wraps around a model, and so around the names of its parameters: DDP, torch.compile, FSDP."""
 
 from merging.checkpoints import Checkpoint
+from merging.checkpoints.views import Made, View
 from merging.errors import UserError
-from merging.views import Made, View
 
 ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # never the name of a model's own part
 AROUND = "module."  # of DataParallel and the like: stripped only where all names have it

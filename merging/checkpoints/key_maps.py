@@ -1,15 +1,15 @@
 """Foreign layouts of CLIP under open_clip's names, which are those of this library, and back.
 
-open_clip has `visual.*` for the image tower, and q, k and v fused into `attn.in_proj_*`. Views: see merging.views.
+open_clip has `visual.*` for the image tower, and q, k and v fused into `attn.in_proj_*`.
 """
 
 import re
 
 from merging.backbones.tower import PREFIX
 from merging.checkpoints import Checkpoint
+from merging.checkpoints.views import FUSED, QKV, Made, Overlay, Separate, View
 from merging.errors import UserError
 from merging.preflight import some
-from merging.views import FUSED, QKV, Made, Overlay, Separate, View
 
 __all__ = ["Overlay", "Separate", "from_hugging_face", "from_image_encoder", "to_hugging_face"]
 

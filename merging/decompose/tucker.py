@@ -16,8 +16,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from merging.decompose.svd import leading_vectors
 from merging.errors import UserError
-from merging.factors import leading_vectors
 from merging.ops import generator
 from merging.threads import each
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, Spec
+from merging.checkpoints.opening import open_file
+from merging.checkpoints.views import remarks_of
 from merging.errors import UserError
-from merging.opening import open_file
 from merging.preflight import some
-from merging.views import remarks_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OLDER = "adapter_model.bin"  # what peft wrote before safetensors

@@ -1,6 +1,6 @@
 """Checkpoints in pickles (torch.save of today and of before 1.6, pickle.dump; whole modules or state dicts).
 
-They are read in place, and nothing in them runs (merging.inert).
+They are read in place, and nothing in them runs (merging.checkpoints.inert).
 """
 
 import mmap
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from merging.cache import Cache
 from merging.checkpoints import Spec
+from merging.checkpoints.file_kinds import WORKS, expect, reading
+from merging.checkpoints.inert import Unsupported
+from merging.checkpoints.levels import weights
+from merging.checkpoints.torch_files import Map, Reader
 from merging.content import Content
 from merging.errors import UserError
-from merging.file_kinds import WORKS, expect, reading
-from merging.inert import Unsupported
-from merging.levels import weights
-from merging.torch_files import Map, Reader
 
 DAMAGES = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, struct.error,
            zipfile.BadZipFile, NotImplementedError, EOFError)  # fmt: skip

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from merging.decompose.tucker import Tucker as Factors
 from merging.deltas import Tucker
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
 from merging.threads import each
-from merging.tucker import Tucker as Factors
 
 UNITS = ("matrix", "block", "model")
 Decompose = Callable[[str, Tensor], Factors]  # (name, stack [G, f, d]) -> its factors

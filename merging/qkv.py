@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from merging.checkpoints.views import Separate, fused_name, separate_names
 from merging.deltas import Delta, Dense, Masked, OnDemand, Rows
 from merging.merged import Merged
-from merging.views import Separate, fused_name, separate_names
 
 
 @dataclass(frozen=True)

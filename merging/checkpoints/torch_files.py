@@ -1,4 +1,4 @@
-"""The layouts of torch.save (zip, and legacy before 1.6) and of pickle.dump, read by merging.inert."""
+"""The layouts of torch.save (zip, and legacy before 1.6) and of pickle.dump, read by merging.checkpoints.inert."""
 
 import io
 import math
@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from merging.inert import Constructor, Global, Machine, Unsupported
+from merging.checkpoints.inert import Constructor, Global, Machine, Unsupported
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a legacy file
 STORAGES = {

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from merging.decompose.tucker import Triple, Tucker, check, spectrum, stored
 from merging.errors import UserError
-from merging.tucker import Triple, Tucker, check, spectrum, stored
 
 
 @dataclass(frozen=True)

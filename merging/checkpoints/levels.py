@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from merging.inert import Shell, Unsupported
+from merging.checkpoints.inert import Shell, Unsupported
+from merging.checkpoints.torch_files import View
 from merging.preflight import some
-from merging.torch_files import View
 
 MOST_MODULES = 10_000  # a module that holds another twice, forty levels deep, would have 2^40
 DEEPEST = 4  # levels

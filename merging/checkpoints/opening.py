@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile, Spec, StateDict
+from merging.checkpoints.file_kinds import kind_of
+from merging.checkpoints.pickles import PickleFile
+from merging.checkpoints.wrappers import unwrapped
 from merging.errors import UserError
-from merging.file_kinds import kind_of
-from merging.foreign import PickleFile
 from merging.preflight import some
-from merging.wrappers import unwrapped
 
 Source = str | Path | Mapping[str, Tensor] | Checkpoint
 
