@@ -1,10 +1,11 @@
 # make run: the comparison on mini8; make sweep: a short ablation and its report; make test; make check: linters, types
-# and tests, whole files in parallel, slow ones first. The first call makes .venv.
+# and tests, whole files in parallel, slow ones first; make guard: mini8 rows against stored numbers, an hour. The first
+# call makes .venv.
 PY ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run sweep test check lint setup
+.PHONY: run sweep test check lint guard setup
 run: setup
 	.venv/bin/duet experiment=mini8
 
@@ -21,6 +22,10 @@ lint: setup
 	.venv/bin/pyright
 
 check: lint test
+
+guard: setup
+	.venv/bin/python tests/guard.py --commands | PATH=$(CURDIR)/.venv/bin:$$PATH sh
+	.venv/bin/python tests/guard.py
 
 setup: .venv/.ok
 
