@@ -4,9 +4,10 @@
     python tests/guard.py outputs/guard/results    # rows, task by task
     python tests/guard.py --models models/*        # models that `save=` wrote with the stored rows, image by image
 
-mini8.json holds per row its method, router, seed and steps of training, the scale, the number of right images of every
-task, and its ties: [image, class, runner-up, gap] where the two highest logits are less than 1e-4 apart. mini8.npz
-holds the labels and, per row, the predicted class of every test image, task after task.
+mini8.json holds per row its method, router, seed and steps of training, the scale, the size of the result (bytes,
+params, macs), the number of right images of every task, and its ties: [image, class, runner-up, gap] where the two
+highest logits are less than 1e-4 apart. mini8.npz holds the labels and, per row, the predicted class of every test
+image, task after task.
 """
 
 import argparse
@@ -46,15 +47,18 @@ def read(path: Path, sizes: dict[str, int]) -> dict[str, Any]:
     row = json.loads(path.read_text())
     scores = row["accuracy"] if "accuracy" in row else {task: score["value"] for task, score in row["scores"].items()}
     train = (row["config"].get("router") or {}).get("train") or {}
-    kept = {key: row[key] for key in ("method", "router", "seed", "scale", "created")}
+    kept = {key: row[key] for key in ("method", "router", "seed", "scale", "params", "macs", "created")}
     right = {task: round(scores[task] * size) for task, size in sizes.items() if task in scores}
-    return {**kept, "steps": train.get("steps"), "right": right}
+    return {**kept, "bytes": row["stored_bytes"], "steps": train.get("steps"), "right": right}
 
 
 def row_differences(stored: dict[str, Any], row: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     """What differs, and whether that is allowed: a tie, or two images where gates were trained again."""
     if stored["scale"] != row["scale"]:
         yield f"scale {row['scale']} instead of {stored['scale']}", False
+    for size in ("bytes", "params", "macs"):
+        if stored[size] != row[size]:
+            yield f"{size} {row[size]} instead of {stored[size]}", True
     for task, right in stored["right"].items():
         if task not in row["right"]:
             yield f"{task} has no score", False
