@@ -1,0 +1,241 @@
+"""What an architecture is to the rest of the library: the Backbone protocol, and tables of what every parameter is."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from merging.errors import UserError
+
+KINDS = (
+    *("ffn_in", "ffn_gate", "ffn_up", "ffn_out"),
+    *("attention_q", "attention_k", "attention_v", "attention_qkv", "attention_out"),
+    *("norm", "embedding", "projection", "head", "other"),
+)
+FAMILIES = ("ffn", "attention")
+HIDDEN_AXIS = {"ffn_in": 0, "ffn_gate": 0, "ffn_up": 0, "ffn_out": 1}  # of matrices [out, in]
+ARCHITECTURES = Path(__file__).with_name("architectures")
+
+
+@dataclass(frozen=True)
+class ParamInfo:
+    """What one parameter is.
+
+    kind: one of KINDS. Of a gated FFN `ffn_gate` goes through the activation and `ffn_up` does not; an FFN without a
+    gate has `ffn_in`. `projection` maps features onwards and is merged (CLIP's, poolers, language heads); a `head`
+    belongs to one task and never is. depth, block: index and name of the transformer block, None outside. hidden_axis:
+    where hidden neurons of an FFN lie, of the matrix as [out, in]. module: name of the module that owns it. transposed:
+    stored as [in, out]. tied: the parameter whose tensor it shares where a model ties them. after: outside the blocks
+    and behind them.
+    """
+
+    kind: str
+    depth: int | None
+    block: str | None
+    hidden_axis: int | None
+    module: str
+    transposed: bool = False
+    tied: str | None = None
+    after: bool = False
+
+    @property
+    def family(self) -> str:
+        """ffn | attention, or the kind itself."""
+        start = self.kind.partition("_")[0]
+        return start if start in FAMILIES else self.kind
+
+    @property
+    def stored_axis(self) -> int | None:
+        """The hidden axis of the tensor as it is stored."""
+        return 1 - self.hidden_axis if self.transposed and self.hidden_axis is not None else self.hidden_axis
+
+
+class Backbone(Protocol):
+    """Everything about an architecture. `facts` rebuild it, `identity` is all that a result depends on, both JSON."""
+
+    name: str
+
+    @property
+    def table(self) -> str:
+        """The table of its parameters, a file of architectures/."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one sample."""
+        ...
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one sample."""
+        ...
+
+    def facts(self) -> dict[str, object]: ...
+    def identity(self) -> dict[str, object]: ...
+
+    def build(self) -> nn.Module:
+        """The module with random weights, in evaluation mode."""
+        ...
+
+    def prepare(self, batch: Any) -> Any:
+        """What the module takes, of uint8 images, texts or what is prepared already."""
+        ...
+
+    def param(self, key: str) -> ParamInfo: ...
+    def blocks(self, module: nn.Module) -> list[nn.Module]: ...
+
+    def features(self, module: nn.Module, inputs: Any) -> Tensor:
+        """What a task's head reads, [N, D]."""
+        ...
+
+    def outputs(self, module: nn.Module, inputs: Any) -> Tensor:
+        """The logits of a module with a head of its own."""
+        ...
+
+
+class Row(NamedTuple):
+    """One line of a table."""
+
+    pattern: re.Pattern[str]
+    kind: str
+    transposed: bool
+    after: bool
+    tied: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What every parameter of an architecture is, by name."""
+
+    name: str
+    models: tuple[str, ...]  # Hugging Face's model types
+    rows: tuple[Row, ...]
+
+    def find(self, key: str) -> ParamInfo | None:
+        """None for a name that it does not have: nothing is guessed."""
+        return _find(self, key)
+
+    def param(self, key: str) -> ParamInfo:
+        """Raises UserError naming the table and the key for one that it does not have."""
+        info = self.find(key)
+        if info is None:
+            raise UserError(f"{key} is not in the table {self.name} ({self.name}.yaml), {CONSEQUENCE}")
+        return info
+
+
+CONSEQUENCE = (
+    "so that its kind, block and hidden neurons are not known. Give checkpoints of an architecture that has a table, "
+    "write one beside those in merging/backbones/architectures, or choose a method that does not ask: average, "
+    "task_arithmetic, ties, dare, tsv_m, iso_c, iso_cts, emr, tall_mask, or twin with start=null."
+)
+
+
+@lru_cache(maxsize=1 << 16)
+def _find(table: Table, key: str) -> ParamInfo | None:
+    matches = ((row, row.pattern.fullmatch(key)) for row in table.rows)
+    return next((_info(key, row, match) for row, match in matches if match), None)
+
+
+def _info(key: str, row: Row, match: re.Match[str]) -> ParamInfo:
+    groups, bias = match.groupdict(), key.endswith("bias")
+    inside = groups.get("i") is not None
+    return ParamInfo(
+        kind=row.kind,
+        depth=int(match["i"]) if inside else None,
+        block=key[: match.end("i")] if inside else None,
+        hidden_axis=None if bias and row.kind == "ffn_out" else HIDDEN_AXIS.get(row.kind),
+        module=key.rpartition(".")[0],
+        transposed=row.transposed and not bias,
+        tied=None if row.tied is None else groups.get("prefix", "") + row.tied,
+        after=row.after,
+    )
+
+
+@cache
+def tables() -> dict[str, Table]:
+    """All tables of architectures/, by name."""
+    return {path.stem: _read(path) for path in sorted(ARCHITECTURES.glob("*.yaml"))}
+
+
+def _read(path: Path) -> Table:
+    facts = yaml.safe_load(path.read_text("utf-8"))
+    prefix = f"(?P<prefix>{'|'.join(map(re.escape, facts['prefixes']))})"
+    rows = [_row(prefix, name, row) for name, row in facts["body"].items()]
+    return Table(path.stem, tuple(facts.get("models", ())), (*rows, *(_row("", *row) for row in facts["around"].items())))
+
+
+def _row(prefix: str, name: str, line: str) -> Row:
+    kind, *flags = line.split()
+    pattern = name.replace(".", r"\.").replace("{i}", r"(?P<i>\d+)")
+    tied = next((flag.removeprefix("tied=") for flag in flags if flag.startswith("tied=")), None)
+    return Row(re.compile(prefix + pattern), kind, "transposed" in flags, "after" in flags, tied)
+
+
+def table(name: str) -> Table:
+    """A table by its name. Raises UserError for one that is not there."""
+    if name not in tables():
+        raise UserError(f"There is no table {name} of an architecture's parameters. There are {', '.join(tables())}.")
+    return tables()[name]
+
+
+@lru_cache(maxsize=64)
+def table_of(keys: tuple[str, ...]) -> Table:
+    """The one table that has all these names.
+
+    Raises UserError where there is none, naming the nearest and a key that it lacks, and where there are several that
+    say different things.
+    """
+    missing = {name: [key for key in keys if each.find(key) is None] for name, each in tables().items()}
+    fitting = [name for name, lacking in missing.items() if not lacking]
+    if not fitting:
+        nearest = min(missing, key=lambda name: len(missing[name]))
+        others = ", ".join(name for name in missing if name != nearest)
+        raise UserError(
+            f"{missing[nearest][0]} is not in the table {nearest}, nor does another ({others}) have all names of these "
+            f"checkpoints, {CONSEQUENCE}"
+        )
+    first = tables()[fitting[0]]
+    for name in fitting[1:]:
+        if differing := [key for key in keys if tables()[name].find(key) != first.find(key)]:
+            raise UserError(
+                f"The names of these checkpoints are in the tables {first.name} and {name}, which differ about "
+                f"{differing[0]}. Name the one that is meant: Experts.open(..., table={first.name!r})."
+            )
+    return first
+
+
+def blocks(module: nn.Module, table: Table) -> list[nn.Module]:
+    """The transformer blocks of a module in the order of its parameters; of an encoder and a decoder one after the other.
+
+    Raises UserError for a parameter that the table does not have.
+    """
+    names = dict.fromkeys(table.param(key).block for key, _ in module.named_parameters())
+    return [module.get_submodule(name) for name in names if name is not None]
+
+
+def head_keys(keys: Iterable[str], table: Table) -> tuple[str, ...]:
+    """Those of the names that belong to a task's head, which is never merged."""
+    infos = ((key, table.find(key)) for key in keys)
+    return tuple(key for key, info in infos if info is not None and info.kind == "head")
+
+
+def count_macs(module: nn.Module, *args: Any, **kwargs: Any) -> int:
+    """Multiply-accumulates of one forward of a module on the meta device, by torch's own counter: without memory, and
+    without the fast paths of a CPU, which are not counted."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*args, **kwargs)
+    return counter.get_total_flops() // 2
+
+
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [N, 3, H, W] -> fp32; `mean` and `std` per channel are those of values in [0, 1]."""
+    center, spread = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return (images.float() - 255 * center) / (255 * spread)
