@@ -75,7 +75,7 @@ def run(config: DictConfig) -> Measured:
         split="calibration",
         ratio=method.neurons.ratio,
         mass=config.mass,
-        blocks={str(block): asdict(each) for block, each in sorted(blocks.items())},
+        blocks={block: asdict(each) for block, each in blocks.items()},
         matrices={key: asdict(each) for key, each in matrices.items()},
         checkpoints=setup.checkpoints,
         code=code_version(),

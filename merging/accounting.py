@@ -3,7 +3,6 @@
 from merging.backbones.tower import Backbone
 from merging.deltas import Delta, LowRank, Rows
 from merging.merged import Merged, Routing
-from merging.naming import Naming
 
 
 def macs(merged: Merged, backbone: Backbone) -> int:
@@ -53,10 +52,10 @@ def gate_macs(merged: Merged, backbone: Backbone) -> int:
     if routing is None or routing.gates is None or routing.gate is None:
         return 0
     one = routing.gates[0].macs(backbone.tokens)  # type: ignore[operator]
-    asked = blocks_routed(merged) if routing.gate.shared else len(routing.gates)
+    asked = blocks_routed(merged, backbone) if routing.gate.shared else len(routing.gates)
     return one * asked
 
 
-def blocks_routed(merged: Merged) -> int:
+def blocks_routed(merged: Merged, backbone: Backbone) -> int:
     """How many blocks hold a routed parameter."""
-    return len({Naming().depth(key) for key in merged.deltas} - {None})
+    return len({backbone.param(key).block for key in merged.deltas} - {None})

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from merging.backbones.base import ParamInfo, Table, table_for
 from merging.cache import Cache, code, key_of
 from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint, Identified, Known, Spec, digest
@@ -22,17 +23,13 @@ from merging.decompose.tucker import Tucker, tucker
 from merging.deltas import Delta, OnDemand
 from merging.errors import UserError
 from merging.merged import Merged, Routing
-from merging.naming import Naming
 from merging.ops import rows
 from merging.preflight import check_experts, differing, listed, some
 from merging.qkv import Joined, join_deltas
 from merging.threads import each
 
 Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
-SVD_CODE, SVD_LIBRARIES = (
-    ("merging.decompose.svd",),
-    ("numpy", "scipy"),
-)  # what a decomposition in the cache was made by
+SVD_CODE, SVD_LIBRARIES = ("merging.decompose.svd",), ("numpy", "scipy")  # what made a decomposition in the cache
 TUCKER_CODE, TUCKER_LIBRARIES = (*SVD_CODE, "merging.decompose.tucker", "merging.ops"), (*SVD_LIBRARIES, "tensorly")
 
 
@@ -48,7 +45,7 @@ class Experts:
     tasks: tuple[str, ...]
     origin: Checkpoint
     checkpoints: tuple[Checkpoint, ...]
-    naming: Naming = field(default_factory=Naming)
+    table: str | None = None  # of the architecture's parameters; None is the one that has all their names
     cache: Cache | None = None
     sparsifier: Sparsifier | None = None
     calibration: Callable[[str], Calibration] | None = None  # of a split, without labels
@@ -107,11 +104,10 @@ class Experts:
     @cached_property
     def _seen(self) -> tuple[Checkpoint, ...]:
         """Base and experts as methods see them."""
-        stored = (self.origin, *self.checkpoints)
-        return tuple(map(Separate, stored)) if self.separate_qkv else stored
+        return tuple(Separate(each) if self.separate_qkv else each for each in (self.origin, *self.checkpoints))
 
     def specs(self) -> dict[str, Spec]:
-        """Shape and dtype of every parameter, keys sorted; the dtype is the widest of the base and all experts."""
+        """Shape and widest dtype of every parameter, keys sorted."""
         base, *experts = (checkpoint.specs() for checkpoint in self._seen)
         return {
             key: Spec(spec.shape, reduce(torch.promote_types, (each[key].dtype for each in experts), spec.dtype))
@@ -120,8 +116,16 @@ class Experts:
         }
 
     def keys(self, kind: str | None = None) -> tuple[str, ...]:
-        """Floating keys in fixed order, all or of one kind (ffn, attention, norm, other)."""
-        return tuple(key for key in self.specs() if kind is None or self.naming.kind(key) == kind)
+        """Floating keys in fixed order, all or of one kind or family (ffn, attention), see ParamInfo."""
+        return tuple(key for key in self.specs() if kind is None or self.param(key).is_a(kind))
+
+    def param(self, key: str) -> ParamInfo:
+        """What a parameter is. Raises UserError, naming table and key, where no table or not the one named has it."""
+        return self._table.param(key)
+
+    @cached_property
+    def _table(self) -> Table:
+        return table_for(self.table, [key for key, spec in self.origin.specs().items() if spec.merged])
 
     def base(self, key: str) -> Tensor:
         """The pretrained parameter in fp32."""

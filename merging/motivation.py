@@ -41,13 +41,16 @@ class Matrix:
     modes: dict[str, Curve]  # task, out, in
 
 
-def blocks(experts: Experts, neurons: Neurons, mass: float) -> dict[int, Block]:
-    """By block: the share of neurons that hold `mass` of a task's activity, and how far the masks of tasks overlap.
+def blocks(experts: Experts, neurons: Neurons, mass: float) -> dict[str, Block]:
+    """By block, in order: the share of neurons that hold `mass` of a task's activity, and how far masks overlap.
 
-    Raises UserError without unlabelled images, and where a mask is empty.
+    Blocks go by their number, or where there are several stacks by their name. Raises UserError without unlabelled
+    images, and where a mask is empty.
     """
-    masks = neurons.masks(experts)
-    return {block: _block(activity, masks[block], mass) for block, activity in neurons.measured(experts).items()}
+    masks, measured = neurons.masks(experts), neurons.measured(experts)
+    placed = sorted((name.rpartition(".")[0], int(name.rpartition(".")[2]), name) for name in measured)
+    alone = len({stack for stack, _, _ in placed}) == 1
+    return {str(i) if alone else name: _block(measured[name], masks[name], mass) for _, i, name in placed}
 
 
 def _block(activity: Tensor, mask: Tensor, mass: float) -> Block:

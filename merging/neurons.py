@@ -13,7 +13,7 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import check_range
 
-Masks = Mapping[int, Tensor]  # block -> boolean [T, hidden]
+Masks = Mapping[str, Tensor]  # name of the block -> boolean [T, hidden]
 CODE, LIBRARIES = ("merging.calibration", "merging.backbones"), ("open_clip_torch",)  # what activations were made by
 KNOWN = {
     "scope": ("layer", "model", "mass"),
@@ -79,13 +79,12 @@ class Neurons:
                 )
         return masks
 
-    def measured(self, experts: Experts) -> dict[int, Tensor]:
+    def measured(self, experts: Experts) -> dict[str, Tensor]:
         """How active the hidden neurons of every FFN are, [T, hidden] by block; measured once per content."""
-        calibration, naming = experts.unlabelled("neuron masking"), experts.naming
-        axis, side = (1, "input") if self.at == "output" else (0, "output")  # of the second matrix, or of the first
-        matrices = [key for key in experts.keys("ffn") if len(experts.origin.specs()[key].shape) == 2]
-        names = tuple(key for key in matrices if naming.hidden(key) == axis)
-        blocks = {name: naming.depth(name) for name in names}
+        calibration, specs = experts.unlabelled("neuron masking"), experts.origin.specs()
+        kinds, side = (("ffn_out",), "input") if self.at == "output" else (("ffn_in", "ffn_gate"), "output")
+        matrices = (key for key in experts.keys("ffn") if len(specs[key].shape) == 2)
+        names = tuple(key for key in matrices if experts.param(key).kind in kinds)
         models = experts.checkpoints if self.source == "expert" else (experts.origin,) * len(experts.tasks)
 
         def make() -> dict[str, Tensor]:
@@ -98,7 +97,7 @@ class Neurons:
             how = (names, self.statistic, self.tokens, side, calibration.device.type)
             key = key_of("activations", code(CODE, LIBRARIES), weights, *images, *how)
             found = experts.cache.tensors(key, make)
-        return {int(blocks[name]): found[name] for name in names}  # type: ignore[arg-type]
+        return {str(experts.param(name).block): found[name] for name in names}
 
     def apply(self, change: Tensor, mask: Tensor, axis: int) -> Tensor:
         """Changes [T, ...] with the neurons outside mask [T, hidden] set to zero along `axis`, and scaled."""

@@ -50,6 +50,10 @@ class ParamInfo:
         start = self.kind.partition("_")[0]
         return start if start in FAMILIES else self.kind
 
+    def is_a(self, kind: str) -> bool:
+        """Whether it is of a kind or of a family."""
+        return kind in (self.kind, self.family)
+
     @property
     def stored_axis(self) -> int | None:
         """The hidden axis of the tensor as it is stored."""
@@ -167,7 +171,8 @@ def _read(path: Path) -> Table:
     facts = yaml.safe_load(path.read_text("utf-8"))
     prefix = f"(?P<prefix>{'|'.join(map(re.escape, facts['prefixes']))})"
     rows = [_row(prefix, name, row) for name, row in facts["body"].items()]
-    return Table(path.stem, tuple(facts.get("models", ())), (*rows, *(_row("", *row) for row in facts["around"].items())))
+    rows += [_row("", name, row) for name, row in facts["around"].items()]
+    return Table(path.stem, tuple(facts.get("models", ())), tuple(rows))
 
 
 def _row(prefix: str, name: str, line: str) -> Row:
@@ -184,13 +189,17 @@ def table(name: str) -> Table:
     return tables()[name]
 
 
-@lru_cache(maxsize=64)
-def table_of(keys: tuple[str, ...]) -> Table:
-    """The one table that has all these names.
+def table_for(name: str | None, keys: Sequence[str]) -> Table:
+    """The table of that name, or without a name the one that has all these keys.
 
     Raises UserError where there is none, naming the nearest and a key that it lacks, and where there are several that
     say different things.
     """
+    return _table_of(tuple(keys)) if name is None else table(name)
+
+
+@lru_cache(maxsize=64)
+def _table_of(keys: tuple[str, ...]) -> Table:
     missing = {name: [key for key in keys if each.find(key) is None] for name, each in tables().items()}
     fitting = [name for name, lacking in missing.items() if not lacking]
     if not fitting:
@@ -211,7 +220,7 @@ def table_of(keys: tuple[str, ...]) -> Table:
 
 
 def blocks(module: nn.Module, table: Table) -> list[nn.Module]:
-    """The transformer blocks of a module in the order of its parameters; of an encoder and a decoder one after the other.
+    """The transformer blocks of a module in the order of its parameters: those of an encoder before a decoder's.
 
     Raises UserError for a parameter that the table does not have.
     """

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from merging.backbones.base import ParamInfo, table
 from merging.errors import UserError
 
 PREFIX = "visual."  # of the tower's parameters in a whole CLIP
@@ -79,6 +80,10 @@ class Backbone:
         """uint8 [N, 3, H, W] -> normalised fp32."""
         mean, std = (torch.tensor(each, device=images.device).view(3, 1, 1) for each in (self.mean, self.std))
         return (images.float() - 255 * mean) / (255 * std)
+
+    def param(self, key: str) -> ParamInfo:
+        """What a parameter is. Raises UserError for one that open_clip's CLIP does not have."""
+        return table("open_clip").param(key)
 
     @property
     def tokens(self) -> int:

@@ -1,12 +1,16 @@
 """Tied weights: several names for one tensor, such as an embedding and the output layer that shares it."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from merging.checkpoints import Checkpoint, raw_bytes
 from merging.errors import UserError
+
+if TYPE_CHECKING:
+    from merging.experts import Experts
 
 
 def tied(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
@@ -35,6 +39,14 @@ def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
     if first.data_ptr() == second.data_ptr():
         return True
     return torch.equal(first[:64], second[:64]) and torch.equal(first, second)
+
+
+def behind(experts: "Experts", key: str) -> bool:
+    """Whether a parameter lies behind the blocks, and is not the tensor of another before them."""
+    info, first = experts.param(key), experts.tied
+    if info.tied is None or info.tied not in experts.origin.specs():
+        return info.after
+    return info.after and first().get(key, key) != first().get(info.tied, info.tied)
 
 
 def filled(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -19,14 +19,14 @@ Decompose = Callable[[str, Tensor], Factors]  # (name, stack [G, f, d]) -> its f
 def joint_deltas(experts: Experts, keys: Sequence[str], unit: str, decompose: Decompose) -> dict[str, Tucker]:
     """Deltas of the FFN matrices among `keys`, those of a "block" or of the whole "model" decomposed together.
 
-    The second matrix of an FFN is transposed, so that all are [hidden, outer]; T task matrices each make one stack
+    Matrices are transposed where it takes that to have all as [hidden, outer]; T task matrices each make one stack
     [matrices T, hidden, outer]. Its task factor is cut apart again. A whole model is in memory at once.
     """
-    groups: dict[int | None, list[str]] = {}
+    groups: dict[str | None, list[str]] = {}
     for key in keys:
         shape = experts.specs()[key].shape
-        if len(shape) == 2 and shape.numel() and experts.naming.hidden(key) is not None:
-            groups.setdefault(experts.naming.depth(key) if unit == "block" else None, []).append(key)
+        if len(shape) == 2 and shape.numel() and experts.param(key).hidden_axis is not None:
+            groups.setdefault(experts.param(key).block if unit == "block" else None, []).append(key)
 
     def one(group: Sequence[str]) -> dict[str, Tucker]:
         stacks = [upright(experts, key, experts.tau(key)) for key in group]
@@ -39,7 +39,7 @@ def joint_deltas(experts: Experts, keys: Sequence[str], unit: str, decompose: De
         found = decompose(" ".join(group), stack)
         parts = [own(found, index, len(experts.tasks)) for index in range(len(group))]
         return {
-            key: delta if experts.naming.hidden(key) == 0 else delta.transposed()
+            key: delta if experts.param(key).stored_axis == 0 else delta.transposed()
             for key, delta in zip(group, parts, strict=True)
         }
 
@@ -48,7 +48,7 @@ def joint_deltas(experts: Experts, keys: Sequence[str], unit: str, decompose: De
 
 def upright(experts: Experts, key: str, tau: Tensor) -> Tensor:
     """Task matrices [T, m, n] with the hidden side first."""
-    return tau if experts.naming.hidden(key) == 0 else tau.mT
+    return tau if experts.param(key).stored_axis == 0 else tau.mT
 
 
 def own(found: Factors, index: int, tasks: int) -> Tucker:

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from merging.checkpoints.tied import behind
 from merging.decompose.joint_tucker import UNITS, joint_deltas
 from merging.decompose.ranks import Ranks
 from merging.decompose.tucker import ENGINES, matched_rank, stored
@@ -82,7 +83,7 @@ class Duet:
 
         def decompose(key: str, tau: Tensor) -> Tensor:
             delta = together.get(key) if tau.ndim == 3 and tau.numel() else Dense(tau.clone())
-            parts[key] = self._part(experts, key, tau, delta or self._delta(experts, key, tau), masks)
+            parts[key] = self._part(experts, key, tau, delta or self._factored(experts, key, tau), masks)
             return torch.empty(0)
 
         experts.map(decompose, routed, heavy=True)
@@ -96,23 +97,20 @@ class Duet:
         )
 
     def _routed(self, experts: Experts, key: str) -> bool:
-        kind, matrix = experts.naming.kind(key), len(experts.specs()[key].shape) > 1
-        if kind == "ffn":
-            return matrix or self.bias == "dynamic"
-        if self.routes == "ffn":
+        if len(experts.specs()[key].shape) < 2 and self.bias != "dynamic":
             return False
-        inside = experts.naming.depth(key) is not None or experts.naming.after(key)
-        return inside and (matrix or self.bias == "dynamic")
+        info = experts.param(key)
+        return info.family == "ffn" or (self.routes == "all" and (info.depth is not None or behind(experts, key)))
 
     def _masks(self, experts: Experts, routed: list[str]) -> Masks:
         """Those of the blocks, none where there is nothing to correct: images are needed for this alone."""
-        ffn = any(experts.naming.hidden(key) is not None for key in routed)
+        ffn = any(experts.param(key).hidden_axis is not None for key in routed)
         return self.neurons.masks(experts) if ffn and self.static and self.static_coef else {}
 
     def _part(self, experts: Experts, key: str, tau: Tensor, delta: Delta, masks: Masks) -> Part:
         if tau.ndim != 3 or not tau.numel():
             return Part(delta, None, None)
-        axis, block = experts.naming.hidden(key), experts.naming.depth(key)
+        axis, block = experts.param(key).stored_axis, experts.param(key).block
         mask = None if axis is None or block is None else masks.get(block)
         if mask is None or axis is None:
             return Part(delta, [share_kept(*pair) for pair in zip(tau, residuals(tau, delta), strict=True)], None)
@@ -137,6 +135,12 @@ class Duet:
                 return experts.tucker(stack, self.ranks.resolve(stack), self.engine)
 
         return decomposed
+
+    def _factored(self, experts: Experts, key: str, tau: Tensor) -> Delta:
+        """Of a matrix that is stored as [in, out] that of [out, in], transposed: ranks are those of out and in."""
+        if experts.param(key).transposed:
+            return self._delta(experts, key, tau.mT).transposed()
+        return self._delta(experts, key, tau)
 
     def _delta(self, experts: Experts, key: str, tau: Tensor) -> Delta:
         if self.factors == "tucker":

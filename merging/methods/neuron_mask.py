@@ -37,7 +37,7 @@ class NeuronMask:
         masks, row = self.neurons.masks(experts), {task: index for index, task in enumerate(experts.tasks)}
 
         def keep(key: str, task: str, tau: Tensor) -> Tensor:
-            axis, block = experts.naming.hidden(key), experts.naming.depth(key)
+            axis, block = experts.param(key).stored_axis, experts.param(key).block
             if axis is None or block is None or block not in masks:
                 return tau
             return self.neurons.apply(tau[None], masks[block][row[task], None], axis)[0]

@@ -2,12 +2,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from merging.backbones.base import FAMILIES, KINDS, ParamInfo
 from merging.entries import entrywise
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
-from merging.naming import KINDS
 from merging.preflight import check_range
+
+GROUPS = ("norm", "ffn", "attention", "other")
 
 
 @dataclass(frozen=True)
@@ -15,27 +17,33 @@ class TaskArithmetic:
     """Task Arithmetic: the base plus a multiple of the summed task vectors. Ilharco et al., 2023, arXiv 2212.04089.
 
     scale: 0 is the base, 1/T is plain averaging, 1 adds every task vector in full; 0.3 is published for eight tasks.
-    kinds: coefficients of their own for kinds of parameters (norm, ffn, attention, other), which a search for the scale
-    leaves alone; None is `scale`, 0 keeps what the base has.
+    kinds: coefficients of their own for kinds of parameters or their families (ffn, attention), which a search for the
+    scale leaves alone: that of the kind wins over that of its family, and `other` is for all that are not ffn,
+    attention or norm. None is `scale`, 0 keeps what the base has.
     """
 
     scale: float = 0.3
-    kinds: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(KINDS))
+    kinds: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(GROUPS))
     needs: ClassVar[str] = "nothing"
 
     def __post_init__(self) -> None:
         if not isinstance(self.kinds, Mapping):
             raise UserError(f"task_arithmetic: kinds={self.kinds!r} is no mapping. Write kinds={{'norm': 0.0}}.")
         for kind, scale in self.kinds.items():
-            if kind not in KINDS:
-                raise UserError(f"task_arithmetic: kinds has {kind!r}. Kinds are {', '.join(KINDS)}.")
+            if kind not in (*FAMILIES, *KINDS):
+                raise UserError(f"task_arithmetic: kinds has {kind!r}. Kinds are {', '.join((*FAMILIES, *KINDS))}.")
             if scale is not None:
                 check_range(f"task_arithmetic: kinds.{kind}", scale, -100.0, 100.0)
 
     def __call__(self, experts: Experts) -> Merged:
         total = entrywise(experts, lambda tau: tau.sum(0))
         asked = any(scale is not None for scale in self.kinds.values())  # else the names say nothing
-        own = {key: self.kinds.get(experts.naming.kind(key)) if asked else None for key in total}
+        own = {key: self._coefficient(experts.param(key)) if asked else None for key in total}
         shared = {key: change for key, change in total.items() if own[key] is None}
         fixed = {key: scale * total[key] for key, scale in own.items() if scale is not None}
         return experts.merged(shared, self.scale, fixed=fixed)
+
+    def _coefficient(self, info: ParamInfo) -> float | None:
+        rest = info.family if info.family in GROUPS else "other"
+        named = (self.kinds.get(name) for name in (info.kind, info.family, rest))
+        return next((scale for scale in named if scale is not None), None)

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from merging.checkpoints.tied import behind
 from merging.decompose.svd import svd
 from merging.deltas import Delta, Dense, LowRank, Rows
 from merging.errors import UserError
@@ -87,8 +88,8 @@ class Twin:
 
     def _behind(self, experts: Experts, key: str) -> bool:
         """Whether a parameter lies in a routed block or behind the blocks."""
-        depth = experts.naming.depth(key)
-        return experts.naming.after(key) if depth is None else depth >= (self.start or 0)
+        depth = experts.param(key).depth
+        return behind(experts, key) if depth is None else depth >= (self.start or 0)
 
     def _delta(self, experts: Experts, key: str, beyond: Tensor) -> Delta:
         if beyond.ndim < 3:

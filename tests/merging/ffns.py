@@ -31,7 +31,8 @@ FFN = [key for key in SHAPES if "mlp" in key]
 MATRICES = [key for key in FFN if key.endswith("weight")]
 EXACT = Ranks("energy", 0.0)
 SMALL = Ranks("fraction", 0.6)
-MASKS = {block: drawn(TASKS, WIDE, seed=90 + block) > 0.3 for block in (0, 1)}
+BLOCKS = ("transformer.resblocks.0", "transformer.resblocks.1")
+MASKS = {name: drawn(TASKS, WIDE, seed=90 + block) > 0.3 for block, name in enumerate(BLOCKS)}
 ATOL = 2e-6  # of weights below 8 through fp32 factors: a few spacings of 2^-21
 W = torch.tensor([0.7, -1.3, 2.1])  # neither positive nor summing to one
 

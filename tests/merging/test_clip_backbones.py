@@ -12,7 +12,6 @@ from torch import nn
 
 from merging import UserError
 from merging.backbones.tower import PREFIX, Backbone, ImageTower
-from merging.naming import Naming
 
 NAMES = {"clip_vit_b32": "ViT-B-32", "clip_vit_b16": "ViT-B-16", "clip_vit_l14": "ViT-L-14"}
 every = pytest.mark.parametrize("name", NAMES)
@@ -76,7 +75,7 @@ def test_sizes(name, tensors, numbers, depth, tokens, giga_macs):
     with torch.device("meta"):
         state = backbone.build().state_dict()
     assert len(state) == tensors and sum(each.numel() for each in state.values()) == numbers
-    assert {Naming().depth(key) for key in state} == {None, *range(depth)} and backbone.tokens == tokens
+    assert {backbone.param(key).depth for key in state} == {None, *range(depth)} and backbone.tokens == tokens
     width, patch = (int(backbone.vision_cfg[key]) for key in ("width", "patch_size"))
     block = tokens * 12 * width**2 + 2 * tokens**2 * width
     by_hand = depth * block + (tokens - 1) * 3 * patch**2 * width + width * backbone.embed_dim

@@ -9,7 +9,6 @@ from merging import UserError
 from merging.adapt import Learned, TaskId
 from merging.decompose.ranks import Ranks
 from merging.methods import Dare, Duet, Expert, FfnOracle, RankOneMoe, Smile, Twin, Wemoe
-from merging.naming import Naming
 from merging.routed import install
 from merging.routing.gates import Gate, GateShape
 
@@ -95,7 +94,7 @@ def test_a_permutation_of_hidden_neurons_leaves_the_function_alone(method):
 
 
 LOSSLESS = [
-    pytest.param(Expert(), ("ffn", "attention", "norm", "other"), id="expert"),
+    pytest.param(Expert(), ("ffn", "attention", "norm", "embedding", "projection"), id="expert"),
     pytest.param(FfnOracle(), ("ffn",), id="ffn oracle"),
     pytest.param(Wemoe(), ("ffn",), id="wemoe"),
     pytest.param(Duet(ranks=Ranks("energy", 0.0)), ("ffn",), id="duet"),
@@ -112,7 +111,7 @@ LOSSLESS = [
 def test_nothing_is_lost_at_full_rank(method, kinds, tasks):
     base, experts = family(tasks, tower())
     merged = merged_of(method, base, experts)
-    promised = {key for key in merged.specs if Naming().kind(key) in kinds}
+    promised = {key for key in merged.specs if any(BACKBONE.param(key).is_a(kind) for kind in kinds)}
     matrices = {name.format(block) + "weight" for name in (FC, PROJ) for block in range(2)}
     assert merged.deltas.keys() >= promised | matrices
     for expert, model in zip(experts, models(merged), strict=True):
@@ -166,7 +165,7 @@ def test_smile_equals_the_published_steps(rank, gate_rank, top_k, split):
 def test_smile_leaves_all_but_linear_layers_pretrained():
     base, experts = towers()
     merged = merged_of(Smile(), base, experts)
-    linear = {key for key in merged.specs if Naming().kind(key) in ("ffn", "attention")}
+    linear = {key for key in merged.specs if BACKBONE.param(key).family in ("ffn", "attention")}
     assert merged.deltas.keys() == linear and "visual.proj" not in linear and not merged.shared
     assert all(equal({key: model[key] for key in model if key not in linear},
                      {key: base[key] for key in model if key not in linear}) for model in models(merged))  # fmt: skip

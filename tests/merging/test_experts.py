@@ -50,9 +50,9 @@ def test_keys_come_in_one_order_and_by_kind():
     assert experts.keys("ffn") == ("transformer.resblocks.1.mlp.c_fc.weight",) and experts.keys("norm") == (
         "transformer.resblocks.0.ln_1.bias",
     )
-    assert experts.keys("attention") == ("transformer.resblocks.0.attn.out_proj.weight",) and experts.keys("other") == (
-        "conv1.weight",
-    )
+    assert experts.keys("attention") == ("transformer.resblocks.0.attn.out_proj.weight",) and experts.keys(
+        "embedding"
+    ) == ("conv1.weight",)
 
 
 def test_task_vectors_are_differences_in_fp32():

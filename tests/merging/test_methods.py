@@ -5,7 +5,7 @@ from dataclasses import replace
 import published
 import pytest
 import torch
-from samples import SHAPES, drawn, equal, every_method, family, models, opened, task_vectors, tower
+from samples import BACKBONE, SHAPES, drawn, equal, every_method, family, models, opened, task_vectors, tower
 
 from merging import UserError, merge
 from merging.methods import (
@@ -22,7 +22,6 @@ from merging.methods import (
     Ties,
     TsvM,
 )
-from merging.naming import Naming
 
 # fp32 weights below 8 are 2^-21 = 5e-7 apart, and sums of our samples are exact: rounding the product with the scale
 # and the result leaves one spacing. A decomposition in fp64 whose factors are kept in fp32 loses about a digit more.
@@ -60,16 +59,18 @@ def test_equals_the_published_steps(method, reference, tolerance, tasks):
 def test_kinds_of_parameters_may_have_coefficients_of_their_own():
     """A search for the scale leaves them where they are."""
     base, experts = family(3, tower())
-    merged = TaskArithmetic(0.3, {"norm": 0.0, "attention": 0.5})(opened(base, experts))
-    plain = {scale: models(merge(TaskArithmetic(scale), base, experts))[0] for scale in (0.0, 0.3, 0.5, 0.7)}
+    kinds = {"norm": 0.0, "attention": 0.5, "attention_out": 0.1, "other": 0.2, "projection": 0.4}
+    merged = TaskArithmetic(0.3, kinds)(opened(base, experts))
+    plain = {scale: models(merge(TaskArithmetic(scale), base, experts))[0] for scale in (0.3, 0.7, *kinds.values())}
     seen = set()
     for scale in (0.3, 0.7):
         for key, weight in merged.scaled(scale).state():
-            kind = Naming().kind(key)
-            assert torch.allclose(weight, plain[{"norm": 0.0, "attention": 0.5}.get(kind, scale)][key], atol=ROUNDING)
+            kind = BACKBONE.param(key).kind
+            expected = {"attention_qkv": 0.5, "embedding": 0.2, "ffn_in": scale, "ffn_out": scale} | kinds
+            assert torch.allclose(weight, plain[expected[kind]][key], atol=ROUNDING)
             seen.add(kind)
-    assert seen == {"norm", "attention", "ffn", "other"}
-    with pytest.raises(UserError, match=r"kinds has 'mlp'. Kinds are norm, ffn, attention, other"):
+    assert seen == {"norm", "attention_qkv", "attention_out", "ffn_in", "ffn_out", "embedding", "projection"}
+    with pytest.raises(UserError, match=r"kinds has 'mlp'. Kinds are ffn, attention, ffn_in, .*, norm, embedding, "):
         TaskArithmetic(kinds={"mlp": 1.0})
     with pytest.raises(UserError, match=r"kinds.ffn=200 is out of range"):
         TaskArithmetic(kinds={"ffn": 200})

@@ -1,9 +1,10 @@
-"""What a parameter is, from the names that open_clip and Hugging Face give to CLIP; all other names are refused."""
+"""What a parameter is: tables against the modules of real models, and what becomes of names that no table has."""
 
 import pytest
 from samples import equal, family, models, opened
 
-from merging import UserError
+from merging import Experts, UserError
+from merging.backbones.base import FAMILIES, KINDS, ParamInfo, table, table_for, tables
 from merging.methods import (
     Average,
     Base,
@@ -25,77 +26,84 @@ from merging.methods import (
     Twin,
     Wemoe,
 )
-from merging.naming import Naming
 
-CLIP = "vision_model.encoder.layers.3"
 ASK = (Duet, FfnOracle, NeuronMask, RankOneMoe, Smile, Twin, Wemoe)  # with their defaults
 WORK = (Average, Base, Dare, Emr, Expert, IsoC, IsoCts, Single, TallMask, TaskArithmetic, Ties, TsvM)
-GPT2 = {"transformer.h.0.attn.c_proj.weight": (6, 6), "transformer.h.0.mlp.c_fc.weight": (6, 12), "h.1.ln_1.bias": (6,)}
-LLAMA = {"model.layers.0.mlp.down_proj.weight": (6, 12), "model.layers.0.mlp.gate_proj.weight": (12, 6)}
-T5 = {"encoder.block.0.layer.1.DenseReluDense.wi.weight": (12, 6), "encoder.block.0.layer.0.layer_norm.weight": (6,)}
 TIMM = {"blocks.0.mlp.fc1.weight": (12, 6), "visual.trunk.blocks.0.attn.qkv.weight": (18, 6)}
-ROBERTA = {"roberta.encoder.layer.0.output.dense.weight": (6, 12)}
-UNKNOWN = (GPT2, LLAMA, T5, TIMM, ROBERTA)
+MIXED = {"transformer.h.0.attn.c_proj.weight": (6, 6), "roberta.encoder.layer.0.output.dense.weight": (6, 12)}
+BLOCK = "visual.transformer.resblocks.3"
+GPT2, T5, CLIP = "transformer.h.2", "decoder.block.1", "vision_model.encoder.layers.3"
 
 
 @pytest.mark.parametrize(
-    ("key", "kind", "depth", "hidden", "after"),
+    ("key", "info"),
     [
-        ("visual.conv1.weight", "other", None, None, False),
-        ("visual.class_embedding", "other", None, None, False),
-        ("visual.positional_embedding", "other", None, None, False),
-        ("visual.proj", "other", None, None, True),
-        ("logit_scale", "other", None, None, False),
-        ("token_embedding.weight", "other", None, None, False),
-        ("text_projection", "other", None, None, True),
-        ("visual.ln_pre.weight", "norm", None, None, False),
-        ("visual.ln_post.bias", "norm", None, None, True),
-        ("ln_final.weight", "norm", None, None, True),
-        ("visual.transformer.resblocks.0.ln_1.weight", "norm", 0, None, False),
-        ("visual.transformer.resblocks.11.ln_2.bias", "norm", 11, None, False),
-        ("visual.transformer.resblocks.11.attn.in_proj_weight", "attention", 11, None, False),
-        ("visual.transformer.resblocks.2.attn.in_proj_bias", "attention", 2, None, False),
-        ("visual.transformer.resblocks.2.attn.q_proj_weight", "attention", 2, None, False),  # seen apart
-        ("transformer.resblocks.2.attn.out_proj.weight", "attention", 2, None, False),
-        ("visual.transformer.resblocks.11.mlp.c_fc.weight", "ffn", 11, 0, False),
-        ("visual.transformer.resblocks.11.mlp.c_fc.bias", "ffn", 11, 0, False),
-        ("visual.transformer.resblocks.3.mlp.c_proj.weight", "ffn", 3, 1, False),
-        ("visual.transformer.resblocks.3.mlp.c_proj.bias", "ffn", 3, None, False),
-        ("vision_model.embeddings.class_embedding", "other", None, None, False),
-        ("vision_model.embeddings.patch_embedding.weight", "other", None, None, False),
-        ("vision_model.embeddings.position_embedding.weight", "other", None, None, False),
-        ("visual_projection.weight", "other", None, None, True),
-        ("vision_model.pre_layrnorm.weight", "norm", None, None, False),  # the misspelling is Hugging Face's
-        ("vision_model.post_layernorm.bias", "norm", None, None, True),
-        ("text_model.final_layer_norm.weight", "norm", None, None, True),
-        (f"{CLIP}.layer_norm1.weight", "norm", 3, None, False),
-        (f"{CLIP}.layer_norm2.bias", "norm", 3, None, False),
-        (f"{CLIP}.self_attn.q_proj.weight", "attention", 3, None, False),
-        (f"{CLIP}.self_attn.out_proj.bias", "attention", 3, None, False),
-        (f"{CLIP}.mlp.fc1.weight", "ffn", 3, 0, False),
-        (f"{CLIP}.mlp.fc2.weight", "ffn", 3, 1, False),
-        (f"{CLIP}.mlp.fc2.bias", "ffn", 3, None, False),
-        ("encoder.layers.0.mlp.fc1.bias", "ffn", 0, 0, False),
+        ("visual.conv1.weight", ParamInfo("embedding", None, None, None, "visual.conv1")),
+        ("visual.proj", ParamInfo("projection", None, None, None, "visual", transposed=True, after=True)),
+        ("text_projection", ParamInfo("projection", None, None, None, "", transposed=True, after=True)),
+        ("text_projection.weight", ParamInfo("projection", None, None, None, "text_projection", after=True)),
+        ("logit_scale", ParamInfo("other", None, None, None, "")),
+        ("ln_final.weight", ParamInfo("norm", None, None, None, "ln_final", after=True)),
+        (f"{BLOCK}.attn.in_proj_bias", ParamInfo("attention_qkv", 3, BLOCK, None, f"{BLOCK}.attn")),
+        (f"{BLOCK}.attn.k_proj_weight", ParamInfo("attention_k", 3, BLOCK, None, f"{BLOCK}.attn")),  # seen apart
+        (f"{BLOCK}.mlp.c_fc.bias", ParamInfo("ffn_in", 3, BLOCK, 0, f"{BLOCK}.mlp.c_fc")),
+        (f"{BLOCK}.mlp.c_proj.weight", ParamInfo("ffn_out", 3, BLOCK, 1, f"{BLOCK}.mlp.c_proj")),
+        (f"{BLOCK}.mlp.c_proj.bias", ParamInfo("ffn_out", 3, BLOCK, None, f"{BLOCK}.mlp.c_proj")),
+        (f"{CLIP}.mlp.fc2.weight", ParamInfo("ffn_out", 3, CLIP, 1, f"{CLIP}.mlp.fc2")),
+        (f"{GPT2}.mlp.c_fc.weight", ParamInfo("ffn_in", 2, GPT2, 0, f"{GPT2}.mlp.c_fc", transposed=True)),
+        (f"{GPT2}.mlp.c_fc.bias", ParamInfo("ffn_in", 2, GPT2, 0, f"{GPT2}.mlp.c_fc")),
+        (f"{T5}.layer.2.DenseReluDense.wi_0.weight",
+         ParamInfo("ffn_gate", 1, T5, 0, f"{T5}.layer.2.DenseReluDense.wi_0")),
+        ("transformer.encoder.embed_tokens.weight", ParamInfo(
+            "embedding", None, None, None, "transformer.encoder.embed_tokens", tied="transformer.shared.weight")),
+        ("classifier.out_proj.weight", ParamInfo("head", None, None, None, "classifier.out_proj", after=True)),
     ],
-)
-def test_what_the_table_says(key, kind, depth, hidden, after):
-    naming = Naming()
-    assert (naming.kind(key), naming.depth(key), naming.hidden(key), naming.after(key)) == (kind, depth, hidden, after)
+)  # fmt: skip
+def test_what_the_tables_say(key, info):
+    assert table_for(None, [key]).param(key) == info
+    stored = {0: 1, 1: 0, None: None} if info.transposed else {0: 0, 1: 1, None: None}
+    assert info.stored_axis == stored[info.hidden_axis]
 
 
-@pytest.mark.parametrize("key", [key for shapes in UNKNOWN for key in shapes] + ["mlp.c_fc.weight", "resblocks.0.x"])
-@pytest.mark.parametrize("ask", ["kind", "depth", "hidden", "after"])
-def test_a_name_that_it_does_not_have_is_not_guessed(key, ask):
-    with pytest.raises(UserError, match=rf"{key} is not in the table CLIP .*choose a method that does not ask"):
-        getattr(Naming(), ask)(key)
+def test_every_row_is_of_a_kind():
+    assert {row.kind for each in tables().values() for row in each.rows} == set(KINDS)
+    assert not set(KINDS) & set(FAMILIES)
 
 
-@pytest.mark.parametrize("shapes", UNKNOWN)
+@pytest.mark.parametrize("key", [*TIMM, "mlp.c_fc.weight", "resblocks.0.x", "visual.transformer.resblocks.x.ln_1.bias"])
+@pytest.mark.parametrize("name", tables())
+def test_a_table_does_not_guess(key, name):
+    with pytest.raises(UserError, match=rf"{key} is not in the table {name} \({name}\.yaml\), .*choose a method that"):
+        table(name).param(key)
+
+
+def test_a_table_that_is_named_is_the_one_that_is_asked():
+    experts = Experts.open(*family(1, MIXED), table="gpt2")
+    assert experts.param("transformer.h.0.attn.c_proj.weight").transposed
+    with pytest.raises(UserError, match=r"roberta.encoder.layer.0.output.dense.weight is not in the table gpt2"):
+        experts.keys("ffn")
+    with pytest.raises(UserError, match=r"There is no table gpt3 .* There are bert, clip, gpt2, llama"):
+        Experts.open(*family(1, MIXED), table="gpt3").param("wte.weight")
+
+
+def test_names_that_several_tables_have():
+    """Harmless where all say the same."""
+    shared = "encoder.layer.0.intermediate.dense.weight"
+    assert table_for(None, [shared]).param(shared).kind == "ffn_in"
+    with pytest.raises(UserError, match=r"are in the tables bert and vit, which differ about x.1. .*table='bert'"):
+        renamed = {name: each for name, each in tables().items() if name in ("bert", "vit")}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(table("vit")), "find", lambda self, key: key and ParamInfo(self.name, 1, key, None, ""))
+            patch.setattr("merging.backbones.base.tables", lambda: renamed)
+            table_for(None, ["x.1"])
+
+
+@pytest.mark.parametrize("shapes", [TIMM, MIXED])
 @pytest.mark.parametrize("method", [pytest.param(each(), id=each.__name__) for each in (*ASK, *WORK)])
-def test_only_what_asks_for_a_name_fails_on_others(method, shapes):
+def test_only_what_asks_for_a_name_fails_on_unknown_ones(method, shapes):
     base, experts = family(2, shapes)
     if isinstance(method, ASK):
-        with pytest.raises(UserError, match="is not in the table CLIP"):
+        with pytest.raises(UserError, match=r"is not in the table \w+, nor does another"):
             method(opened(base, experts))
     else:
         renamed = [{f"p{index}": state[key] for index, key in enumerate(sorted(state))} for state in (base, *experts)]
@@ -106,7 +114,7 @@ def test_only_what_asks_for_a_name_fails_on_others(method, shapes):
 
 
 def test_what_asks_only_with_some_options():
-    base, experts = family(2, LLAMA)
-    assert Twin(start=None)(opened(base, experts)).deltas.keys() == LLAMA.keys()
-    with pytest.raises(UserError, match="is not in the table CLIP"):
+    base, experts = family(2, TIMM)
+    assert Twin(start=None)(opened(base, experts)).deltas.keys() == TIMM.keys()
+    with pytest.raises(UserError, match="is not in the table"):
         TaskArithmetic(kinds={"ffn": 0.1})(opened(base, experts))

@@ -14,6 +14,7 @@ from merging.calibration import Calibration
 from merging.neurons import Neurons, chance, jaccard, largest_mass, largest_share, selected
 
 TASKS, HIDDEN = 3, 6
+FIRST, SECOND = "transformer.resblocks.0", "transformer.resblocks.1"
 
 
 class Ffn(nn.Module):
@@ -53,23 +54,27 @@ def hand_made():
 
 def test_an_expert_keeps_the_neurons_that_fire_for_it():
     masks = Neurons(1 / HIDDEN).masks(hand_made())
-    assert torch.equal(masks[0], torch.eye(HIDDEN)[:3].bool()) and torch.equal(masks[1], torch.eye(HIDDEN)[3:].bool())
-    assert torch.equal(jaccard(masks[0]), torch.eye(TASKS, dtype=torch.float64))
+    assert torch.equal(masks[FIRST], torch.eye(HIDDEN)[:3].bool()) and torch.equal(
+        masks[SECOND], torch.eye(HIDDEN)[3:].bool()
+    )
+    assert torch.equal(jaccard(masks[FIRST]), torch.eye(TASKS, dtype=torch.float64))
 
 
 def test_a_share_of_the_model_may_lie_in_one_block():
     """The second block's neuron fires stronger: with one of twelve kept the first block is left without any."""
-    with pytest.raises(UserError, match=r"ratio=0.08 keeps none of the 6 hidden neurons of block 0 for task0"):
+    with pytest.raises(
+        UserError, match=r"ratio=0.08 keeps none of the 6 hidden neurons of block transformer.resblocks.0 for task0"
+    ):
         Neurons(0.08, scope="model").masks(hand_made())
     masks = Neurons(2 / 12, scope="model").masks(hand_made())
-    assert masks[0].sum() == masks[1].sum() == TASKS
+    assert masks[FIRST].sum() == masks[SECOND].sum() == TASKS
     with pytest.raises(UserError, match=r"Raise it to at least 0.1667, or use scope=layer"):
         Neurons(0.08).masks(hand_made())
 
 
 def test_the_base_may_be_asked_instead():
     masks = Neurons(1 / HIDDEN, source="base").masks(hand_made())
-    assert torch.equal(masks[0], torch.eye(HIDDEN)[:1].bool().expand(TASKS, -1))  # all silent: of equals the first
+    assert torch.equal(masks[FIRST], torch.eye(HIDDEN)[:1].bool().expand(TASKS, -1))  # all silent: of equals the first
 
 
 def test_counts_are_rounded_and_ties_go_to_the_first():
@@ -114,7 +119,7 @@ def test_a_share_of_the_mass_takes_the_fewest_neurons():
             assert held >= share * row.sum() - 1e-6 and held - row[mask].min() < share * row.sum()
             assert mask.all() or row[mask].min() >= row[~mask].max()
     masks = Neurons(0.5, scope="mass").masks(hand_made())
-    assert torch.equal(masks[0], torch.eye(HIDDEN)[:3].bool())  # one neuron holds everything
+    assert torch.equal(masks[FIRST], torch.eye(HIDDEN)[:3].bool())  # one neuron holds everything
 
 
 def test_activity_before_and_after_the_activation_function():
@@ -126,7 +131,7 @@ def test_activity_before_and_after_the_activation_function():
     raw, activated = (Neurons(0.5, at=at).measured(experts) for at in ("input", "output"))
     assert all((raw[block] > activated[block]).all() for block in raw)  # and |GELU(x)| < |x|
     inner = Neurons(1 / HIDDEN, at="input").masks(hand_made())
-    assert torch.equal(inner[0], torch.eye(HIDDEN)[:3].bool())
+    assert torch.equal(inner[FIRST], torch.eye(HIDDEN)[:3].bool())
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -28,7 +28,6 @@ from merging.methods import (
     Twin,
     Wemoe,
 )
-from merging.naming import Naming
 from merging.neurons import Neurons
 from merging.qkv import Joined, join
 from merging.routed import install
@@ -98,7 +97,11 @@ class TestView:
         for letter in "qkv":
             for kind in ("weight", "bias"):
                 key = f"{BLOCK}{letter}_proj_{kind}"
-                assert Naming().kind(key) == "attention" and Naming().depth(key) == 1 and not Naming().after(key)
+                assert (
+                    BACKBONE.param(key).family == "attention"
+                    and BACKBONE.param(key).depth == 1
+                    and not BACKBONE.param(key).after
+                )
                 assert key in seen.keys("attention")
 
     def test_the_numbers_of_the_fused_one(self):
