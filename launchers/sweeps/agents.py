@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 
 from launchers.sweeps.axes import Sweep, composed, parsed, value_of
 from launchers.sweeps.check import check
-from launchers.tracking import reach
+from launchers.tracking import wandb_tracker
 from merging.errors import UserError
 
 METHODS = ("grid", "random", "bayes")
@@ -52,18 +52,14 @@ def text(sweep: Sweep, made: dict[str, Any]) -> str:
 
 def register(made: dict[str, Any]) -> str:
     """Make the sweep known to the server; its path for `wandb agent`. Raises UserError where that fails."""
-    import wandb
-
-    if problem := reach.silence():
-        raise UserError(
-            f"W&B does not answer at {reach.server()} ({problem}). Register the file later: wandb sweep FILE."
-        )
+    wandb = wandb_tracker.client()
     try:
         return f"{made['project']}/{wandb.sweep(made, entity=made.get('entity'), project=made['project'])}"
     except Exception as error:  # the client raises what its transport raises
         raise UserError(
-            f"W&B did not take the sweep: {type(error).__name__}: {error}. Log in with `wandb login`, and see that "
-            f"tracker.project and tracker.entity are yours."
+            f"{wandb_tracker.server()} did not take the sweep: {type(error).__name__}: {error}. Log in with `wandb "
+            "login`, see that tracker.project and tracker.entity are yours, or register the file later: "
+            "wandb sweep FILE."
         ) from error
 
 

@@ -64,7 +64,7 @@ def serve():
 
     for package in ("merging", "tasks", "launchers"):
         for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-            if not found.name.endswith(("__main__", "bench", "bench_clip", "bench_forward")):
+            if not found.name.endswith(("__main__", "bench", "bench.clip", "bench.forward")):
                 importlib.import_module(found.name)
     torch.set_num_threads(1)
     code_version()  # the same in every row, whatever happens to the checkout meanwhile

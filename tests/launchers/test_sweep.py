@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -218,7 +219,9 @@ def test_the_command_checks_and_writes(tmp_path, monkeypatch, capsys):
 
 def test_a_server_that_is_not_there_is_told_in_a_paragraph(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    with pytest.raises(SystemExit, match=r"W&B does not answer at http.*:9 \(.*Register the file later: wandb"):
+    for name, value in {"BASE_URL": "http://127.0.0.1:9", "API_KEY": "0" * 40, "HTTP_TIMEOUT": "1"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # its client reads the environment once
+    with pytest.raises(SystemExit, match=r"http.*:9 did not take the sweep: .*register the file later: wandb"):
         command.main(["wandb", "--register", "experiment=granularity"])
     assert (tmp_path / "granularity.sweep.yaml").exists()

@@ -15,8 +15,8 @@ from wandb_file import artifacts, read_run
 
 from launchers.results.plots import heatmap
 from launchers.results.routing_figure import routing_figure
-from launchers.tracking.reach import default_mode
-from launchers.tracking.tracker import NoTracker, WandbTracker
+from launchers.tracking.tracker import NoTracker
+from launchers.tracking.wandb_tracker import WandbTracker, default_mode
 
 CONF = Path(__file__).parents[2] / "conf" / "tracker"
 
@@ -117,7 +117,7 @@ def test_an_exception_ends_the_run_as_failed_and_goes_on(tmp_path):
 def test_losing_wandb_is_one_warning_and_never_an_error(tmp_path, monkeypatch, caplog):
     with WandbTracker(folder=str(tmp_path)) as tracker:
         tracker.start({}, "aaaaaaaaaaaa", "lost")
-        monkeypatch.setattr(tracker._run._run, "log", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
+        monkeypatch.setattr(tracker._run, "log", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
         tracker.log_task("cars", 0.5)
         tracker.log({"loss": 1.0}, 0)
         tracker.finish(make_row(), [make_row()], {})
