@@ -27,7 +27,7 @@ from merging.merged import Merged
 from merging.methods import Expert, Multitask
 from merging.methods.method import Method
 from merging.similarity import cosines
-from tasks.grid import Grid, RoutingFound
+from tasks.evaluate import Grid, Routing
 from tasks.journal import Journal
 from tasks.scales import Fixed, Search
 from tasks.suite import contents, remarks
@@ -166,14 +166,14 @@ class Cell:
             log.info("saved %s", merged.save(save, backbone=grid.backbone.facts()))
         row = replace(
             self.row(opened.by(SCALE)),
-            accuracy=scored.accuracy,
-            validation=validation,
+            accuracy=scored.values,
+            validation=validation and {task: score.value for task, score in validation.items()},
             collapsed=collapsed,
             scale=merged.scale,
             scale_source="-" if merged.scale is None else "fixed" if validation is None else self.scale.source,
             search=chosen.search,
             seconds=clock.seconds,
-            unseen=unseen.accuracy,
+            unseen={task: score and score.value for task, score in unseen.scores.items()},
             **self.told(merged, scored.routing, unseen, opened.splits),
         )
         log.info("%s: %s", self.label, said(row))
@@ -198,10 +198,10 @@ class Cell:
         if own is None or not isinstance(self.method, Expert):
             return score_unseen(grid, merged, self.split, journal)
         turned = Grid(grid.suite.unseen, grid.backbone, grid.engine)
-        return Unseen({**turned.score(self.method(own), self.split, journal=journal).accuracy}, {})
+        return Unseen({**turned.score(self.method(own), self.split, journal=journal).scores}, {})
 
     def told(
-        self, merged: Merged, found: RoutingFound | None, unseen: Unseen, opened: dict[str, list[str]]
+        self, merged: Merged, found: Routing | None, unseen: Unseen, opened: dict[str, list[str]]
     ) -> dict[str, Any]:
         """What a row says of the merged model itself."""
         routing, adapted, declared = merged.routing, adaptation(opened), needs_of(self.method)

@@ -32,7 +32,7 @@ from merging.experts import Experts
 from merging.files import write_text
 from merging.methods import Base, Expert
 from merging.saving import check_target
-from tasks.grid import Grid
+from tasks.evaluate import Grid
 from tasks.scales import Fixed
 from tasks.suite import Suite, calibration
 

@@ -54,7 +54,7 @@ def decoding(needs: list[Any], suite: "Suite") -> None:
 
     if not needs:
         return
-    folder = next(Path(task.store.images) for task in suite.every if hasattr(task, "store"))  # type: ignore[attr-defined]
+    folder = next(Path(task.data.store.images) for task in suite.every if hasattr(task, "needs"))  # type: ignore[attr-defined]
     total, images = sum(need.bytes for need in needs), sum(need.images for need in needs)
     count = f"{images:,} images, {total / GB:.2f} GB" if images else "images whose number is not known yet"
     log.info("to decode, once: %s into %s, from %s", count, folder, some([need.where for need in needs]))
@@ -82,8 +82,8 @@ def duration(suite: "Suite", backbone: "Backbone", engine: "Engine") -> None:
 
 def expected(task: Any, split: str) -> int | None:
     """Images of a split by published sizes, None for a task about which nothing is published."""
-    known = getattr(task, "known", None)
-    return None if known is None else len(task.rule.choose(split, known.sizes.get, task.name).indices)
+    known = getattr(task.data, "known", None)
+    return None if known is None else len(task.data.rule.choose(split, known.sizes.get, task.name).indices)
 
 
 def speed(backbone: "Backbone", engine: "Engine") -> float:

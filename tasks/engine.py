@@ -1,20 +1,24 @@
-"""How images are run through a tower: device, precision, batch size, compiled or not."""
+"""How samples are run through a model: device, precision, batch size, compiled or not."""
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from merging.errors import UserError
 from merging.preflight import check_range
+from tasks.split import Inputs, count_of, mapped, take
 
-Tower = TypeVar("Tower", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -70,12 +74,12 @@ class Engine:
         torch.cuda.synchronize(self.place)
         return time.perf_counter()
 
-    def ready(self, tower: Tower, routed: bool = False) -> Tower:
-        """The tower on the device, compiled if asked for."""
-        tower = tower.to(self.place)
+    def ready(self, module: Module, routed: bool = False) -> Module:
+        """The module on the device, compiled if asked for."""
+        module = module.to(self.place)
         if self.compile and not routed:
-            tower.compile()
-        return tower
+            module.compile()
+        return module
 
     def running(self) -> AbstractContextManager[object]:
         """Autocast where the precision asks for it."""
@@ -83,23 +87,26 @@ class Engine:
             return nullcontext()
         return torch.autocast(self.place.type, PRECISIONS[self.precision])
 
-    def stream(self, images: Tensor, start: int = 0) -> Iterator[Tensor]:
-        """Batches of images [N, ...] from `start` on, on the device.
+    def stream(self, inputs: Inputs, start: int = 0) -> Iterator[Inputs]:
+        """Batches of inputs [N, ...] from sample `start` on, on the device.
 
         For a GPU the next one is read into pinned memory while the last is worked on.
         """
-        batches = images[start:].split(self.batch) if start < len(images) else ()
+        count = count_of(inputs)
+        batches = [slice(first, min(first + self.batch, count)) for first in range(start, count, self.batch)]
         if self.place.type == "cpu":
-            yield from batches
+            yield from (take(inputs, some) for some in batches)
             return
-        with ThreadPoolExecutor(1) as reader:
-            waiting = [reader.submit(_pinned, images) for images in batches[:1]]
-            for following in (*batches[1:], None)[: len(batches)]:
-                ready = waiting.pop().result()
-                if following is not None:
-                    waiting.append(reader.submit(_pinned, following))
-                yield ready.to(self.place, non_blocking=True)
+        pinned = lambda some: mapped(lambda tensor: tensor[some].contiguous().pin_memory(), inputs)  # noqa: E731
+        for batch in ahead(pinned, iter(batches)):
+            yield mapped(lambda tensor: tensor.to(self.place, non_blocking=True), batch)
 
 
-def _pinned(images: Tensor) -> Tensor:
-    return images.contiguous().pin_memory()
+def ahead(read: Callable[[Item], Read], items: Iterator[Item]) -> Iterator[Read]:
+    """`read` of each item, in order; the next one is read by another thread while this one is used."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting = [reader.submit(read, item) for item in islice(items, 1)]
+        while waiting:
+            ready = waiting.pop().result()
+            waiting = [reader.submit(read, item) for item in islice(items, 1)]
+            yield ready

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from merging.backbones.tower import Backbone
-from merging.checkpoints import Checkpoint, SafetensorsFile, Spec, StateDict
+from merging.checkpoints import Checkpoint, SafetensorsFile, Spec
 from merging.checkpoints.writing import write_safetensors
 from merging.errors import UserError
 from tasks.engine import Engine
-from tasks.grid import outcome
+from tasks.evaluate import outcome
 from tasks.multitask import TASKS, Together, parts
 from tasks.progress import Progress
 from tasks.recipes import Recipe
-from tasks.suite import Task
+from tasks.task import Task, head_id
 from tasks.training import Job, State, Training
 
 SNAPSHOTS = 6  # in sizes of an expert: weights and two moments, the old one and the new
@@ -107,7 +107,7 @@ class Bench:
         if len(split) == 0:
             raise UserError(f"{task.name} has no training images. Give it some, or leave it out of suite.tasks.")
         recipe, path = self.recipe.for_images(len(split)), self.path(task.name)
-        head = StateDict({"head": task.head()}).id
+        head = head_id(task)
         facts = {**self.facts(task.name, recipe), **trained_on(task), "train": split.id, "head": head}
         if path.exists() and not self.redo:
             stored = SafetensorsFile(path).metadata
@@ -170,9 +170,9 @@ class Bench:
     def _accuracy(self, training: Training) -> float:
         """Share of right answers on validation, mean over tasks."""
         training.tower.eval()
-        scored = lambda task: outcome(training.tower, self.backbone, task, task.split("val"), self.engine)  # noqa: E731
+        scored = lambda task: outcome(training.tower, self.backbone, task, "val", self.engine)  # noqa: E731
         try:
-            return fmean(scored(task).accuracy for task in parts(training.job.task))
+            return fmean(scored(task).score.value for task in parts(training.job.task))
         finally:
             training.tower.train()
 

@@ -12,13 +12,15 @@ import torch
 
 from merging.backbones.tower import Backbone
 from merging.cache import Cache, code, key_of
-from merging.checkpoints import Checkpoint, StateDict, digest
+from merging.checkpoints import Checkpoint, StateDict
 from merging.errors import UserError
 from merging.threads import each
 from tasks.multitask import Mixture, Together
 from tasks.progress import Progress
 from tasks.recipes import Recipe
-from tasks.suite import Split, Suite, Task
+from tasks.split import Split
+from tasks.suite import Suite
+from tasks.task import Task, head_id
 from tasks.training import Job, State, Training
 
 __all__ = ["Job", "Recipe", "make_experts", "train_expert"]
@@ -81,7 +83,7 @@ def make_multitask(
 def _key(
     base: Checkpoint, backbone: Backbone, task: Task | Together, split: Split | Mixture, recipe: Recipe, seed: int
 ) -> str:
-    start, data = (base.id, backbone.identity()), (task.name, split.id, digest(task.head()))
+    start, data = (base.id, backbone.identity()), (task.name, split.id, head_id(task))
     return key_of("expert", code(CODE, LIBRARIES), *start, *data, recipe.facts(), seed)
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,39 +13,37 @@ from merging.cache import Cache, key_of
 
 
 class Page:
-    """Predictions [done], or [done, S] of S models, and mean gate weights [done, G] of a task's split, by batches."""
+    """Named tensors about the samples of a task's split, batch after batch along their first axis.
+
+    What they mean is the affair of who adds them: predictions of a model, or [N, S] of S models, gating weights.
+    """
 
     def __init__(self, cache: Cache | None, key: str, seconds: float):
         self._cache, self._key, self._seconds, self._written = cache, key, seconds, time.monotonic()
         stored = cache.get(key) if cache is not None else None
-        found = load(stored) if stored is not None else {}
-        self.predicted = [found["predicted"]] if "predicted" in found else []
-        self.weights = [found["weights"]] if "weights" in found else []
+        self._batches = {name: [tensor] for name, tensor in (load(stored) if stored is not None else {}).items()}
 
     @property
     def done(self) -> int:
-        """Images that need not be scored again."""
-        return sum(map(len, self.predicted))
+        """Samples that need not be run again."""
+        return sum(map(len, next(iter(self._batches.values()), [])))
 
-    def add(self, predicted: Tensor, weights: Tensor | None) -> None:
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Note a batch; what has come together is stored from time to time."""
-        self.predicted.append(predicted.cpu())
-        if weights is not None:
-            self.weights.append(weights.float().cpu())
+        for name, tensor in tensors.items():
+            self._batches.setdefault(name, []).append(tensor.cpu())
         if time.monotonic() - self._written >= self._seconds:
             self.store()
 
     def store(self) -> None:
         """Write what there is."""
         self._written = time.monotonic()
-        if self._cache is not None and self.predicted:
-            parts = {"predicted": self.predicted} | ({"weights": self.weights} if self.weights else {})
-            self._cache.put(self._key, save({name: torch.cat(each) for name, each in parts.items()}))
+        if self._cache is not None and self._batches:
+            self._cache.put(self._key, save(self.together()))
 
-    def together(self) -> tuple[Tensor, Tensor | None]:
-        """Predictions [N] or [N, S], and weights [N, G]."""
-        weights = torch.cat(self.weights) if self.weights else None
-        return torch.cat(self.predicted) if self.predicted else torch.empty(0, dtype=torch.int64), weights
+    def together(self) -> dict[str, Tensor]:
+        """All that was added, by name."""
+        return {name: torch.cat(batches) for name, batches in self._batches.items()}
 
 
 class Journal:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tasks.suite import Split, Task, gather
+from tasks.heads.head import ZeroShot
+from tasks.split import Inputs, Split, gather
+from tasks.task import Task
 
 NAME = "multitask"
 TASKS = "tasks"  # a fact in the file of such a model: the names of its tasks
@@ -40,8 +42,8 @@ class Mixture:
         firsts = torch.tensor([0, *self.classes[:-1]]).cumsum(0)
         return torch.cat([split.labels + first for split, first in zip(self.splits, firsts, strict=True)])
 
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [n, 3, H, W] and labels [n]; only these are read."""
+    def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
+        """Inputs and labels [n] of some samples; only these are read."""
         return gather(self.splits, indices), self.labels[indices]
 
 
@@ -56,14 +58,24 @@ class Together:
         """The images of all tasks."""
         return Mixture(tuple(task.split(name) for task in self.tasks), tuple(len(task.classes) for task in self.tasks))
 
-    def head(self) -> Tensor:
-        """[classes of all tasks, D]."""
-        return torch.cat([task.head() for task in self.tasks])
+    def head(self) -> nn.Module:
+        """Features [N, D] -> outputs for the classes of all tasks."""
+        heads = [task.head() for task in self.tasks]
+        if all(isinstance(head, ZeroShot) for head in heads):
+            return ZeroShot(torch.cat([head.weight for head in heads]))  # type: ignore[union-attr]
+        return Joined(heads)  # type: ignore[arg-type]
 
     def owners(self) -> Tensor:
         """The task of every class, int64 [classes of all tasks]."""
         sizes = torch.tensor([len(task.classes) for task in self.tasks])
         return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
+
+class Joined(nn.ModuleList):
+    """The outputs of several heads side by side."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([head(features) for head in self], -1)
 
 
 def parts(task: Task | Together) -> Sequence[Task]:

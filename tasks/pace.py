@@ -5,7 +5,8 @@ import time
 import torch
 
 from merging.merged import Merged
-from tasks.grid import Grid, answer
+from tasks.evaluate import Grid, answer
+from tasks.split import count_of
 
 
 def seconds(grid: Grid, merged: Merged, split: str) -> float:
@@ -19,17 +20,17 @@ def seconds(grid: Grid, merged: Merged, split: str) -> float:
         merged.remade(merged.scale)
         remade = (time.process_time() - begin) / torch.get_num_threads()
     with grid.pool(1) as pool:
-        image = pool.submit(_image, grid, split).result()
-    return remade + image * sum(len(task.split(split)) for task in grid.suite.tasks) / grid.engine.workers
+        sample = pool.submit(_sample, grid, split).result()
+    return remade + sample * sum(len(task.split(split)) for task in grid.suite.tasks) / grid.engine.workers
 
 
-def _image(grid: Grid, split: str) -> float:
-    images = next(grid.engine.stream(grid.suite.tasks[0].split(split).images), None)
-    if images is None:
+def _sample(grid: Grid, split: str) -> float:
+    batch = next(grid.engine.stream(grid.suite.tasks[0].split(split).inputs), None)
+    if batch is None:
         return 0.0
-    with grid.tower() as tower:
-        images = grid.backbone.prepare(images)
-        answer(tower, images, engine=grid.engine)  # the first time is slower
+    with grid.module() as module:
+        inputs = grid.backbone.prepare(batch)
+        answer(module, inputs, engine=grid.engine)  # the first time is slower
         begin = grid.engine.clock()
-        answer(tower, images, engine=grid.engine)
-        return (grid.engine.clock() - begin) / len(images)
+        answer(module, inputs, engine=grid.engine)
+        return (grid.engine.clock() - begin) / count_of(batch)

@@ -10,9 +10,10 @@ import torch
 
 from merging.errors import UserError
 from merging.merged import Merged
-from tasks.grid import Grid, Scores
+from tasks.evaluate import Grid, Scores
 from tasks.journal import NOWHERE, Journal
 from tasks.pace import seconds
+from tasks.score import normalise
 
 log = logging.getLogger(__name__)
 Criterion = Literal["norm", "mean"]
@@ -43,8 +44,8 @@ class Fixed:
 class Search:
     """The best of `scales` on `split`, the smallest of equals; a method without a coefficient stays as it is.
 
-    criterion: "norm", the mean over tasks of accuracy / the expert's (as in the code of TALL-masks, TSV-M and Iso), or
-    "mean", plain accuracy. routed: whether the coefficient of a merge with task-specific parts is searched too, which
+    criterion: "norm", the mean over tasks of score / the expert's (as in the code of TALL-masks, TSV-M and Iso), or
+    "mean", of plain scores. routed: whether the coefficient of a merge with task-specific parts is searched too, which
     the true task then mixes, before any gate is trained; parts that depend on it (Twin's) are made anew for each.
     seconds: where the whole list would take longer, about, every third scale is scored, then those around the best
     until both neighbours are lower: exact for a curve with one clean peak alone, so the row says it. null: no limit.
@@ -84,10 +85,11 @@ class Search:
                 log.warning("scale.routed=true changes nothing here: this merge has no coefficient to search")
             return Chosen(merged)
         references = experts(self.split) if self.criterion == "norm" else None
-        if hopeless := [task for task, score in (references or {}).items() if not score]:
+        if undefined := normalise(references or {}, references or {}).undefined:
+            task, why = next(iter(undefined.items()))
             raise UserError(
-                f"scale.criterion=norm divides by the accuracy of the experts on {self.split}, and the expert for "
-                f"{', '.join(hopeless)} gets nothing right there. Check it, or set scale.criterion=mean."
+                f"scale.criterion=norm divides by the scores of the experts on {self.split}, and for {task} {why}. "
+                f"Check that expert, or set scale.criterion=mean."
             )
         value = lambda scores: worth(scores, references)  # noqa: E731
         scales, tried = sorted(set(self.scales)), {}
@@ -118,11 +120,14 @@ class Search:
 
 
 def worth(scores: Scores, references: Scores | None) -> float:
-    """Mean accuracy, relative to the references if there are any; to 12 digits, so that the order of a sum decides
-    nothing."""
-    if references is None:
-        return round(math.fsum(scores.values()) / len(scores), 12)
-    return round(math.fsum(score / references[task] for task, score in scores.items()) / len(scores), 12)
+    """Mean score, relative to the references if there are any; of a metric whose lower values are better, its negative.
+
+    To 12 digits, so that the order of a sum decides nothing.
+    """
+    if references is not None:
+        return round(normalise(scores, references).value or 0.0, 12)
+    signed = (score.value if score.higher_is_better else -score.value for score in scores.values())
+    return round(math.fsum(signed) / len(scores), 12)
 
 
 def coarse(scales: Sequence[float], ask: Callable[[Sequence[float]], None], known: Callable[[float], float | None]):

@@ -1,66 +1,20 @@
 """What is measured: suites of tasks, their splits and their frozen heads."""
 
 import difflib
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from merging.backbones.tower import Backbone
 from merging.calibration import Calibration
-from merging.checkpoints import StateDict
 from merging.errors import UserError
 from merging.preflight import check_tasks, some
+from tasks.split import Split, mapped, take
+from tasks.task import Task, head_id
 
 KEPT = ("base", "mean", "norm")  # what rows and tables have beside the tasks
 CPU = torch.device("cpu")
-SPLITS = ("train", "val", "calibration", "test")  # calibration is used without its labels
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images of one task that serve one purpose."""
-
-    name: str
-    images: Tensor  # uint8 [N, 3, H, W]
-    labels: Tensor  # int64 [N]
-    stored_id: str | None = None  # the fingerprint where it is known, so that images on disk need not be read for it
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Images per task."""
-        return (len(self),)
-
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [n, 3, H, W] and labels [n]; only these are read."""
-        return self.images[indices], self.labels[indices]
-
-    @cached_property
-    def id(self) -> str:
-        """Fingerprint: sha256 over images and labels, the first 16 hex digits."""
-        if self.stored_id is not None:
-            return self.stored_id
-        digest = hashlib.sha256(self.images.contiguous().numpy().data)
-        digest.update(self.labels.contiguous().numpy().data)
-        return digest.hexdigest()[:16]
-
-
-class Task(Protocol):
-    """A classification task with a frozen head: logits = unit features [N, D] @ head().T."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def classes(self) -> Sequence[str]: ...
-    def split(self, name: str) -> Split: ...
-    def head(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -117,12 +71,11 @@ def divided(name: str, tasks: Sequence[Task], held_out: Sequence[str]) -> Suite:
 def content(task: Task, what: str) -> str:
     """Id of everything that decides a split of a task, or its "head"; never a path.
 
-    A task that knows it without reading its images says so by a method of this name; else they are read now.
+    A task that knows it without reading its samples says so by a method of this name; else they are read now.
     """
-    own = getattr(task, "content", None)
-    if own is not None:
-        return own(what)
-    return StateDict({"head": task.head()}).id[:16] if what == "head" else task.split(what).id
+    if hasattr(task, "content"):
+        return task.content(what)  # type: ignore[attr-defined]
+    return head_id(task)[:16] if what == "head" else task.split(what).id
 
 
 def contents(suite: Suite, scored: str, others: Sequence[str] = ()) -> dict[str, dict[str, str]]:
@@ -133,54 +86,45 @@ def contents(suite: Suite, scored: str, others: Sequence[str] = ()) -> dict[str,
 
 
 def remarks(suite: Suite, scored: Mapping[str, Split], chosen_on: Iterable[str] = ()) -> list[str]:
-    """What a reader of accuracies should know of the images: how they were read, absent classes, equal tasks.
+    """What a reader of scores should know of the samples: how they were read, absent classes, equal tasks.
 
     chosen_on: the splits, beside the scored one, on which a coefficient was chosen.
     """
-    said = [note for task in suite.every if hasattr(task, "notes") for note in task.notes()]  # type: ignore[attr-defined]
-    said += [note for task in suite.every if (note := absent(task, scored[task.name]))]
+    notes = [note for task in suite.every if hasattr(task, "notes") for note in task.notes()]  # type: ignore[attr-defined]
+    notes += [note for task in suite.every if (note := absent(task, scored[task.name]))]
     others = [(task, task.split(split)) for split in chosen_on for task in suite.tasks]
-    said += [note for task, split in others if split.name != scored[task.name].name and (note := absent(task, split))]
+    notes += [note for task, split in others if split.name != scored[task.name].name and (note := absent(task, split))]
     owners: dict[str, str] = {}
     for name, split in scored.items():
         if (first := owners.setdefault(split.id, name)) != name:
-            said.append(f"{first} and {name} are scored on the same images.")
-    return said
+            notes.append(f"{first} and {name} are scored on the same images.")
+    return notes
 
 
 def absent(task: Task, split: Split) -> str | None:
-    """What is to be said where classes have no image in the split, else None."""
-    there = set(split.labels.tolist())
-    missing = [name for index, name in enumerate(task.classes) if index not in there]
+    """The sentence on classes that have no sample in the split, None where all have."""
+    present = set(split.labels.tolist()) if split.labels.ndim == 1 else set()
+    missing = [name for index, name in enumerate(task.classes) if index not in present]
     if not missing:
         return None
     return f"{task.name}: {split.name} has no image of {len(missing)} of {len(task.classes)} classes ({some(missing)})."
 
 
 def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.device = CPU) -> Calibration:
-    """The images of one split of every task, without their labels; batches of them lie on the device."""
+    """The inputs of one split of every task, without their labels; batches of them lie on the device."""
     splits = [task.split(split) for task in suite.tasks]
     return Calibration(
         split=split,
-        ids=tuple(each.id for each in splits),
-        sizes=tuple(len(each) for each in splits),
-        images=lambda task, indices: backbone.prepare(splits[task].images[indices].to(device)),
-        heads=tuple(task.head().to(device) for task in suite.tasks),
+        ids=tuple(samples.id for samples in splits),
+        sizes=tuple(len(samples) for samples in splits),
+        images=lambda task, indices: backbone.prepare(
+            mapped(lambda tensor: tensor.to(device), take(splits[task].inputs, indices))
+        ),
+        heads=tuple(task.head().weight.to(device) for task in suite.tasks),
         tower=backbone.build,
         backbone=backbone.identity(),
         device=device,
     )
-
-
-def gather(splits: Sequence[Split], indices: Tensor) -> Tensor:
-    """Images [n, 3, H, W] of several splits counted through, in the order of `indices`; only these are read."""
-    ends = torch.tensor([len(split) for split in splits]).cumsum(0)
-    owners = torch.bucketize(indices, ends, right=True)
-    images = splits[0].images.new_empty((len(indices), *splits[0].images.shape[1:]))
-    for owner in owners.unique().tolist():
-        mine = owners == owner
-        images[mine] = splits[owner].images[indices[mine] - ends[owner] + len(splits[owner])]
-    return images
 
 
 def unread(option: str, given: Iterable[str], tasks: Sequence[str]) -> list[str]:

@@ -1,25 +1,25 @@
 """One expert in the making: the image tower of a base, tuned on one task, or on all, with frozen zero-shot heads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from merging.backbones.tower import Backbone
 from merging.errors import UserError
 from merging.ops import generator
-from tasks.engine import Engine
+from tasks.engine import Engine, ahead
 from tasks.multitask import Mixture, Together
 from tasks.recipes import Recipe
-from tasks.suite import Split, Task
+from tasks.split import Inputs, Split, mapped, take
+from tasks.task import Task
 
 State = dict[str, Tensor]
-Batch = tuple[Tensor, Tensor]  # images and labels
+Batch = tuple[Inputs, Tensor]  # inputs and labels
 ON_CPU = Engine("cpu")
 WEIGHTS = "weights"  # before the names of the tower's parameters in a snapshot; the optimizer's are beside them
 
@@ -52,14 +52,14 @@ class Training:
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.tower.named_parameters()}
         self._parameters = job.recipe.tuned(self.tower)
         self._optimizer = job.recipe.stepper(self._parameters)
-        self._head = job.task.head().to(engine.place)
+        self._head = head_of(job.task).to(engine.place)
         self._owners = job.task.owners().to(engine.place) if isinstance(job.task, Together) else None
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> None:
         """All steps that are left. Raises UserError where the GPU's memory is too small."""
         try:
-            for images, labels in self._batches():
-                self._learn(images, labels)
+            for inputs, labels in self._batches():
+                self._learn(inputs, labels)
                 self.step += 1
                 on_step()
         except torch.cuda.OutOfMemoryError as error:
@@ -69,16 +69,17 @@ class Training:
                 f"{self.engine.place}. Cut it into more, with the same result: recipe.accumulate={2 * parts}."
             ) from error
 
-    def _learn(self, images: Tensor, labels: Tensor) -> None:
+    def _learn(self, inputs: Inputs, labels: Tensor) -> None:
         """One step on a batch, piece by piece; every image has the same weight."""
         recipe = self.job.recipe
         for group in self._optimizer.param_groups:
             group["lr"] = recipe.rate(self.step)
         self._optimizer.zero_grad(set_to_none=True)
-        for some, truth in zip(images.chunk(recipe.parts), labels.chunk(recipe.parts), strict=True):
+        for some in torch.arange(len(labels)).chunk(recipe.parts):
+            truth = labels[some]
             with self.engine.running():
-                features = self.tower(self.job.backbone.prepare(some))
-            logits = self._own(functional.normalize(features.float(), dim=-1) @ self._head.T, truth)
+                features = self.tower(self.job.backbone.prepare(take(inputs, some)))
+            logits = self._own(self._head(features.float()), truth)
             (functional.cross_entropy(logits, truth) * (len(truth) / len(labels))).backward()
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
@@ -99,9 +100,10 @@ class Training:
         if place.type == "cpu":
             yield from map(split.take, chosen)
             return
-        read = lambda some: tuple(each.pin_memory() for each in split.take(some))  # noqa: E731
-        for images, labels in ahead(read, chosen):  # type: ignore[arg-type]
-            yield images.to(place, non_blocking=True), labels.to(place, non_blocking=True)
+        pinned = lambda some: [mapped(Tensor.pin_memory, each) for each in split.take(some)]  # noqa: E731
+        for batch in ahead(pinned, chosen):
+            inputs, labels = (mapped(lambda x: x.to(place, non_blocking=True), each) for each in batch)
+            yield inputs, labels  # type: ignore[misc]
 
     def weights(self) -> State:
         """A copy of the tower, fp32, on the CPU. Raises UserError naming a parameter that is not finite."""
@@ -135,14 +137,12 @@ class Training:
         self.step = step
 
 
-def ahead(read: Callable[[Tensor], Batch], chosen: Iterator[Tensor]) -> Iterator[Batch]:
-    """What `read` makes of each, in order; the next one is read by another thread while this one is used."""
-    with ThreadPoolExecutor(1) as reader:
-        waiting = [reader.submit(read, some) for some in islice(chosen, 1)]
-        while waiting:
-            ready = waiting.pop().result()
-            waiting = [reader.submit(read, some) for some in islice(chosen, 1)]
-            yield ready
+def head_of(task: Task | Together) -> nn.Module:
+    """The head of a task. Raises UserError for one without."""
+    head = task.head()
+    if head is None:
+        raise UserError(f"{task.name} has no head to train for. Give it one, such as the zero-shot head of its suite.")
+    return head
 
 
 def order(sizes: Sequence[int], recipe: Recipe, random: torch.Generator, start: int = 0) -> Iterator[Tensor]:

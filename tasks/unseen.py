@@ -3,15 +3,16 @@
 from typing import NamedTuple
 
 from merging.merged import Merged
-from tasks.grid import NOWHERE, Grid, by_task, mean_weights, silent
-from tasks.journal import Journal
+from tasks.evaluate import Grid, mean_weights, per_task, silent
+from tasks.journal import NOWHERE, Journal
+from tasks.score import Score
 
 
 class Unseen(NamedTuple):
-    """One split of the held-out tasks; no accuracy (None) where the true task chooses: the merge has no part for it."""
+    """One split of the held-out tasks; no score (None) where the true task chooses: the merge has no expert for it."""
 
-    accuracy: dict[str, float | None]
-    weights: dict[str, list[float]]  # held-out task -> mean weight of each merged task's parts; empty without gates
+    scores: dict[str, Score | None]
+    weights: dict[str, list[float]]  # held-out task -> mean weight of each merged task's experts; empty without gates
 
 
 def score_unseen(grid: Grid, merged: Merged, split: str, journal: Journal = NOWHERE) -> Unseen:
@@ -19,8 +20,10 @@ def score_unseen(grid: Grid, merged: Merged, split: str, journal: Journal = NOWH
     tasks = grid.suite.held_out
     if merged.deltas and (merged.routing is None or merged.routing.by_task):
         return Unseen({task.name: None for task in tasks}, {})
-    found = grid.outcomes(merged, tasks, split, silent, journal) if tasks else {}
+    outcomes = grid.outcomes(merged, tasks, split, silent, journal) if tasks else {}
     weights = {
-        name: mean_weights(by_task(each.weights, merged)) for name, each in found.items() if each.weights is not None
+        name: mean_weights(per_task(outcome.weights, merged))
+        for name, outcome in outcomes.items()
+        if outcome.weights is not None
     }
-    return Unseen({name: each.accuracy for name, each in found.items()}, weights)
+    return Unseen({name: outcome.score for name, outcome in outcomes.items()}, weights)

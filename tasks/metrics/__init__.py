@@ -1,5 +1,4 @@
-"""Metrics, one per file: a subclass of Metric in a file of this package is known by its name, and no other file
-names it.
+"""Metrics, one per file: a subclass of Metric in a file of this package is known by its name.
 
 A task names one metric or several: the first is its score, the others are parts of it.
 """

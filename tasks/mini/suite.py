@@ -6,59 +6,64 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from torch import Tensor
-
 from merging.cache import code
 from merging.errors import UserError
 from merging.ops import generator
+from tasks.heads.head import ZeroShot
 from tasks.mini.digits import handwriting
 from tasks.mini.generate import CLASSES, render, to_bytes
 from tasks.mini.model import BASE, head
-from tasks.suite import SPLITS, Split, Suite, divided, known
+from tasks.split import SPLITS, Split
+from tasks.suite import Suite, divided, known
+from tasks.task import LabelledTask
 
 HANDWRITTEN = {"train": (0, 1000), "val": (1000, 1160), "calibration": (1160, 1400), "test": (1400, 1797)}
 
 
 @dataclass(frozen=True)
-class MiniTask:
-    """One task; its splits come from random streams of different names, so they are disjoint by construction."""
+class Drawn:
+    """The images of one task; splits come from random streams of different names, so they are disjoint."""
 
-    name: str
+    task: str
     sizes: tuple[tuple[str, int], ...]  # split -> images; the handwriting has fixed sizes instead
     seed: int = 0
 
     @property
     def classes(self) -> Sequence[str]:
-        return CLASSES[self.name]
+        return CLASSES[self.task]
 
     def split(self, name: str) -> Split:
         return _split(self, name)
 
-    def content(self, what: str) -> str:
-        """Id of a split or the head, by what draws it; nothing is drawn for it."""
-        made = [code(("tasks.mini",)), _base(), self.name, self.sizes, self.seed, what]
-        return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
+    def content(self, split: str) -> str:
+        """Id of a split, by what draws it; nothing is drawn for it."""
+        return _id(self.task, self.sizes, self.seed, split)
 
-    def head(self) -> Tensor:
-        """Zero-shot head [classes, 128]: text features times the base's logit scale."""
-        return head(self.name)
+
+@dataclass(frozen=True)
+class BaseText:
+    """Zero-shot heads [classes, 128] by the text tower of the shipped base, times its logit scale."""
+
+    def open(self, task: str, classes: Sequence[str]) -> ZeroShot:
+        return ZeroShot(head(task))
+
+    def content(self, task: str, classes: Sequence[str]) -> str:
+        return _id(task, "head")
+
+
+def _id(*facts: object) -> str:
+    made = [code(("tasks.mini",)), hashlib.sha256(BASE.read_bytes()).hexdigest(), *facts]
+    return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
 
 
 @cache
-def _base() -> str:
-    """sha256 of the base, which reads the prompts."""
-    return hashlib.sha256(BASE.read_bytes()).hexdigest()
-
-
-@cache
-def _split(task: MiniTask, name: str) -> Split:
-    if task.name == "digits":
+def _split(data: Drawn, name: str) -> Split:
+    if data.task == "digits":
         images, labels = handwriting()
         first, last = HANDWRITTEN[name]
         return Split(name, to_bytes(images[first:last]), labels[first:last])
-    return Split(
-        name, *render(task.name, dict(task.sizes)[name], "task", generator("mini8", task.seed, task.name, name))
-    )
+    rng = generator("mini8", data.seed, data.task, name)
+    return Split(name, *render(data.task, dict(data.sizes)[name], "task", rng))
 
 
 def build(
@@ -77,4 +82,5 @@ def build(
                 f"Give at least 1 image."
             )
     chosen = tuple((split, int(sizes[split])) for split in SPLITS)
-    return divided(name, [MiniTask(known(task, tuple(CLASSES), name), chosen, seed) for task in tasks], held_out)
+    make = lambda task: LabelledTask(task, Drawn(known(task, tuple(CLASSES), name), chosen, seed), BaseText())  # noqa: E731
+    return divided(name, [make(task) for task in tasks], held_out)

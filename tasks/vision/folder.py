@@ -16,16 +16,16 @@ from merging.checkpoints.opening import open_file
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
+from tasks.heads.text import OwnText, TextHead
+from tasks.heads.text_towers import has_text_tower, left_out
 from tasks.multitask import TASKS
 from tasks.suite import Suite, unread
+from tasks.task import LabelledTask
 from tasks.vision.catalogue import base_model, weights
 from tasks.vision.families import as_encoder, open_base, there_is, with_projection
 from tasks.vision.fitting import assembled
-from tasks.vision.heads import OwnText
 from tasks.vision.hub import Wanted
 from tasks.vision.reading import in_open_clip
-from tasks.vision.task import VisionTask
-from tasks.vision.text_towers import has_text_tower, left_out
 
 OPENAI = "openai"
 log = logging.getLogger(__name__)
@@ -93,12 +93,12 @@ class Folder:
                     f"experts.heads=expert takes the text tower of every expert, and {whole[task.name].name} of "
                     f"{task.name} has none. Choose experts.heads=suite, or name the file of the whole CLIP."
                 )
-            if not isinstance(task, VisionTask):
+            if not isinstance(task, LabelledTask) or not isinstance(task.heads, TextHead):
                 raise UserError(
                     f"experts.heads=expert needs tasks whose class names are read by a text tower, and the head of "
                     f"{task.name} in suite={suite.name} is given. Choose experts.heads=suite."
                 )
-            tasks.append(replace(task, text=OwnText(whole[task.name])))
+            tasks.append(replace(task, heads=replace(task.heads, text=OwnText(whole[task.name]))))
         return replace(suite, tasks=tuple(tasks))
 
     def _whole(self, suite: Suite, backbone: Backbone, cache: Cache) -> tuple[Checkpoint, dict[str, Checkpoint]]:

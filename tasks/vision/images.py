@@ -13,7 +13,7 @@ import torch
 
 from merging.errors import UserError
 from merging.files import write_text
-from tasks.suite import Split
+from tasks.split import Split
 from tasks.vision.writing import (
     Wanted,
     check_space,

@@ -1,23 +1,24 @@
 """Suites of real images: the published benchmark and a user's own data sets."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from merging.cache import Cache
 from merging.errors import UserError
 from merging.preflight import some
+from tasks.heads.text import TextHead
 from tasks.suite import Suite, divided, unread
+from tasks.vision.data import Store, VisionData, VisionTask
 from tasks.vision.known import DEFAULT, Facts, facts, names
 from tasks.vision.layout import USUAL, part_of
 from tasks.vision.parts import Rule
 from tasks.vision.sources import Plain
-from tasks.vision.task import Store, VisionTask
 
 TEMPLATES = ("a photo of a {}.",)
 log = logging.getLogger(__name__)
-OWN = ("classes", "templates", "test_share")  # of a task in suite.sources, beside where its images lie
+OWN = ("classes", "templates", "test_share", "metrics")  # of a task in suite.sources, beside where its images lie
 
 
 def build(
@@ -41,14 +42,22 @@ def build(
     """
     own = {task: plain(each) for task, each in (sources or {}).items()}
     rule = Rule(val, calibration, limit, seed=seed)
-    shared = {"text": plain(text), "quick_gelu": quick_gelu, "size": size, "store": store}
+    reads = lambda templates: TextHead(plain(text), templates, quick_gelu, store.cache)  # noqa: E731
     chosen = tuple(own) if tasks is None else tuple(tasks)
     if others := unread("suite.sources", own, chosen):
         log.info("suite.sources: suite.tasks leaves out %s", some(others))
-    return divided(name, [make(task, variant, own.get(task), rule, shared) for task in chosen], held_out)
+    return divided(name, [make(task, variant, own.get(task), rule, size, store, reads) for task in chosen], held_out)
 
 
-def make(task: str, variant: str, own: Mapping[str, Any] | None, rule: Rule, shared: Mapping[str, Any]) -> VisionTask:
+def make(
+    task: str,
+    variant: str,
+    own: Mapping[str, Any] | None,
+    rule: Rule,
+    size: int,
+    store: Store,
+    reads: Callable[[tuple[str, ...]], TextHead],
+) -> VisionTask:
     """One task: what is published about it, overridden by what the user says."""
     said = facts(task, variant) if own is None or task in names() else None
     own = own or {}
@@ -67,10 +76,9 @@ def make(task: str, variant: str, own: Mapping[str, Any] | None, rule: Rule, sha
     templates = own.get("templates", TEMPLATES if said is None else said.templates)
     if "test_share" in own:
         rule = replace(rule, test_share=own["test_share"])
-    source = Plain(**where).open(task, Cache(shared["store"].cache))
-    return VisionTask(
-        task, source, said, None if classes is None else tuple(classes), tuple(templates), rule=rule, **shared
-    )
+    source = Plain(**where).open(task, Cache(store.cache))
+    data = VisionData(task, source, said, None if classes is None else tuple(classes), rule, size, store)
+    return VisionTask(task, data, reads(tuple(templates)), tuple(own.get("metrics", ("accuracy",))))
 
 
 def check_parts(task: str, where: Mapping[str, Any]) -> None:

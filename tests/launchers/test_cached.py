@@ -21,11 +21,17 @@ from merging.checkpoints.writing import write_safetensors
 from merging.methods import Average, Dare, TaskArithmetic
 from merging.neurons import Neurons
 from merging.similarity import cosines
-from tasks import finetune, grid, journal, suite
+from tasks import evaluate, finetune, journal, suite
 from tasks.engine import Engine
+from tasks.heads import text as heads
+from tasks.heads import text_towers
+from tasks.heads.head import Given, ZeroShot
 from tasks.recipes import Recipe
-from tasks.vision import heads, images, text_towers
-from tasks.vision import task as vision
+from tasks.score import accuracy
+from tasks.split import Split
+from tasks.task import LabelledTask
+from tasks.vision import data as vision
+from tasks.vision import images
 from tasks.vision.parts import Rule
 from tasks.vision.rows import RowSource
 
@@ -52,20 +58,19 @@ class Asked(Cache):
 
 
 @dataclass(frozen=True)
-class Shades:
-    """A task of four images."""
+class Shaded:
+    """Four images."""
 
-    name: str = "shades"
     first: int = 0
-    scale: float = 1.0
     classes: tuple[str, ...] = ("dark", "light")
 
     def split(self, name):
         pixels = torch.arange(4 * 3 * 16 * 16).view(4, 3, 16, 16) % 251 + self.first
-        return suite.Split(name, pixels.to(torch.uint8), torch.tensor([0, 1, 0, 1]))
+        return Split(name, pixels.to(torch.uint8), torch.tensor([0, 1, 0, 1]))
 
-    def head(self):
-        return self.scale * torch.eye(2, 8)
+
+def Shades(name="shades", first=0, scale=1.0):
+    return LabelledTask(name, Shaded(first), Given(ZeroShot(scale * torch.eye(2, 8))))
 
 
 def backbone(mean, std, quick_gelu, head_width):
@@ -141,32 +146,22 @@ def trained_gates(
 
 def scored(cache, patch, task="a", images=0, head=1.0, split="val", scale=0.3, batch=100, code="code", device="cpu"):
     patch.setattr(journal, "Cache", lambda folder: cache)
-    patch.setattr(grid, "outcome", lambda *given: grid.Outcome(0.0, None))
+    patch.setattr(evaluate, "outcome", lambda *given: evaluate.Outcome(accuracy(0, 1), None))
     tower = SimpleNamespace(load_state_dict=lambda *given, **how: None)
     idle = {"ready": lambda self, tower, routed=False: tower, "place": torch.device(device)}
     engine = type("Idle", (Engine,), idle)("cpu", batch=batch)
     tasks = suite.Suite("one", (Shades(task, images, head),))
-    board = grid.Grid(tasks, SimpleNamespace(build=lambda: tower), engine)
+    board = evaluate.Grid(tasks, SimpleNamespace(build=lambda: tower), engine)
     board.score(TaskArithmetic(scale=scale)(opened(None)), split, journal=journal.Journal("folder", code))
 
 
 def expert_accuracy(
-    cache,
-    patch,
-    task="a",
-    images=0,
-    head=1.0,
-    split="val",
-    base="x",
-    batch=100,
-    device="cpu",
-    precision="fp32",
-    **facts,
-):
+    cache, patch, task="a", images=0, head=1.0, split="val", base="x", batch=100, device="cpu", precision="fp32", **facts
+):  # fmt: skip
     tower, tasks = backbone(**{**BACKBONE, **facts}), suite.Suite("one", (Shades(task, images, head),))
     engine = type("Placed", (Engine,), {"place": torch.device(device)})("cpu", precision, batch=batch)
-    board = grid.Grid(tasks, tower, engine)
-    patch.setattr(grid.Grid, "score", lambda *given, **how: grid.Scored({task: 0.5}, None))
+    board = evaluate.Grid(tasks, tower, engine)
+    patch.setattr(evaluate.Grid, "score", lambda *given, **how: evaluate.Scored({task: accuracy(1, 2)}, None))
     setup = SimpleNamespace(experts=opened(None), grid=board, checkpoints={"base": base}, gates=cache)
     expert_scores("val", setup, journal.NOWHERE)
 
@@ -174,7 +169,7 @@ def expert_accuracy(
 def vision_task(source="1" * 40, rule=RULE, size=16, task="birds", cache=None):
     found = RowSource(hub="a/b", revision=source, cache=cache)
     store = vision.Store("images", "cache")
-    return vision.VisionTask(task, found, None, None, ("{}",), "", True, rule, size, store)
+    return vision.VisionData(task, found, None, None, rule, size, store)
 
 
 def class_names(cache, patch, source="1" * 40):
@@ -206,8 +201,8 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
     "expert": (expert, {"base": 1, "task": "tints", "images": 1, "head": 2.0, "recipe": Recipe(steps=3), "seed": 1,
                         **OTHER}, ("tasks.training", "tasks.recipes")),
     "zero-shot head": (head, {"text": 1.0, "classes": ("a", "c"), "templates": ("a {}",), "quick_gelu": False},
-                       ("tasks.vision.heads",)),
-    "tuned text": (tuned_text, {"base": 2.0, "expert": 2.0}, ("tasks.vision.text_towers",)),
+                       ("tasks.heads.text",)),
+    "tuned text": (tuned_text, {"base": 2.0, "expert": 2.0}, ("tasks.heads.text_towers",)),
     "fitted gates": (trained_gates, {"images": 1, "head": 2.0, "scale": 0.4, "base": "y", "device": "meta",
                                      "made_by": "new", "router": 1, "suite": 1, "seed": 1, "engine": 1, "method": 1,
                                      "experts": 1, "backbone": 1, "dtype": "bf16", "masks": 1, **OTHER}, ()),
@@ -280,9 +275,9 @@ def test_changes_without_a_name_are_not_looked_up():
 
 
 def test_the_code_of_a_users_own_method_counts():
-    assert modules_of(Shades()) == (__name__,)
+    assert modules_of(Shaded()) == (__name__,)
     assert modules_of(Dare(then=Average())) == ("merging.methods.average", "merging.methods.dare")
-    assert modules_of(Dare(then=Shades())) == (*sorted(("merging.methods.dare", __name__)),)  # type: ignore[arg-type]
+    assert modules_of(Dare(then=Shaded())) == (*sorted(("merging.methods.dare", __name__)),)  # type: ignore[arg-type]
 
 
 def test_masks_of_another_backbone_are_measured_anew(tmp_path):

@@ -10,7 +10,7 @@ from launchers.results.frame import summarise
 from launchers.results.notes import notes
 from merging.adapt import Oracle
 from merging.methods import Expert, TaskArithmetic, TsvM
-from tasks.grid import Grid
+from tasks.evaluate import Grid
 from tasks.journal import NOWHERE
 from tasks.scales import Search
 
@@ -30,7 +30,7 @@ def counted(monkeypatch):
 def test_once_for_all_cells(setup, monkeypatch):  # noqa: F811
     scored = counted(monkeypatch)
     first = asked(setup)
-    assert first == setup.grid.score(Expert()(setup.experts), "val").accuracy and scored == ["val"] * 2
+    assert first == setup.grid.score(Expert()(setup.experts), "val").scores and scored == ["val"] * 2
     assert asked(setup) == first and len(scored) == 2
     assert asked(setup, gates=None) == first and len(scored) == 3  # redo=true
 
@@ -39,8 +39,8 @@ def test_a_row_says_what_was_searched(setup, monkeypatch):  # noqa: F811
     """The scale is that of the best mean share of the experts' accuracy, and the table says among how many."""
     scales, grid = [0.1, 0.4, 0.9], setup.grid
     row = computed(setup, TaskArithmetic(), scale=Search(scales))
-    experts = grid.score(Expert()(setup.experts), "val").accuracy
-    scores = {s: grid.score(TaskArithmetic(s)(setup.experts), "val").accuracy for s in scales}
+    experts = grid.score(Expert()(setup.experts), "val").values
+    scores = {s: grid.score(TaskArithmetic(s)(setup.experts), "val").values for s in scales}
     norms = {s: sum(each[task] / experts[task] for task in each) for s, each in scores.items()}
     assert row.scale == max(scales, key=lambda s: (round(norms[s], 9), -s)) and row.scale_source == "search:val"
     assert row.search == {"criterion": "norm", "scales": scales, "scored": 3}

@@ -102,7 +102,7 @@ def test_a_row_for_which_there_is_no_room(duet, output, monkeypatch):
     assert code == 1 and "Traceback" not in errors
     assert re.search(r"Cannot write \S*results/[0-9a-f]{12}\.json: No space left on device.*run the same", errors)
     monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr("tasks.grid.answer", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr("tasks.evaluate.answer", lambda *_, **__: pytest.fail("scored again"))
     code, page, errors = duet("method=average")
     assert code == 0 and "\naverage " in page and "average: mean accuracy" in errors
 

@@ -22,9 +22,12 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Duet, NeuronMask, TaskArithmetic, Twin
 from merging.routing.gates import GateShape
-from tasks.grid import Grid
+from tasks.evaluate import Grid
+from tasks.heads.head import Given, ZeroShot
 from tasks.scales import Fixed, Search
-from tasks.suite import Split, Suite, calibration
+from tasks.split import Split
+from tasks.suite import Suite, calibration
+from tasks.task import LabelledTask
 
 TOWER = Backbone("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})
 EARLY = GateShape(sees="early", features="mean")
@@ -32,8 +35,8 @@ CONFIG = {"seed": 0, "method": {}, "scale": {}, "router": {}, "backbone": {}, "s
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Task double: a dozen random images per split."""
+class Noises:
+    """A dozen random images per split."""
 
     name: str
     classes: tuple[str, ...] = ("a", "b")
@@ -44,9 +47,10 @@ class Noise:
             name, torch.randint(0, 255, (12, 3, 16, 16), generator=rng, dtype=torch.uint8), torch.arange(12) % 2
         )
 
-    def head(self):
-        rng = torch.Generator().manual_seed(len(self.name))
-        return functional.normalize(torch.randn(2, 8, generator=rng), dim=-1)
+
+def Noise(name):
+    head = functional.normalize(torch.randn(2, 8, generator=torch.Generator().manual_seed(len(name))), dim=-1)
+    return LabelledTask(name, Noises(name), Given(ZeroShot(head)))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import merging
 from launchers import rows
 from merging import open_merged
 from merging.checkpoints import SafetensorsFile
-from tasks.grid import outcome
+from tasks.evaluate import outcome
 from tasks.mini.model import BASE
 
 SHIPPED = json.loads(BASE.with_suffix(".json").read_text())
@@ -202,7 +202,7 @@ def test_a_saved_model_scores_what_the_row_says(output, duet_here, built, tmp_pa
     model = merging.load(path)
 
     (row,) = [row for row in found(output) if row.method == "task_arithmetic"]
-    assert {t.name: outcome(model, backbone, t, t.split("test")).accuracy for t in suite.tasks} == row.accuracy
+    assert {t.name: outcome(model, backbone, t, "test").score.value for t in suite.tasks} == row.accuracy
     assert json.loads(SafetensorsFile(path).metadata["provenance"])["run_id"] == row.run_id
 
 

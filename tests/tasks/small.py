@@ -14,7 +14,10 @@ from merging.backbones.tower import Backbone
 from merging.checkpoints import StateDict
 from merging.ops import generator
 from tasks.finetune import Recipe, make_experts
-from tasks.suite import Split, Suite
+from tasks.heads.head import Given, ZeroShot
+from tasks.split import Split
+from tasks.suite import Suite
+from tasks.task import LabelledTask
 
 TOWER = Backbone("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})
 RECIPE = Recipe(steps=3, batch=8, warmup=1)
@@ -22,8 +25,8 @@ LONG = Recipe(steps=120, batch=8)
 
 
 @dataclass(frozen=True)
-class Colours:
-    """Task double: 24 noisy 16x16 images, one bright channel per class. Notes every split it is asked for."""
+class Coloured:
+    """24 noisy 16x16 images, one bright channel per class. Notes every split it is asked for."""
 
     name: str
     classes: tuple[str, ...] = ("red", "green", "blue")
@@ -36,8 +39,20 @@ class Colours:
         images[torch.arange(24), labels] += 64
         return Split(name, images, labels)
 
-    def head(self):
-        return 10 * functional.normalize(torch.randn(3, 8, generator=generator("head", self.name)), dim=-1)
+
+def matrix(name, count=3):
+    return 10 * functional.normalize(torch.randn(count, 8, generator=generator("head", name)), dim=-1)
+
+
+class Colours(LabelledTask):
+    """A task of coloured noise with a random zero-shot head."""
+
+    def __init__(self, name, data=None, head=None):
+        super().__init__(name, data or Coloured(name), Given(ZeroShot(matrix(name) if head is None else head)))
+
+    @property
+    def asked(self):
+        return self.data.asked
 
 
 def suite(*names):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from safetensors.torch import save_file
 from test_sources import fill, parquet, png
 
 from merging.errors import UserError
+from tasks.heads.head import ZeroShot
 from tasks.mini import suite as mini
-from tasks.suite import Split, Suite, absent, content, contents, remarks
+from tasks.split import Split
+from tasks.suite import Suite, absent, content, contents, remarks
 from tasks.vision import digests as module
+from tasks.vision.data import Store
 from tasks.vision.known import VARIANTS, facts, names
 from tasks.vision.suite import build
-from tasks.vision.task import Store
 
 SPLITS = ("train", "val", "calibration", "test")
 
@@ -58,8 +61,8 @@ def test_a_new_image_is_decoded_and_the_old_split_is_not_taken(tmp_path, folder)
     old = pets(tmp_path).split("test")
     (folder / "test" / "red_fox" / "9.png").write_bytes(png(200))
     new = pets(tmp_path).split("test")
-    assert (len(old), len(new)) == (6, 7) and torch.equal(new.images[:6], old.images)
-    assert new.images[6].unique().tolist() == [0, 55, 200] and new.labels.tolist() == [0] * 3 + [1] * 4
+    assert (len(old), len(new)) == (6, 7) and torch.equal(new.inputs[:6], old.inputs)
+    assert new.inputs[6].unique().tolist() == [0, 55, 200] and new.labels.tolist() == [0] * 3 + [1] * 4
 
 
 def test_another_image_under_the_same_name_size_and_time_counts(tmp_path, folder):
@@ -97,12 +100,12 @@ def test_what_has_not_changed_is_not_read_again(tmp_path, folder, monkeypatch):
 
 
 def test_a_text_tower_under_the_same_path_makes_another_head(tmp_path, folder):
-    first, before = pets(tmp_path).head(), ids(pets(tmp_path), "head", "test")
+    first, before = pets(tmp_path).head().weight, ids(pets(tmp_path), "head", "test")
     save_file(whole(2, 32, 64), tmp_path / "clip.safetensors")
     assert changed(before, ids(pets(tmp_path), "head", "test")) == {"head"}
     fresh = pets(tmp_path)
-    fresh = fresh.__class__(**{**fresh.__getstate__(), "store": Store(str(tmp_path), str(tmp_path / "new"), 1)})
-    assert torch.equal(pets(tmp_path).head(), fresh.head()) and not torch.equal(fresh.head(), first)
+    anew = replace(fresh, heads=replace(fresh.heads, cache=str(tmp_path / "new"))).head().weight
+    assert torch.equal(pets(tmp_path).head().weight, anew) and not torch.equal(anew, first)
     prompts = ids(pets(tmp_path, templates=["the {}"]), "head")
     assert len({prompts["head"], before["head"], ids(pets(tmp_path), "head")["head"]}) == 3
 
@@ -143,7 +146,7 @@ class Named:
         return self._split
 
     def head(self):
-        return torch.eye(3)
+        return ZeroShot(torch.eye(3))
 
 
 def test_any_task_has_an_id():

@@ -7,7 +7,7 @@ import torch
 from merging import Experts, UserError
 from merging.methods import Base, TaskArithmetic
 from tasks.engine import Engine
-from tasks.grid import Grid
+from tasks.evaluate import Grid
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 100])
@@ -22,7 +22,7 @@ def test_every_image_comes_once_and_in_order(batch, start):
 def test_bf16_rounds_and_compiled_towers_do_not(monkeypatch):
     suite, experts = small.suite("hues", "tints"), Experts.open(small.tower_state(), [small.tower_state(1)] * 2)
     tower = small.TOWER.build().eval()
-    images = small.TOWER.prepare(suite.tasks[0].split("test").images)
+    images = small.TOWER.prepare(suite.tasks[0].split("test").inputs)
     with torch.inference_mode(), Engine("cpu", "bf16").running():
         rounded = tower(images)
     with torch.inference_mode(), Engine("cpu").running():

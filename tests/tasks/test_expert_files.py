@@ -20,7 +20,7 @@ from merging.errors import UserError
 from tasks.engine import Engine
 from tasks.expert_files import Bench
 from tasks.recipes import ClipRecipe
-from tasks.suite import Split
+from tasks.split import Split
 from tasks.training import Training
 from tasks.vision.folder import Folder
 
@@ -60,7 +60,7 @@ def right(state, task):
     tower, val = small.TOWER.build(), task.split("val")
     tower.load_state_dict(state)
     with torch.inference_mode():
-        found = (tower(small.TOWER.prepare(val.images)) @ task.head().T).argmax(1)
+        found = (tower(small.TOWER.prepare(val.inputs)) @ task.head().weight.T).argmax(1)
     return (found == val.labels).float().mean().item()
 
 
@@ -127,7 +127,7 @@ def test_other_images_are_noticed_when_they_are_read(tmp_path):
     task = small.Colours("hues")
     bench(tmp_path).make(task)
     split = task.split("train")
-    flipped = Split("train", split.images.flip(3), split.labels)
+    flipped = Split("train", split.inputs.flip(3), split.labels)
     object.__setattr__(task, "split", lambda name: flipped if name == "train" else split)
     bench(tmp_path).check("hues")
     with pytest.raises(UserError, match="other training images"):
@@ -154,7 +154,7 @@ def test_a_file_of_unknown_origin_is_refused(tmp_path):
 def test_a_task_without_training_images_is_refused(tmp_path):
     task = small.Colours("hues")
     split = task.split("train")
-    object.__setattr__(task, "split", lambda name: Split(name, split.images[:0], split.labels[:0]))
+    object.__setattr__(task, "split", lambda name: Split(name, split.inputs[:0], split.labels[:0]))
     with pytest.raises(UserError, match="hues has no training images"):
         bench(tmp_path).make(task)
 

@@ -7,8 +7,8 @@ from torch.nn import functional
 from merging import Cache
 from merging.checkpoints import StateDict
 from merging.errors import UserError
-from tasks.vision import heads
-from tasks.vision.heads import Text, text_of, zero_shot_head
+from tasks.heads import text as heads
+from tasks.heads.text import Text, text_of, zero_shot_head
 
 CLASSES = ("owl", "red fox", "2012 station wagon, seen from behind in the rain", "fox")
 TEMPLATES = ("a photo of a {}.", 'the word "{}"', "{}")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from merging.errors import UserError
-from tasks.suite import Split, gather
+from tasks.split import Split, gather
 from tasks.vision import writing as module
 from tasks.vision.decode import Damaged, decode
 from tasks.vision.images import Images, open_split
@@ -252,7 +252,7 @@ def test_gathering_reads_only_what_is_asked():
         Split("test", torch.full((count, 3, 2, 2), count, dtype=torch.uint8) + torch.arange(count)[:, None, None, None],
               torch.zeros(count)) for count in (3, 1, 5)
     ]  # fmt: skip
-    whole = torch.cat([split.images for split in splits])
+    whole = torch.cat([split.inputs for split in splits])
     some = torch.tensor([8, 0, 3, 2, 4, 8])
     assert torch.equal(gather(splits, some), whole[some])
 

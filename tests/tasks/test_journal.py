@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from merging.routing.gates import answered
 from tasks.engine import Engine
-from tasks.grid import outcome
+from tasks.evaluate import outcome
 from tasks.journal import Journal
 
 ENGINE = Engine("cpu", batch=5)  # 24 images: four whole batches and one of four
@@ -43,11 +43,11 @@ def task():
 
 def scored(tower, task, journal):
     page = journal.page(task.name, "test", ENGINE.batch)
-    return outcome(tower, small.TOWER, task, task.split("test"), ENGINE, page)
+    return outcome(tower, small.TOWER, task, "test", ENGINE, page)
 
 
 def same(first, second):
-    return first.accuracy == second.accuracy and torch.equal(first.weights, second.weights)
+    return first.score == second.score and torch.equal(first.weights, second.weights)
 
 
 @pytest.mark.parametrize("deadly", [0, 1, 3, 4])
@@ -106,7 +106,7 @@ def test_what_was_made_is_kept_until_the_row_is_written(tmp_path):
 def test_a_split_without_images_is_scored_as_nothing(task):
     split = task.split("test")
     page = Journal().page()
-    for images in ENGINE.stream(split.images[:0]):
-        page.add(torch.zeros(len(images)), None)
-    assert page.done == 0 and page.together()[1] is None
+    for images in ENGINE.stream(split.inputs[:0]):
+        page.add({"predicted": torch.zeros(len(images))})
+    assert page.done == 0 and page.together() == {}
     assert replace(ENGINE, batch=7) != ENGINE

@@ -18,7 +18,8 @@ from tasks.expert_files import Bench
 from tasks.finetune import make_experts, make_multitask
 from tasks.multitask import Together
 from tasks.recipes import ClipRecipe, Recipe
-from tasks.suite import Split, Suite
+from tasks.split import Split
+from tasks.suite import Suite
 from tasks.training import Job, Training, order
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,21 +28,22 @@ RECIPE = Recipe(steps=4, batch=10, lr=0.01, warmup=2)
 
 
 @dataclass(frozen=True)
-class Few(small.Colours):
+class Few(small.Coloured):
     """Two classes and ten images, where the other tasks have three and 24."""
 
     classes: tuple[str, ...] = ("red", "green")
 
     def split(self, name):
         split = super().split(name)
-        return Split(name, split.images[:10], split.labels[:10] % 2)
-
-    def head(self):
-        return super().head()[:2]
+        return Split(name, split.inputs[:10], split.labels[:10] % 2)
 
 
 def tasks():
-    return small.Colours("hues"), Few("tints"), small.Colours("shades")
+    return (
+        small.Colours("hues"),
+        small.Colours("tints", Few("tints"), small.matrix("tints")[:2]),
+        small.Colours("shades"),
+    )
 
 
 def suite():
@@ -67,8 +69,8 @@ def test_the_loss_of_an_image_is_that_of_its_own_task():
         losses = []
         for task, index in images[10 * step : 10 * step + 10]:
             split = task.split("train")
-            features = functional.normalize(tower(small.TOWER.prepare(split.images[index : index + 1])), dim=-1)
-            losses.append(functional.cross_entropy(features @ task.head().T, split.labels[index : index + 1]))
+            features = functional.normalize(tower(small.TOWER.prepare(split.inputs[index : index + 1])), dim=-1)
+            losses.append(functional.cross_entropy(features @ task.head().weight.T, split.labels[index : index + 1]))
         optimizer.param_groups[0]["lr"] = RECIPE.rate(step)
         optimizer.zero_grad()
         torch.stack(losses).mean().backward()
@@ -98,10 +100,10 @@ def test_images_and_labels_are_counted_through():
     images, labels = split.take(torch.tensor([57, 24, 33, 0]))
     parts = [task.split("val") for task in made]
     for image, (part, index) in zip(images, [(2, 23), (1, 0), (1, 9), (0, 0)], strict=True):
-        assert torch.equal(image, parts[part].images[index])
+        assert torch.equal(image, parts[part].inputs[index])
     assert labels.tolist() == [5 + parts[2].labels[23], 3 + parts[1].labels[0], 3 + parts[1].labels[9], 0]
     assert len(split) == 58 and split.id != Together(made[::-1]).split("val").id
-    assert Together(made).owners().tolist() == [0, 0, 0, 1, 1, 2, 2, 2] and len(Together(made).head()) == 8
+    assert Together(made).owners().tolist() == [0, 0, 0, 1, 1, 2, 2, 2] and len(Together(made).head().weight) == 8
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, ClipRecipe(steps=4, batch=10, warmup=2), ClipRecipe(epochs=2.0, batch=10)])
@@ -147,7 +149,7 @@ def test_its_file_says_on_what_it_was_trained(tmp_path):
     tower = small.TOWER.build().eval()
     tower.load_state_dict({key: file.tensor(key) for key in file.specs()})
     with torch.no_grad():
-        right = [(functional.normalize(tower(small.TOWER.prepare(val.images)), dim=-1) @ task.head().T).argmax(1)
+        right = [(functional.normalize(tower(small.TOWER.prepare(val.inputs)), dim=-1) @ task.head().weight.T).argmax(1)
                  .eq(val.labels).double().mean() for task in tasks() for val in [task.split("val")]]  # fmt: skip
     assert made.after == pytest.approx(float(torch.stack(right).mean()))
     with pytest.raises(UserError, match="tasks="):

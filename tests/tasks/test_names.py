@@ -3,8 +3,8 @@
 import pytest
 
 from merging.errors import UserError
+from tasks.vision.data import Store
 from tasks.vision.suite import build
-from tasks.vision.task import Store
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ NAMES = {"ufldl-stanford/svhn": [str(digit) for digit in range(10)]}
 ASK = """
 import json, sys
 from tasks.vision.suite import build
-from tasks.vision.task import Store
+from tasks.vision.data import Store
 tasks = ["SVHN", "PCAM", "Food101", "FER2013"]
 suite = build("some", tasks, Store(sys.argv[1] + "/images", sys.argv[1] + "/heads"), "clip_vit_b32", size=8)
 sizes = lambda task: {name: len(task.split(name)) for name in ("train", "val", "calibration", "test")}

@@ -121,9 +121,9 @@ def test_training_is_the_plain_loop():
             waiting = torch.cat([waiting, torch.randperm(24, generator=random)])
         batch, waiting = waiting[:16], waiting[16:]
         optimizer.param_groups[0]["lr"] = recipe.rate(step)
-        features = functional.normalize(tower(small.TOWER.prepare(split.images[batch])), dim=-1)
+        features = functional.normalize(tower(small.TOWER.prepare(split.inputs[batch])), dim=-1)
         optimizer.zero_grad()
-        functional.cross_entropy(features @ task.head().T, split.labels[batch]).backward()
+        functional.cross_entropy(features @ task.head().weight.T, split.labels[batch]).backward()
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
         optimizer.step()
     assert same(trained(recipe).weights(), dict(tower.state_dict()))

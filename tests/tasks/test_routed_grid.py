@@ -19,9 +19,10 @@ from merging.routed import install
 from merging.routing.gates import Gate, GateShape, listening
 from merging.routing.groups import grouped, k_means
 from tasks.engine import Engine
+from tasks.evaluate import Grid
 from tasks.finetune import Recipe
-from tasks.grid import Grid
-from tasks.suite import Split, Suite, calibration
+from tasks.split import Split
+from tasks.suite import Suite, calibration
 
 NAMES = ("hues", "tints", "shades")
 EACH, ALL = 24, 72
@@ -72,11 +73,11 @@ def by_hand(merged, suite, shared):
     """Accuracies and routing matrix, where `shared` turns the weights of all images [n, G] into those that are used."""
     model = install(small.TOWER.build(), merged)
     splits = [task.split("test") for task in suite.tasks]
-    images = small.TOWER.prepare(torch.cat([split.images for split in splits]))
+    images = small.TOWER.prepare(torch.cat([split.inputs for split in splits]))
     w = shared(model.weights(images))
     features = functional.normalize(model(images, w), dim=1).split(EACH)
     hits = {
-        task.name: int(((some @ task.head().T).argmax(1) == split.labels).sum()) / EACH
+        task.name: int(((some @ task.head().weight.T).argmax(1) == split.labels).sum()) / EACH
         for task, some, split in zip(suite.tasks, features, splits, strict=True)
     }
     return hits, [rows.double().mean(0).tolist() for rows in w.split(EACH)], w
@@ -84,7 +85,7 @@ def by_hand(merged, suite, shared):
 
 def assert_scored(found, expected):
     hits, matrix, w = expected
-    assert found.accuracy == hits
+    assert found.values == hits
     for row, wanted in zip(found.routing.matrix, matrix, strict=True):
         assert row == pytest.approx(wanted, abs=2e-6) and sum(row) == pytest.approx(1, abs=5e-6)
     right = [float((rows.argmax(1) == task).float().mean()) for task, rows in enumerate(w.split(EACH))]
@@ -105,7 +106,7 @@ SAMPLE_BY_SAMPLE = [
 def test_the_batch_size_plays_no_role(suite, experts, shape):
     merged = Smile(4, 2, 3)(experts) if shape is None else fitted(Wemoe(), experts, shape)
     one, few, many = (score(merged, suite, batch) for batch in (1, 7, 100))
-    assert one.accuracy == few.accuracy == many.accuracy
+    assert one.scores == few.scores == many.scores
     assert one.routing.accuracy == few.routing.accuracy == many.routing.accuracy
     for other in (few, many):
         for row, expected in zip(other.routing.matrix, one.routing.matrix, strict=True):
@@ -145,7 +146,7 @@ def test_a_mixed_batch_shares_its_weights_between_tasks(suite, routed):
 def test_block_gates_in_mixed_batches_of_one_are_per_sample(suite, experts):
     merged = fitted(Wemoe(), experts, GateShape())
     expected, found = score(merged, suite), score(at(merged, "mixed"), suite, 1)
-    assert found.accuracy == expected.accuracy and found.routing.accuracy == expected.routing.accuracy
+    assert found.scores == expected.scores and found.routing.accuracy == expected.routing.accuracy
 
 
 @pytest.mark.parametrize("batch", [7, 100])
@@ -187,7 +188,7 @@ def clustered(model, images, w, count, points):
 def test_groups_are_those_of_the_appendix(suite, routed, points):
     """Four of every largest part, clustered by the logits unless told otherwise."""
     model, counted = install(small.TOWER.build(), routed), []
-    images = small.TOWER.prepare(torch.cat([task.split("test").images for task in suite.tasks]))
+    images = small.TOWER.prepare(torch.cat([task.split("test").inputs for task in suite.tasks]))
 
     def shared(w, points=points):
         mixed, groups = clustered(model, images, w, 4, points)
@@ -207,7 +208,7 @@ def test_groups_are_those_of_the_appendix(suite, routed, points):
 def test_four_groups_in_all(suite, routed):
     w = by_hand(routed, suite, lambda w: w)[2]
     model = install(small.TOWER.build(), at(routed, "group", 4, per_bin=False))
-    images = small.TOWER.prepare(torch.cat([task.split("test").images for task in suite.tasks]))
+    images = small.TOWER.prepare(torch.cat([task.split("test").inputs for task in suite.tasks]))
     with torch.no_grad():
         labels, means = grouped(model.gate, model.gate.logits(model.gate.features(model.seen(images))))
     assert len(means) == len(labels.unique()) == 4 > len(w.argmax(1).unique())
@@ -236,9 +237,7 @@ class TestOtherTasks:
 
     def test_are_no_matter_to_a_static_merge(self, experts):
         merged = Average()(experts)
-        expected, found = (
-            score(merged, small.suite(*names)).accuracy for names in (NAMES, ("shades", "hues", "other"))
-        )
+        expected, found = (score(merged, small.suite(*names)).scores for names in (NAMES, ("shades", "hues", "other")))
         assert all(found[name] == expected[name] for name in ("shades", "hues"))
 
 
@@ -246,12 +245,12 @@ class TestOtherTasks:
 def test_labels_play_no_role_in_training(experts, suite, train):
     """Any labels at all give the same gates."""
 
-    class Corrupt(small.Colours):
+    class Corrupt(small.Coloured):
         def split(self, name):
             split = super().split(name)
-            return Split(name, split.images, (split.labels + 1) % 3)
+            return Split(name, split.inputs, (split.labels + 1) % 3)
 
-    corrupt = Suite("small", tuple(Corrupt(name) for name in NAMES))
+    corrupt = Suite("small", tuple(small.Colours(name, Corrupt(name)) for name in NAMES))
     others = replace(experts, calibration=partial(calibration, corrupt, small.TOWER))
     first, second = (fitted(Wemoe(), each, GateShape(), train).routing.gates.state_dict() for each in (experts, others))
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -14,9 +14,10 @@ from merging.experts import Experts
 from merging.methods import Average, TaskArithmetic, TsvM, Twin, Wemoe
 from tasks import pace
 from tasks.engine import Engine
-from tasks.grid import Grid
+from tasks.evaluate import Grid
 from tasks.journal import Journal
 from tasks.scales import Fixed, Search, coarse, worth
+from tasks.score import Score
 
 NAMES = ("hues", "tints", "shades")
 TENTHS = [round(0.1 * step, 1) for step in range(1, 31)]
@@ -46,13 +47,18 @@ def quick(takes):
     takes(0.0)
 
 
+def of(values):
+    """Scores of these values."""
+    return {task: Score("accuracy", value, 10, 0.0) for task, value in values.items()}
+
+
 def told(curve):
     """A grid double that looks scores up by scale."""
     asked = []
 
     def at_scales(merged, scales, split, journal):
         asked.extend(scales)
-        return [curve[scale] for scale in scales]
+        return [of(curve[scale]) for scale in scales]
 
     return SimpleNamespace(at_scales=at_scales, asked=asked)
 
@@ -62,7 +68,7 @@ def unasked(split):
 
 
 def perfect(split):
-    return dict.fromkeys(NAMES, 1.0)
+    return of(dict.fromkeys(NAMES, 1.0))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -75,7 +81,7 @@ def test_candidates_score_as_each_of_them_alone(suite, experts, method, separate
     merged = method(replace(experts, separate_qkv=separate))
     grid = Grid(suite, small.TOWER, Engine("cpu", batch=7))
     found = grid.at_scales(merged, [0.1, 0.7, 3.0], "val")
-    assert found == [grid.score(merged.scaled(scale), "val").accuracy for scale in (0.1, 0.7, 3.0)]
+    assert found == [grid.score(merged.scaled(scale), "val").scores for scale in (0.1, 0.7, 3.0)]
     assert found[0] != found[1] or found[1] != found[2]
 
 
@@ -91,8 +97,8 @@ def test_a_batch_is_prepared_once_for_all_candidates(suite, experts):
 def test_a_candidate_that_gives_no_numbers_gets_nothing_right(suite, experts):
     merged = TaskArithmetic()(experts)
     first, last = Grid(suite, small.TOWER).at_scales(merged, [0.3, 1e38], "val")
-    assert first == Grid(suite, small.TOWER).score(merged.scaled(0.3), "val").accuracy
-    assert last == dict.fromkeys(NAMES, 0.0)
+    assert first == Grid(suite, small.TOWER).score(merged.scaled(0.3), "val").scores
+    assert [score.value for score in last.values()] == [0.0] * 3
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -103,7 +109,7 @@ def test_the_whole_list_is_scored_and_the_first_of_the_best_is_taken(experts, se
     grid, top = told(curve), max(each["a"] for each in curve.values())
     chosen = Search(random.Random(seed).sample(TENTHS, 30), "mean").choose(TaskArithmetic()(experts), grid, unasked)
     assert chosen.merged.scale == next(scale for scale in TENTHS if curve[scale]["a"] == top)
-    assert chosen.validation == curve[chosen.merged.scale] and sorted(grid.asked) == TENTHS
+    assert chosen.validation == of(curve[chosen.merged.scale]) and sorted(grid.asked) == TENTHS
     assert chosen.search == {"criterion": "mean", "scales": TENTHS, "scored": 30}
 
 
@@ -111,12 +117,15 @@ def test_the_norm_is_the_mean_of_shares_of_the_experts(experts):
     """0.8 / 0.8 and 0.2 / 0.4 are 0.75 on average; 0.6 / 0.8 and 0.35 / 0.4 are 0.8125, at a lower mean."""
     curve = {0.2: {"a": 0.8, "b": 0.2}, 0.5: {"a": 0.6, "b": 0.35}}
     asked = []
-    references = lambda split: asked.append(split) or {"a": 0.8, "b": 0.4}  # noqa: E731
+    references = lambda split: asked.append(split) or of({"a": 0.8, "b": 0.4})  # noqa: E731
     merged = TaskArithmetic()(experts)
     assert Search([0.2, 0.5]).choose(merged, told(curve), references).merged.scale == 0.5
     assert Search([0.2, 0.5], "mean").choose(merged, told(curve), unasked).merged.scale == 0.2
     assert asked == ["val"]
-    assert worth(curve[0.5], {"a": 0.8, "b": 0.4}) == pytest.approx(0.8125) and worth(curve[0.5], None) == 0.475
+    assert (
+        worth(of(curve[0.5]), of({"a": 0.8, "b": 0.4})) == pytest.approx(0.8125)
+        and worth(of(curve[0.5]), None) == 0.475
+    )
 
 
 def test_equals_are_equal_whatever_the_order_of_the_tasks(experts):
@@ -130,8 +139,10 @@ def test_equals_are_equal_whatever_the_order_of_the_tasks(experts):
 
 def test_an_expert_that_gets_nothing_right_is_no_measure(experts):
     grid = told({0.2: {"a": 0.8, "b": 0.2}})
-    with pytest.raises(UserError, match=r"divides .* on val, and the expert for b gets nothing right.*criterion=mean"):
-        Search([0.2]).choose(TaskArithmetic()(experts), grid, lambda split: {"a": 0.8, "b": 0.0})
+    with pytest.raises(
+        UserError, match=r"divides .* on val, and for b the expert's accuracy is 0, not above 0.*criterion=mean"
+    ):
+        Search([0.2]).choose(TaskArithmetic()(experts), grid, lambda split: of({"a": 0.8, "b": 0.0}))
     assert not grid.asked  # nothing is scored in vain
 
 
@@ -183,7 +194,7 @@ class TestTooLong:
 def test_a_killed_search_goes_on_where_it_stopped(suite, experts, tmp_path, monkeypatch):
     grid, merged = Grid(suite, small.TOWER, Engine("cpu", batch=10)), TaskArithmetic()(experts)
     whole = grid.at_scales(merged, [0.1, 0.5], "val", Journal(tmp_path, seconds=0))
-    monkeypatch.setattr("tasks.grid.answer", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr("tasks.evaluate.answer", lambda *_, **__: pytest.fail("scored again"))
     assert grid.at_scales(merged, [0.1, 0.5], "val", Journal(tmp_path, seconds=0)) == whole
 
 
@@ -207,9 +218,9 @@ class TestTwin:
         scales = [0.1, 0.3, 0.9, 2.0]
         chosen = Search(scales, "mean", routed=True).choose(merged, grid, unasked)
         anew = {scale: Twin(TaskArithmetic(scale), keep=0.3)(experts) for scale in scales}
-        means = {scale: sum(grid.score(each, "val").accuracy.values()) for scale, each in anew.items()}
+        means = {scale: sum(grid.score(each, "val").values.values()) for scale, each in anew.items()}
         best = max(scales, key=lambda scale: (round(means[scale], 9), -scale))
-        assert chosen.merged.scale == best and chosen.validation == grid.score(anew[best], "val").accuracy
+        assert chosen.merged.scale == best and chosen.validation == grid.score(anew[best], "val").scores
         assert chosen.search["scored"] == 4
 
     @pytest.mark.parametrize("separate", [False, True])

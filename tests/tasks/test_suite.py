@@ -14,7 +14,8 @@ from tasks.mini.generate import CLASSES, to_bytes
 from tasks.mini.model import TOWER, load_base
 from tasks.mini.suite import _split, build
 from tasks.mini.words import CONTEXT, TEMPLATES, tokenize, vocabulary
-from tasks.suite import SPLITS, Suite, calibration
+from tasks.split import SPLITS
+from tasks.suite import Suite, calibration
 
 SIZES = {"train": 90, "val": 40, "calibration": 20, "test": 40}
 DRAWN = [task for task in CLASSES if task != "digits"]
@@ -26,7 +27,7 @@ def mini8():
 
 
 def pictures(split):
-    return [image.numpy().tobytes() for image in split.images]
+    return [image.numpy().tobytes() for image in split.inputs]
 
 
 @pytest.mark.parametrize("task", CLASSES)
@@ -40,7 +41,7 @@ def test_drawn_splits_have_their_size_and_equal_classes(mini8, task):
     for name, size in SIZES.items():
         split = mini8[task].split(name)
         counts = Counter(split.labels.tolist())
-        assert split.name == name and len(split) == len(split.images) == size
+        assert split.name == name and len(split) == len(split.inputs) == size
         assert set(counts) <= set(range(len(CLASSES[task])))
         assert max(counts.values()) - min(counts[label] for label in range(len(CLASSES[task]))) <= 1
 
@@ -48,8 +49,8 @@ def test_drawn_splits_have_their_size_and_equal_classes(mini8, task):
 @pytest.mark.parametrize("task", ["cars", "digits"])
 def test_splits_repeat(mini8, task):
     for name in SPLITS:
-        again = _split.__wrapped__(mini8[task], name)  # past the memory of this process
-        assert torch.equal(again.images, mini8[task].split(name).images)
+        again = _split.__wrapped__(mini8[task].data, name)  # past the memory of this process
+        assert torch.equal(again.inputs, mini8[task].split(name).inputs)
         assert again.id == mini8[task].split(name).id and len(again.id) == 16
 
 
@@ -69,7 +70,7 @@ def test_every_handwritten_scan_is_in_exactly_one_split(mini8):
     parts = [mini8["digits"].split(name) for name in SPLITS]
 
     assert torch.equal(torch.cat([part.labels for part in parts]), labels) and len(labels) == 1797
-    assert torch.equal(torch.cat([part.images for part in parts]), to_bytes(images))
+    assert torch.equal(torch.cat([part.inputs for part in parts]), to_bytes(images))
     assert all(set(part.labels.tolist()) == set(range(10)) for part in parts)
 
 
@@ -86,7 +87,7 @@ def test_about_150_classes_with_names_that_fit_the_text_tower():
 def test_heads_are_unit_text_features_times_the_temperature(mini8):
     scale = load_base().logit_scale.exp().item()
     for task in mini8.values():
-        head = task.head()
+        head = task.head().weight
         assert head.shape == (len(task.classes), 128) and not head.requires_grad
         assert head.norm(dim=1) == pytest.approx(torch.full((len(head),), scale), rel=1e-5)
 
@@ -120,9 +121,9 @@ def test_calibration_is_a_split_without_its_labels(mini8):
     assert shown.sizes == tuple(len(split) for split in splits)
     for task, split in enumerate(splits):
         together = torch.cat(list(shown.batches(task, batch=7)))
-        assert torch.equal(together, backbone.prepare(split.images))
+        assert torch.equal(together, backbone.prepare(split.inputs))
         assert torch.equal(shown.images(task, torch.tensor([3, 0])), together[[3, 0]])
-        assert torch.equal(shown.heads[task], mini8[suite.names[task]].head())
+        assert torch.equal(shown.heads[task], mini8[suite.names[task]].head().weight)
     assert shown.backbone == backbone.identity()
     assert {field.name for field in fields(shown)} == {
         "split", "ids", "sizes", "images", "heads", "tower", "device", "backbone"

@@ -8,11 +8,11 @@ from served import assert_opens, suite, tower, visual
 
 from merging.checkpoints import StateDict
 from merging.errors import UserError
-from tasks.vision import text_towers
+from tasks.heads import text_towers
+from tasks.heads.text import zero_shot_head
+from tasks.vision.data import Store
 from tasks.vision.folder import Folder
-from tasks.vision.heads import zero_shot_head
 from tasks.vision.suite import build
-from tasks.vision.task import Store
 
 TASKS = ("pets", "fruit")
 DIFFERS = "text tower in the file differs from the base's and is not used"
@@ -84,9 +84,10 @@ def test_heads_of_the_experts_own_text_towers(tmp_path, cache):
     headed = source.headed(before, tower(), cache)
 
     for task, plain, state in zip(headed.tasks, before.tasks, states, strict=True):
-        want, other = (zero_shot_head(StateDict(each), CLASSES[task.name], task.templates, True, cache)
+        want, other = (zero_shot_head(StateDict(each), CLASSES[task.name], task.heads.templates, True, cache)
                        for each in (state, BASE))  # fmt: skip
-        assert torch.equal(task.head(), want) and torch.equal(plain.head(), other) and not torch.equal(want, other)
+        assert torch.equal(task.head().weight, want) and torch.equal(plain.head().weight, other)
+        assert not torch.equal(want, other)
     assert opened(source, cache).remarks == ("pets, fruit: its own text tower reads the class names",)
     assert folder(tmp_path, states).headed(before, tower(), cache) is before
 
@@ -126,7 +127,7 @@ def test_an_adapter_of_both_towers(tmp_path, cache):
     headed = Folder(source.base, source.experts, heads="expert").headed(images(tmp_path), tower(), cache)
     for checkpoint, task, each in zip(experts.checkpoints, headed.tasks, factors, strict=True):
         assert checkpoint.specs().keys() == visual(BASE).keys()
-        text = task.text.open(cache)
+        text = task.heads.text.open(cache)
         for block in range(BLOCKS):
             name = f"transformer.resblocks.{block}.attn.in_proj_weight"
             for whose, key, model, width in ((checkpoint, f"visual.{name}", "vision_model", WIDTH),
@@ -134,7 +135,7 @@ def test_an_adapter_of_both_towers(tmp_path, cache):
                 want = BASE[key] + changed(each, model, block, width)
                 torch.testing.assert_close(whose.tensor(key), want)
         assert torch.equal(text.tensor("ln_final.weight"), BASE["ln_final.weight"])
-        assert task.head().shape == (2, EMBED)
+        assert task.head().weight.shape == (2, EMBED)
 
 
 def test_an_adapter_of_the_image_tower_alone_tells_nothing(tmp_path, cache):

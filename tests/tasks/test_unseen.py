@@ -16,8 +16,9 @@ from merging.methods import Emr, Expert, Smile, TaskArithmetic, Twin
 from merging.routed import install
 from merging.routing.gates import GateShape
 from tasks.engine import Engine
-from tasks.grid import Grid
+from tasks.evaluate import Grid
 from tasks.scales import Search
+from tasks.score import accuracy
 from tasks.suite import Suite, calibration, divided
 from tasks.unseen import score_unseen
 
@@ -47,12 +48,12 @@ def fitted(method, experts, suite, shape=EARLY):
 
 @torch.no_grad()
 def share_right(model, task, *given):
-    logits = functional.normalize(model(images(task), *given), dim=1) @ task.head().T
+    logits = functional.normalize(model(images(task), *given), dim=1) @ task.head().weight.T
     return int((logits.argmax(1) == task.split("test").labels).sum()) / 24
 
 
 def images(task):
-    return small.TOWER.prepare(task.split("test").images)
+    return small.TOWER.prepare(task.split("test").inputs)
 
 
 def test_a_static_merge_is_scored_with_the_head_of_the_unseen_task(suite, experts):
@@ -62,7 +63,7 @@ def test_a_static_merge_is_scored_with_the_head_of_the_unseen_task(suite, expert
     tower.load_state_dict({key: base[key] + 0.7 * taus[key].sum(0) if key in taus else base[key] for key in base})
 
     found = score_unseen(grid(suite), merged, "test")
-    assert found.accuracy == {UNSEEN: share_right(tower.eval(), task)} and found.weights == {}
+    assert found.scores[UNSEEN].value == share_right(tower.eval(), task) and found.weights == {}
 
 
 @pytest.mark.parametrize("granularity", ["sample", "mixed"])
@@ -76,7 +77,7 @@ def test_a_router_lends_the_unseen_task_parts_of_the_others(suite, experts, gran
     w = w.expand(24, -1) if granularity == "mixed" else w
 
     found = score_unseen(grid(suite), merged, "test")
-    assert found.accuracy == {UNSEEN: share_right(model, task, w)}
+    assert found.scores[UNSEEN].value == share_right(model, task, w)
     assert found.weights[UNSEEN] == pytest.approx(w.mean(0).tolist(), abs=2e-6)
     assert sum(found.weights[UNSEEN]) == pytest.approx(1, abs=5e-6) and len(found.weights[UNSEEN]) == len(SEEN)
 
@@ -94,10 +95,11 @@ def test_who_is_told_the_true_task_has_nothing_for_an_unseen_one(suite, experts,
 def test_nobody_looks_at_the_unseen_task_before_it_is_scored(suite, experts):
     (task,) = suite.held_out
     search = Search([0.3, 1.0])
-    merged = search.choose(TaskArithmetic()(experts), grid(suite), lambda split: dict.fromkeys(SEEN, 1.0)).merged
+    references = lambda split: dict.fromkeys(SEEN, accuracy(1, 1))  # noqa: E731
+    merged = search.choose(TaskArithmetic()(experts), grid(suite), references).merged
     routed = fitted(Twin(keep=0.5), experts, suite)
     scored = grid(suite).score(merged, "test")
-    assert task.asked == [] and list(scored.accuracy) == list(SEEN)
+    assert task.asked == [] and list(scored.scores) == list(SEEN)
 
     score_unseen(grid(suite), routed, "test")
     assert set(task.asked) == {"test"}

@@ -12,12 +12,12 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from merging.errors import UserError
-from tasks.suite import Split
+from tasks.split import Split
+from tasks.vision import data as module
 from tasks.vision import sources
-from tasks.vision import task as module
+from tasks.vision.data import Need, Store
 from tasks.vision.parts import Rule
 from tasks.vision.suite import build
-from tasks.vision.task import Need, Store
 
 TASKS = {
     "clip8": "SUN397 Cars RESISC45 EuroSAT SVHN GTSRB MNIST DTD",
@@ -117,12 +117,12 @@ def one(store, sources, **knobs):
 def test_class_folders_become_a_task(tmp_path, store):
     task = one(store, {"birds": {"folder": str(photos(tmp_path / "photos"))}})
     assert task.name == "birds" and tuple(task.classes) == ("barn owl", "red fox")
-    assert task.templates == ("a photo of a {}.",)
+    assert task.heads.templates == ("a photo of a {}.",)
     sizes = {name: len(task.split(name)) for name in ("train", "val", "calibration", "test")}
     assert sizes == {"train": 11, "val": 1, "calibration": 11, "test": 12}
     test = task.split("test")
-    assert test.images.shape == (12, 3, 16, 16) and test.labels.tolist() == [0] * 6 + [1] * 6
-    assert test.id == Split("test", test.images.clone(), test.labels.clone()).id
+    assert test.inputs.shape == (12, 3, 16, 16) and test.labels.tolist() == [0] * 6 + [1] * 6
+    assert test.id == Split("test", test.inputs.clone(), test.labels.clone()).id
     assert task.split("test") is test
 
 
@@ -138,7 +138,7 @@ def test_one_folder_is_divided_by_seed(tmp_path, store):
 def test_given_names_and_templates(tmp_path, store):
     given = {"folder": str(photos(tmp_path / "photos")), "classes": ["owl", "fox"], "templates": ["a {}", "the {}"]}
     task = one(store, {"birds": given})
-    assert (task.classes, task.templates) == (("owl", "fox"), ("a {}", "the {}"))
+    assert (task.classes, task.heads.templates) == (("owl", "fox"), ("a {}", "the {}"))
     with pytest.raises(UserError, match=r"birds has 1 class names, its data set .* has 2"):
         one(store, {"birds": given | {"classes": ["owl"]}}).split("test")
 
@@ -217,9 +217,9 @@ def test_a_published_task_from_a_local_folder(tmp_path, store, caplog):
 
 def test_labels_beyond_the_classes_are_refused(tmp_path, store):
     task = one(store, {"birds": {"folder": str(photos(tmp_path / "photos"))}})
-    table = task.source.table("test")
+    table = task.data.source.table("test")
     with pytest.raises(UserError, match="run from 0 to 1; with 1 classes they must lie in 0 to 0"):
-        replace(task, given=("owl",))._check_labels(table, "test")
+        replace(task.data, given=("owl",))._check_labels(table, "test")
 
 
 def test_nothing_is_opened_when_built(store, monkeypatch):
@@ -254,7 +254,7 @@ def test_a_task_travels_without_what_it_has_opened(tmp_path, store):
     task = one(store, {"birds": {"folder": str(photos(tmp_path / "photos"))}})
     task.split("test")
     sent = copy.copy(task)  # by the protocol that sends it to another process
-    assert "_splits" not in sent.__dict__ and "_files" not in copy.copy(task.source).__dict__
+    assert "_splits" not in copy.copy(task.data).__dict__ and "_files" not in copy.copy(task.data.source).__dict__
     assert sent.split("test").id == task.split("test").id
 
 
@@ -267,7 +267,7 @@ def test_a_head_comes_from_the_named_file(tmp_path, store):
     sources = {"birds": {"folder": str(photos(tmp_path / "photos"))}}
     task = build("mine", None, store, str(tmp_path / "clip.safetensors"), sources=sources, size=16).tasks[0]
     want = by_hand(model, ["barn owl", "red fox"], ["a photo of a {}."])
-    torch.testing.assert_close(task.head(), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(task.head().weight, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -276,7 +276,7 @@ def test_published_suites_compose(name, tmp_path):
         config = compose("config", [f"suite={name}", f"output={tmp_path}", "suite.limit=5"])
     suite = instantiate(config.suite)
     assert suite.name == name and " ".join(suite.names) == TASKS[name]
-    assert suite.tasks[0].store.images == f"{tmp_path}/images" and suite.tasks[0].rule.limit == 5
+    assert suite.tasks[0].data.store.images == f"{tmp_path}/images" and suite.tasks[0].data.rule.limit == 5
 
 
 def test_a_few_lines_of_yaml_make_a_task(tmp_path):
@@ -287,5 +287,5 @@ def test_a_few_lines_of_yaml_make_a_task(tmp_path):
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("config", ["suite=folder", f"output={tmp_path}", *overrides])
     suite = instantiate(config.suite)
-    assert suite.names == ("pets", "MNIST") and suite.tasks[0].templates == ("a {}.",)
+    assert suite.names == ("pets", "MNIST") and suite.tasks[0].heads.templates == ("a {}.",)
     assert len(suite.tasks[0].split("test")) == 12

@@ -1,20 +1,18 @@
-"""One task of real images: its splits and its zero-shot head, made when they are asked for."""
+"""The images of one task, decoded when they are asked for."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from merging.cache import Cache
 from merging.errors import UserError
-from tasks.suite import Split
-from tasks.vision.heads import OwnText, check_prompts, text_of, zero_shot_head
+from tasks.heads.text import TextHead, check_prompts
+from tasks.split import Split
+from tasks.task import LabelledTask
 from tasks.vision.images import FORMAT, Images, StoredSplit
 from tasks.vision.known import DEFAULT, Facts, check_order
 from tasks.vision.parts import Rule
@@ -45,16 +43,29 @@ class Need(NamedTuple):
 
 
 @dataclass(frozen=True)
-class VisionTask:
-    """One task. Nothing is downloaded or decoded before split() and head()."""
+class VisionTask(LabelledTask):
+    """A task of images with class names. Nothing is downloaded or decoded before split() and head()."""
+
+    def split(self, name: str) -> Split:
+        if isinstance(self.heads, TextHead):
+            _ = self.heads.tower  # first of all, because a download takes long
+        return super().split(name)
+
+    def needs(self, splits: Sequence[str] = SCORED) -> list[Need]:
+        """What these splits are yet to load, from published sizes; nothing is opened, and Hub files may be cached."""
+        tower = self.heads.tower if isinstance(self.heads, TextHead) else None
+        head = [] if tower is None or tower.repo is None else [Need(tower.repo, "model", 0, 0)]
+        return [*head, *self.data.needs(splits)]
+
+
+@dataclass(frozen=True)
+class VisionData:
+    """The images of one task. Raises UserError for damaged images, and labels or class names that do not fit."""
 
     name: str
     source: Source
     known: Facts | None  # None: a user's own task
     given: tuple[str, ...] | None  # class names, None for those of the data set
-    templates: tuple[str, ...]
-    text: str | Mapping[str, str | None] | OwnText
-    quick_gelu: bool
     rule: Rule
     size: int  # pixels of a side
     store: Store
@@ -62,40 +73,33 @@ class VisionTask:
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}  # without what is cached
 
+    def __post_init__(self) -> None:
+        if self.given is not None:
+            check_prompts(self.name, self.given)
+
     @property
     def classes(self) -> Sequence[str]:
         """As written into the prompts, in label order."""
         return self._named if self.given is None else self.given
 
-    def __post_init__(self) -> None:
-        if self.given is not None:
-            check_prompts(self.name, self.given)
-
     @cached_property
     def _named(self) -> tuple[str, ...]:
         """The data set's own class names."""
-        found = self.source.classes()
-        if found is None:
+        names = self.source.classes()
+        if names is None:
             raise UserError(
                 f"The labels of {self.name} ({self.source.name}) are numbers without names. Give the class names in "
                 f"their order: suite.sources.{self.name}.classes=[...]."
             )
-        check_prompts(self.name, found)
-        return tuple(name.replace("_", " ") for name in found)
-
-    def head(self) -> Tensor:
-        """Zero-shot head [classes, D] fp32, scaled by the text tower's temperature."""
-        return self._head
-
-    @cached_property
-    def _head(self) -> Tensor:
-        cache, text = Cache(self.store.cache), text_of(self.text, self.quick_gelu)
-        return zero_shot_head(text.open(cache), self.classes, self.templates, self.quick_gelu, cache)
+        check_prompts(self.name, names)
+        return tuple(name.replace("_", " ") for name in names)
 
     def split(self, name: str) -> Split:
-        """Decoded on first use. Raises UserError for damaged images and for labels that are no class."""
+        """Decoded on first use."""
         if name not in self._splits:
-            self._splits[name] = self._split(name)
+            key = str(self._key(name))
+            stored = self._images.find(self.name, name, key)
+            self._splits[name] = self._images.make(self._wanted(name), key) if stored is None else stored
         return self._splits[name]
 
     @cached_property
@@ -105,12 +109,6 @@ class VisionTask:
     @property
     def _images(self) -> Images:
         return Images(Path(self.store.images), self.store.workers)
-
-    def _split(self, name: str) -> StoredSplit:
-        text_of(self.text, self.quick_gelu)  # first of all, because a download takes long
-        key = str(self._key(name))
-        found = self._images.find(self.name, name, key)
-        return self._images.make(self._wanted(name), key) if found is None else found
 
     def _key(self, split: str, ask: bool = True) -> str | None:
         """What the decoded images depend on; None where the Hub must be asked for it, and may not be."""
@@ -164,33 +162,26 @@ class VisionTask:
         if want is not None and want != len(table.labels):
             log.warning("%s: %s has %d images, published are %d", self.name, table.origin, len(table.labels), want)
 
-    def content(self, what: str) -> str:
-        """Id of a split, by what it is decoded from, or of the "head", by text tower and prompts; see tasks.suite."""
-        if what == "head":
-            text = text_of(self.text, self.quick_gelu).open(Cache(self.store.cache))
-            made = json.dumps([text.id, list(self.classes), list(self.templates), self.quick_gelu])
-        else:
-            made = f"{FORMAT} {self._key(what)}"
-        return hashlib.sha256(made.encode()).hexdigest()[:16]
+    def content(self, split: str) -> str:
+        """Id of a split, by what it is decoded from."""
+        return hashlib.sha256(f"{FORMAT} {self._key(split)}".encode()).hexdigest()[:16]
 
     def notes(self) -> list[str]:
         """What a reader of the numbers should know of how the images were read."""
-        return [f"{self.name}: {note}." for note in self.source.notes()]
+        return self.source.notes()
 
     def _is_decoded(self, split: str) -> bool:
         key = self._key(split, ask=False)
         return key is not None and self._images.find(self.name, split, key) is not None
 
-    def needs(self, splits: Sequence[str] = SCORED) -> list[Need]:
-        """What these splits are yet to load, from published sizes; nothing is opened, and Hub files may be cached."""
-        text = text_of(self.text, self.quick_gelu)
-        found = [] if text.repo is None else [Need(text.repo, "model", 0, 0)]
+    def needs(self, splits: Sequence[str]) -> list[Need]:
+        """What these splits are yet to load, from published sizes; nothing is opened."""
         if self.source.repo is None:
             self._check_classes()
         missing = [split for split in splits if not self._is_decoded(split)]
         if not missing:
-            return found
+            return []
         sizes = self.known.sizes if self.known is not None else {}
         count = sum(len(self.rule.choose(each, sizes.get, self.name).indices) for each in missing) if sizes else 0
         kind = "local" if self.source.repo is None else "dataset"
-        return [*found, Need(self.source.repo or self.source.name, kind, count, count * 3 * self.size**2)]
+        return [Need(self.source.repo or self.source.name, kind, count, count * 3 * self.size**2)]

@@ -1,6 +1,8 @@
 """Zero-shot heads: the class names of a task, written into prompts and read by CLIP's text tower."""
 
+import hashlib
 import html
+import json
 import logging
 import re
 import threading
@@ -16,6 +18,7 @@ from torch.nn import functional
 from merging.cache import Cache, code, key_of
 from merging.checkpoints import Checkpoint
 from merging.errors import UserError
+from tasks.heads.head import ZeroShot
 from tasks.vision.known import read
 from tasks.vision.reading import read_clip
 
@@ -59,6 +62,34 @@ class OwnText:
 
     def open(self, cache: Cache) -> Checkpoint:
         return self.checkpoint
+
+
+@dataclass(frozen=True)
+class TextHead:
+    """The zero-shot head of a task whose class names a text tower reads.
+
+    text: see `text_of`. templates: prompts with {} for the class name. cache: folder that keeps heads.
+    """
+
+    text: str | Mapping[str, str | None] | OwnText
+    templates: tuple[str, ...]
+    quick_gelu: bool
+    cache: str
+
+    def open(self, task: str, classes: Sequence[str]) -> ZeroShot:
+        check_prompts(task, classes)
+        cache = Cache(self.cache)
+        return ZeroShot(zero_shot_head(self.tower.open(cache), classes, self.templates, self.quick_gelu, cache))
+
+    def content(self, task: str, classes: Sequence[str]) -> str:
+        text = self.tower.open(Cache(self.cache))
+        made = json.dumps([text.id, list(classes), list(self.templates), self.quick_gelu])
+        return hashlib.sha256(made.encode()).hexdigest()[:16]
+
+    @property
+    def tower(self) -> "Text | OwnText":
+        """The file of the text tower. Raises UserError where there is none."""
+        return text_of(self.text, self.quick_gelu)
 
 
 def text_of(given: str | Mapping[str, str | None] | OwnText, quick_gelu: bool) -> Text | OwnText:
@@ -105,7 +136,7 @@ def zero_shot_head(
     """
     if not templates or any("{}" not in template for template in templates):
         raise UserError(f"The templates {list(templates)} need one entry or more, each with {{}} for the class name.")
-    made_by = code(("tasks.vision.heads",), ("open_clip_torch",))
+    made_by = code((__name__,), ("open_clip_torch",))
     key = key_of("zero-shot head", made_by, text.id, list(classes), list(templates), quick_gelu)
 
     def make() -> dict[str, Tensor]:

@@ -1,0 +1,265 @@
+"""Scores a merged model on every task of a suite."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from merging.backbones.tower import Backbone
+from merging.errors import UserError
+from merging.merged import Merged
+from merging.routed import RoutedTower, install
+from merging.routing.gates import listening
+from tasks.engine import Engine
+from tasks.journal import NOWHERE, Journal, Page
+from tasks.mixed import mixes_tasks, run_together
+from tasks.moving import Moving
+from tasks.score import Score
+from tasks.split import Inputs, Split, count_of
+from tasks.suite import Suite
+from tasks.task import Predictions, Task, head_id
+
+OnTask = Callable[[str, float], object]
+ENGINE = Engine("cpu")
+Scores = dict[str, Score]  # by task
+WEIGHTS = "gating_weights"  # beside the predictions of a page
+
+
+def silent(task: str, value: float) -> None:
+    """Does nothing with a score."""
+
+
+class Routing(NamedTuple):
+    """Where the samples of each task went."""
+
+    matrix: list[list[float]]  # true task x mean weight of each task's experts
+    accuracy: dict[str, float]  # task -> share of samples whose largest weight is their own task's
+
+
+class Scored(NamedTuple):
+    """One split of all tasks."""
+
+    scores: Scores
+    routing: Routing | None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The bare number of every task's score."""
+        return {task: score.value for task, score in self.scores.items()}
+
+
+class Outcome(NamedTuple):
+    """One task: its score and the gates' mean weights per sample [N, G]."""
+
+    score: Score
+    weights: Tensor | None
+
+
+class Grid:
+    """A suite and models to score on it: on a CPU one single-threaded worker per torch thread, a task each."""
+
+    def __init__(self, suite: Suite, backbone: Backbone, engine: Engine = ENGINE):
+        self.suite, self.backbone, self.engine = suite, backbone, engine
+        self._modules: list[nn.Module] = []
+
+    def score(self, merged: Merged, split: str, on_task: OnTask = silent, journal: Journal = NOWHERE) -> Scored:
+        """Score per task, and how a gate routed it; `on_task` is called with each value, `journal` stores batches.
+
+        Task-specific deltas without a trained gate are mixed by the true task (oracle), those with one sample by
+        sample. Raises UserError for a merge of other tasks than the suite's, or in another order.
+        """
+        check_order(merged, self.suite)
+        outcomes = self.outcomes(merged, self.suite.tasks, split, on_task, journal)
+        return Scored({name: outcome.score for name, outcome in outcomes.items()}, routing_of(outcomes, merged))
+
+    def outcomes(
+        self, merged: Merged, tasks: Sequence[Task], split: str, on_task: OnTask, journal: Journal
+    ) -> dict[str, Outcome]:
+        """Outcomes by task; a merge that is mixed by the true task takes the index of the task among `tasks`."""
+        model = self._shared(merged)
+        if isinstance(model, RoutedTower) and mixes_tasks(merged):
+            pairs = self._together(model, merged, tasks, split)
+        else:
+            run = lambda index: self._one(merged, model, tasks[index], index, split, journal)  # noqa: E731
+            pairs = zip(tasks, self._each(run, len(tasks)), strict=True)
+        outcomes: dict[str, Outcome] = {}
+        for task, outcome in pairs:
+            outcomes[task.name] = outcome
+            on_task(task.name, outcome.score.value)
+        return outcomes
+
+    def at_scales(
+        self, merged: Merged, scales: Sequence[float], split: str, journal: Journal = NOWHERE
+    ) -> list[Scores]:
+        """Scores at each coefficient, as `score` gives them. A batch is prepared once for all of them.
+
+        Deltas are mixed by the true task. A sample with an output that is not finite counts as wrong.
+        """
+        if merged.remade is not None:
+            return [self.score(merged.scaled(scale), split, journal=journal).scores for scale in scales]
+        check_order(merged, self.suite)
+        moving, names = Moving.of(merged, self.engine.place), self.suite.names
+        run = lambda index: self._along(merged, moving, scales, index, split, journal)  # noqa: E731
+        columns = list(self._each(run, len(names)))
+        return [dict(zip(names, scores, strict=True)) for scores in zip(*columns, strict=True)]
+
+    def pool(self, workers: int) -> ThreadPoolExecutor:
+        """Workers as for scoring."""
+        single = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.engine.workers > 1 else {}
+        return ThreadPoolExecutor(workers, **single)  # type: ignore[arg-type]
+
+    @contextmanager
+    def module(self) -> Iterator[nn.Module]:
+        """A model of one's own, with any weights."""
+        try:
+            module = self._modules.pop()
+        except IndexError:  # asking first would race with the other workers
+            module = self.engine.ready(self.backbone.build())
+        try:
+            yield module
+        finally:
+            self._modules.append(module)
+
+    def _each(self, run: Callable[[int], Any], count: int) -> Iterator[Any]:
+        """`run` of 0 .. count - 1, in order, by the workers."""
+        pool = self.pool(self.engine.workers)
+        try:
+            yield from pool.map(run, range(count))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _shared(self, merged: Merged) -> RoutedTower | dict[str, Tensor] | None:
+        """What all tasks share: a routed model, or the weights of a static merge."""
+        if merged.routing is not None and not merged.routing.by_task:
+            return self.engine.ready(install(self.backbone.build(), merged), routed=True)
+        return None if merged.deltas else dict(merged.state())
+
+    def _one(
+        self, merged: Merged, model: RoutedTower | dict[str, Tensor] | None, task: Task, index: int, split: str,
+        journal: Journal,
+    ) -> Outcome:  # fmt: skip
+        facts = (merged.scale, head_id(task), *self.engine.identity)
+        page = journal.page(task.name, split, task.split(split).id, *facts)
+        if isinstance(model, RoutedTower):
+            return outcome(model, self.backbone, task, split, self.engine, page)
+        with self.module() as module:
+            state = dict(merged.state(merged.one_hot(index))) if model is None else model
+            module.load_state_dict(state, strict=False)
+            return outcome(module, self.backbone, task, split, self.engine, page)
+
+    def _together(
+        self, model: RoutedTower, merged: Merged, tasks: Sequence[Task], split: str
+    ) -> Iterator[tuple[Task, Outcome]]:
+        """As `outcomes`, where samples of all tasks meet in one batch."""
+        splits = [task.split(split) for task in tasks]
+        run = lambda inputs, *weights: answer(model, inputs, *weights, engine=self.engine)  # noqa: E731
+        features, weights = run_together(model, merged, splits, self.backbone, self.engine, run)
+        sizes = [len(samples) for samples in splits]
+        for task, some, share in zip(tasks, features.split(sizes), weights.split(sizes), strict=True):
+            kept = decided(task, some, split)
+            yield task, Outcome(task.evaluate(lambda _, kept=kept: kept, split), share)
+
+    def _along(
+        self, merged: Merged, moving: Moving, scales: Sequence[float], index: int, split: str, journal: Journal
+    ) -> list[Score]:
+        """The scores of one task at the scales."""
+        task = self.suite.tasks[index]
+        samples, facts = task.split(split), (list(scales), head_id(task), *self.engine.identity)
+        page, moving = journal.page(task.name, split, samples.id, *facts), moving.with_parts(merged, index)
+        with self.module() as module:
+            for batch in self.engine.stream(samples.inputs, page.done):
+                inputs, kept = self.backbone.prepare(batch), []
+                for scale in scales:
+                    moving.put(module, scale)
+                    kept.append(decided(task, answer(module, inputs, engine=self.engine)[0]))
+                page.add({name: torch.stack([some[name] for some in kept], 1) for name in kept[0]})
+        page.store()
+        columns = {name: tensor.unbind(1) for name, tensor in page.together().items()}
+        at = [{name: tensors[place] for name, tensors in columns.items()} for place in range(len(scales))]
+        return [task.evaluate(lambda _, kept=kept: kept, split) for kept in at]
+
+
+def check_order(merged: Merged, suite: Suite) -> None:
+    """Raises UserError where the experts of a merge are not those of the suite's tasks, one by one."""
+    if merged.deltas and tuple(merged.tasks) != suite.names:
+        raise UserError(
+            f"The parts of this merge and its router are for the tasks {', '.join(merged.tasks)}, in this order; the "
+            f"suite {suite.name} has {', '.join(suite.names)}. Score it on its own tasks in its own order, or merge "
+            f"and train a router for these."
+        )
+
+
+def outcome(
+    module: nn.Module, backbone: Backbone, task: Task, split: str, engine: Engine = ENGINE, page: Page | None = None
+) -> Outcome:
+    """Score, and the mean gating weights of every sample; what the page holds already is not run again.
+
+    Raises UserError if an output is not finite.
+    """
+    page = NOWHERE.page() if page is None else page
+
+    def predict(samples: Split) -> Predictions:
+        for inputs in engine.stream(samples.inputs, page.done):
+            features, weights = answer(module, backbone.prepare(inputs), engine=engine)
+            page.add({**decided(task, features, split), **({} if weights is None else {WEIGHTS: weights.float()})})
+        page.store()
+        return page.together()
+
+    score = task.evaluate(predict, split)
+    return Outcome(score, page.together().get(WEIGHTS))
+
+
+@torch.inference_mode()
+def answer(module: nn.Module, inputs: Inputs, *gate: Tensor, engine: Engine = ENGINE) -> tuple[Tensor, Tensor | None]:
+    """Features [B, D] and the mean weights of all gates that were asked [B, G], None without gates."""
+    with listening() as recorded, engine.running():
+        features = module(inputs, *gate).float()
+    weights = [per_sample(w, count_of(inputs)) for w in recorded]
+    return features, torch.stack(weights).mean(0) if weights else None
+
+
+@torch.inference_mode()
+def decided(task: Task, features: Tensor, strict: str | None = None) -> Predictions:
+    """What the task keeps of features through its head, on the CPU.
+
+    Raises UserError if an output is not finite and `strict` names the split.
+    """
+    head = task.head()
+    outputs = features if head is None else head.to(features.device)(features)
+    if strict is not None and not outputs.isfinite().all():
+        raise UserError(
+            f"The merged model gives NaN or Inf on {task.name} ({strict}). Lower the scale or check the experts."
+        )
+    return {name: tensor.cpu() for name, tensor in task.decide(outputs).items()}
+
+
+def per_sample(weights: Tensor, count: int) -> Tensor:
+    """[B, G] from the output of a gate: per sample, per token or for the whole batch."""
+    if weights.ndim == 1:
+        return weights.expand(count, -1)
+    return weights.mean(1) if weights.ndim == 3 else weights
+
+
+def routing_of(outcomes: Mapping[str, Outcome], merged: Merged) -> Routing | None:
+    """The routing matrix of a scored model, None without gates."""
+    matrix, accuracy = [], {}
+    for index, (name, outcome) in enumerate(outcomes.items()):
+        if outcome.weights is None:
+            return None
+        weights = per_task(outcome.weights, merged)
+        matrix.append(mean_weights(weights))
+        accuracy[name] = float((weights.argmax(1) == index).float().mean())
+    return Routing(matrix, accuracy)
+
+
+def per_task(weights: Tensor, merged: Merged) -> Tensor:
+    """Weights of components [N, G] as weights of tasks [N, T]: the components of a task are added up."""
+    return weights.unflatten(1, (len(merged.tasks), -1)).sum(-1)
+
+
+def mean_weights(weights: Tensor) -> list[float]:
+    """Mean over the samples of [N, T], for a row."""
+    return [round(weight, 6) for weight in weights.double().mean(0).tolist()]

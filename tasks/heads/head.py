@@ -1,0 +1,58 @@
+"""Heads: parameters that belong to a task and are never merged, mapping a model's features to outputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from merging.checkpoints import StateDict
+from merging.errors import UserError
+
+
+class ZeroShot(nn.Module):
+    """Cosine classifier: logits = unit features [N, D] @ weight.T, the weight [C, D] scaled by a temperature."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return functional.normalize(features.float(), dim=-1) @ self.weight.T
+
+
+class HeadSource(Protocol):
+    """Where the head of a task comes from."""
+
+    def open(self, task: str, classes: Sequence[str]) -> nn.Module: ...
+    def content(self, task: str, classes: Sequence[str]) -> str: ...  # id of all that decides it
+
+
+@dataclass(frozen=True)
+class Given:
+    """A head that is there already."""
+
+    head: nn.Module
+
+    def open(self, task: str, classes: Sequence[str]) -> nn.Module:
+        return self.head.eval().requires_grad_(False)
+
+    def content(self, task: str, classes: Sequence[str]) -> str:
+        return StateDict(dict(self.head.state_dict())).id[:16]
+
+
+def outputs_of(head: nn.Module) -> int | None:
+    """How many outputs a head has, by its last matrix; None where it has none."""
+    matrices = [tensor for tensor in head.state_dict().values() if tensor.ndim == 2]
+    return len(matrices[-1]) if matrices else None
+
+
+def check_head(task: str, classes: Sequence[str], head: nn.Module) -> None:
+    """Raises UserError for a head with another number of outputs than the task has classes."""
+    count = outputs_of(head)
+    if classes and count is not None and count != len(classes):
+        raise UserError(
+            f"The head of {task} has {count} outputs, and the task has {len(classes)} classes. Take the head that was "
+            f"trained on these classes, or name the classes that it knows in its order."
+        )

@@ -1,0 +1,79 @@
+"""Labelled samples of one task that serve one purpose."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Inputs = Tensor | Mapping[str, Tensor]  # samples along the first axis: images, or token ids and their mask by name
+SPLITS = ("train", "val", "calibration", "test")  # calibration is used without its labels
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples of one task that serve one purpose."""
+
+    name: str
+    inputs: Inputs  # images uint8 [N, 3, H, W], or what a tokenizer gives: {"input_ids": [N, L], ...}
+    labels: Tensor  # int64 [N], token ids [N, L], or floating-point numbers [N]
+    stored_id: str | None = None  # the fingerprint where it is known, so that images on disk need not be read for it
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Samples per task."""
+        return (len(self),)
+
+    def take(self, indices: Tensor) -> tuple[Inputs, Tensor]:
+        """Inputs and labels [n] of some samples; only these are read."""
+        return take(self.inputs, indices), self.labels[indices]
+
+    @cached_property
+    def id(self) -> str:
+        """Fingerprint: sha256 over inputs and labels, the first 16 hex digits."""
+        if self.stored_id is not None:
+            return self.stored_id
+        digest = hashlib.sha256()
+        named = {"": self.inputs} if isinstance(self.inputs, Tensor) else self.inputs
+        for name in sorted(named):
+            digest.update(name.encode())
+            digest.update(named[name].contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+
+def count_of(inputs: Inputs) -> int:
+    """The number of samples."""
+    return len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
+
+
+def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """`function` of every tensor of some inputs."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    return {name: function(tensor) for name, tensor in inputs.items()}
+
+
+def take(inputs: Inputs, which: Tensor | slice) -> Inputs:
+    """Some samples of inputs."""
+    return mapped(lambda tensor: tensor[which], inputs)
+
+
+def gather(splits: Sequence[Split], indices: Tensor) -> Inputs:
+    """Inputs of several splits counted through, in the order of `indices` [n]; only these are read."""
+    ends = torch.tensor([len(split) for split in splits]).cumsum(0)
+    owners = torch.bucketize(indices, ends, right=True)
+    pieces = {
+        owner: take(splits[owner].inputs, indices[owners == owner] - ends[owner] + len(splits[owner]))
+        for owner in owners.unique().tolist()
+    }
+    back = owners.argsort(stable=True).argsort()
+    first = splits[0].inputs
+    if isinstance(first, Tensor):
+        return torch.cat(list(pieces.values()))[back] if pieces else first[:0]  # type: ignore[arg-type]
+    return {name: torch.cat([piece[name] for piece in pieces.values()])[back] for name in first}  # type: ignore[call-overload]

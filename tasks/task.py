@@ -1,0 +1,125 @@
+"""What is measured: tasks with labelled samples, a head of their own and a metric."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from merging.checkpoints import StateDict
+from tasks.heads.head import Given, HeadSource, ZeroShot, check_head
+from tasks.metrics import INVALID, measure, metric
+from tasks.score import Score
+from tasks.split import Inputs, Split
+
+Predictions = Mapping[str, Tensor]  # by name, samples along the first axis
+Predict = Callable[[Split], Predictions]
+
+
+class Task(Protocol):
+    """One task: a model is run on a split, what it answers is decided sample by sample, and all of it is scored."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> Sequence[str]: ...  # in label order; empty where labels are numbers or texts
+    def split(self, name: str) -> Split: ...
+    def head(self) -> nn.Module | None: ...  # features [N, D] -> outputs; never merged; None: the model's own outputs
+    def decide(self, outputs: Tensor) -> Predictions: ...  # what is kept of the outputs of a batch
+    def evaluate(self, predict: Predict, split: str) -> Score: ...
+
+
+class Data(Protocol):
+    """The labelled samples of a task."""
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+    def split(self, name: str) -> Split: ...
+
+
+@dataclass(frozen=True)
+class LabelledTask:
+    """A task whose predictions are compared with labels: classification, regression, exact answers.
+
+    metrics: the first is the score, the others are parts of it. Raises UserError for a head with another number of
+    classes than the task, and for a metric that is not defined for the task.
+    """
+
+    name: str
+    data: Any  # Data, which may also have content(split), notes() and needs(splits)
+    heads: HeadSource | None = None
+    metrics: Sequence[str] = ("accuracy",)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}  # without what is cached
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.data.classes
+
+    def split(self, name: str) -> Split:
+        return self.data.split(name)
+
+    def head(self) -> nn.Module | None:
+        return self._head
+
+    @cached_property
+    def _head(self) -> nn.Module | None:
+        if self.heads is None:
+            return None
+        head = self.heads.open(self.name, self.classes)
+        check_head(self.name, self.classes, head)
+        return head
+
+    def decide(self, outputs: Tensor) -> Predictions:
+        """The class of the highest logit, INVALID where one is not finite; of a regression the number itself."""
+        if metric(self.metrics[0]).compares == "numbers":
+            return {"predicted": outputs.float().reshape(len(outputs))}
+        return {"predicted": torch.where(outputs.isfinite().all(-1), outputs.argmax(-1), INVALID)}
+
+    def evaluate(self, predict: Predict, split: str) -> Score:
+        samples = self.split(split)
+        return measure(self.metrics, self.name, predict(samples)["predicted"], samples.labels, self.classes)
+
+    def content(self, what: str) -> str:
+        """Id of everything that decides a split, or the "head"; never a path."""
+        if what == "head":
+            return "none" if self.heads is None else self.heads.content(self.name, self.classes)
+        return self.data.content(what) if hasattr(self.data, "content") else self.split(what).id
+
+    def notes(self) -> list[str]:
+        """What a reader of the scores should know of how the samples were read."""
+        return [f"{self.name}: {note}." for note in self.data.notes()] if hasattr(self.data, "notes") else []
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Samples in memory: split -> inputs and labels."""
+
+    splits: Mapping[str, tuple[Inputs, Tensor]]
+    classes: Sequence[str] = ()
+
+    def split(self, name: str) -> Split:
+        """Raises KeyError for a split that was not given."""
+        return Split(name, *self.splits[name])
+
+
+def array_task(
+    name: str,
+    splits: Mapping[str, tuple[Inputs, Tensor]],
+    head: nn.Module | None = None,
+    metrics: Sequence[str] = ("accuracy",),
+    classes: Sequence[str] = (),
+) -> LabelledTask:
+    """A task of tensors: split -> (inputs, labels), with a head that maps features [N, D] to outputs [N, C]."""
+    return LabelledTask(name, Arrays(splits, tuple(classes)), None if head is None else Given(head), tuple(metrics))
+
+
+def head_id(task: Any) -> str:
+    """Content of the head that is in use."""
+    head = task.head()
+    if head is None:
+        return "none"
+    return StateDict({"head": head.weight} if isinstance(head, ZeroShot) else dict(head.state_dict())).id
