@@ -102,7 +102,7 @@ class Cell:
             config=self.config,
             suite=grid.suite.name,
             tasks=list(grid.suite.names),
-            accuracy={},
+            scores={},
             validation=None,
             scale=None,
             scale_source="-",
@@ -166,14 +166,14 @@ class Cell:
             log.info("saved %s", merged.save(save, backbone=grid.backbone.facts()))
         row = replace(
             self.row(opened.by(SCALE)),
-            accuracy=scored.values,
+            scores=dict(scored.scores),
             validation=validation and {task: score.value for task, score in validation.items()},
             collapsed=collapsed,
             scale=merged.scale,
             scale_source="-" if merged.scale is None else "fixed" if validation is None else self.scale.source,
             search=chosen.search,
             seconds=clock.seconds,
-            unseen={task: score and score.value for task, score in unseen.scores.items()},
+            unseen=dict(unseen.scores),
             **self.told(merged, scored.routing, unseen, opened.splits),
         )
         log.info("%s: %s", self.label, said(row))
@@ -230,7 +230,7 @@ class Cell:
 def said(row: Row) -> str:
     """One line about a finished row."""
     text = f"mean accuracy {100 * sum(row.accuracy.values()) / len(row.accuracy):.1f} %"
-    if known := [accuracy for accuracy in row.unseen.values() if accuracy is not None]:
+    if known := [score.value for score in row.unseen.values() if score is not None]:
         text += f", of unseen tasks {100 * sum(known) / len(known):.1f} %"
     if row.routing:
         routed = row.routing["accuracy"].values()

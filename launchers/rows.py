@@ -6,6 +6,7 @@ first row is, not before.
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,11 +20,13 @@ from typing_extensions import TypedDict
 from merging.errors import UserError
 from merging.files import write_atomically
 from merging.identity import fingerprint, identity
+from tasks.score import Score
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 log = logging.getLogger(__name__)
+VERSION = 2  # of the files
 PLACES = {"suite": ("sources", "text"), "experts": ("base", "experts", "multitask", "paths")}  # options that name files
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # of a file name that is no UTF-8
 Whole = Annotated[int, Gt(-(1 << 63)), Lt(1 << 63)]
@@ -59,8 +62,8 @@ class Row:
     config: dict[str, Any]  # the resolved Hydra config
     suite: str
     tasks: list[str]
-    accuracy: dict[str, Fraction]  # task -> share of correct images on the split that `splits` names
-    validation: dict[str, Fraction] | None  # the same on validation at the chosen scale; None without a search
+    scores: dict[str, Score]  # task -> score on the split that `splits` names
+    validation: dict[str, float] | None  # task -> value on validation at the chosen scale; None without a search
     scale: float | None
     scale_source: str  # "fixed" | "search:val" | "-"
     needs: str  # what the method asks for besides weights: "nothing" | "inputs" | "labels"
@@ -86,8 +89,19 @@ class Row:
     search: Searched = field(default_factory=Searched)  # empty where no scale was searched
     contents: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> "head" or split that is read -> id
     similarity: list[list[Cosine]] = field(default_factory=list)  # of an expert row: between the task vectors
-    unseen: dict[str, Fraction | None] = field(default_factory=dict)  # held-out task -> accuracy; None: no expert
+    unseen: dict[str, Score | None] = field(default_factory=dict)  # held-out task -> score; None: no expert for it
     overrides: list[str] | None = None  # of `duet`, that lead to this row; None in rows from before they were kept
+    version: Literal[2] = VERSION
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Task -> value of its score."""
+        return {task: score.value for task, score in self.scores.items()}
+
+
+def value(score: Score | None) -> float | None:
+    """The value of a score, where there is one."""
+    return None if score is None else score.value
 
 
 def run_id(
@@ -152,15 +166,34 @@ def _load(path: Path, level: int = logging.WARNING) -> Row | None:
     from pydantic_core import from_json
 
     try:
-        content = json.dumps(from_json(path.read_bytes(), allow_inf_nan=False))
-        return _schema().validate_json(content)
+        content = from_json(path.read_bytes(), allow_inf_nan=False)
+        return _schema().validate_json(json.dumps(_upgraded(content)))
     except OSError as error:
         log.log(level, "skipped the row file %s: %s", path, error.strerror or error)
     except ValidationError as error:
         log.log(level, "skipped the damaged row file %s: %s", path, _first(error))
-    except ValueError as error:  # no JSON
+    except (ValueError, TypeError, AttributeError, UserError) as error:  # no JSON, or nothing like a row
         log.log(level, "skipped the damaged row file %s: %s", path, error)
     return None
+
+
+def _upgraded(row: Any) -> Any:
+    """The content of a row file in today's version. Version 1 had no number, and shares of images for scores."""
+    if not isinstance(row, dict) or "version" in row or not isinstance(row.get("accuracy"), dict):
+        return row
+    kept = {name: value for name, value in row.items() if name != "accuracy"}
+    sizes = {task: split.get("size", 0) for task, split in row.get("splits", {}).items()}
+    scores, unseen = (
+        {task: None if share is None else _scored(share, sizes.get(task, 0)) for task, share in shares.items()}
+        for shares in (row["accuracy"], row.get("unseen", {}))
+    )
+    return kept | {"scores": scores, "unseen": unseen, "version": VERSION}
+
+
+def _scored(share: float, count: int) -> dict[str, Any]:
+    """A share of correct images as a score, in JSON."""
+    error = math.sqrt(share * (1 - share) / count) if count and 0 <= share <= 1 else 0.0
+    return {"metric": "accuracy", "value": share, "count": count, "standard_error": error}
 
 
 @cache
@@ -182,9 +215,12 @@ def _checked(row: Row) -> Row:
     if row.status == "error":
         _expect(bool(row.error), "a failed row without its error")
         return row
-    _expect(bool(row.tasks), "no accuracy for any task")
-    missing = [task for task in row.tasks if task not in row.accuracy]
-    _expect(not missing, f"no accuracy for {', '.join(missing)}")
+    _expect(bool(row.tasks), "no score for any task")
+    missing = [task for task in row.tasks if task not in row.scores]
+    _expect(not missing, f"no score for {', '.join(missing)}")
+    known = {**row.scores, **{task: score for task, score in row.unseen.items() if score is not None}}
+    odd = [task for task, score in known.items() if score.metric == "accuracy" and not 0 <= score.value <= 1]
+    _expect(not odd, f"accuracy outside 0..1 for {', '.join(odd)}")
     both = [task for task in row.unseen if task in row.tasks]
     _expect(not both, f"{', '.join(both)} both merged and unseen")
     _expect(not row.similarity or _is_square(row.similarity, row.tasks), "similarity is not tasks x tasks")

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import stdev
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from merging.errors import UserError
+
+if TYPE_CHECKING:  # rows are read without torch
+    from torch import Tensor
 
 RESAMPLES = 1000
 
@@ -81,11 +81,13 @@ def _no_ratio(score: Score, expert: Score | None) -> str | None:
     return None if expert.value > 0 else f"the expert's {score.metric} is {expert.value:g}, not above 0"
 
 
-def bootstrap(statistic: Callable[[Tensor], float], count: int, seed: int = 0) -> float:
+def bootstrap(statistic: "Callable[[Tensor], float]", count: int, seed: int = 0) -> float:
     """Standard error of `statistic` of sample indices [count], from 1,000 seeded resamples with replacement.
 
     A resample for which the statistic is undefined (NaN) is left out (Efron, 1979).
     """
+    import torch
+
     random = torch.Generator().manual_seed(seed)
     draws = (torch.randint(count, (count,), generator=random) for _ in range(RESAMPLES))
     values = [value for value in map(statistic, draws) if math.isfinite(value)]

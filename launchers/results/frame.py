@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 
 from launchers.results.labels import identity, labels
-from launchers.rows import Row
+from launchers.rows import Row, value
 
 KINDS = ("base", "static", "routed", "oracle", "failed", "multitask", "expert")
 REFERENCES = ("base", "multitask", "expert")  # no merges
@@ -72,7 +72,7 @@ class Line:
     @property
     def unseen(self) -> dict[str, Value]:
         """Held-out task -> accuracy; empty for lines that are told the true task."""
-        scores = {task: [row.unseen.get(task) for row in self.rows] for task in self.rows[0].unseen}
+        scores = {task: [value(row.unseen.get(task)) for row in self.rows] for task in self.rows[0].unseen}
         return {task: over_seeds(found) for task, each in scores.items()
                 if len(found := [score for score in each if score is not None]) == len(self.rows)}  # fmt: skip
 
@@ -81,7 +81,9 @@ class Line:
         """Mean over the held-out tasks, None where one has no score."""
         if not self.unseen or len(self.unseen) < len(self.rows[0].unseen):
             return None
-        return over_seeds([statistics.fmean(row.unseen[task] or 0.0 for task in self.unseen) for row in self.rows])
+        return over_seeds(
+            [statistics.fmean(value(row.unseen[task]) or 0.0 for task in self.unseen) for row in self.rows]
+        )
 
     @property
     def energy(self) -> Value | None:

@@ -22,8 +22,9 @@ from launchers.repeat import ABSENT, Repeat, repeat, spelled
 from launchers.results.frame import REFERENCES, Line, same_experts, summarise
 from launchers.results.notes import scale_source
 from launchers.results.table import RESULTS, WIDTH, rows_of
-from launchers.rows import Row
+from launchers.rows import Row, value
 from merging.errors import UserError
+from tasks.score import Score
 
 
 def pick(rows: Sequence[Row], prefix: str, where: str = RESULTS) -> Row:
@@ -181,10 +182,10 @@ def _origin(row: Row) -> list[str]:
 def _changes(again: Repeat) -> Padding:
     """What is not as `duet` has it by default."""
     table = Table("choice or knob", "this run", "default", box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
-    for name, (value, default) in again.choices.items():
-        table.add_row(Text(name), Text(value), Text(default, "dim"))
-    for name, (value, default) in again.knobs.items():
-        told = ["-" if each is ABSENT else spelled(each) for each in (value, default)]
+    for name, (chosen, default) in again.choices.items():
+        table.add_row(Text(name), Text(chosen), Text(default, "dim"))
+    for name, (chosen, default) in again.knobs.items():
+        told = ["-" if each is ABSENT else spelled(each) for each in (chosen, default)]
         table.add_row(Text(name), Text(told[0]), Text(told[1], "dim"))
     return Padding(table, (1, 0, 0, 6))
 
@@ -212,8 +213,10 @@ def _unseen(row: Row, rows: Sequence[Row]) -> Padding:
     """Per held-out task: accuracy, that of the base and of its own expert, and whose parts the gates gave it."""
     table = Table("unseen task", box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
     peers = [each for each in rows if each.status == "ok" and same_experts(each) == same_experts(row)]
-    references = {each.method: each.unseen for each in peers}
-    columns = {"accuracy %": row.unseen} | {f"{name} %": references[name] for name in REFERENCES if name in references}
+    references = {each.method: _values(each.unseen) for each in peers}
+    columns = {"accuracy %": _values(row.unseen)} | {
+        f"{name} %": references[name] for name in REFERENCES if name in references
+    }
     for name in columns:
         table.add_column(name, justify="right")
     borrowed = row.routing.get("unseen", {})
@@ -225,6 +228,10 @@ def _unseen(row: Row, rows: Sequence[Row]) -> Padding:
         told = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in most)
         table.add_row(task, *(_percent(scores.get(task)) for scores in columns.values()), *[told] * bool(borrowed))
     return Padding(table, (1, 0, 0, 6))
+
+
+def _values(scores: Mapping[str, Score | None]) -> dict[str, float | None]:
+    return {task: value(score) for task, score in scores.items()}
 
 
 def _percent(share: float | None) -> str:

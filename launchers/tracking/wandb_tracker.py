@@ -168,7 +168,7 @@ class WandbTracker(Tracker):
         summary = {name: getattr(row, name) for name in ("status", "error", "scale", "macs", "params", "stored_bytes")}
         summary |= {f"seconds/{phase}": seconds for phase, seconds in row.seconds.items()}
         summary |= {f"accuracy/{task}": accuracy for task, accuracy in row.accuracy.items()}
-        summary |= {f"unseen/{task}": accuracy for task, accuracy in row.unseen.items() if accuracy is not None}
+        summary |= {f"unseen/{task}": score.value for task, score in row.unseen.items() if score is not None}
         summary |= {f"routed_right/{task}": share for task, share in row.routing.get("accuracy", {}).items()}
         summary |= {name: own[name] / 100 for name in ("routed_right", "energy") if own[name] is not None}
         means = {f"accuracy/{name}": own[name] / 100 for name in ("mean", "norm") if own[name] is not None}

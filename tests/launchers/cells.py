@@ -1,8 +1,10 @@
 """Made-up rows for the tests of this folder."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from launchers.rows import Row, run_id
+from tasks.score import Score
 
 TASKS = ["scenes", "cars", "aerial", "land", "street", "signs", "digits", "textures"]
 
@@ -38,7 +40,18 @@ def make_row(method: str = "ties", level: float = 0.6, tasks: list[str] = TASKS,
         "created": "2025-01-01T00:00:00+00:00",
         "error": None,
     }
-    return Row(**(fields | changes))
+    fields |= changes
+    if "accuracy" in fields:
+        fields["scores"] = scores(fields.pop("accuracy"), fields["splits"])
+    fields["unseen"] = scores(fields.get("unseen", {}), fields["splits"])
+    return Row(**fields)
+
+
+def scores(shares: Mapping[str, float | None], splits: Mapping[str, Mapping[str, Any]] | None = None):
+    """Shares of correct images as scores of 500 images each, or as many as `splits` tell."""
+    sizes = {task: split["size"] for task, split in (splits or {}).items()}
+    return {task: None if share is None else Score("accuracy", share, sizes.get(task, 500), 0.01)
+            for task, share in shares.items()}  # fmt: skip
 
 
 def failed_row(method: str = "tsv_m", error: str = "ValueError: rank 0\n  at line 3", **changes: Any) -> Row:

@@ -142,7 +142,7 @@ def test_found_failed_and_computed_elsewhere_are_told_apart(sweep):
     sweep.begin(1, listed=False)  # its experts could not be read
     sweep.end(1)
     sweep.begin(2)
-    sweep.finish(2, status="error", error="ValueError: no", accuracy={})
+    sweep.finish(2, status="error", error="ValueError: no", scores={})
     sweep.begin(3)
     sweep.end(3)
     with claim(sweep.results, sweep.rows[3].run_id):  # by another process with the same command

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pages
 import pytest
-from cells import TASKS, failed_row, make_row, routed_row
+from cells import TASKS, failed_row, make_row, routed_row, scores
 from pages import SCRIPT, many_rows
 from PIL import Image
 
@@ -117,7 +117,7 @@ def test_accuracy_against_the_number_of_tasks_is_the_mean_over_sets():
             ((make_row, "expert", 0.9), (make_row, "ties", 0.6), (routed_row, "duet", 0.8))]  # fmt: skip
     some = [replace(row, config={**row.config, "suite": {"name": "mini8", "tasks": row.tasks}},
                     run_id=f"{row.run_id}{len(row.tasks)}{row.tasks[0]}") for row in some]  # fmt: skip
-    some[1] = replace(some[1], accuracy=dict.fromkeys(sets[0], 0.45))
+    some[1] = replace(some[1], scores=scores(dict.fromkeys(sets[0], 0.45)))
     unit, found = counts.by_count(summarise(some))
 
     assert list(found) == ["ties", "duet"] and "experts'" in unit

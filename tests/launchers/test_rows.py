@@ -14,6 +14,7 @@ from launchers.results.export import comma_separated, latex, markdown
 from launchers.results.report.html import page, sections
 from launchers.results.table import terminal
 from merging.errors import UserError
+from tasks import score
 
 
 def test_rows_come_back_in_order_of_creation(tmp_path):
@@ -47,8 +48,8 @@ def test_run_id_depends_on_content_alone():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_no_row_holds_a_number_that_is_none(tmp_path, value):
-    with pytest.raises(UserError, match=r"accuracy\.cars: .*finite number"):
-        rows.write(make_row(tasks=["cars"], accuracy={"cars": value}), tmp_path)
+    with pytest.raises(UserError, match=r"seconds\.merge: .*finite number"):
+        rows.write(make_row(seconds={"merge": value}), tmp_path)
     with pytest.raises(UserError, match=r"method\.keep is (nan|inf)"):
         rows.write(dataclasses.replace(make_row(), config={"method": {"keep": value}}), tmp_path)
     with pytest.raises(UserError, match=r"config\.keep is (nan|inf)"):
@@ -70,14 +71,21 @@ def test_a_failure_that_tells_a_strange_path_survives(tmp_path):
     assert read.error == r"OSError: no such file: b\udcff.png"
 
 
-def test_a_row_from_before_there_was_routing_still_loads(tmp_path):
-    path = rows.write(make_row(), tmp_path)
+def test_a_row_of_the_first_version_still_loads(tmp_path):
+    """It had shares of correct images, and at first no routing."""
+    path = rows.write(make_row(tasks=["scenes", "digits"]), tmp_path)
     content = json.loads(path.read_text())
-    for name in ("adaptation", "params", "routing", "energy", "collapsed", "search"):
+    now = rows.read(path)[0]
+    for name in ("version", "overrides", "adaptation", "params", "routing", "energy", "collapsed", "search"):
         del content[name]
+    content["accuracy"] = {task: score["value"] for task, score in content.pop("scores").items()}
+    content["unseen"] = {"signs": 0.5, "cars": None}
+    content["splits"]["signs"] = {"name": "test", "id": "signs", "size": 100}
     path.write_text(json.dumps(content))
     (row,) = rows.read(tmp_path)
-    assert row == make_row() and row.adaptation == "none" and row.routing == {} and row.collapsed == []
+    assert row.accuracy == now.accuracy and row.routing == {} and row.overrides is None and row.version == 2
+    assert row.scores["digits"] == score.accuracy(305, 500)
+    assert row.unseen == {"signs": score.accuracy(50, 100), "cars": None}
 
 
 RIGHT = {"cars": 1.0, "signs": 0.5}
@@ -126,8 +134,8 @@ def test_no_row_holds_routing_that_is_none(tmp_path, wrong, reason):
         (lambda text: text.replace('"family"', '"famly": 1, "family"'), "famly: Unexpected keyword argument"),
         (lambda text: re.sub(r' "family".*\n', "", text), "family: Field required"),
         (lambda text: text.replace('"status": "ok"', '"status": "done"'), "status: .*'ok' or 'error'"),
-        (lambda text: text.replace('"cars": 0.61', '"cars": 61'), "accuracy.cars: .* less than or equal to 1"),
-        (lambda text: text.replace('"cars": 0.61', '"cars": true'), "accuracy.cars: .*valid number"),
+        (lambda text: text.replace('"value": 0.61', '"value": 61'), r"accuracy outside 0\.\.1 for cars"),
+        (lambda text: text.replace('"value": 0.61', '"value": true'), "scores.cars.value: .*valid number"),
         (
             lambda text: text.replace('"merge": 0.42', '"merge": "0.42"'),
             "seconds.merge: .*valid number",

@@ -125,7 +125,7 @@ def test_a_run_is_explained():
 
 
 def test_a_failed_run_and_one_of_an_unknown_method_are_explained():
-    failed = replace(row_of(["method=ties"]), status="error", error="ValueError: rank 0", accuracy={}, seconds={})
+    failed = replace(row_of(["method=ties"]), status="error", error="ValueError: rank 0", scores={}, seconds={})
     assert "failed, ValueError: rank 0" in explained(failed) and "duet method=ties" in explained(failed)
 
     gone = replace(failed_row("wizardry"), code="abc123")
