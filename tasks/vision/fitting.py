@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from merging.backbones.tower import PREFIX, Backbone, ImageTower
+from merging.backbones.tower import PREFIX, Backbone
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
 from merging.checkpoints.views import Part
@@ -42,20 +42,26 @@ def assembled(
     towers = []
     for checkpoint in (base, *experts):
         check_tower(checkpoint, wanted, backbone)
-        towers.append(checkpoint if text else Part(checkpoint, PREFIX))
+        towers.append(checkpoint if text or not is_clip(backbone) else Part(checkpoint, PREFIX))
     return Experts.open(towers[0], towers[1:], suite.names, cache, separate_qkv=qkv == "separate")
 
 
 def tower_shapes(backbone: Backbone) -> Mapping[str, torch.Size]:
     """Names and shapes of a tower's parameters, without memory for them."""
     with torch.device("meta"):
-        tower = ImageTower(**backbone.facts())  # type: ignore[arg-type]
-    return {key: tensor.shape for key, tensor in tower.state_dict().items()}
+        module = backbone.build()
+    return {key: tensor.shape for key, tensor in module.state_dict().items()}
+
+
+def is_clip(backbone: Backbone) -> bool:
+    """Whether the model is the image tower of a CLIP in open_clip's names, of which files may hold more."""
+    return all(key.startswith(PREFIX) for key in tower_shapes(backbone))
 
 
 def check_tower(checkpoint: Checkpoint, wanted: Mapping[str, torch.Size], backbone: Backbone) -> None:
-    """Raises UserError unless `visual.*` has exactly these names and shapes, in floating point."""
-    have = {key: spec for key, spec in checkpoint.specs().items() if key.startswith(PREFIX)}
+    """Raises UserError unless the model (of a CLIP `visual.*`) has exactly these names and shapes, in floating point."""
+    start = PREFIX if is_clip(backbone) else ""
+    have = {key: spec for key, spec in checkpoint.specs().items() if key.startswith(start)}
     where = f"{checkpoint.name} does not fit backbone={backbone.name}:"
     advice = "Choose the backbone that it was made with, or another checkpoint."
     if missing := sorted(wanted.keys() - have.keys()):

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from merging.backbones.tower import Backbone
 from merging.cache import Cache
@@ -16,6 +16,9 @@ from merging.checkpoints.opening import open_file
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
+from tasks.heads.classifier import check_order, class_names, classifier
+from tasks.heads.head import Given, HeadSource
+from tasks.heads.probe import Probe
 from tasks.heads.text import OwnText, TextHead
 from tasks.heads.text_towers import has_text_tower, left_out
 from tasks.multitask import TASKS
@@ -23,12 +26,22 @@ from tasks.suite import Suite, unread
 from tasks.task import LabelledTask
 from tasks.vision.catalogue import base_model, weights
 from tasks.vision.families import as_encoder, open_base, there_is, with_projection
-from tasks.vision.fitting import assembled
+from tasks.vision.fitting import assembled, is_clip, tower_shapes
 from tasks.vision.hub import Wanted
-from tasks.vision.reading import in_open_clip
+from tasks.vision.reading import in_module, in_open_clip
 
 OPENAI = "openai"
+HEADS = ("suite", "expert", "probe")
 log = logging.getLogger(__name__)
+
+
+class Opened(NamedTuple):
+    """One file: the model under the backbone's names, what lies beside it (a head), where it is, and its layout."""
+
+    model: Checkpoint
+    beside: Checkpoint | None
+    path: Path
+    layout: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,8 @@ class Folder:
     experts: template path with {task}, for the tasks that `paths` does not name one by one. base: a path, or openai
     for the published base of the backbone. family: what rows call these experts; a file that names another family in
     its metadata is refused, and so are experts of different layouts in one merge: they were not made the same way.
-    heads: who reads the class names, the suite's text tower or the one in each expert's own file.
+    heads: suite (the class names, read by the suite's text tower), expert (the classifier or the text tower in each
+    expert's own file), probe (fitted on the features of each expert's train split), or a template path of classifiers.
     multitask: path of one model trained on all tasks, for method=multitask.
     """
 
@@ -48,7 +62,7 @@ class Folder:
     family: str = "folder"
     qkv: Literal["fused", "separate"] = "fused"
     text: bool = False
-    heads: Literal["suite", "expert"] = "suite"
+    heads: str = "suite"
     multitask: str | None = None
     remarks = ()
 
@@ -56,9 +70,8 @@ class Folder:
         """The base, if it comes from the Hub. Raises UserError naming every file that is not there."""
         if others := unread("experts.paths", self.paths, [task.name for task in suite.every]):
             log.info("experts.paths: no task reads %s", some(others))
-        base = [] if self.base == OPENAI else [("the base", self._base)]
-        found = [*base, *self._found(suite).items()]
-        if missing := {who: path for who, path in found if not path.exists()}:
+        files = {**({} if self.base == OPENAI else {"the base": self._base}), **self._paths(suite)}
+        if missing := {who: path for who, path in files.items() if not path.exists()}:
             listed = some([f"{path} ({who})" for who, path in missing.items()], 10)
             first = next(iter(missing.values()))
             raise UserError(
@@ -69,57 +82,66 @@ class Folder:
 
     def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
         """Raises UserError for what is missing, of another family or layout, or does not fit the backbone."""
-        base, whole = self._whole(suite, backbone, cache)
-        told = {task: self._told(each, base, cache) for task, each in whole.items()}
-        experts = [as_encoder(each, self.text, told[task]) for task, each in whole.items()]
-        return assembled(as_encoder(base, self.text), experts, suite, backbone, cache, self.qkv, self.text)
+        base, opened = self._opened_all(suite, backbone, cache)
+        if not is_clip(backbone):
+            return assembled(base.model, [expert.model for expert in opened.values()], suite, backbone, cache, self.qkv)
+        experts = [as_encoder(expert.model, self.text, self._notes(expert, base, cache)) for expert in opened.values()]
+        return assembled(as_encoder(base.model, self.text), experts, suite, backbone, cache, self.qkv, self.text)
 
-    def _told(self, expert: Checkpoint, base: Checkpoint, cache: Cache) -> tuple[str, ...]:
+    def _notes(self, expert: Opened, base: Opened, cache: Cache) -> tuple[str, ...]:
         """What is to be said of the text tower of an expert."""
-        return left_out(expert, base, cache) if self.heads == "suite" else ("its own text tower reads the class names",)
+        own = self.heads == "expert" and has_text_tower(expert.model)
+        return ("its own text tower reads the class names",) if own else left_out(expert.model, base.model, cache)
 
     def headed(self, suite: Suite, backbone: Backbone, cache: Cache) -> Suite:
         """The suite with the heads that `heads` names.
 
-        Raises UserError for an expert without a text tower, and for tasks whose heads no text tower makes.
+        Raises UserError for an expert without a head, for a head whose classes are in another order than the labels,
+        and for tasks whose head cannot be exchanged.
         """
         if self.heads == "suite":
             return suite
-        _, whole = self._whole(suite, backbone, cache)
-        tasks = []
-        for task in suite.tasks:
-            if not has_text_tower(whole[task.name]):
-                raise UserError(
-                    f"experts.heads=expert takes the text tower of every expert, and {whole[task.name].name} of "
-                    f"{task.name} has none. Choose experts.heads=suite, or name the file of the whole CLIP."
-                )
-            if not isinstance(task, LabelledTask) or not isinstance(task.heads, TextHead):
-                raise UserError(
-                    f"experts.heads=expert needs tasks whose class names are read by a text tower, and the head of "
-                    f"{task.name} in suite={suite.name} is given. Choose experts.heads=suite."
-                )
-            tasks.append(replace(task, heads=replace(task.heads, text=OwnText(whole[task.name]))))
+        opened = self._opened_all(suite, backbone, cache)[1] if self.heads in HEADS else self._classifiers(suite, cache)
+        heads = [self._head(task, opened[task.name], backbone, cache) for task in suite.tasks]
+        names = {task: class_names(file.path) for task, file in opened.items()}
+        check_order(names, {task.name: task.classes for task in suite.tasks})
+        tasks = [replace(task, heads=head) for task, head in zip(suite.tasks, heads, strict=True)]  # type: ignore[type-var]
         return replace(suite, tasks=tuple(tasks))
 
-    def _whole(self, suite: Suite, backbone: Backbone, cache: Cache) -> tuple[Checkpoint, dict[str, Checkpoint]]:
-        """The base, and by task the experts, with all that their files hold, in open_clip's names."""
-        self.wanted(suite, backbone)
-        found = self._found(suite)
-        base = open_base(backbone, cache) if self.base == OPENAI else self._opened(self._base, cache)[0]
-        opened = {task: self._opened(path, cache, base) for task, path in found.items()}
-        layouts = {layout: task for task, (_, layout) in opened.items()}
-        if len(layouts) > 1:
-            told = ", ".join(f"{task} {layout}" for layout, task in layouts.items())
+    def _classifiers(self, suite: Suite, cache: Cache) -> dict[str, Opened]:
+        """Heads in files of their own. Raises UserError where `heads` is neither a known word nor a template."""
+        if "{task}" not in self.heads:
             raise UserError(
-                f"These experts are of different families, by the layouts of their files: {told}. They were not tuned "
-                f"in the same way from the same base, and a merge of both would be compared with neither. Take all "
-                f"from one family."
+                f"experts.heads={self.heads} is unknown. Choose one of {', '.join(HEADS)}, or name files of heads by a "
+                f"path with {{task}} in it."
             )
-        return base, {task: checkpoint for task, (checkpoint, _) in opened.items()}
+        paths = {task: Path(self.heads.replace("{task}", task)).expanduser() for task in suite.names}
+        files = {task: open_file(file_in(path), cache) for task, path in paths.items()}
+        return {task: Opened(file, file, paths[task], "head") for task, file in files.items()}
 
-    @property
-    def _base(self) -> Path:
-        return Path(self.base).expanduser()
+    def _head(self, task: Any, expert: Opened, backbone: Backbone, cache: Cache) -> HeadSource:
+        if not isinstance(task, LabelledTask):
+            raise UserError(
+                f"experts.heads={self.heads}: the head of {task.name} is given. Choose experts.heads=suite."
+            )
+        if self.heads == "probe":
+            return Probe(expert.model, backbone, task.data, cache)
+        if expert.beside is not None and expert.beside.specs():
+            beside = expert.beside
+            return Given(
+                classifier({key: beside.tensor(key) for key in beside.specs()}, f"{beside.name} of {task.name}")
+            )
+        if not has_text_tower(expert.model):
+            raise UserError(
+                f"experts.heads=expert takes the classifier or the text tower of every expert, and {expert.model.name} "
+                f"of {task.name} has none. Choose experts.heads=suite or probe, or name the file of the whole model."
+            )
+        if not isinstance(task.heads, TextHead):
+            raise UserError(
+                f"experts.heads=expert needs tasks whose class names are read by a text tower, and the head of "
+                f"{task.name} is given. Choose experts.heads=suite."
+            )
+        return replace(task.heads, text=OwnText(expert.model))
 
     def open_multitask(self, suite: Suite, backbone: Backbone, cache: Cache) -> Checkpoint:
         """Raises UserError where it is missing, was trained on other tasks, or as `open`."""
@@ -140,41 +162,62 @@ class Folder:
             )
         return trained
 
-    def _found(self, suite: Suite) -> dict[str, Path]:
-        """Paths by task."""
-        found = {}
+    @property
+    def _base(self) -> Path:
+        return Path(self.base).expanduser()
+
+    def _paths(self, suite: Suite) -> dict[str, Path]:
+        """The expert of every task."""
+        paths = {}
         for task in suite.names:
             if task not in self.paths and (self.experts is None or "{task}" not in self.experts):
                 raise UserError(
                     f"experts.experts={self.experts} does not say where the expert for {task} is. Write {{task}} where "
                     f"its name stands, as in experts.experts=checkpoints/{{task}}.safetensors."
                 )
-            path = self.paths.get(task) or str(self.experts).replace("{task}", task)
-            found[task] = Path(path).expanduser()
-        return found
+            paths[task] = Path(self.paths.get(task) or str(self.experts).replace("{task}", task)).expanduser()
+        return paths
 
-    def _opened(self, path: Path, cache: Cache, base: Checkpoint | None = None) -> tuple[Checkpoint, str]:
-        """A checkpoint in open_clip's names, and the layout it had. `base` lends what the file lacks."""
+    def _opened_all(self, suite: Suite, backbone: Backbone, cache: Cache) -> tuple[Opened, dict[str, Opened]]:
+        """The base, and by task the experts, with all that their files hold."""
+        self.wanted(suite, backbone)
+        if self.base == OPENAI:
+            base = Opened(open_base(backbone, cache), None, self._base, OPENAI)
+        else:
+            base = self._opened(self._base, backbone, cache)
+        opened = {task: self._opened(path, backbone, cache, base) for task, path in self._paths(suite).items()}
+        layouts = {expert.layout: task for task, expert in opened.items()}
+        if len(layouts) > 1:
+            listed = ", ".join(f"{task} {layout}" for layout, task in layouts.items())
+            raise UserError(
+                f"These experts are of different families, by the layouts of their files: {listed}. They were not "
+                f"tuned in the same way from the same base, and a merge of both would be compared with neither. Take all "
+                f"from one family."
+            )
+        return base, opened
+
+    def _opened(self, path: Path, backbone: Backbone, cache: Cache, base: Opened | None = None) -> Opened:
+        """A file under the backbone's names. `base` lends what it lacks."""
         if path.is_dir() and (path / CONFIG).exists():
             if base is None:
                 raise UserError(
                     f"{path} is an adapter, which cannot be the base. Name the model that it was tuned from."
                 )
-            return from_hugging_face(open_lora(to_hugging_face(base), path, cache)), "lora"
+            clip = is_clip(backbone)
+            whole = open_lora(to_hugging_face(base.model) if clip else base.model, path, cache)
+            return Opened(from_hugging_face(whole) if clip else whole, None, path, "lora")
         file = open_file(file_in(path), cache)
-        self._check_family(file)
-        checkpoint, layout = in_open_clip(file)
-        if layout == "hugging_face" and base is not None:
-            checkpoint = with_projection(checkpoint, base)
-        return checkpoint, layout
-
-    def _check_family(self, checkpoint: Checkpoint) -> None:
-        named = checkpoint.metadata.get("family") if isinstance(checkpoint, SafetensorsFile) else None
+        named = file.metadata.get("family") if isinstance(file, SafetensorsFile) else None
         if named not in (None, self.family):
             raise UserError(
-                f"{checkpoint.name} is of the family {named}, and this merge is of {self.family}. Families are not "
-                f"mixed: take all experts and the base from one, and say experts.family={named}."
+                f"{file.name} is of the family {named}, and this merge is of {self.family}. Families are not mixed: "
+                f"take all experts and the base from one, and say experts.family={named}."
             )
+        if not is_clip(backbone):
+            return Opened(*in_module(file, tower_shapes(backbone)), path, "module")
+        model, layout = in_open_clip(file)
+        lends = layout == "hugging_face" and base is not None
+        return Opened(with_projection(model, base.model) if lends else model, None, path, layout)  # type: ignore[union-attr]
 
 
 def file_in(path: Path) -> Path:
@@ -182,7 +225,6 @@ def file_in(path: Path) -> Path:
     if not path.is_dir():
         return path
     names = [*weights(), *(f"{name}.index.json" for name in weights())]  # the latter of what is in several files
-    found = next((path / name for name in names if (path / name).exists()), None)
-    if found is None:
-        raise UserError(f"{path} has none of {', '.join(weights())} and no {CONFIG}. {there_is(path)} Name the file.")
-    return found
+    if file := next((path / name for name in names if (path / name).exists()), None):
+        return file
+    raise UserError(f"{path} has none of {', '.join(weights())} and no {CONFIG}. {there_is(path)} Name the file.")

@@ -1,12 +1,13 @@
 """CLIPs in the files of others, under open_clip's names: what layout a file has, and what was stripped to see it."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from merging.backbones.tower import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
-from merging.checkpoints.key_maps import from_hugging_face, from_image_encoder
+from merging.checkpoints.key_maps import Made, View, from_hugging_face, from_image_encoder
 from merging.checkpoints.opening import open_file
 from merging.checkpoints.wrappers import renamed, unwrapped
 from merging.errors import UserError
@@ -52,6 +53,26 @@ def in_open_clip(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
         f"open_clip and OpenAI (visual.*), of Hugging Face's CLIP (vision_model.*) and of an ImageEncoder "
         f"(model.visual.*), in safetensors or in what torch.save wrote."
     )
+
+
+def in_module(checkpoint: Checkpoint, names: Collection[str]) -> tuple[Checkpoint, Checkpoint]:
+    """A model under the names of a module, behind whatever prefix the file has (`vit.`), and what lies beside it.
+
+    Beside the model are heads, which belong to a task. Raises UserError for a file that lacks a name of the module.
+    """
+    bare = unwrapped(checkpoint)
+    keys, first = bare.specs().keys(), next(iter(names))
+    prefixes = [key.removesuffix(first) for key in keys if key == first or key.endswith(f".{first}")]
+    lacking = {prefix: [name for name in names if prefix + name not in keys] for prefix in prefixes or [""]}
+    prefix = min(lacking, key=lambda prefix: len(lacking[prefix]))
+    if missing := lacking[prefix]:
+        raise UserError(
+            f"{checkpoint.name} does not fit the backbone: it lacks {some(missing)}, and has {some(list(keys))}. "
+            f"Choose the backbone that it was made with, or another checkpoint."
+        )
+    model = View(bare, {name: Made((prefix + name,)) for name in names})
+    inside = {prefix + name for name in names}
+    return model, View(bare, {key: Made((key,)) for key in keys if key not in inside})
 
 
 def _before(checkpoint: Checkpoint) -> str:

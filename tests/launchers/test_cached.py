@@ -156,9 +156,9 @@ def scored(cache, patch, task="a", images=0, head=1.0, split="val", scale=0.3, b
 
 
 def expert_accuracy(
-    cache, patch, task="a", images=0, head=1.0, split="val", base="x", batch=100, device="cpu", precision="fp32", **facts
+    cache, patch, task="a", images=0, head=1.0, split="val", base="x", batch=100, device="cpu", precision="fp32", **how
 ):  # fmt: skip
-    tower, tasks = backbone(**{**BACKBONE, **facts}), suite.Suite("one", (Shades(task, images, head),))
+    tower, tasks = backbone(**{**BACKBONE, **how}), suite.Suite("one", (Shades(task, images, head),))
     engine = type("Placed", (Engine,), {"place": torch.device(device)})("cpu", precision, batch=batch)
     board = evaluate.Grid(tasks, tower, engine)
     patch.setattr(evaluate.Grid, "score", lambda *given, **how: evaluate.Scored({task: accuracy(1, 2)}, None))

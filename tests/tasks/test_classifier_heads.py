@@ -1,0 +1,95 @@
+"""Heads of an expert's own: classifiers out of checkpoints, class orders, linear probes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.nn import functional
+
+from merging import Cache
+from merging.checkpoints import StateDict
+from merging.errors import UserError
+from tasks.heads.classifier import check_order, class_names, classifier
+from tasks.heads.probe import Probe, fit_linear
+from tasks.task import Arrays, LabelledTask, array_task
+
+RANDOM = torch.Generator().manual_seed(0)
+
+
+def test_a_linear_classifier_and_that_of_roberta():
+    x, w, b = (torch.randn(*shape, generator=RANDOM) for shape in ((4, 6), (3, 6), (3,)))
+    linear = classifier({"classifier.weight": w, "classifier.bias": b}, "file")
+    torch.testing.assert_close(linear(x), x @ w.T + b)
+    assert not any(parameter.requires_grad for parameter in linear.parameters())
+    torch.testing.assert_close(classifier({"score.weight": w}, "file")(x), x @ w.T)
+    dense, c = torch.randn(6, 6, generator=RANDOM), torch.randn(6, generator=RANDOM)
+    state = {"classifier.dense.weight": dense, "classifier.dense.bias": c, "classifier.out_proj.weight": w,
+             "classifier.out_proj.bias": b}  # fmt: skip
+    torch.testing.assert_close(classifier(state, "file")(x), torch.tanh(x @ dense.T + c) @ w.T + b)
+
+
+@pytest.mark.parametrize("shapes", [{}, {"norm.weight": (3,)}, {"a.weight": (2, 2), "b.weight": (2, 2)}])
+def test_what_is_no_classifier(shapes):
+    with pytest.raises(UserError, match="file holds no classifier"):
+        classifier({name: torch.ones(shape) for name, shape in shapes.items()}, "file")
+
+
+def test_a_head_with_another_number_of_classes_than_its_task():
+    task = array_task("pets", {}, nn.Linear(4, 3), classes=("cat", "dog"))
+    with pytest.raises(UserError, match="head of pets has 3 outputs, and the task has 2 classes"):
+        task.head()
+
+
+def test_heads_in_another_order_than_the_labels_or_than_one_another(tmp_path):
+    check_order({"a": ("Cat", "red_fox"), "b": None}, {"a": ("cat", "red fox")})
+    check_order({"a": ("cat", "dog"), "b": ("dog", "cat")}, {"a": ("cat", "dog"), "b": ("dog", "cat")})
+    with pytest.raises(UserError, match=r"head of a and its labels .* class 0 is 'dog' in one and 'cat'"):
+        check_order({"a": ("dog", "cat")}, {"a": ("cat", "dog")})
+    with pytest.raises(UserError, match="heads of a and b have the same classes in another order"):
+        check_order({"a": ("dog", "cat"), "b": ("cat", "dog")}, {"a": (), "b": ()})
+    assert class_names(tmp_path) is None
+    for names, want in ((["b", "a"], ("b", "a")), (["LABEL_0", "LABEL_1"], None)):
+        labels = {str(index): name for index, name in enumerate(names)}
+        (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+        assert class_names(tmp_path) == want
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_probe_is_logistic_regression_on_standardised_features(count):
+    x = 3 + torch.randn(60, 4, generator=RANDOM) * torch.tensor([1.0, 10, 0.1, 1])
+    y = torch.arange(60) % count
+    x[torch.arange(60), y] += 2
+    weight, bias = fit_linear(x, y)
+    again = LogisticRegression(max_iter=1000).fit(((x - x.mean(0)) / x.std(0, unbiased=False)).numpy(), y.numpy())
+    expected = torch.from_numpy(again.predict_proba(((x - x.mean(0)) / x.std(0, unbiased=False)).numpy())).float()
+    torch.testing.assert_close(functional.softmax(x @ weight.T + bias, -1), expected, rtol=0, atol=2e-3)
+    assert torch.equal(fit_linear(x, y)[0], weight)
+
+
+def test_a_probe_of_numbers_is_ridge_regression():
+    x = torch.randn(50, 3, generator=RANDOM)
+    y = x @ torch.tensor([1.0, -2.0, 0.5]) + 4
+    weight, bias = fit_linear(x, y)
+    z = ((x - x.mean(0)) / x.std(0, unbiased=False)).double()
+    closed = torch.linalg.solve(z.T @ z + torch.eye(3), z.T @ (y - y.mean()).double())
+    torch.testing.assert_close((x @ weight.T + bias)[:, 0], (z @ closed + y.mean()).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_probe_reads_the_features_of_its_expert_once(tmp_path):
+    built = []
+    build = lambda: built.append(1) or nn.Linear(3, 3)  # noqa: E731
+    calls = {"prepare": lambda x: x, "features": lambda module, x: module(x), "identity": dict}
+    backbone = SimpleNamespace(build=build, **calls)
+    inputs, labels = torch.randn(30, 3, generator=RANDOM), torch.arange(30) % 2
+    expert = StateDict({"weight": torch.eye(3) * 2, "bias": torch.zeros(3)})
+    data = Arrays({"train": (inputs, labels)}, ("a", "b"))
+    task = LabelledTask("t", data, Probe(expert, backbone, data, Cache(tmp_path)))
+    torch.testing.assert_close(task.head().weight, fit_linear(2 * inputs, labels)[0])
+    assert task.content("head") == LabelledTask("t", data, task.heads).content("head")
+    LabelledTask("t", data, task.heads).head()
+    assert len(built) == 1
+    with pytest.raises(UserError, match="t has no training sample of c"):
+        LabelledTask("t", Arrays(data.splits, "abc"), task.heads).head()
