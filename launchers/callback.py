@@ -16,8 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from launchers import rows
-from launchers.live import watch
-from launchers.live.jobs import ENDED, LISTED
+from launchers.live import ENDED, LISTED, watch
 from launchers.results import export, table
 from launchers.rows import Row
 from merging.errors import UserError

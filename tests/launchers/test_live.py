@@ -16,53 +16,44 @@ from screens import terminal
 
 from launchers import rows
 from launchers.claims import claim
-from launchers.live import watch
-from launchers.live.eta import Computed, Running, Waiting, about, clock, left
-from launchers.live.jobs import ENDED, LISTED, Job, Jobs, View
+from launchers.live import ENDED, LISTED, watch
+from launchers.live.__main__ import main
 from launchers.live.page import page, status
-from launchers.live.plan import Plan, planned
-from launchers.live.results import Results
+from launchers.live.sources import Results, Sweep
+from launchers.live.view import Job, Plan, View, planned
 from launchers.results.frame import summarise
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
 
 
-def computed(kind, began, seconds, seed=0, ended=None):
-    return Computed((kind, "any"), seed, began, began + seconds if ended is None else ended, seconds)
+def sweep_at(now, computed=(), running=(), waiting=()):
+    """A view of cells named by letters: (name, seed, began, ended) computed, (name, seed, began) running."""
+    cell = lambda name, seed=0: (f"seed={seed}", f"method={name}")  # noqa: E731
+    jobs = [Job(cell(name, seed), "computed", began, ended) for name, seed, began, ended in computed]
+    jobs += [Job(cell(name, seed), "running", began) for name, seed, began in running]
+    cells = (*(job.overrides for job in jobs), *(cell(*each) for each in waiting))
+    return View(Plan(len(cells), ("seed", "method"), cells), tuple(jobs), (), 0.0, now)
 
 
-def waiting(*names, seed=0):
-    return [Waiting((kind, "any"), seed) for kind in names]
-
-
-def test_the_rest_is_costed_by_kind_and_counted_down():
-    done = [computed("ties", 0, 2), computed("duet", 2, 10)]
-    assert left(done, [], waiting("ties", "duet", "duet"), 12) == pytest.approx(22)
-    assert left(done, [], waiting("unknown"), 12) == pytest.approx(6)  # the mean of all
-    going = [Running(("duet", "any"), 0, 12)]
-    assert [left(done, going, waiting("ties"), now) for now in (12, 15, 22, 25)] == pytest.approx([12, 9, 2, 5])
-    assert left([], going, waiting("ties"), 15) is None and left(done, [], [], 15) == 0
+def test_the_rest_is_costed_by_cell_and_counted_down():
+    done = [("ties", 0, 0, 2), ("duet", 0, 2, 12)]
+    assert sweep_at(12, done, waiting=[("ties", 1), ("duet", 1), ("duet", 2)]).left == pytest.approx(22)
+    assert sweep_at(12, done, waiting=[("unknown",)]).left == pytest.approx(6)  # the median of all
+    going = [("duet", 1, 12)]
+    counted = [sweep_at(now, done, going, [("ties", 1)]).left for now in (12, 15, 22, 25)]
+    assert counted == pytest.approx([12, 9, 2, 5])  # one that overruns is expected to overrun by as much again
+    assert sweep_at(15, [], going, [("ties",)]).left is None and sweep_at(12, done).left == 0
 
 
 def test_what_runs_side_by_side_is_divided():
-    done = [computed("a", start, 10) for start in (0, 0, 10, 10)]
-    assert left(done, [], waiting(*"aaaa"), 20) == pytest.approx(20)
-    assert left(done, [], waiting("a"), 20) == pytest.approx(10)  # a single cell is not divided
-    going = [Running(("a", "any"), 0, 20), Running(("a", "any"), 0, 20)]
-    assert left(done, going, waiting("a", "a"), 25) == pytest.approx(15)
+    done = [("a", 0, 0, 10), ("a", 1, 0, 10), ("a", 2, 10, 20), ("a", 3, 10, 20)]
+    assert sweep_at(20, done, waiting=[("a", seed) for seed in range(4, 8)]).left == pytest.approx(20)
+    assert sweep_at(20, done, waiting=[("a", 4)]).left == pytest.approx(10)  # a single cell is not divided
 
 
 def test_training_experts_counts_once_for_each_seed_and_not_for_each_cell():
-    done = [computed("a", 0, 5, ended=65), computed("a", 65, 5, ended=71)]  # 60 s first, 1 s around the second
-    assert left(done, [], waiting(*"aaa"), 71) == pytest.approx(18)
-    assert left(done, [], [*waiting(*"aaa"), *waiting("a", "a", seed=1)], 71) == pytest.approx(30 + 59)
-    assert left(done, [Running(("a", "any"), 1, 71)], waiting("a", seed=1), 81) == pytest.approx(55 + 6)
-
-
-def test_durations():
-    assert [about(each) for each in (0, 42, 100, 3000, 9000, 2e5)] == ["5 s", "40 s", "2 min", "50 min", "2.5 h",
-                                                                      "2.3 days"]  # fmt: skip
-    assert [clock(each) for each in (-1, 23.9, 3723)] == ["0:00", "0:23", "1:02:03"]
+    done = [("a", 0, 0, 65), ("b", 0, 65, 71), ("c", 0, 71, 77)]  # 60 s of training first
+    assert sweep_at(77, done, waiting=[("a", 1), ("b", 1), ("c", 1), ("d", 0)]).left == pytest.approx(65 + 6 + 6 + 6)
 
 
 def config(overrides, **sweeper):
@@ -84,7 +75,7 @@ def test_an_experiment_completes_a_seed_before_it_begins_the_next(path):
     assert not {"seed", "order"} & {*params[1:]}
 
 
-class Sweep:
+class Cells:
     """The files of a sweep of two seeds and two methods, as jobs leave them."""
 
     def __init__(self, folder):
@@ -93,7 +84,7 @@ class Sweep:
         cells = [(f"seed={seed}", f"method={method}") for seed in (0, 1) for method in ("ties", "tsv_m")]
         self.plan, self.started = Plan(4, ("seed", "method"), tuple(cells)), time.time() - 100
         self.rows = [make_row(method, seed=seed) for seed in (0, 1) for method in ("ties", "tsv_m")]
-        self.jobs = Jobs(self.folder, self.plan, self.started)
+        self.jobs = Sweep(self.folder, self.plan, self.started)
 
     def begin(self, number, listed=True):
         job = self.folder / str(number)
@@ -115,7 +106,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path):
-    return Sweep(tmp_path)
+    return Cells(tmp_path)
 
 
 def test_a_job_is_followed_from_its_folder_to_its_row(sweep):
@@ -148,7 +139,7 @@ def test_found_failed_and_computed_elsewhere_are_told_apart(sweep):
     with claim(sweep.results, sweep.rows[3].run_id):  # by another process with the same command
         assert sweep.states() == ["found", "failed", "failed", "running"]
     view = sweep.jobs.look()
-    assert view.over == 4 and status(view) == "4 of 4 cells, 3 failed, 1 found from before"
+    assert view.done == 4 and status(view) == "4 of 4 cells, 3 failed, 1 found from before"
 
 
 def test_what_did_not_change_is_not_read_again(sweep, monkeypatch):
@@ -160,7 +151,7 @@ def test_what_did_not_change_is_not_read_again(sweep, monkeypatch):
 
 
 def view_of(found, running=(), total=60):
-    done = [Job((f"seed={row.seed}",), "computed", 100.0 + 10 * n, 110.0 + 10 * n, 8.0) for n, row in enumerate(found)]
+    done = [Job((f"seed={row.seed}",), "computed", 100.0 + 10 * n, 110.0 + 10 * n) for n, row in enumerate(found)]
     now = 110.0 + 10 * len(found)
     return View(Plan(total, ("seed",)), (*done, *running), tuple(found), 100.0, now)
 
@@ -186,8 +177,8 @@ def test_the_page_holds_table_counts_and_what_runs():
     text = "\n".join(lines)
     names = [line.split()[0] for line in lines if line]
     assert names[:8] == ["mini8,", "method", "─" * len(lines[3]), "base", "ties", "ties", "tsv_m", "expert"]
-    assert "failed" in text and "5 of 60 cells after 1:00, about 5 min left" in text
-    assert "now 0:35 seed=0 method=duet on node7" in text and "now 0:32 preparing seed=1 method=duet" in text
+    assert "failed" in text and "5 of 60 cells after 0:01:00, about 0:" in text
+    assert "now 0:00:35 seed=0 method=duet on node7" in text and "now 0:00:32 preparing seed=1 method=duet" in text
     assert TASKS[0] not in text and TASKS[0] in "\n".join(drawn(view_of(MANY[:4]), 139, 30))  # where there is room
 
 
@@ -199,7 +190,7 @@ def test_what_does_not_fit_is_named_and_the_best_and_the_newest_stay(width, heig
         text = "\n".join(lines)
         kept = [line for line in lines if line.startswith(("base", "expert", "ties"))]
         assert any(line.startswith("ties keep=39") for line in kept)  # the best
-        assert [line.split()[1] for line in kept if line.endswith(" new")] == ["keep=17"]
+        assert [line.split()[1] for line in kept if "(new)" in line] == ["keep=17"]
         assert {"base", "expert"} <= {line.split()[0] for line in kept}
         assert f"not shown: {42 - len(kept)} more lines" in text and "and 7 more" in text
 
@@ -216,7 +207,7 @@ class Broken:
 
 
 def test_whatever_fails_in_the_view_ends_it_in_one_line(caplog):
-    watcher = watch.Watcher(Broken(), watch.Lines())
+    watcher = watch.Watcher(Broken())
     assert watcher.wait(10)
     watcher.stop()
     (line,) = caplog.messages
@@ -231,14 +222,14 @@ def test_a_results_folder_is_watched_from_outside(sweep, capsys):
     sweep.folder.rename(runs / "a-sweep")
     with claim(sweep.results, sweep.rows[0].run_id):
         (job,) = (job for job in Results(sweep.results).look().jobs if job.state == "running")
-        assert job.choices == ("scale=fixed", "seed=0", "method=ties")
-        watch.main([str(sweep.results), "--once"])
+        assert job.overrides == ("scale=fixed", "seed=0", "method=ties")
+        main([str(sweep.results), "--once"])
     text = capsys.readouterr().out
     assert "tsv_m" in text and "1 row\n" in text and "scale=fixed seed=0 method=ties" in text
-    watch.main([str(sweep.results), "--once"])
+    main([str(sweep.results), "--once"])
     assert "1 row, nothing is being computed" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no folder"):
-        watch.main([str(sweep.results / "missing")])
+        main([str(sweep.results / "missing")])
 
 
 def test_a_sweep_is_watched_from_outside_until_it_is_done(sweep, capsys):
@@ -247,7 +238,7 @@ def test_a_sweep_is_watched_from_outside_until_it_is_done(sweep, capsys):
     for number in range(4):
         sweep.begin(number)
         sweep.finish(number)
-    watch.main([str(sweep.folder)])
+    main([str(sweep.folder)])
     assert "4 of 4 cells" in capsys.readouterr().out
 
 
@@ -262,7 +253,7 @@ def scored(first_run, output):
 def test_a_log_gets_lines_without_control_codes(scored, duet_here):
     code, page_, errors = duet_here(scored, "-m", "method=base,average")
     assert code == 0 and "2 of 2 cells, 1 found from before" in errors and "\x1b" not in errors + page_
-    assert sum("of 2 cells" in line for line in errors.splitlines()) in (1, 2) and not watch._HERE
+    assert sum("of 2 cells" in line for line in errors.splitlines()) in (1, 2) and not watch._WATCHERS
     errors = duet_here(scored, "-m", "method=base,average", "hydra.callbacks.report.live=false")[2]
     assert "of 2 cells" not in errors
 
