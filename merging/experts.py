@@ -16,7 +16,7 @@ from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint, Identified, Known, Spec, digest
 from merging.checkpoints.opening import Source, open_alike
 from merging.checkpoints.tied import tied
-from merging.checkpoints.views import Separate, fused_name, remarks_of
+from merging.checkpoints.views import remarks_of
 from merging.decompose import svd as factors
 from merging.decompose.svd import SVD
 from merging.decompose.tucker import Tucker, tucker
@@ -25,7 +25,7 @@ from merging.errors import UserError
 from merging.merged import Merged, Routing
 from merging.ops import rows
 from merging.preflight import check_experts, differing, listed, some
-from merging.qkv import Joined, join_deltas
+from merging.qkv import Joined, Separate, fused_name, join_deltas
 from merging.threads import each
 
 Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
@@ -131,11 +131,14 @@ class Experts:
         """The pretrained parameter in fp32."""
         return self._seen[0].tensor(key).float()
 
-    def task_vector(self, key: str, task: int, out: Tensor | None = None) -> Tensor:
-        """tau_t of one expert, fp32, in `out` if given. Raises UserError on NaN or Inf, naming the parameter."""
-        base = self._seen[0].tensor(key)
+    def task_vector(self, key: str, task: int, base: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """tau_t of one expert, fp32, in `out` if given; `base` where it was read already.
+
+        Raises UserError on NaN or Inf, naming the parameter.
+        """
+        base = self.base(key) if base is None else base
         tau = torch.empty(base.shape) if out is None else out
-        torch.sub(self._seen[1 + task].tensor(key).float(), base.float(), out=tau)
+        torch.sub(self._seen[1 + task].tensor(key).float(), base, out=tau)
         self.check_finite(key, task, tau)
         return tau if self.sparsifier is None else self.sparsifier(key, self.tasks[task], tau)
 
@@ -150,11 +153,11 @@ class Experts:
 
     def tau(self, key: str, out: Tensor | None = None) -> Tensor:
         """Task vectors of one parameter, [T, *shape] fp32, in task order."""
-        shape = self._seen[0].specs()[key].shape
-        stack = torch.empty(len(self.tasks), *shape) if out is None else out
+        base = self.base(key)
+        stack = torch.empty(len(self.tasks), *base.shape) if out is None else out
 
         def fill(task: int, out: Tensor) -> None:
-            tau = self.task_vector(key, task, out)
+            tau = self.task_vector(key, task, base, out)
             if tau.data_ptr() != out.data_ptr():
                 out.copy_(tau)
 

@@ -1,14 +1,84 @@
-"""Methods that see query, key and value as three parameters, and merges that have them fused."""
+"""Query, key and value: which parameters hold the three fused, and everything that cuts or joins them.
 
-from collections.abc import Mapping
+Methods may see three parameters where a checkpoint has one; what a merge results in is fused either way.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from merging.checkpoints.views import Separate, fused_name, separate_names
+from merging.checkpoints import Checkpoint
+from merging.checkpoints.names import pattern, translated
+from merging.checkpoints.views import Made, View
 from merging.deltas import Delta, Dense, Masked, OnDemand, Rows
+from merging.errors import UserError
 from merging.merged import Merged
+from merging.preflight import some
+
+LETTERS = "qkv"  # the order in which they are stacked
+FUSED = (  # the fused name, those of the three, and the axis of a matrix along which they lie
+    ("{start}attn.in_proj_{w}", "{start}attn.{p}_proj_{w}", 0),  # torch, open_clip
+    ("{start}attn.c_attn.{w}", "{start}attn.c_attn.{p}.{w}", 1),  # GPT-2, whose matrices are [in, out]
+)
+
+
+def separate_names(key: str) -> tuple[str, ...]:
+    """The three names of a fused parameter in the order q, k, v; none for any other."""
+    found = (translated(key, fused, apart, p=letter) for fused, apart, _ in FUSED for letter in LETTERS)
+    return tuple(name for name in found if name)
+
+
+def fused_name(key: str) -> str:
+    """The name of the fused parameter that a separate one belongs to, any other name unchanged."""
+    return next((name for fused, apart, _ in FUSED if (name := translated(key, apart, fused))), key)
+
+
+def fused_axis(key: str) -> int | None:
+    """The axis along which a fused parameter holds the three, None for any other; a vector has one axis."""
+    axis = next((axis for fused, _, axis in FUSED if pattern(fused).fullmatch(key)), None)
+    return 0 if key.endswith("bias") and axis is not None else axis
+
+
+def cut(key: str, tensor: Tensor, before: int = 1) -> tuple[Sequence[Tensor], int] | None:
+    """The three blocks of a fused matrix, behind `before` other axes, and their axis; None for any other matrix."""
+    axis = fused_axis(key)
+    if axis is None or tensor.shape[before + axis] % 3:
+        return None
+    return tensor.chunk(3, before + axis), axis
+
+
+class Separate(View):
+    """Every fused parameter as three."""
+
+    def __init__(self, whole: Checkpoint):
+        made: dict[str, Made] = {}
+        for key in whole.specs():
+            axis = fused_axis(key) or 0
+            thirds = {name: Made((key,), "third", i, axis) for i, name in enumerate(separate_names(key))}
+            made |= thirds or {key: Made((key,))}
+        super().__init__(whole, made)
+
+
+class Fused(View):
+    """Every three separate parameters as one, the inverse.
+
+    stored: what a name is called in the file. Raises UserError where one of three is missing.
+    """
+
+    def __init__(self, whole: Checkpoint, stored: Callable[[str], str | None] = str):
+        made: dict[str, Made] = {}
+        for key in whole.specs():
+            if (fused := fused_name(key)) == key:
+                made[key] = Made((key,))
+                continue
+            names = separate_names(fused)
+            if missing := [name for name in names if name not in whole.specs()]:
+                lacking = some([str(stored(name)) for name in missing])
+                raise UserError(f"{whole.name} has {stored(key)}, but lacks {lacking}. The file is incomplete.")
+            made[fused] = Made(names, "joined", axis=fused_axis(fused) or 0)
+        super().__init__(whole, made)
 
 
 @dataclass(frozen=True)
@@ -20,15 +90,15 @@ class Joined(Merged):
     """
 
     def pieces(self, key: str) -> tuple[Tensor, Tensor | None]:
-        names = separate_names(key)
+        names, axis = separate_names(key), fused_axis(key) or 0
         if not names:
             return super().pieces(key)
         apart = Merged(Separate(self.base), self.tasks, {}, self.shared, fixed=self.fixed)
         still, moves = zip(*map(apart.pieces, names), strict=True)
         if all(each is None for each in moves):
-            return torch.cat(still), None
+            return torch.cat(still, axis), None
         filled = (torch.zeros_like(weight) if each is None else each for weight, each in zip(still, moves, strict=True))
-        return torch.cat(still), torch.cat(list(filled))
+        return torch.cat(still, axis), torch.cat(list(filled), axis)
 
 
 def join_deltas(deltas: Mapping[str, Delta]) -> dict[str, Delta]:
@@ -45,27 +115,27 @@ def join_deltas(deltas: Mapping[str, Delta]) -> dict[str, Delta]:
         elif missing := [name for name in names if name not in deltas]:
             raise ValueError(f"{key} has a delta and {missing[0]} has none: query, key and value are routed together")
         elif fused not in joined:
-            joined[fused] = join([deltas[name] for name in names])
+            joined[fused] = join([deltas[name] for name in names], fused_axis(fused) or 0)
     return joined
 
 
-def join(deltas: list[Delta]) -> Delta:
-    """One delta of all rows. Whole changes are joined in their own kind, factors are kept apart."""
-    shape = torch.Size((sum(delta.shape[0] for delta in deltas), *deltas[0].shape[1:]))
+def join(deltas: list[Delta], axis: int = 0) -> Delta:
+    """One delta of all blocks. Whole changes are joined in their own kind, factors are kept apart."""
     dense = [delta for delta in deltas if type(delta) is Dense]
     masked = [delta for delta in deltas if isinstance(delta, Masked)]
     on_demand = [delta for delta in deltas if isinstance(delta, OnDemand)]
     if len(dense) == len(deltas):
-        return Dense(torch.cat([delta.changes.view(delta.parts, *delta.shape) for delta in dense], 1))
+        return Dense(torch.cat([delta.changes.view(delta.parts, *delta.shape) for delta in dense], 1 + axis))
     if len(masked) == len(deltas) and all(torch.equal(delta.scales, masked[0].scales) for delta in masked):
-        return join_masked(masked)
+        return join_masked(masked, axis)
     if len(on_demand) == len(deltas):
-        return OnDemand(lambda part: torch.cat([delta.part(part) for delta in on_demand]), shape, deltas[0].parts)
-    return Rows(deltas)
+        shape, parts = Rows(deltas, axis).shape, deltas[0].parts
+        return OnDemand(lambda part: torch.cat([delta.part(part) for delta in on_demand], axis), shape, parts)
+    return Rows(deltas, axis)
 
 
-def join_masked(deltas: list[Masked]) -> Masked:
+def join_masked(deltas: list[Masked], axis: int) -> Masked:
     """Of the same scales, which stay the same tensor: all parameters of a model may share it."""
-    vector = torch.cat([delta.vector.view(delta.shape) for delta in deltas])
-    masks = torch.stack([torch.cat([delta.mask(part) for delta in deltas]) for part in range(deltas[0].parts)])
+    vector = torch.cat([delta.vector.view(delta.shape) for delta in deltas], axis)
+    masks = torch.stack([torch.cat([delta.mask(part) for delta in deltas], axis) for part in range(deltas[0].parts)])
     return Masked.of(vector, masks, deltas[0].scales)

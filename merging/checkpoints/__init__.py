@@ -1,6 +1,8 @@
 """Checkpoints: named tensors in files or in memory, read one by one."""
 
 from merging.checkpoints.base import (
+    Adapted,
+    Change,
     Checkpoint,
     Identified,
     Known,
@@ -13,6 +15,6 @@ from merging.checkpoints.base import (
 from merging.checkpoints.safetensors_file import DTYPES, NAMES, SafetensorsFile
 
 __all__ = [
-    "DTYPES", "NAMES", "Checkpoint", "Identified", "Known", "SafetensorsFile", "Spec", "StateDict", "digest",
-    "identify_ahead", "raw_bytes",
+    "DTYPES", "NAMES", "Adapted", "Change", "Checkpoint", "Identified", "Known", "SafetensorsFile", "Spec",
+    "StateDict", "digest", "identify_ahead", "raw_bytes",
 ]  # fmt: skip

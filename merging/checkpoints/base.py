@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,6 +45,41 @@ class Checkpoint(Protocol):
     def specs(self) -> Mapping[str, Spec]: ...
     def tensor(self, key: str) -> Tensor: ...
     def release(self) -> None: ...
+
+
+class Change(NamedTuple):
+    """By how much a parameter, as a matrix [m, n], differs from another checkpoint's: up [m, r] times down [r, n]."""
+
+    up: Tensor
+    down: Tensor
+
+    @property
+    def T(self) -> "Change":
+        """That of the transposed matrix."""
+        return Change(self.down.T, self.up.T)
+
+    def chunk(self, count: int, axis: int) -> "list[Change]":
+        """Those of equal blocks of rows (axis 0) or columns, without the ranks that do not reach them."""
+        if axis == 1:
+            return [change.T for change in self.T.chunk(count, 0)]
+        blocks = ((up, up.any(0)) for up in self.up.chunk(count))
+        return [Change(up[:, used], self.down[used]) for up, used in blocks]
+
+    @staticmethod
+    def joined(changes: "list[Change]", axis: int) -> "Change":
+        """That of matrices on one another (axis 0) or side by side."""
+        if axis == 1:
+            return Change.joined([change.T for change in changes], 0).T
+        return Change(torch.block_diag(*(change.up for change in changes)), torch.cat([c.down for c in changes]))
+
+
+@runtime_checkable
+class Adapted(Checkpoint, Protocol):
+    """A checkpoint made by changes of low rank: every parameter is that of `adapts` plus its `change`."""
+
+    @property
+    def adapts(self) -> Checkpoint | None: ...
+    def change(self, key: str) -> Change: ...
 
 
 class Identified(Protocol):

@@ -1,29 +1,25 @@
 """Checkpoints seen in another way: other names and other cuts of the same tensors, read only when asked for."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from merging.checkpoints import Checkpoint, Spec
+from merging.checkpoints.base import Adapted, Change, Checkpoint, Spec
 from merging.errors import UserError
 from merging.preflight import some
 
-QKV = "qkv"  # the order in which open_clip stacks them; Hugging Face registers k, v, q
-FUSED = re.compile(r"(.*\battn\.)in_proj_(weight|bias)")
-APART = re.compile(r"(.*\battn\.)([qkv])_proj_(weight|bias)")
-
 
 class Made(NamedTuple):
-    """How a tensor of a view is made of tensors below: as it is, all joined along axis 0, transposed, or a third."""
+    """How a tensor of a view is made of tensors below: as it is, transposed, all joined along `axis`, or a third."""
 
     keys: tuple[str, ...]
     how: Literal["same", "joined", "transposed", "third"] = "same"
     third: int = 0
+    axis: int = 0
 
 
 def remarks_of(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -38,56 +34,99 @@ class View:
     """
 
     def __init__(self, whole: Checkpoint, made: Mapping[str, Made], remarks: tuple[str, ...] = ()):
-        self._whole, self._made, self.remarks = whole, dict(made), remarks_of(whole) + remarks
+        self.whole, self.made, self.remarks = whole, dict(made), remarks_of(whole) + remarks
         specs = whole.specs()
-        self._specs = {key: self._spec(key, [specs[name] for name in each.keys]) for key, each in self._made.items()}
+        self._specs = {key: self._spec(each, [specs[name] for name in each.keys]) for key, each in self.made.items()}
 
-    def _spec(self, key: str, below: list[Spec]) -> Spec:
-        first, made = below[0], self._made[key]
+    def _spec(self, made: Made, below: list[Spec]) -> Spec:
+        shape, dtype = below[0]
+        if made.how == "transposed":
+            return Spec(shape[::-1], dtype)
+        if made.how == "same":
+            return below[0]
+        sizes, axis = [*shape], made.axis
         if made.how == "joined":
-            if not first.shape or any(spec.shape[1:] != first.shape[1:] for spec in below):
+            others = {(*spec.shape[:axis], *spec.shape[axis + 1 :]) for spec in below}
+            if not shape or len(others) > 1 or any(len(spec.shape) != len(shape) for spec in below):
                 shapes = ", ".join(str(tuple(spec.shape)) for spec in below)
                 raise UserError(f"{self.name}: {', '.join(made.keys)} of shapes {shapes} do not fit on one another.")
-            dtype = reduce(torch.promote_types, (spec.dtype for spec in below))
-            return Spec(torch.Size((sum(spec.shape[0] for spec in below), *first.shape[1:])), dtype)
-        if made.how == "transposed":
-            return Spec(first.shape[::-1], first.dtype)
-        if made.how == "third":
-            if not first.shape or first.shape[0] % 3:
-                raise UserError(
-                    f"{self.name}: {made.keys[0]} of shape {tuple(first.shape)} is no stack of query, key and value: "
-                    f"its first side is not a multiple of 3."
-                )
-            return Spec(torch.Size((first.shape[0] // 3, *first.shape[1:])), first.dtype)
-        return first
+            sizes[axis] = sum(spec.shape[axis] for spec in below)
+            return Spec(torch.Size(sizes), reduce(torch.promote_types, (spec.dtype for spec in below)))
+        if not shape or sizes[axis] % 3:
+            raise UserError(
+                f"{self.name}: {made.keys[0]} of shape {tuple(shape)} is no stack of query, key and value: its "
+                f"side {axis} is not a multiple of 3."
+            )
+        sizes[axis] //= 3
+        return Spec(torch.Size(sizes), dtype)
 
     @property
     def name(self) -> str:
-        return self._whole.name
+        return self.whole.name
 
     @property
     def id(self) -> str:
-        return self._whole.id
+        return self.whole.id
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return self._whole.files
+        return self.whole.files
+
+    @property
+    def adapts(self) -> Checkpoint | None:
+        return getattr(self.whole, "adapts", None)
 
     def specs(self) -> Mapping[str, Spec]:
         return self._specs
 
     def tensor(self, key: str) -> Tensor:
         """As stored where it can be, else a contiguous copy."""
-        made = self._made[key]
-        below = [self._whole.tensor(name) for name in made.keys]
+        found = self._read(key, lambda below, name: below.tensor(name), torch.cat)
+        return found.contiguous() if self.made[key].how == "transposed" else found
+
+    def change(self, key: str) -> Change:
+        read: Callable[[Adapted, str], Change] = lambda below, name: below.change(name)  # noqa: E731
+        return self._read(key, read, Change.joined)
+
+    def _read(self, key: str, read: Callable[[Any, str], Any], join: Callable[[list, int], Any]) -> Any:
+        """What `read` gives of tensors below, put together in the way of `key`."""
+        made = self.made[key]
+        if made.how == "third":
+            return _third(self.whole, made, read)
+        below = [read(self.whole, name) for name in made.keys]
         if made.how == "joined":
-            return torch.cat(below)
-        if made.how == "transposed":
-            return below[0].T.contiguous()
-        return below[0] if made.how == "same" else below[0].chunk(3)[made.third]
+            return join(below, made.axis)
+        return below[0].T if made.how == "transposed" else below[0]
 
     def release(self) -> None:
-        self._whole.release()
+        self.whole.release()
+
+
+def _third(whole: Checkpoint, made: Made, read: Callable[[Any, str], Any]) -> Any:
+    """A third of a tensor; of one that a view joined from three, it is one of these, and the others are not read."""
+    if isinstance(whole, View):
+        inner = whole.made[made.keys[0]]
+        if inner.how == "same":
+            return _third(whole.whole, made._replace(keys=inner.keys), read)
+        shapes = {whole.whole.specs()[key].shape for key in inner.keys}
+        if inner.how == "joined" and len(inner.keys) == 3 and inner.axis == made.axis and len(shapes) == 1:
+            return read(whole.whole, inner.keys[made.third])
+    return read(whole, made.keys[0]).chunk(3, made.axis)[made.third]
+
+
+def renamed(
+    checkpoint: Checkpoint, names: Mapping[str, str], remarks: tuple[str, ...] = (), turned: Collection[str] = ()
+) -> View:
+    """The tensors of `names` (stored name -> new name), those of `turned` transposed, and what is to be said of it.
+
+    Raises UserError for a new name given twice.
+    """
+    made: dict[str, Made] = {}
+    for key, name in names.items():
+        if name in made:
+            raise UserError(f"{checkpoint.name} holds {name} twice: as {made[name].keys[0]} and as {key}.")
+        made[name] = Made((key,), "transposed" if key in turned else "same")
+    return View(checkpoint, made, remarks)
 
 
 class Part(View):
@@ -95,17 +134,6 @@ class Part(View):
 
     def __init__(self, whole: Checkpoint, prefix: str):
         super().__init__(whole, {key: Made((key,)) for key in whole.specs() if key.startswith(prefix)})
-
-
-class Separate(View):
-    """Every fused `in_proj_weight` and `in_proj_bias` as three parameters `q_proj_*`, `k_proj_*` and `v_proj_*`."""
-
-    def __init__(self, whole: Checkpoint):
-        made: dict[str, Made] = {}
-        for key in whole.specs():
-            names = separate_names(key)
-            made |= {name: Made((key,), "third", i) for i, name in enumerate(names)} or {key: Made((key,))}
-        super().__init__(whole, made)
 
 
 class Overlay:
@@ -145,15 +173,3 @@ class Overlay:
     def release(self) -> None:
         self._first.release()
         self._second.release()
-
-
-def separate_names(key: str) -> tuple[str, ...]:
-    """The three names of a fused projection in the order q, k, v; none for any other parameter."""
-    match = FUSED.fullmatch(key)
-    return tuple(f"{match[1]}{part}_proj_{match[2]}" for part in QKV) if match else ()
-
-
-def fused_name(key: str) -> str:
-    """The name of the fused projection that a separate one belongs to, any other name unchanged."""
-    match = APART.fullmatch(key)
-    return f"{match[1]}in_proj_{match[3]}" if match else key

@@ -1,8 +1,7 @@
 """What training wraps around a model, and so around the names of its parameters: DDP, torch.compile, FSDP."""
 
 from merging.checkpoints import Checkpoint
-from merging.checkpoints.views import Made, View
-from merging.errors import UserError
+from merging.checkpoints.views import renamed
 
 ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # never the name of a model's own part
 AROUND = "module."  # of DataParallel and the like: stripped only where all names have it
@@ -22,17 +21,7 @@ def unwrapped(checkpoint: Checkpoint) -> Checkpoint:
         stripped.append(AROUND)
     if not stripped:
         return checkpoint
-    return renamed(checkpoint, names, f"names without {' and '.join(dict.fromkeys(stripped))}")
-
-
-def renamed(checkpoint: Checkpoint, names: dict[str, str], remark: str) -> View:
-    """The tensors of `names` (stored name -> new name), and why. Raises UserError for a new name given twice."""
-    made: dict[str, Made] = {}
-    for key, name in names.items():
-        if name in made:
-            raise UserError(f"{checkpoint.name} holds {name} twice: as {made[name].keys[0]} and as {key}.")
-        made[name] = Made((key,))
-    return View(checkpoint, made, (remark,))
+    return renamed(checkpoint, names, (f"names without {' and '.join(dict.fromkeys(stripped))}",))
 
 
 def _bare(key: str) -> str:

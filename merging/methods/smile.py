@@ -9,6 +9,7 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.preflight import check_range
+from merging.qkv import cut
 from merging.residual import residuals, share_kept
 
 
@@ -60,8 +61,8 @@ class Smile:
     def _delta(self, experts: Experts, key: str, tau: Tensor) -> Delta:
         if tau.ndim != 3:
             return Dense(tau.clone())
-        if self.split_qkv and "in_proj" in key and tau.shape[1] % 3 == 0:
-            return Rows([self._low_rank(experts, part) for part in tau.chunk(3, 1)])
+        if self.split_qkv and (blocks := cut(key, tau)):
+            return Rows([self._low_rank(experts, block) for block in blocks[0]], blocks[1])
         return self._low_rank(experts, tau)
 
     def _low_rank(self, experts: Experts, tau: Tensor) -> LowRank:

@@ -14,6 +14,7 @@ from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.ops import generator, keep_largest
 from merging.preflight import check_range
+from merging.qkv import cut
 from merging.residual import residuals, share_kept
 
 KNOWN = {"sparsify": ("svd", "magnitude", "dropout"), "measure": ("values", "energy")}
@@ -100,8 +101,8 @@ class Twin:
             name = experts.tied().get(key, key)  # tied weights stay tied
             return Dense(torch.stack([self._dropped(*each, name) for each in zip(beyond, experts.tasks, strict=True)]))
         matrices = beyond.flatten(2)
-        if self.split_qkv and "in_proj" in key and matrices.shape[1] % 3 == 0:
-            return Rows([self._low_rank(key, part, None) for part in matrices.chunk(3, 1)])
+        if self.split_qkv and (blocks := cut(key, matrices)):
+            return Rows([self._low_rank(key, block, None) for block in blocks[0]], blocks[1])
         return self._low_rank(key, matrices, beyond.shape[1:])
 
     def _largest(self, beyond: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Literal
 from merging.backbones.tower import PREFIX, Backbone
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
-from merging.checkpoints.key_maps import Made, Overlay, View, from_hugging_face, from_image_encoder
+from merging.checkpoints.key_maps import from_hugging_face, from_image_encoder
 from merging.checkpoints.lora import CONFIG, WEIGHTS, open_lora
 from merging.checkpoints.opening import open_file
+from merging.checkpoints.views import Made, Overlay, View
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some

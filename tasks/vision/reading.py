@@ -9,7 +9,8 @@ from merging.cache import Cache
 from merging.checkpoints import Checkpoint
 from merging.checkpoints.key_maps import Made, View, from_hugging_face, from_image_encoder
 from merging.checkpoints.opening import open_file
-from merging.checkpoints.wrappers import renamed, unwrapped
+from merging.checkpoints.views import renamed
+from merging.checkpoints.wrappers import unwrapped
 from merging.errors import UserError
 from merging.preflight import some
 
@@ -99,13 +100,12 @@ def _below(checkpoint: Checkpoint, before: str) -> Checkpoint:
             f"Save the CLIP alone, without heads, losses and metrics."
         )
     names = {key: key.removeprefix(before) for key in checkpoint.specs()}
-    return renamed(checkpoint, names, f"names without {before}")
+    return renamed(checkpoint, names, (f"names without {before}",))
 
 
 def _without_numbers(checkpoint: Checkpoint) -> Checkpoint:
     specs = checkpoint.specs()
     numbers = [key for key in NUMBERS if key in specs and not specs[key].shape]
     names = {key: key for key in specs if key not in numbers}
-    return (
-        renamed(checkpoint, names, f"without {', '.join(numbers)}, as in OpenAI's own files") if numbers else checkpoint
-    )
+    remark = f"without {', '.join(numbers)}, as in OpenAI's own files"
+    return renamed(checkpoint, names, (remark,)) if numbers else checkpoint

@@ -12,9 +12,10 @@ from torch import nn
 from merging import merge
 from merging.checkpoints import SafetensorsFile
 from merging.checkpoints.pickles import PickleFile, inert_state
-from merging.checkpoints.views import Overlay, Part, Separate
+from merging.checkpoints.views import Overlay, Part
 from merging.errors import UserError
 from merging.methods import Average
+from merging.qkv import Separate
 
 FORMS = ("zip", "legacy", "plain")
 STATE = whole(3, words=50)

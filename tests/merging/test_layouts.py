@@ -12,8 +12,9 @@ from towers import PUBLISHED, SIZES, hugging_face, open_clip, pooled, scrambled,
 from merging import UserError
 from merging.backbones.tower import PREFIX
 from merging.checkpoints import SafetensorsFile, Spec, StateDict
-from merging.checkpoints.key_maps import Overlay, Separate, from_hugging_face, from_image_encoder, to_hugging_face
-from merging.checkpoints.views import Part, View, fused_name
+from merging.checkpoints.key_maps import from_hugging_face, from_image_encoder, to_hugging_face
+from merging.checkpoints.views import Overlay, Part, View
+from merging.qkv import Separate, fused_name
 
 
 def saved(model, folder):
@@ -157,7 +158,7 @@ class TestHuggingFace:
     def test_the_same_parameter_twice(self, tensors):
         twice = {**tensors, "post_layernorm.bias": torch.zeros(24)}
         with pytest.raises(
-            UserError, match=r"holds visual\.ln_post\.bias twice: as vision_model\.\S+, post_layernorm\.bias"
+            UserError, match=r"holds visual\.ln_post\.bias twice: as vision_model\.\S+ and as post_layernorm\.bias"
         ):
             from_hugging_face(StateDict(twice))
 
