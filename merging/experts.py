@@ -11,15 +11,15 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from merging.backbones.base import ParamInfo, Table, table_for
-from merging.cache import Cache, code, key_of
+from merging.cache import Cache
 from merging.calibration import Calibration
-from merging.checkpoints import Checkpoint, Identified, Known, Spec, digest
+from merging.checkpoints import Checkpoint, Identified, Known, Spec
 from merging.checkpoints.opening import Source, open_alike
 from merging.checkpoints.tied import tied
 from merging.checkpoints.views import remarks_of
-from merging.decompose import svd as factors
+from merging.decompose import cached
 from merging.decompose.svd import SVD
-from merging.decompose.tucker import Tucker, tucker
+from merging.decompose.tucker import Tucker
 from merging.deltas import Delta, OnDemand
 from merging.errors import UserError
 from merging.merged import Merged, Routing
@@ -29,8 +29,6 @@ from merging.qkv import Joined, Separate, fused_name, join_deltas
 from merging.threads import each
 
 Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
-SVD_CODE, SVD_LIBRARIES = ("merging.decompose.svd",), ("numpy", "scipy")  # what made a decomposition in the cache
-TUCKER_CODE, TUCKER_LIBRARIES = (*SVD_CODE, "merging.decompose.tucker", "merging.ops"), (*SVD_LIBRARIES, "tensorly")
 
 
 @dataclass(frozen=True)
@@ -212,35 +210,12 @@ class Experts:
                 pool.shutdown(cancel_futures=True)
 
     def svd(self, matrices: Tensor, rank: int | None = None) -> list[SVD]:
-        """Leading `rank` singular triplets (default: all) of each of the matrices [T, m, n].
-
-        Decomposed once per content: a smaller rank is cut from what the cache holds, a larger one replaces it.
-        """
-        most = min(matrices.shape[1:]) if rank is None else rank
-
-        def one(matrix: Tensor) -> SVD:
-            if self.cache is None:
-                return factors.svd(matrix, most)
-            key, enough = key_of("svd", code(SVD_CODE, SVD_LIBRARIES), digest(matrix)), lambda s: len(s["s"]) >= most
-            u, s, vh = SVD(**self.cache.tensors(key, lambda: factors.svd(matrix, most)._asdict(), enough))
-            return SVD(u[:, :most], s[:most], vh[:most])
-
-        return [one(matrix) for matrix in matrices]
+        """Leading `rank` singular triplets (default: all) of each of the matrices [T, m, n], see decompose.cached."""
+        return [cached.svd(matrix, self.cache, rank) for matrix in matrices]
 
     def tucker(self, stack: Tensor, ranks: Sequence[int], engine: str = "hooi") -> Tucker:
-        """Tucker decomposition of a stack [T, m, n] at ranks (r_t, r_o, r_i), once per content, ranks and engine.
-
-        Smaller ranks are never cut from larger ones in the cache: where spectra are flat that costs up to 0.4 % of the
-        error, and a result would depend on what was computed before it. A sweep that accepts this: tucker_many.
-        """
-
-        def make() -> dict[str, Tensor]:
-            return tucker(stack, ranks, engine=engine)._asdict()
-
-        if self.cache is None:
-            return Tucker(**make())
-        made_by = code(TUCKER_CODE, TUCKER_LIBRARIES)
-        return Tucker(**self.cache.tensors(key_of("tucker", made_by, digest(stack), list(ranks), engine), make))
+        """Tucker decomposition of a stack [T, m, n] at ranks (r_t, r_o, r_i), see decompose.cached."""
+        return cached.tucker(stack, self.cache, ranks, engine)
 
     def merged(
         self,
