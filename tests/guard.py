@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 FIXTURES = Path(__file__).parent / "fixtures" / "guard"
 MORE = (
@@ -82,10 +81,10 @@ def predictions(path: Path) -> np.ndarray:
     merged, model, predicted = open_merged(path), load(path), []
     oracle = merged.routing is not None and merged.routing.by_task
     for index, task in enumerate(suite.tasks):
-        given, head = [merged.one_hot(index)] if oracle else [], task.head()
-        for images in task.split("test").images.split(config.engine.batch):
-            features = functional.normalize(model(backbone.prepare(images), *given).float(), dim=-1)
-            predicted.append((features @ head.T).argmax(1))
+        given = [merged.one_hot(index)] if oracle else []
+        for images in task.split("test").inputs.split(config.engine.batch):
+            outputs = task.head()(model(backbone.prepare(images), *given))
+            predicted.append(task.decide(outputs)["predicted"])
     return torch.cat(predicted).numpy().astype(np.uint8)
 
 
