@@ -24,7 +24,7 @@ from launchers.rows import Row
 from launchers.sweeps.group import group_of
 from launchers.tracking.tracker import Tracker
 from merging.adapt import Oracle
-from merging.backbones.tower import Backbone
+from merging.backbones.base import Backbone
 from merging.cache import GIB, Cache
 from merging.checkpoints import Checkpoint, Known
 from merging.errors import UserError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merging.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch
-    from merging.backbones.tower import Backbone
+    from merging.backbones.base import Backbone
     from tasks.engine import Engine
     from tasks.suite import Suite
 
@@ -87,17 +87,15 @@ def expected(task: Any, split: str) -> int | None:
 
 
 def speed(backbone: "Backbone", engine: "Engine") -> float:
-    """Images per second through the static tower: the best of three batches after a first one."""
+    """Samples per second through the static model: the best of three batches after a first one."""
     import torch
 
-    side = int(backbone.vision_cfg["image_size"])  # type: ignore[call-overload]
-    tower = backbone.build().to(engine.place)
-    images = torch.zeros(PROBE, 3, side, side, device=engine.place)
+    module, inputs = backbone.build().to(engine.place), backbone.prepare(backbone.example(PROBE).to(engine.place))
     best = float("inf")
     with torch.inference_mode(), engine.running():
         for _ in range(4):
             begin = time.perf_counter()
-            tower(images).sum().item()
+            backbone.features(module, inputs).sum().item()
             best = min(best, time.perf_counter() - begin)
     return PROBE / best
 

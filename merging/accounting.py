@@ -1,6 +1,6 @@
 """Multiply-accumulates of a merged model for one sample, from shapes alone."""
 
-from merging.backbones.tower import Backbone
+from merging.backbones.base import Backbone
 from merging.deltas import Delta, LowRank, Rows
 from merging.merged import Merged, Routing
 

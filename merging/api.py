@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from merging import saving
-from merging.backbones.tower import ImageTower
+from merging.backbones.base import from_facts
+from merging.backbones.open_clip import ImageTower
 from merging.cache import Cache
 from merging.checkpoints import identify_ahead
 from merging.checkpoints.tied import filled
@@ -81,7 +82,7 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
             raise UserError(
                 f"{path} does not say which architecture it is for. Pass the module to fill: load(path, backbone)."
             )
-        model = ImageTower(**facts)  # type: ignore[arg-type]
+        model = from_facts(facts).build()  # type: ignore[arg-type]
     if merged.deltas and not isinstance(model, ImageTower):
         raise UserError(
             f"{path} holds weights that depend on the input, and {type(model).__name__} is no ImageTower. Pass the "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from merging.backbones.tower import ImageTower
+from merging.backbones.open_clip import ImageTower
 from merging.checkpoints import Checkpoint
 from merging.ops import generator
 from merging.threads import each

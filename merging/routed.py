@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from merging.backbones.tower import PREFIX, ImageTower
+from merging.backbones.open_clip import PREFIX, ImageTower
 from merging.deltas import Delta, LowRank, OnDemand, Rows, rebuild
 from merging.errors import UserError
 from merging.layers import RoutedLinear, RoutedNorm, RoutedParameter, Split, apart, clustered

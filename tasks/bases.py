@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from merging.backbones.tower import PREFIX, Backbone
+from merging.backbones.base import Backbone
+from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
 from merging.checkpoints.views import Part

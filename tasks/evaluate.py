@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from merging.backbones.tower import Backbone
+from merging.backbones.base import Backbone
 from merging.errors import UserError
 from merging.merged import Merged
 from merging.routed import RoutedTower, install

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from merging.backbones.tower import Backbone
+from merging.backbones.base import Backbone
 from merging.checkpoints import Checkpoint, SafetensorsFile, Spec
 from merging.checkpoints.writing import write_safetensors
 from merging.errors import UserError

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from merging.backbones.tower import Backbone
+from merging.backbones.base import Backbone
 from merging.cache import Cache, code, key_of
 from merging.checkpoints import Checkpoint, StateDict
 from merging.errors import UserError

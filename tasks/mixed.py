@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from merging.backbones.tower import Backbone
+from merging.backbones.base import Backbone
 from merging.merged import Merged
 from merging.ops import generator
 from merging.routed import RoutedTower

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from merging.backbones.tower import Backbone
+from merging.backbones.base import Backbone
 from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.preflight import check_tasks, some

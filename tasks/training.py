@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from merging.backbones.tower import Backbone
+from merging.backbones.base import Backbone
 from merging.errors import UserError
 from merging.ops import generator
 from tasks.engine import Engine, ahead

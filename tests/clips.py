@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 
 State = dict[str, Tensor]
 EMBED, WIDTH, TEXT_WIDTH, BLOCKS, WORDS, CONTEXT = 16, 64, 24, 2, 49408, 77
@@ -33,10 +33,10 @@ SUFFIXES = {  # of the experts of tanganke
 MIDDLES = {"clip_vit_b32": "base-patch32", "clip_vit_b16": "base-patch16", "clip_vit_l14": "large-patch14"}
 
 
-def backbone(name: str = "clip_vit_b32", patch: int = 32, size: int = 224) -> Backbone:
+def backbone(name: str = "clip_vit_b32", patch: int = 32, size: int = 224) -> OpenClip:
     """A small tower under a published name."""
     shape = {"layers": BLOCKS, "width": WIDTH, "head_width": 64, "patch_size": patch, "image_size": size}
-    return Backbone(name, EMBED, shape, quick_gelu=True)
+    return OpenClip(name, EMBED, shape, quick_gelu=True)
 
 
 def whole(seed: int = 0, patch: int = 32, size: int = 224, words: int = WORDS) -> State:

@@ -52,11 +52,11 @@ class Bench:
     def __init__(self, arch: str, batch: int, device: str, dtype: str):
         import torch
 
-        from merging.backbones.tower import Backbone
+        from merging.backbones.open_clip import OpenClip
 
         image, patch, width, layers, features, self.tenth = SIZES[arch]
         facts = {"image_size": image, "patch_size": patch, "width": width, "layers": layers, "head_width": 64}
-        self.backbone: Backbone = Backbone(arch, features, facts, quick_gelu=True)
+        self.backbone: OpenClip = OpenClip(arch, features, facts, quick_gelu=True)
         with torch.device("meta"):
             _ = self.backbone.macs  # is kept; counted on no memory
         self.like = {"device": device, "dtype": torch.bfloat16 if dtype == "bf16" else torch.float32}

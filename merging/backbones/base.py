@@ -1,9 +1,9 @@
 """What an architecture is to the rest of the library: the Backbone protocol, and tables of what every parameter is."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -61,46 +61,74 @@ class ParamInfo:
 
 
 class Backbone(Protocol):
-    """Everything about an architecture. `facts` rebuild it, `identity` is all that a result depends on, both JSON."""
+    """Everything about an architecture; adapters inherit it. `facts` rebuild it, see `from_facts`.
+
+    table: name of the table of its parameters. tokens: of one sample.
+    """
 
     name: str
 
     @property
-    def table(self) -> str:
-        """The table of its parameters, a file of architectures/."""
-        ...
-
+    def table(self) -> str: ...
     @property
-    def tokens(self) -> int:
-        """Tokens of one sample."""
-        ...
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one sample."""
-        ...
-
+    def tokens(self) -> int: ...
     def facts(self) -> dict[str, object]: ...
-    def identity(self) -> dict[str, object]: ...
+
+    def identity(self) -> dict[str, object]:
+        """All that a result depends on beside the weights, as JSON."""
+        ...
 
     def build(self) -> nn.Module:
-        """The module with random weights, in evaluation mode."""
+        """The module with random weights, in evaluation mode, without a head that belongs to a task."""
+        ...
+
+    def example(self, count: int) -> Any:
+        """A batch without content that `prepare` takes."""
         ...
 
     def prepare(self, batch: Any) -> Any:
-        """What the module takes, of uint8 images, texts or what is prepared already."""
+        """What the module takes, of uint8 images, of texts, or of what is prepared already."""
         ...
-
-    def param(self, key: str) -> ParamInfo: ...
-    def blocks(self, module: nn.Module) -> list[nn.Module]: ...
 
     def features(self, module: nn.Module, inputs: Any) -> Tensor:
         """What a task's head reads, [N, D]."""
         ...
 
     def outputs(self, module: nn.Module, inputs: Any) -> Tensor:
-        """The logits of a module with a head of its own."""
+        """What a model without a task's head answers by itself: a language model's logits."""
         ...
+
+    def param(self, key: str) -> ParamInfo:
+        """Raises UserError naming table and key for a parameter that the table does not have."""
+        return table(self.table).param(key)
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        """The transformer blocks in the order of the parameters: those of an encoder before a decoder's."""
+        names = dict.fromkeys(self.param(key).block for key, _ in module.named_parameters())
+        return [module.get_submodule(name) for name in names if name is not None]
+
+    def head_keys(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Those of the names that belong to a task's head, which is never merged."""
+        return head_keys(keys, table(self.table))
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of one sample."""
+        with torch.device("meta"):
+            return count_macs(self.build(), self.prepare(self.example(1)))
+
+
+def from_facts(facts: Mapping[str, Any]) -> Backbone:
+    """The backbone of a saved model's header. Raises UserError for a family that this library does not know."""
+    from merging.backbones.hugging_face import HuggingFace
+    from merging.backbones.open_clip import OpenClip
+
+    families = {"open_clip": OpenClip, "hugging_face": HuggingFace}
+    options = dict(facts)
+    family = options.pop("family", "open_clip")  # the only one of earlier versions, which did not say
+    if family not in families:
+        raise UserError(f"There is no family {family} of backbones. There are {', '.join(families)}.")
+    return families[family](**{"name": family, **options})
 
 
 class Row(NamedTuple):
@@ -219,28 +247,21 @@ def _table_of(keys: tuple[str, ...]) -> Table:
     return first
 
 
-def blocks(module: nn.Module, table: Table) -> list[nn.Module]:
-    """The transformer blocks of a module in the order of its parameters: those of an encoder before a decoder's.
-
-    Raises UserError for a parameter that the table does not have.
-    """
-    names = dict.fromkeys(table.param(key).block for key, _ in module.named_parameters())
-    return [module.get_submodule(name) for name in names if name is not None]
-
-
 def head_keys(keys: Iterable[str], table: Table) -> tuple[str, ...]:
     """Those of the names that belong to a task's head, which is never merged."""
     infos = ((key, table.find(key)) for key in keys)
     return tuple(key for key, info in infos if info is not None and info.kind == "head")
 
 
-def count_macs(module: nn.Module, *args: Any, **kwargs: Any) -> int:
-    """Multiply-accumulates of one forward of a module on the meta device, by torch's own counter: without memory, and
-    without the fast paths of a CPU, which are not counted."""
+def count_macs(module: nn.Module, inputs: Any) -> int:
+    """Multiply-accumulates of one forward on the meta device, by torch's own counter.
+
+    It takes no memory there; and a CPU would run attention by a fast path that is not counted.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*args, **kwargs)
+        module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
     return counter.get_total_flops() // 2
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from merging.backbones.tower import PREFIX
+from merging.backbones.open_clip import PREFIX
 from merging.checkpoints.base import Checkpoint
 from merging.checkpoints.names import translated
 from merging.checkpoints.views import Part, renamed

@@ -2,7 +2,7 @@
 
 import torch
 
-from merging.backbones.tower import PREFIX
+from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache, code, key_of
 from merging.checkpoints import Checkpoint
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from merging.backbones.tower import Backbone
+from merging.backbones.base import Backbone
 from merging.errors import UserError
 from merging.preflight import some
 from tasks.vision.hub import Wanted

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from merging.backbones.tower import PREFIX, Backbone
+from merging.backbones.base import Backbone
+from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
 from merging.checkpoints.key_maps import from_hugging_face, from_image_encoder

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from merging.backbones.tower import PREFIX, Backbone
+from merging.backbones.base import Backbone
+from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
 from merging.checkpoints.views import Part
@@ -59,7 +60,7 @@ def is_clip(backbone: Backbone) -> bool:
 
 
 def check_tower(checkpoint: Checkpoint, wanted: Mapping[str, torch.Size], backbone: Backbone) -> None:
-    """Raises UserError unless the model (of a CLIP `visual.*`) has exactly these names and shapes, in floating point."""
+    """Raises UserError unless the model (of a CLIP `visual.*`) has these names and shapes, in floating point."""
     start = PREFIX if is_clip(backbone) else ""
     have = {key: spec for key, spec in checkpoint.specs().items() if key.startswith(start)}
     where = f"{checkpoint.name} does not fit backbone={backbone.name}:"

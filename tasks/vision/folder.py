@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from merging.backbones.tower import Backbone
+from merging.backbones.base import Backbone
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile
 from merging.checkpoints.key_maps import from_hugging_face, to_hugging_face
@@ -191,8 +191,8 @@ class Folder:
             listed = ", ".join(f"{task} {layout}" for layout, task in layouts.items())
             raise UserError(
                 f"These experts are of different families, by the layouts of their files: {listed}. They were not "
-                f"tuned in the same way from the same base, and a merge of both would be compared with neither. Take all "
-                f"from one family."
+                f"tuned in the same way from the same base, and a merge of both would be compared with neither. Take "
+                f"all from one family."
             )
         return base, opened
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from merging.backbones.tower import PREFIX
+from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
 from merging.checkpoints.key_maps import Made, View, from_hugging_face, from_image_encoder

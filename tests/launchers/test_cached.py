@@ -14,7 +14,7 @@ from launchers.expert_scores import expert_scores
 from merging import Cache, Experts, calibration, neurons
 from merging import cache as caching
 from merging.adapt import Learned
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.cache import modules_of
 from merging.checkpoints import SafetensorsFile, StateDict
 from merging.checkpoints.writing import write_safetensors
@@ -74,7 +74,7 @@ def Shades(name="shades", first=0, scale=1.0):
 
 
 def backbone(mean, std, quick_gelu, head_width):
-    return Backbone("tiny", 8, {**CONFIG, "head_width": head_width}, quick_gelu, mean, std)
+    return OpenClip("tiny", 8, {**CONFIG, "head_width": head_width}, quick_gelu, mean, std)
 
 
 def state(seed):

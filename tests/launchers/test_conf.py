@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from launchers.tracking.tracker import NoTracker
 from merging import methods
 from merging.adapt import Learned, Oracle
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from tasks.mini.experts import FineTuned
 from tasks.scales import Fixed, Search
 from tasks.suite import Suite
@@ -25,7 +25,7 @@ CHOICES = sorted(
     if path.parent.name not in ("local", "hydra", "recipe")
 )
 KINDS = {
-    "backbone": Backbone,
+    "backbone": OpenClip,
     "suite": Suite,
     "scale": (Fixed, Search),
     "router": (Learned, Oracle),

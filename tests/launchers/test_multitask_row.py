@@ -6,7 +6,7 @@ from test_finetune_command import finetune_here  # noqa: F401  # a fixture
 
 from launchers.job import multitask_of
 from launchers.results.frame import summarise
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import SafetensorsFile
 from merging.errors import UserError
 from tasks.mini.model import BASE, TOWER
@@ -14,7 +14,7 @@ from tasks.mini.suite import build
 from tasks.vision.families import HubFamily
 from tasks.vision.folder import Folder
 
-BACKBONE = Backbone("mini_clip", **TOWER, mean=(0.5,) * 3, std=(0.5,) * 3)  # type: ignore[arg-type]
+BACKBONE = OpenClip("mini_clip", **TOWER, mean=(0.5,) * 3, std=(0.5,) * 3)  # type: ignore[arg-type]
 
 
 def suite(*names, **more):

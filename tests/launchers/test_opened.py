@@ -17,7 +17,7 @@ from launchers.results.frame import summarise
 from launchers.results.notes import notes
 from merging import Cache
 from merging.adapt import Learned, Oracle, TaskId
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Duet, NeuronMask, TaskArithmetic, Twin
@@ -29,7 +29,7 @@ from tasks.split import Split
 from tasks.suite import Suite, calibration
 from tasks.task import LabelledTask
 
-TOWER = Backbone("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})
+TOWER = OpenClip("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})
 EARLY = GateShape(sees="early", features="mean")
 CONFIG = {"seed": 0, "method": {}, "scale": {}, "router": {}, "backbone": {}, "suite": {}, "engine": {}, "experts": {}}
 

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import StateDict
 from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows, Tucker
 from merging.merged import Merged, Routing
@@ -20,7 +20,7 @@ KINDS = ("Dense", "LowRank", "Tucker", "Masked", "OnDemand")
 
 @cache
 def backbone(quick_gelu=False):
-    return Backbone("tiny", 12, SHAPE, quick_gelu)
+    return OpenClip("tiny", 12, SHAPE, quick_gelu)
 
 
 @cache

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from merging import Experts, UserError, methods
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.calibration import Calibration
 
 SHAPES = {
@@ -22,7 +22,7 @@ SHAPES = {
     "logit_scale": (),
 }
 GRID = 1 << 18
-BACKBONE = Backbone("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
+BACKBONE = OpenClip("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
 IMAGES = 24  # unlabelled ones per task
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from merging.accounting import macs
-from merging.backbones.tower import PREFIX, Backbone
+from merging.backbones.open_clip import PREFIX, OpenClip
 from merging.checkpoints import StateDict
 from merging.deltas import Dense, LowRank, Rows, Tucker
 from merging.merged import Merged, Routing
@@ -21,7 +21,7 @@ SIZES = {"b32": (768, 12, 32, 512, 49), "l14": (1024, 24, 14, 768, 256)}  # widt
 def backbone(arch):
     width, layers, patch, features, _ = SIZES[arch]
     shape = {"image_size": 224, "patch_size": patch, "width": width, "layers": layers, "head_width": 64}
-    found = Backbone(arch, features, shape, quick_gelu=True)
+    found = OpenClip(arch, features, shape, quick_gelu=True)
     with torch.device("meta"):
         _ = found.macs  # counted once, on no memory
     return found

@@ -11,14 +11,14 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from merging import UserError
-from merging.backbones.tower import PREFIX, Backbone, ImageTower
+from merging.backbones.open_clip import PREFIX, ImageTower, OpenClip
 
 NAMES = {"clip_vit_b32": "ViT-B-32", "clip_vit_b16": "ViT-B-16", "clip_vit_l14": "ViT-L-14"}
 every = pytest.mark.parametrize("name", NAMES)
 SMALL = {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2}
 
 
-def built(name) -> Backbone:
+def built(name) -> OpenClip:
     """As the launcher makes it."""
     with initialize_config_module("conf", version_base="1.3"):
         return instantiate(compose("config", [f"backbone={name}"]).backbone, _convert_="all")
@@ -85,7 +85,7 @@ def test_sizes(name, tensors, numbers, depth, tokens, giga_macs):
 class TestActivations:
     @pytest.mark.parametrize(("quick_gelu", "kind"), [(True, QuickGELU), (False, nn.GELU)])
     def test_follow_the_setting(self, quick_gelu, kind):
-        tower = Backbone("small", 8, SMALL, quick_gelu).build()
+        tower = OpenClip("small", 8, SMALL, quick_gelu).build()
         assert [type(block.mlp.gelu) for block in tower.visual.transformer.resblocks] == [kind] * 2
 
     @pytest.mark.parametrize("quick_gelu", [True, False])
@@ -111,4 +111,4 @@ def test_every_file_is_tested():
 
 def test_facts_that_no_tower_reads_are_refused():
     with pytest.raises(UserError, match=r"backbone\.vision_cfg has layer, which no tower of open_clip reads\. Known"):
-        Backbone("mine", 16, {"layers": 1, "width": 32, "patch_size": 16, "image_size": 32, "layer": 3}).build()
+        OpenClip("mine", 16, {"layers": 1, "width": 32, "patch_size": 16, "image_size": 32, "layer": 3}).build()

@@ -10,7 +10,7 @@ from torch import nn
 from towers import PUBLISHED, SIZES, hugging_face, open_clip, pooled, scrambled, state, tower_of, whole
 
 from merging import UserError
-from merging.backbones.tower import PREFIX
+from merging.backbones.open_clip import PREFIX
 from merging.checkpoints import SafetensorsFile, Spec, StateDict
 from merging.checkpoints.key_maps import from_hugging_face, from_image_encoder, to_hugging_face
 from merging.checkpoints.views import Overlay, Part, View

@@ -12,11 +12,11 @@ from samples import asks, drawn, equal, every_method, models
 from torch import nn
 
 from merging import UserError, api, content, load, merge, open_merged
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import identify_ahead
 from merging.methods import Average, Dare, TaskArithmetic, Ties, Twin
 
-BACKBONE = Backbone("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
+BACKBONE = OpenClip("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
 INPUTS = drawn(3, 6)
 BY_TASK = ("Expert", "Emr", "TallMask", "Multitask")  # no single model, or none merged: test_saving.py
 PLAIN = [each for each in every_method() if each.__name__ not in BY_TASK and not asks(each())]

@@ -20,7 +20,7 @@ from routes import (
     weights,
 )
 
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import StateDict
 from merging.deltas import Dense
 from merging.errors import UserError
@@ -145,7 +145,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("change", [{"attentional_pool": True}, {"no_ln_pre": True}, {"pool_type": "avg"}])
     def test_unsupported_tower(self, change):
-        other = Backbone("other", 16, SHAPE | change).build()
+        other = OpenClip("other", 16, SHAPE | change).build()
         with pytest.raises(UserError, match="Routing is written for CLIP's vision transformers"):
             RoutedTower(other, {}, {})
 

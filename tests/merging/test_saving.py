@@ -12,7 +12,7 @@ from torch import nn
 
 from merging import UserError, load, merge, open_merged
 from merging.adapt import Learned, TaskId
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.decompose.ranks import Ranks
 from merging.methods import Duet, Emr, RankOneMoe, Smile, TallMask, Ties, Twin, Wemoe
 from merging.neurons import Neurons
@@ -176,7 +176,7 @@ class TestWrongBackbone:
         ],
     )
     def test_another_shape(self, path, change, message):
-        other = Backbone("other", 8, {**BACKBONE.vision_cfg, **change}).build()
+        other = OpenClip("other", 8, {**BACKBONE.vision_cfg, **change}).build()
         with pytest.raises(
             UserError, match=rf"does not fit ImageTower: {message}.*Pass the backbone it was merged for"
         ):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from samples import drawn
 
-from merging.backbones.tower import ImageTower
+from merging.backbones.open_clip import ImageTower
 
 
 class Shape(NamedTuple):

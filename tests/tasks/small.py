@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from merging import Cache
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import StateDict
 from merging.ops import generator
 from tasks.finetune import Recipe, make_experts
@@ -19,7 +19,7 @@ from tasks.split import Split
 from tasks.suite import Suite
 from tasks.task import LabelledTask
 
-TOWER = Backbone("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})
+TOWER = OpenClip("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})
 RECIPE = Recipe(steps=3, batch=8, warmup=1)
 LONG = Recipe(steps=120, batch=8)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from merging import Cache
 from merging.adapt import Learned, Oracle, TaskId
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Routing
@@ -28,7 +28,7 @@ from tasks.suite import calibration
 from tasks.task import LabelledTask
 
 NAMES = ("hues", "tints", "shades")
-PLAIN = Backbone("plain", 3, {}, mean=(0.0,) * 3, std=(1.0,) * 3)
+PLAIN = OpenClip("plain", 3, {}, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 from merging.errors import UserError
 from tasks.mini.digits import handwriting
 from tasks.mini.generate import CLASSES, to_bytes
@@ -113,7 +113,7 @@ def test_a_suite_keeps_its_order(mini8):
 
 def test_calibration_is_a_split_without_its_labels(mini8):
     suite = Suite("two", (mini8["digits"], mini8["cars"]))
-    backbone = Backbone("mini", **TOWER, mean=(0.5,) * 3, std=(0.5,) * 3)
+    backbone = OpenClip("mini", **TOWER, mean=(0.5,) * 3, std=(0.5,) * 3)
     shown = calibration(suite, backbone, "calibration")
     splits = [mini8[name].split("calibration") for name in suite.names]
 

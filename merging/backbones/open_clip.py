@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from merging.backbones.base import ParamInfo, table
+from merging.backbones.base import Backbone, normalised
 from merging.errors import UserError
 
 PREFIX = "visual."  # of the tower's parameters in a whole CLIP
@@ -54,8 +54,8 @@ def check_activations(visual: nn.Module, quick_gelu: bool) -> None:
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """Architecture facts. `mean` and `std` (per channel, of values in [0, 1]) normalise the images."""
+class OpenClip(Backbone):
+    """An image tower of open_clip. `mean` and `std` (per channel, of values in [0, 1]) normalise the images."""
 
     name: str
     embed_dim: int
@@ -63,43 +63,36 @@ class Backbone:
     quick_gelu: bool = False
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
+    table: ClassVar[str] = "open_clip"  # type: ignore[misc]
 
     def facts(self) -> dict[str, object]:
         """What `build` needs, for the header of a saved model."""
         return {"embed_dim": self.embed_dim, "vision_cfg": dict(self.vision_cfg), "quick_gelu": self.quick_gelu}
 
     def identity(self) -> dict[str, object]:
-        """All that a result depends on beside the weights, as JSON: `facts` and how images are normalised."""
         return {**self.facts(), "mean": list(self.mean), "std": list(self.std)}
 
     def build(self) -> ImageTower:
-        """The tower with random weights, in evaluation mode."""
         return ImageTower(**self.facts()).eval()  # type: ignore[arg-type]
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """uint8 [N, 3, H, W] -> normalised fp32."""
-        mean, std = (torch.tensor(each, device=images.device).view(3, 1, 1) for each in (self.mean, self.std))
-        return (images.float() - 255 * mean) / (255 * std)
+    def example(self, count: int) -> Tensor:
+        size = int(self.vision_cfg["image_size"])  # type: ignore[call-overload]
+        return torch.zeros(count, 3, size, size, dtype=torch.uint8)
 
-    def param(self, key: str) -> ParamInfo:
-        """What a parameter is. Raises UserError for one that open_clip's CLIP does not have."""
-        return table("open_clip").param(key)
+    def prepare(self, batch: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] -> normalised fp32."""
+        return normalised(batch, self.mean, self.std)
+
+    def features(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        """Image features before they are scaled to unit length."""
+        return module(inputs)
+
+    def outputs(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        """The features: a tower has no head of its own."""
+        return module(inputs)
 
     @property
     def tokens(self) -> int:
         """Tokens per image, the class token included."""
         size, patch = (int(self.vision_cfg[name]) for name in ("image_size", "patch_size"))  # type: ignore[call-overload]
         return (size // patch) ** 2 + 1
-
-    @cached_property
-    def macs(self) -> int:
-        """Multiply-accumulates for one image, counted by torch's own counter.
-
-        Without memory, on the meta device; on a CPU torch would run attention by a fast path that is not counted.
-        """
-        from torch.utils.flop_counter import FlopCounterMode
-
-        size = int(self.vision_cfg["image_size"])  # type: ignore[call-overload]
-        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.build()(torch.zeros(1, 3, size, size))
-        return counter.get_total_flops() // 2

@@ -1,0 +1,254 @@
+"""Models of transformers, built from their configuration."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merging.backbones.base import Backbone, count_macs, head_keys, normalised, tables
+from merging.errors import UserError
+
+READOUTS = ("pooled", "first", "mean", "last")
+POOLED = ("image_embeds", "text_embeds", "pooler_output")
+
+
+@dataclass(frozen=True)
+class HuggingFace(Backbone):
+    """Any model class of transformers. A head that belongs to a task is left off: it stays with the task.
+
+    model: the class, such as RobertaForSequenceClassification or AutoModel. config: its configuration as far as it
+    differs from the defaults, `model_type` among them. readout: what heads read, "pooled" as the model gives it, the
+    "first" token, the "mean" over tokens that are not padding, or the "last" of them. tokenizer: folder or name on the
+    Hub, for tasks that give texts. length: tokens of a text at most. mean, std: per channel, of values in [0, 1].
+    """
+
+    name: str
+    model: str
+    config: Mapping[str, Any]
+    readout: str = "pooled"
+    tokenizer: str | None = field(default=None, metadata={"identity": False})  # its content counts
+    length: int = 128
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.readout not in READOUTS:
+            raise UserError(f"backbone.readout={self.readout} is unknown. Choose one of {', '.join(READOUTS)}.")
+
+    @property
+    def table(self) -> str:
+        """Raises UserError for a model type that no table is for."""
+        kind = self.config.get("model_type")
+        name = next((each.name for each in tables().values() if kind in each.models), None)
+        if name is None:
+            known = sorted(model for each in tables().values() for model in each.models)
+            raise UserError(
+                f"There is no table of the parameters of {kind}, which backbone.config.model_type names. There are "
+                f"some for {', '.join(known)}; merging/backbones/architectures takes another."
+            )
+        return name
+
+    def facts(self) -> dict[str, object]:
+        named = {"model": self.model, "config": dict(self.config), "readout": self.readout}
+        return {"family": "hugging_face", **named}
+
+    def identity(self) -> dict[str, object]:
+        found = {"length": self.length, "mean": list(self.mean), "std": list(self.std)}
+        if self.tokenizer is not None:
+            words = [type(self._tokenizer).__name__, sorted(self._tokenizer.get_vocab().items())]
+            found["tokenizer"] = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+        return self.facts() | found
+
+    @cached_property
+    def _config(self) -> Any:
+        transformers = library()
+        options = dict(self.config)
+        if "model_type" not in options:
+            raise UserError("backbone.config names no model_type, such as bert, gpt2 or vit.")
+        try:
+            return transformers.AutoConfig.for_model(**options)
+        except ValueError as error:
+            raise UserError(
+                f"backbone.config.model_type={options['model_type']} is none of transformers: {error}"
+            ) from error
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return library().AutoTokenizer.from_pretrained(self.tokenizer)
+
+    @cached_property
+    def _heads(self) -> tuple[str, ...]:
+        """The names of the modules that are a task's head."""
+        with torch.device("meta"):
+            names = self._built().state_dict()
+        known = next((each for each in tables().values() if self.config.get("model_type") in each.models), None)
+        keys = () if known is None else head_keys(names, known)
+        return tuple(dict.fromkeys(key.partition(".")[0] for key in keys))
+
+    def _built(self) -> nn.Module:
+        made, config = getattr(library(), self.model, None), copy.deepcopy(self._config)
+        if made is None:
+            raise UserError(f"backbone.model={self.model} is no class of transformers {library().__version__}.")
+        return made.from_config(config) if self.model.startswith("Auto") else made(config)
+
+    def build(self) -> nn.Module:
+        module = self._built()
+        for name in self._heads:
+            setattr(module, name, nn.Identity())
+        return module.eval()
+
+    @property
+    def _image_size(self) -> int | None:
+        return getattr(getattr(self._config, "vision_config", self._config), "image_size", None)
+
+    @property
+    def tokens(self) -> int:
+        """Of an image, the class token included; of a text, its greatest length."""
+        if self._image_size is None:
+            return self.length
+        patch = getattr(self._config, "vision_config", self._config).patch_size
+        return (self._image_size // patch) ** 2 + 1
+
+    def example(self, count: int) -> Any:
+        size = self._image_size
+        if size is not None:
+            return torch.zeros(count, 3, size, size, dtype=torch.uint8)
+        if not self._config.is_encoder_decoder:
+            return {"input_ids": torch.zeros(count, self.length, dtype=torch.int64)}
+        ids = torch.full((count, self.length), self._config.eos_token_id)  # some heads read where a text ends
+        return {"input_ids": ids} | ({} if self._heads else {"decoder_input_ids": ids[:, :1]})
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of one sample; where a head is left off, of what is in front of it."""
+        with torch.device("meta"):
+            module, inputs = self.build(), self.prepare(self.example(1))
+            module.config.pad_token_id = None  # or some warn of padding, for which they read numbers
+            if self._heads and self._config.is_encoder_decoder:
+                inputs["decoder_input_ids"] = inputs["input_ids"]
+            return count_macs(getattr(module, "base_model", module) if self._heads else module, inputs)
+
+    def prepare(self, batch: Any) -> dict[str, Any]:
+        """uint8 images [N, 3, H, W], texts or pairs of texts, ids [N, L], or a mapping of what the model takes.
+
+        Raises UserError for texts without a tokenizer and for anything else.
+        """
+        if isinstance(batch, Mapping):
+            return dict(batch)
+        if isinstance(batch, Tensor):
+            if batch.ndim == 2:
+                return {"input_ids": batch}
+            images = normalised(batch, self.mean, self.std) if batch.dtype == torch.uint8 else batch
+            return {"pixel_values": images}
+        if isinstance(batch, Sequence) and batch and all(isinstance(text, str | tuple | list) for text in batch):
+            return self._tokenised(list(batch))
+        raise UserError(
+            f"{self.name} is given a {type(batch).__name__}. It takes uint8 images [N, 3, H, W], ids [N, L], texts, "
+            f"pairs of texts, or a mapping of inputs."
+        )
+
+    def _tokenised(self, texts: list[Any]) -> dict[str, Tensor]:
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.name} is given texts and has no tokenizer. Set backbone.tokenizer=<folder or name>."
+            )
+        parts = (texts,) if isinstance(texts[0], str) else tuple(map(list, zip(*texts, strict=True)))
+        return dict(self._tokenizer(*parts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"))
+
+    def features(self, module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """Raises UserError where the model gives no hidden states, or nothing pooled and readout=pooled."""
+        answer = module(**inputs)
+        hidden = answer.get("logits") if self._heads else answer.get("last_hidden_state")
+        pooled = next((answer[name] for name in POOLED if answer.get(name) is not None), None)
+        if self.readout == "pooled" or (hidden is not None and hidden.ndim == 2):
+            pooled = hidden if pooled is None and hidden is not None and hidden.ndim == 2 else pooled
+            if pooled is None:
+                raise UserError(f"{self.model} pools nothing. Set backbone.readout to first, mean or last.")
+            return pooled
+        if hidden is None:
+            raise UserError(f"{self.model} gives no hidden states for a head to read. Choose its class without a head.")
+        return read(hidden, self.readout, inputs.get("attention_mask"))
+
+    def outputs(self, module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        return module(**inputs).logits
+
+    def generate(self, module: Any, inputs: Mapping[str, Any], **options: Any) -> Tensor:
+        """Ids [N, L] that a language model writes; of a decoder the prompt comes first. Options are transformers'."""
+        return module.generate(**inputs, **options)
+
+
+def library() -> Any:
+    """transformers. Raises UserError where it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            "Models of Hugging Face need the package transformers. Install it: pip install 'duet-merging[language]'."
+        ) from error
+    return transformers
+
+
+def read(hidden: Tensor, readout: str, mask: Tensor | None) -> Tensor:
+    """Features [N, D] of hidden states [N, L, D]; mask [N, L] is 0 for padding, on whichever side."""
+    if readout == "first":
+        return hidden[:, 0] if mask is None else hidden[torch.arange(len(hidden)), mask.long().argmax(1)]
+    if mask is None:
+        return hidden.mean(1) if readout == "mean" else hidden[:, -1]
+    if readout == "mean":
+        share = mask.to(hidden.dtype)[..., None]
+        return (hidden * share).sum(1) / share.sum(1)
+    last = mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
+    return hidden[torch.arange(len(hidden)), last]
+
+
+def head_of(state: Mapping[str, Tensor]) -> nn.Module:
+    """The head in an expert's tensors, features [N, D] -> outputs [N, C]: linear, or dense, tanh and out_proj.
+
+    The names may start with that of the module (`classifier.`, `score.`). Raises UserError for any other head.
+    """
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        owner, _, kind = key.rpartition(".")
+        layers.setdefault(owner.rpartition(".")[2] if "." in owner else "", {})[kind] = tensor
+    if set(layers) == {""}:
+        return linear(layers[""])
+    if set(layers) == {"dense", "out_proj"}:
+        return nn.Sequential(linear(layers["dense"]), nn.Tanh(), linear(layers["out_proj"]))
+    raise UserError(
+        f"A head of the tensors {', '.join(state) or '(none)'} is not known: it is one linear layer, or two named "
+        f"dense and out_proj with tanh between. Give the head as a module of its own."
+    )
+
+
+def linear(tensors: Mapping[str, Tensor]) -> nn.Linear:
+    weight, bias = tensors["weight"], tensors.get("bias")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.load_state_dict(dict(tensors), assign=True)
+    return layer.requires_grad_(False).eval()
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes of a model's config.json in the order of its outputs, none where it does not say."""
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    ordered = tuple(names[index] for index in sorted(names))
+    unnamed = ordered == tuple(f"LABEL_{index}" for index in sorted(names))  # transformers' default
+    return () if unnamed else ordered
+
+
+def check_class_order(task: str, first: Sequence[str], second: Sequence[str], where: str) -> None:
+    """Raises UserError where both name their classes, and in another order or others."""
+    if not first or not second or tuple(first) == tuple(second):
+        return
+    index = next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), None)
+    index = min(len(first), len(second)) if index is None else index
+    one, other = (names[index] if index < len(names) else "nothing" for names in (first, second))
+    raise UserError(
+        f"{task}: output {index} is {one}, and in the head of {where} it is {other}. Heads are scored by the order of "
+        f"their outputs: give the classes in the order of each head's id2label."
+    )
