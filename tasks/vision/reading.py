@@ -7,9 +7,9 @@ from pathlib import Path
 from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
-from merging.checkpoints.key_maps import Made, View, from_hugging_face, from_image_encoder
+from merging.checkpoints.key_maps import from_hugging_face, from_image_encoder
 from merging.checkpoints.opening import open_file
-from merging.checkpoints.views import renamed
+from merging.checkpoints.views import Made, View, renamed
 from merging.checkpoints.wrappers import unwrapped
 from merging.errors import UserError
 from merging.preflight import some
