@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ffns import close, small_towers
-from samples import Made, drawn, family, opened
+from samples import Made, context, drawn, family, opened
 from torch import nn
 
 from merging import Cache, Experts, UserError
@@ -125,11 +125,13 @@ def test_a_share_of_the_mass_takes_the_fewest_neurons():
 
 def test_activity_before_and_after_the_activation_function():
     experts = opened(*small_towers())
-    before, after = (Neurons(0.5, at=at, statistic="positive").measured(experts) for at in ("input", "output"))
+    before, after = (
+        Neurons(0.5, at=at, statistic="positive").measured(experts, context(experts)) for at in ("input", "output")
+    )
     assert before.keys() == after.keys()
     for block in before:
         assert torch.allclose(before[block], after[block]) and before[block].std() > 0  # GELU keeps the sign
-    raw, activated = (Neurons(0.5, at=at).measured(experts) for at in ("input", "output"))
+    raw, activated = (Neurons(0.5, at=at).measured(experts, context(experts)) for at in ("input", "output"))
     assert all((raw[block] > activated[block]).all() for block in raw)  # and |GELU(x)| < |x|
     inner = Neurons(1 / HIDDEN, at="input").masks(*hand_made())
     assert torch.equal(inner[FIRST], torch.eye(HIDDEN)[:3].bool())
@@ -173,18 +175,19 @@ def test_more_images_change_few_masks():
     """Masks from n and from 2 n of the same images agree; those of noise are stable from few on."""
     base, experts = small_towers()
     found = opened(base, experts)
-    few, many = (Neurons(0.25, images=count).masks(found) for count in (12, 24))
+    few, many = (Neurons(0.25, images=count).masks(found, context(found)) for count in (12, 24))
     for block in few:
         for one, other in zip(few[block], many[block], strict=True):
             assert jaccard(torch.stack([one, other]))[0, 1] > 0.75
-    every = Neurons(0.25, images=999).masks(found)
+    every = Neurons(0.25, images=999).masks(found, context(found))
     assert all(torch.equal(many[block], every[block]) for block in many)
 
 
 def test_measured_once_per_content_and_question(tmp_path, monkeypatch):
     calls, original = [], module.activations
     monkeypatch.setattr(module, "activations", lambda *given: calls.append(given) or original(*given))
-    found = replace(hand_made(), cache=Cache(tmp_path / "cache"))
+    made_by_hand, seen = hand_made()
+    found = replace(made_by_hand, cache=Cache(tmp_path / "cache"))
     for neurons, made in (
         (Neurons(0.5), 1),
         (Neurons(0.2, scale="none", scope="model"), 1),
@@ -194,9 +197,9 @@ def test_measured_once_per_content_and_question(tmp_path, monkeypatch):
         (Neurons(0.5, source="base"), 5),
         (Neurons(0.5), 5),
     ):
-        first = neurons.measured(found)
+        first = neurons.measured(found, seen)
         assert len(calls) == made
-        assert all(torch.equal(first[block], again) for block, again in neurons.measured(hand_made()).items())
+        assert all(torch.equal(first[block], again) for block, again in neurons.measured(*hand_made()).items())
         calls[:] = calls[:made]
 
 
