@@ -289,7 +289,8 @@ def test_masks_of_another_backbone_are_measured_anew(tmp_path):
     found = {}
     for name, changed in [("plain", {}), *((name, {name: value}) for name, value in OTHER.items())]:
         seen = suite.calibration(tasks, backbone(**{**BACKBONE, **changed}), "calibration")
-        found[name] = Neurons().measured(experts, Context(SimpleNamespace(unlabelled=lambda _, seen=seen: seen)))[0]
+        context = Context(SimpleNamespace(unlabelled=lambda _, seen=seen: seen))
+        (found[name],) = Neurons().measured(experts, context).values()
         fresh = calibration.activations(seen, experts.checkpoints, (KEYS[1],))[KEYS[1]]
         assert torch.equal(found[name], fresh)
     assert all(not torch.equal(found["plain"], other) for name, other in found.items() if name != "plain")
