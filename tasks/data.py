@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from merging.backbones.tower import Backbone
 from torch import Tensor
 
+from merging.backbones.base import Backbone
 from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint
 from merging.errors import UserError
