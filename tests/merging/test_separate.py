@@ -31,7 +31,6 @@ from merging.methods import (
 from merging.neurons import Neurons
 from merging.qkv import Joined, join
 from merging.routed import install
-from merging.routing.gates import GateShape
 
 T = 3
 BLOCK = "visual.transformer.resblocks.1.attn."
@@ -241,9 +240,7 @@ class TestAgainstSplitInsideTheMethod:
     def test_trained_gates(self):
         """The router sees one routed matrix, and a saved model gives the same answers."""
         seen = experts()
-        trained, _ = Learned("task_id", GateShape(), TaskId(steps=5)).fit(
-            applied(Duet("all"), seen), seen, context(seen)
-        )
+        trained, _ = Learned(train=TaskId(steps=5)).fit(applied(Duet("all"), seen), seen, context(seen))
         assert isinstance(trained, Joined) and trained.routing.gates is not None
         with torch.inference_mode():
             assert install(BACKBONE.build(), trained)(images()).isfinite().all()
