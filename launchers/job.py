@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,14 @@ from merging.adapt import Oracle
 from merging.backbones.base import Backbone
 from merging.cache import GIB, Cache
 from merging.checkpoints import Checkpoint, Known
-from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.files import write_text
 from merging.methods import Base, Expert
 from merging.saving import check_target
-from tasks.data import SuiteData
 from tasks.evaluate import Grid
 from tasks.scales import Fixed
-from tasks.suite import Suite
+from tasks.suite import Suite, calibration
 
 log = logging.getLogger(__name__)
 DECIDES = ("backbone", "experts", "suite", "method", "scale", "router", "engine", "seed")  # what changes a number
@@ -164,8 +162,10 @@ def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -
         source = instantiate(config.experts)
         foresee(suite, source, backbone, engine, looked_at(config, decides))
         suite = source.headed(suite, backbone, store) if hasattr(source, "headed") else suite
-        data = SuiteData(suite, backbone, engine, partial(multitask_of, source, suite, backbone, store))
-        experts, context = source.open(suite, backbone, store), Context(data, engine.place)
+        unlabelled = cache(partial(calibration, suite, backbone, device=engine.place))
+        trained = cache(partial(multitask_of, source, suite, backbone, store))
+        opened = source.open(suite, backbone, store)
+        experts = replace(opened, calibration=unlabelled, multitask=trained, device=engine.place)
         unseen, more = of_unseen(source, suite, backbone, store)
         grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
         read = [remark for each in (experts, unseen) if each is not None for remark in each.remarks]
@@ -173,7 +173,7 @@ def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -
             log.info("%s", remark)
         remarks = (*getattr(source, "remarks", ()), *more, *dict.fromkeys(read))
         files = files if is_local(suite, source, backbone) else None
-        _SETUPS[key] = Setup(experts, grid, source.family, context, unfinished, remarks, store, unseen, files)
+        _SETUPS[key] = Setup(experts, grid, source.family, unfinished, remarks, store, unseen, files)
     return _SETUPS[key]
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from merging.backbones.base import ParamInfo, Table, table_for
 from merging.cache import Cache
+from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint, Identified, Known, Spec
 from merging.checkpoints.opening import Source, open_alike
 from merging.checkpoints.tied import tied
 from merging.checkpoints.views import remarks_of
 from merging.decompose import cached
-from merging.decompose.svd import SVD
+from merging.decompose.svd import SVD, polar
 from merging.decompose.tucker import Tucker
 from merging.deltas import Delta, OnDemand
 from merging.errors import UserError
@@ -45,6 +46,9 @@ class Experts:
     table: str | None = None  # of the architecture's parameters; None is the one that has all their names
     cache: Cache | None = None
     sparsifier: Sparsifier | None = None
+    calibration: Callable[[str], Calibration] | None = None  # of a split, without labels
+    multitask: Callable[[], Checkpoint] | None = None  # one model trained on the labelled data of all tasks
+    device: torch.device = cached.CPU  # where matrices are decomposed; all that is read and returned is on the CPU
     only: frozenset[str] | None = None  # the parameters in view, None is all
     separate_qkv: bool = False
 
@@ -206,13 +210,20 @@ class Experts:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def svd(self, matrices: Tensor, rank: int | None = None) -> list[SVD]:
-        """Leading `rank` singular triplets (default: all) of each of the matrices [T, m, n], see decompose.cached."""
-        return [cached.svd(matrix, self.cache, rank) for matrix in matrices]
+    def svd(self, matrices: Tensor, rank: int | None = None, kept: bool = True) -> list[SVD]:
+        """Leading `rank` singular triplets (default: all) of each of the matrices [T, m, n], see decompose.cached.
+
+        kept: whether the cache keeps them.
+        """
+        return [cached.svd(matrix, self.cache if kept else None, rank, self.device) for matrix in matrices]
+
+    def polar(self, matrix: Tensor) -> Tensor:
+        """U V^T of a matrix [m, n] = U S V^T, see decompose.svd.polar."""
+        return cached.on(self.device, polar, matrix)
 
     def tucker(self, stack: Tensor, ranks: Sequence[int], engine: str = "hooi") -> Tucker:
         """Tucker decomposition of a stack [T, m, n] at ranks (r_t, r_o, r_i), see decompose.cached."""
-        return cached.tucker(stack, self.cache, ranks, engine)
+        return cached.tucker(stack, self.cache, ranks, engine, self.device)
 
     def merged(
         self,
@@ -240,6 +251,15 @@ class Experts:
     def part(self, keys: Iterable[str]) -> "Experts":
         """The same experts with only these parameters in view: a method applied to them merges nothing else."""
         return replace(self, only=frozenset(keys))
+
+    def unlabelled(self, method: str, split: str = "calibration") -> Calibration:
+        """The images of a split without their labels. Raises UserError where there are none."""
+        if self.calibration is None:
+            raise UserError(
+                f"{method} looks at unlabelled images of every task, and these experts come without any. Open them "
+                f"with calibration images, or choose a method that needs nothing."
+            )
+        return self.calibration(split)
 
     def on_demand(self, key: str) -> OnDemand:
         """The task vectors of a parameter as a delta that reads one when it is mixed and keeps none of its pages."""

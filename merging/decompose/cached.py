@@ -1,7 +1,11 @@
-"""Decompositions, each computed once per content where there is a cache."""
+"""Decompositions on a device, each computed once per content where there is a cache."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from merging.cache import Cache, code, key_of
@@ -11,30 +15,50 @@ from merging.decompose import tucker as core
 from merging.decompose.svd import SVD
 from merging.decompose.tucker import Tucker
 
-SVD_CODE, SVD_LIBRARIES = ("merging.decompose.svd",), ("numpy", "scipy")  # what an entry of the cache was made by
+CPU = torch.device("cpu")
+ACCELERATED = "merging.decompose.accelerated"
+SVD_CODE, SVD_LIBRARIES = ("merging.decompose.svd", ACCELERATED), ("numpy", "scipy")  # what made an entry of the cache
 TUCKER_CODE, TUCKER_LIBRARIES = (*SVD_CODE, "merging.decompose.tucker", "merging.ops"), (*SVD_LIBRARIES, "tensorly")
 
 
-def svd(matrix: Tensor, cache: Cache | None, rank: int | None = None) -> SVD:
+_ACCELERATOR = (
+    threading.Lock()
+)  # torch.linalg sets itself up at its first call on a GPU, which must come from one thread
+
+
+def on(device: torch.device, function: Callable[..., Any], tensor: Tensor, *options: Any) -> Any:
+    """`function(tensor, ...)` computed on a device; the tensor, or tuple of tensors, that it gives lies on the CPU."""
+    if device.type == "cpu":
+        return function(tensor, *options)
+    with _ACCELERATOR:
+        result = function(tensor.to(device), *options)
+    return result.cpu() if isinstance(result, Tensor) else type(result)(*(part.cpu() for part in result))
+
+
+def svd(matrix: Tensor, cache: Cache | None, rank: int | None = None, device: torch.device = CPU) -> SVD:
     """Leading `rank` singular triplets (default: all) of a matrix [m, n].
 
     A smaller rank is cut from what the cache holds, a larger one replaces it.
     """
     most = min(matrix.shape) if rank is None else rank
     if cache is None:
-        return factors.svd(matrix, most)
-    key, enough = key_of("svd", code(SVD_CODE, SVD_LIBRARIES), digest(matrix)), lambda stored: len(stored["s"]) >= most
-    u, s, vh = SVD(**cache.tensors(key, lambda: factors.svd(matrix, most)._asdict(), enough))
+        return on(device, factors.svd, matrix, most)
+    key = key_of("svd", code(SVD_CODE, SVD_LIBRARIES), digest(matrix), device.type)
+    u, s, vh = SVD(**cache.tensors(key, lambda: on(device, factors.svd, matrix, most)._asdict(),
+                                   lambda stored: len(stored["s"]) >= most))  # fmt: skip
     return SVD(u[:, :most], s[:most], vh[:most])
 
 
-def tucker(stack: Tensor, cache: Cache | None, ranks: Sequence[int], engine: str = "hooi") -> Tucker:
+def tucker(
+    stack: Tensor, cache: Cache | None, ranks: Sequence[int], engine: str = "hooi", device: torch.device = CPU
+) -> Tucker:
     """Tucker decomposition of a stack [T, m, n] at ranks (r_t, r_o, r_i).
 
     Smaller ranks are never cut from larger ones in the cache: where spectra are flat that costs up to 0.4 % of the
     error, and a result would depend on what was computed before it. A sweep that accepts this: tucker_many.
     """
+    decompose = partial(core.tucker, engine=engine)
     if cache is None:
-        return core.tucker(stack, ranks, engine=engine)
-    key = key_of("tucker", code(TUCKER_CODE, TUCKER_LIBRARIES), digest(stack), list(ranks), engine)
-    return Tucker(**cache.tensors(key, lambda: core.tucker(stack, ranks, engine=engine)._asdict()))
+        return on(device, decompose, stack, ranks)
+    key = key_of("tucker", code(TUCKER_CODE, TUCKER_LIBRARIES), digest(stack), list(ranks), engine, device.type)
+    return Tucker(**cache.tensors(key, lambda: on(device, decompose, stack, ranks)._asdict()))

@@ -37,6 +37,10 @@ def svd(matrix: Tensor, rank: int | None = None) -> SVD:
     if matrix.shape[0] < matrix.shape[1]:
         u, s, vh = svd(matrix.T, rank)
         return SVD(vh.T, s, u.T)
+    if matrix.device.type != "cpu":
+        from merging.decompose import accelerated  # late: it builds on this module
+
+        return accelerated.svd(matrix, rank)
     tall = _double(matrix)
     _, v = _leading(tall, tall.shape[1] if rank is None else min(rank, tall.shape[1]))
     v *= np.sign(np.take_along_axis(v, np.abs(v).argmax(0, keepdims=True), 0))
@@ -58,6 +62,10 @@ def polar(matrix: Tensor) -> Tensor:
         return matrix.new_empty(matrix.shape)
     if matrix.shape[0] < matrix.shape[1]:
         return polar(matrix.T).T
+    if matrix.device.type != "cpu":
+        from merging.decompose import accelerated  # late: it builds on this module
+
+        return accelerated.polar(matrix)
     tall = _double(matrix)
     values, v = _leading(tall, tall.shape[1])
     s = np.sqrt(values.clip(0))

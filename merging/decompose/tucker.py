@@ -128,6 +128,10 @@ def check(source: Tensor | Tucker, ranks: Sequence[float] = (1, 1, 1)) -> Sequen
 
 def _decompose(stack: Tensor, ranks: Sequence[int], engine: str, sweeps: int, tol: float) -> Tucker:
     """`tucker` without checks; ranks may be too large for each other, then bases are completed."""
+    if stack.device.type != "cpu" and engine == "hooi":
+        from merging.decompose import accelerated  # late: it builds on this module
+
+        return accelerated.tucker(stack, ranks, sweeps, tol)
     tensor = stack.detach().float().cpu().contiguous()
     order = sorted((0, 1, 2), key=lambda mode: tensor.shape[mode])
     full = (len(tensor), math.inf, math.inf) if engine in ("hosvd", "tensorly") else tensor.shape

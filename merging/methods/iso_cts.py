@@ -4,7 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merging.decompose.svd import SVD, polar, svd
+from merging.decompose.svd import SVD
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.preflight import check_range
@@ -35,8 +35,9 @@ class IsoCts:
             ((u, s, vh),) = experts.svd(tau.sum(0, keepdim=True))
             kept = full - specific * tasks
             common = SVD(u[:, :kept], s[:kept], vh[:kept])
-            parts = [svd(each - common.u @ (common.u.T @ each), specific) for each in tau] + [common]
-            u, vh = polar(torch.cat([part.u for part in parts], 1)), polar(torch.cat([part.vh for part in parts], 0))
+            parts = [*experts.svd(tau - common.u @ (common.u.T @ tau), specific, kept=False), common]
+            u = experts.polar(torch.cat([part.u for part in parts], 1))
+            vh = experts.polar(torch.cat([part.vh for part in parts], 0))
             return u @ vh * torch.cat([part.s for part in parts]).mean()
 
         return experts.merged(experts.map(merge, heavy=True), self.scale)

@@ -4,7 +4,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merging.decompose.svd import polar
 from merging.experts import Experts
 from merging.merged import Merged
 
@@ -26,7 +25,8 @@ class TsvM:
             if rank == 0:
                 return tau.mean(0)
             parts = experts.svd(tau, rank)
-            u, vh = polar(torch.cat([part.u for part in parts], 1)), polar(torch.cat([part.vh for part in parts], 0))
+            u = experts.polar(torch.cat([part.u for part in parts], 1))
+            vh = experts.polar(torch.cat([part.vh for part in parts], 0))
             return (u * torch.cat([part.s for part in parts])) @ vh
 
         return experts.merged(experts.map(merge, heavy=True), self.scale)

@@ -5,8 +5,6 @@ import torch
 from torch import Tensor
 
 from merging.checkpoints.tied import behind
-from merging.context import ALONE, Context
-from merging.decompose.svd import svd
 from merging.deltas import Delta, Dense, LowRank, Rows
 from merging.errors import UserError
 from merging.experts import Experts
@@ -54,9 +52,9 @@ class Twin:
             if getattr(self, name) not in values:
                 raise UserError(f"twin: {name}={getattr(self, name)!r} is unknown. Choose one of {', '.join(values)}.")
 
-    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
+    def __call__(self, experts: Experts) -> Merged:
         """Raises UserError where `shared` is not static or a matrix has fewer singular values than `rank`."""
-        return self._around(experts, static(self.shared, experts, context, "twin: shared"))
+        return self._around(experts, static(self.shared, experts, "twin: shared"))
 
     def _around(self, experts: Experts, shared: Merged) -> Merged:
         """The merge around a shared expert; at another scale of that one, what lies beyond it is another too."""
@@ -103,8 +101,8 @@ class Twin:
             return Dense(torch.stack([self._dropped(*each, name) for each in zip(beyond, experts.tasks, strict=True)]))
         matrices = beyond.flatten(2)
         if self.split_qkv and (blocks := cut(key, matrices)):
-            return Rows([self._low_rank(key, block, None) for block in blocks[0]], blocks[1])
-        return self._low_rank(key, matrices, beyond.shape[1:])
+            return Rows([self._low_rank(experts, key, block, None) for block in blocks[0]], blocks[1])
+        return self._low_rank(experts, key, matrices, beyond.shape[1:])
 
     def _largest(self, beyond: Tensor) -> Tensor:
         """Each task's round(keep size) entries of largest magnitude; of equals the first."""
@@ -118,7 +116,7 @@ class Twin:
         kept = torch.rand(change.shape, generator=generator("twin", self.seed, key, task)) < self.keep
         return change * kept / self.keep if self.keep else change * 0
 
-    def _low_rank(self, key: str, matrices: Tensor, shape: torch.Size | None) -> LowRank:
+    def _low_rank(self, experts: Experts, key: str, matrices: Tensor, shape: torch.Size | None) -> LowRank:
         full = min(matrices.shape[1:])
         if self.rank is not None and self.rank > full:
             raise UserError(
@@ -126,7 +124,7 @@ class Twin:
             )
         rank = self.rank if self.rank is not None else max(1, round(self.keep * full)) if self.keep else 0
         by_energy = self.rank is None and self.measure == "energy"
-        parts = [svd(matrix, full if by_energy else rank) for matrix in matrices]
+        parts = experts.svd(matrices, full if by_energy else rank, kept=False)
         if by_energy:
             rank = fewest(torch.stack([part.s for part in parts]), self.keep)
         up = torch.stack([(part.u * part.s)[:, :rank] for part in parts])

@@ -6,12 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from coloured import BLOCK, EARLY, NAMES, PARTS, PASS, QUICK, SHARED, TWIN, WEMOE, coloured, fitted, separable
-from samples import BACKBONE, IMAGES, Made
+from coloured import BLOCK, EARLY, NAMES, PARTS, PASS, QUICK, SHARED, TWIN, WEMOE, coloured, fitted, separable, silent
+from samples import BACKBONE, IMAGES
 from torch.nn import functional
 
 from merging.adapt import Gradient, Learned, Oracle, TaskId
-from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.losses import expert_features, marginal_entropy, mean_entropy
 from merging.merged import Routing
@@ -126,10 +125,10 @@ TRAINED = [QUICK, Gradient(steps=3, lr=0.01, batch=4), Gradient(1, 0.5, 1, QUICK
 class TestAnyTraining:
     @pytest.mark.parametrize("shape", SHAPES)
     def test_gates_alone_are_touched(self, train, shape):
-        experts, context = separable()
-        merged = Duet()(experts, context)
+        experts = separable()
+        merged = Duet()(experts)
         before = [tensor.clone() for tensor in frozen(merged, experts)]
-        trained, _ = Learned(gate=shape, train=train).fit(merged, experts, context)
+        trained, _ = Learned(gate=shape, train=train).fit(merged, experts, 0, silent)
         assert all(map(torch.equal, before, frozen(trained, experts)))
         assert all(map(torch.equal, before, frozen(merged, experts)))
         fresh = [Gate(16, PARTS, shape).std for _ in trained.routing.gates]
@@ -176,11 +175,11 @@ class TestGradient:
     @pytest.mark.parametrize("granularity", ["sample", "batch", "mixed"])
     def test_the_loss_is_a_sum_over_tasks(self, granularity):
         """Terms of the first step, by separate passes; batch: a w for each task's images, mixed: one for all."""
-        (experts, context), heard = separable(), []
+        experts, heard = separable(), []
         shape = replace(BLOCK, granularity=granularity, features="mean")
         train = Gradient(1, 1, 1, QUICK, steps=1, batch=IMAGES, lr=1e-9)
-        merged = fitted(shape, train, log=lambda values, step: heard.append(values), given=(experts, context))
-        model, calibration = install(BACKBONE.build(), merged), context.unlabelled()
+        merged = fitted(shape, train, log=lambda values, step: heard.append(values), experts=experts)
+        model, calibration = install(BACKBONE.build(), merged), experts.unlabelled("test")
         targets, images = expert_features(experts, calibration), [coloured(task) for task in range(PARTS)]
         with torch.inference_mode():
             together = model(torch.cat(images)).split(IMAGES)
@@ -213,17 +212,17 @@ class TestGradient:
 
     def test_a_collapse_is_told(self):
         """Of two classes all images are of one, and entropy makes that more certain still."""
-        experts, context = separable()
+        experts = separable()
 
-        def unlabelled(split):
-            made = context.unlabelled(split)
+        def calibration(split):
+            made = experts.calibration(split)
             means = [each.mean(0) for each in expert_features(experts, made)]
             return replace(made, heads=tuple(torch.stack([2 * mean, -2 * mean]) for mean in means))
 
         router = Learned(gate=replace(BLOCK, activation="none"), train=Gradient(steps=20, lr=0.03, batch=8))
-        told = router.fit(Wemoe()(experts), experts, Context(Made(unlabelled)))
+        told = router.fit(Wemoe()(experts), replace(experts, calibration=calibration), 0, silent)
         assert told[1] == list(NAMES)
-        assert Learned(train=QUICK).fit(Wemoe()(experts), experts, context)[1] == []
+        assert Learned(train=QUICK).fit(Wemoe()(experts), experts, 0, silent)[1] == []
 
 
 class TestBadInput:
@@ -234,24 +233,24 @@ class TestBadInput:
         assert fitted(PASS, method=Twin(start=None)).routing.gate == PASS
 
     def test_no_images(self):
-        experts, _ = separable()
-        with pytest.raises(UserError, match="uses unlabelled calibration inputs"):
-            Learned("mine").fit(Wemoe()(experts), experts, ALONE)
+        experts = separable()
+        with pytest.raises(UserError, match="router=mine looks at unlabelled images"):
+            Learned("mine").fit(Wemoe()(experts), replace(experts, calibration=None), 0, silent)
 
     def test_a_loss_that_is_not_finite(self):
-        experts, context = separable()
+        experts = separable()
         heads = (torch.full((5, 8), torch.nan),) * 3
-        broken = Context(Made(lambda split: replace(context.unlabelled(split), heads=heads)))
+        broken = replace(experts, calibration=lambda split: replace(experts.calibration(split), heads=heads))
         with pytest.raises(UserError, match=r"loss is nan at step 0: lower router.train.lr=0.0001"):
-            fitted(train=Gradient(steps=2), given=(experts, broken))
+            fitted(train=Gradient(steps=2), experts=broken)
 
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("train", [QUICK, Gradient(steps=1)])
     def test_features_that_are_not_finite(self, shape, train):
-        experts, context = separable()
+        experts = separable()
         merged = Wemoe()(experts).scaled(torch.inf)
         with pytest.raises(UserError, match="gives NaN or Inf on the images that train its gates"):
-            Learned(gate=shape, train=train).fit(merged, experts, context)
+            Learned(gate=shape, train=train).fit(merged, experts, 0, silent)
 
     def test_hard_routing_has_no_gradient(self):
         with pytest.raises(UserError, match=r"top_k=1 gives one-hot weights.*router=task_id"):
@@ -270,18 +269,15 @@ class TestBadInput:
 
 @pytest.mark.parametrize("split", ["calibration", "test"])
 def test_the_split_that_trained_a_router_is_on_record(split):
-    experts, context = separable()
-    merged, _ = Learned("mine", train=QUICK, split=split).fit(Wemoe()(experts), experts, context.acting("mine"))
-    assert (
-        context.opened.splits == {split: ["mine"]}
-        and merged.routing.adaptation == split
-        and merged.routing.router == "mine"
-    )
+    asked = []
+    experts = separable(asked)
+    merged, _ = Learned("mine", train=QUICK, split=split).fit(Wemoe()(experts), experts, 0, silent)
+    assert asked == [split] and merged.routing.adaptation == split and merged.routing.router == "mine"
 
 
 def test_the_oracle_learns_nothing():
-    experts, context = separable()
-    merged, suspected = Oracle().fit(Wemoe()(experts), experts, context)
-    assert merged.routing == Routing("oracle") and merged.routing.by_task and suspected == []
-    assert context.opened.splits == {}
+    asked = []
+    experts = separable(asked)
+    merged, suspected = Oracle().fit(Wemoe()(experts), experts, 0, silent)
+    assert merged.routing == Routing("oracle") and merged.routing.by_task and (asked, suspected) == ([], [])
     assert merged.routing.params == 0
