@@ -69,6 +69,7 @@ class Cell:
     router: Router
     config: Config
     setup: Setup
+    overrides: tuple[str, ...] = ()  # of the command
 
     @property
     def checkpoints(self) -> dict[str, str]:
@@ -121,6 +122,7 @@ class Cell:
             remarks=[*self.setup.remarks, *self.remarks(), *remarks(grid.suite, scored, chosen_on)],
             unseen={task.name: None for task in grid.suite.held_out},
             contents=self.contents,
+            overrides=[*self.overrides],
         )
 
     def remarks(self) -> list[str]:

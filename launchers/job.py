@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -17,7 +18,7 @@ from launchers import rows
 from launchers.callback import LISTED, check_writable, draw
 from launchers.cells import Cell, Setup, finish
 from launchers.claims import Taken, owner
-from launchers.found import is_local, named, remember, state
+from launchers.found import ELSEWHERE, is_local, named, remember, state
 from launchers.opened import splits_read
 from launchers.preflight import foresee
 from launchers.rows import Row
@@ -38,6 +39,7 @@ from tasks.suite import Suite, calibration
 
 log = logging.getLogger(__name__)
 DECIDES = ("backbone", "experts", "suite", "method", "scale", "router", "engine", "seed")  # what changes a number
+REFERENCES = {"base": Base, "expert": Expert}
 
 
 def run(config: DictConfig) -> list[str]:
@@ -93,21 +95,35 @@ def elsewhere(wanted: Cell, folder: Path) -> bool:
 def cell(config: DictConfig) -> Cell:
     """The cell that the configuration names."""
     label = HydraConfig.get().runtime.choices["method"]
-    config = with_heads(config, label)
-    decides = resolved(config)
+    decides = config_of(config, label)
     method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
-    setup = setup_for(label, config, decides)
-    return Cell(label, method, scale, router, decides, replace(setup, gates=None) if config.redo else setup)
+    setup = setup_for(label, with_heads(config, label), decides)
+    setup = replace(setup, gates=None) if config.redo else setup
+    return Cell(label, method, scale, router, decides, setup, overrides())
 
 
 def reference(config: DictConfig, label: str) -> Cell:
-    """The base or the experts on the same setup; no knob of the run's own method touches them."""
-    method, config = {"base": Base, "expert": Expert}[label](), with_heads(config, label)
-    decides = resolved(config) | {"method": {"_target_": f"merging.methods.{type(method).__name__}"}, "scale": None,
-                                  "router": None}  # fmt: skip
+    """The base or the experts on the same setup; no option of the run's own method touches them."""
+    decides = config_of(config, label, reference=True)
+    setup = setup_for(label, with_heads(config, label), decides)
+    return Cell(label, REFERENCES[label](), Fixed(), Oracle(), decides, setup, overrides())
+
+
+def overrides() -> tuple[str, ...]:
+    """Those of this job that its rows depend on: the command that leads to them, and not where they are written."""
+    return tuple(each for each in HydraConfig.get().overrides.task if re.split("[.@=/]", each.lstrip("+~"))[0] not in
+                 ELSEWHERE)  # fmt: skip
+
+
+def config_of(config: DictConfig, label: str, reference: bool = False) -> dict[str, Any]:
+    """What decides the numbers of a row of this configuration, as plain values."""
+    decides = resolved(with_heads(config, label))
+    if not reference:
+        return decides
+    decides |= {"method": {"_target_": f"merging.methods.{REFERENCES[label].__name__}"}, "scale": None, "router": None}
     decides.pop("save_dtype", None)
     decides["engine"].pop("batch", None)  # without a gate no image depends on those beside it
-    return Cell(label, method, Fixed(), Oracle(), decides, setup_for(label, config, decides))
+    return decides
 
 
 def with_heads(config: DictConfig, label: str) -> DictConfig:
@@ -120,7 +136,9 @@ def with_heads(config: DictConfig, label: str) -> DictConfig:
 
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The part of the configuration that decides the numbers, as plain values."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    parts = {name: config[name] for name in (*DECIDES, "split", "save_dtype")}
+    plain: Any = {name: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
+                  for name, part in parts.items()}  # fmt: skip
     decides = {name: plain[name] for name in DECIDES}
     decides["experts"].pop("workers", None)
     decides["suite"].pop("store", None)

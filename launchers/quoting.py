@@ -26,7 +26,7 @@ def spelled(arguments: Sequence[str], program: str = "duet") -> str | None:
     joined, fixed = _joined(known.overrides), []
     for each in joined:
         override = OVERRIDE.fullmatch(each)
-        value = override and _readable(override[2])
+        value = override and readable(override[2])
         if override is None or value is None:
             return None
         if not known.multirun and value == override[2] and _separates(value):
@@ -51,7 +51,7 @@ def _joined(words: Sequence[str]) -> list[str]:
     return whole
 
 
-def _readable(value: str) -> str | None:
+def readable(value: str) -> str | None:
     """The value with quotes around what Hydra cannot read as it stands; None where quotes do not help."""
     if _reads(value):
         return value

@@ -8,21 +8,27 @@ import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.utils import get_class
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from launchers.repeat import ABSENT, Repeat, repeat, spelled
+from launchers.quoting import readable
 from launchers.results.frame import REFERENCES, Line, same_experts, summarise
+from launchers.results.labels import identity
 from launchers.results.notes import scale_source
 from launchers.results.table import RESULTS, WIDTH, rows_of
 from launchers.rows import Row, value
+from launchers.sweeps.axes import choices, composed, is_group, parsed
 from merging.errors import UserError
 from tasks.score import Score
 
@@ -47,12 +53,6 @@ def explain(row: Row, rows: Sequence[Row], console: Console, output: str = "outp
     """Print what was merged, how, with which data, what it cost, what came out and how to repeat it."""
     line = _line(row, rows)
     console.print(Text.assemble((f"\n{row.method}", "bold"), f" on {row.suite}, run {row.run_id}: {_verdict(line)}\n"))
-    try:
-        again = repeat(row)
-    except UserError as error:
-        again, why = None, str(error)
-    else:
-        why = ""
     facts = {
         "What": _what(row, rows),
         "How": _how(row),
@@ -64,22 +64,21 @@ def explain(row: Row, rows: Sequence[Row], console: Console, output: str = "outp
         console.print(Text.assemble((f"{name:6}", "bold cyan"), sentences[0]))
         for sentence in sentences[1:]:
             console.print(Padding(Text(sentence), (0, 0, 0, 6)))
-    if again is not None and (again.choices or again.knobs):
-        console.print(_changes(again))
+    if row.overrides:
+        console.print(_changes(row.overrides))
     if not line.failed:
         console.print(_scores(row, line))
     if not line.failed and row.unseen:
         console.print(_unseen(row, rows))
     console.print(Text("Repeat it", "bold cyan"))
-    console.print(Text(why if again is None else command(again, output)), soft_wrap=True)
-    for remark in [] if again is None else _caveats(row, again):
-        console.print(Text(remark, "dim"))
+    console.print(Text(command(row, output)), soft_wrap=True)
+    console.print(Text(_caveat(row), "dim"))
 
 
-def command(again: Repeat, output: str = "outputs") -> str:
-    """The line for a shell."""
-    place = [] if output == "outputs" else [f"output={spelled(output)}"]
-    return shlex.join(["duet", *again.overrides, *place])
+def command(row: Row, output: str = "outputs") -> str:
+    """The line for a shell that computes the row, or finds it."""
+    place = [] if output == "outputs" else [f"output={readable(output)}"]
+    return shlex.join(["duet", *(row.overrides or ()), *place])
 
 
 def _line(row: Row, rows: Sequence[Row]) -> Line:
@@ -179,14 +178,19 @@ def _origin(row: Row) -> list[str]:
     return [f"code {row.code}, {row.created}, {row.run_id}.json"]
 
 
-def _changes(again: Repeat) -> Padding:
-    """What is not as `duet` has it by default."""
-    table = Table("choice or knob", "this run", "default", box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
-    for name, (chosen, default) in again.choices.items():
-        table.add_row(Text(name), Text(chosen), Text(default, "dim"))
-    for name, (chosen, default) in again.knobs.items():
-        told = ["-" if each is ABSENT else spelled(each) for each in (chosen, default)]
-        table.add_row(Text(name), Text(told[0]), Text(told[1], "dim"))
+def _changes(overrides: Sequence[str]) -> Padding:
+    """The choices and options of the command, beside what `duet` has by default."""
+    table = Table("choice or option", "this run", "default", box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
+    usual = composed(()).hydra.runtime.choices
+    try:
+        config = composed(choices(overrides))
+    except (UserError, HydraException):  # a choice that is gone
+        config = composed(())
+    for override in parsed(overrides):
+        key = override.get_key_element()
+        default = usual.get(key) if is_group(key) else OmegaConf.select(config, key.lstrip("+~"))
+        told = "-" if default is None else str(default)
+        table.add_row(Text(key), Text(override.get_value_element_as_str()), Text(told, "dim"))
     return Padding(table, (1, 0, 0, 6))
 
 
@@ -238,11 +242,22 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
-def _caveats(row: Row, again: Repeat) -> list[str]:
-    if again.exact(row):
-        return ["It is the same run: where the row exists it is found; redo=true computes it again."]
-    newer = f" It lacks {', '.join(again.newer)}, which take their present defaults." if again.newer else ""
-    return [f"The row was written by another version of the configuration.{newer} The command is run {again.run_id}."]
+def _caveat(row: Row) -> str:
+    """Whether the command is the same run with the configuration of today."""
+    from launchers.job import config_of  # here, because it imports torch
+
+    if row.overrides is None:
+        return f"The row is older than the commands in rows: this is the default run. It was written by {row.code}."
+    try:
+        config = composed(row.overrides)
+        now = config_of(config, row.method, row.method != config.hydra.runtime.choices.method)
+    except (UserError, HydraException, OmegaConfBaseException, ImportError) as error:
+        return f"This version of the configuration cannot compose it: {str(error).splitlines()[0]} See {row.code}."
+    then, today = identity(row), identity(replace(row, config=now))
+    changed = sorted(key for key in then.keys() | today.keys() if then.get(key, ...) != today.get(key, ...))
+    if not changed:
+        return "It is the same run: where the row exists it is found; redo=true computes it again."
+    return f"The row was written by another version of the configuration ({row.code}), with other {', '.join(changed)}."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

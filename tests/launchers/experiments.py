@@ -12,8 +12,7 @@ from omegaconf import OmegaConf
 import conf
 from launchers import rows
 from launchers.job import resolved, targets
-from launchers.repeat import _composed
-from launchers.sweeps.axes import is_group, read, value_of
+from launchers.sweeps.axes import composed, is_group, read, value_of
 
 FOLDER = Path(conf.__path__[0]) / "experiment"
 DRAWS = {path.stem: path.read_text().split("Draws:")[1].split("\n#   duet")[0].replace("\n#", "")
@@ -29,14 +28,15 @@ def rows_of(*overrides, seeds=(0, 1)):
     found = {}
     for chosen in itertools.product(*groups.values()):
         choices = [f"{key}={value}" for key, value in zip(groups, chosen, strict=True)]
-        config, names = _composed((*sweep.fixed, *choices))
+        whole = composed((*sweep.fixed, *choices))
+        config = OmegaConf.masked_copy(whole, [str(name) for name in whole if name != "hydra"])
         for values in itertools.product(*map(axes.get, knobs)):
             cell = config.copy()
             for key, value in zip(knobs, values, strict=True):
                 OmegaConf.update(cell, key, value_of(value))
             for seed in seeds:
                 cell.seed = seed
-                for row in _rows(names["method"], json.loads(json.dumps(resolved(cell))), seed):
+                for row in _rows(whole.hydra.runtime.choices.method, json.loads(json.dumps(resolved(cell))), seed):
                     found[row.run_id] = row
     return [*found.values()]
 

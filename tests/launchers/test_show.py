@@ -14,32 +14,10 @@ from rich.console import Console
 
 from launchers import rows
 from launchers.job import resolved
-from launchers.repeat import repeat, spelled
 from launchers.results.show import command, explain, main, pick
 from merging.errors import UserError
 
 CHECKPOINTS = {"base": "b" * 64, **{task: task * 8 for task in TASKS}}
-GATE = "router.gate.granularity=batch"
-COMMANDS = [
-    [],
-    ["method=base"],
-    ["method=expert", "seed=3"],
-    ["method=ties", "method.density=0.1", "scale=fixed"],
-    ["method=ties", "scale.scales=[0.1,1.0,2]", "engine.precision=bf16", "suite.sizes.val=20"],
-    ["method=dare", "method@method.then=ties", "method.then.density=0.3", "seed=1"],
-    ["method=dare", "method@method.then=neuron_mask", "method@method.then.then=average"],
-    ["method=duet", "method@method.rest=tsv_m", "method.ranks.value=0.5", "router=oracle"],
-    ["method=duet_all", "router=task_id_distillation", "router.train.warm_up.steps=7"],
-    ["method=duet_svd_static", "router=entropy", "router.train.warm_up={_target_: merging.adapt.TaskId, steps: 3}"],
-    ["method=duet", "router=task_id_distillation", "router.train.warm_up=null"],
-    ["method=duet", "method.static_coef=1", "method.ranks.value=1"],  # not 1.0
-    ["method=twin", "router=twin", GATE, "engine.batch=50"],
-    ["method=duet_dynamic", "+method.rest.kinds.conv=0.25", "method.rest.kinds.attention=0.4"],
-    ["backbone=clip_vit_b32", "experts=hub_a", "experts.revision='a b\\'s, [x]'", "suite=clip8", "method=tsv_m"],
-    ["backbone=clip_vit_l14", "experts=task_vectors", "suite=clip14", "suite.limit=100", "method=smile", "output=o o"],
-    ["backbone=clip_vit_b16", "experts=folder", "suite=folder", "suite.sources.pets.folder='/d $HOME/x=1'"],
-    ["+suite.extra={a: [1, 1.0, true, null, 'null', '1', 'x y'], b: {c: 1e-5}}"],
-]
 
 
 def configured(overrides):
@@ -53,45 +31,39 @@ def row_of(overrides):
     method = next((each.partition("=")[2] for each in overrides if each.startswith("method=")), "task_arithmetic")
     row = make_row(method, seed=config["seed"])
     config = json.loads(json.dumps(config))  # as read from its file
-    return replace(row, config=config, checkpoints=CHECKPOINTS, run_id=rows.run_id(config, CHECKPOINTS))
+    run_id = rows.run_id(config, CHECKPOINTS)
+    return replace(row, config=config, checkpoints=CHECKPOINTS, run_id=run_id, overrides=list(overrides))
 
 
-@pytest.mark.parametrize("overrides", COMMANDS, ids=" ".join)
-def test_the_command_composes_to_the_same_run(overrides):
-    row = row_of(overrides)
-    again = repeat(row)
-    first, *printed = shlex.split(command(again))
-    config = configured(printed)
-
-    assert first == "duet" and config == row.config
-    assert rows.run_id(config, row.checkpoints) == row.run_id == again.run_id and again.exact(row)
-
-
-def test_the_command_names_choices_and_no_knob_that_follows_from_them():
-    row = row_of(["method=duet_all", "router=task_id_distillation", "seed=2", "method.init=0.5"])
-    again = repeat(row)
-    assert set(again.overrides) == {"method=duet_all", "router=task_id_distillation", "seed=2", "method.init=0.5"}
-    assert again.knobs == {"method.init": (0.5, 0.3)}
-    assert again.choices == {"method": ("duet_all", "task_arithmetic"), "router": ("task_id_distillation", "task_id")}
-    assert repeat(row_of([])).overrides == ()
-
-
-def test_a_row_of_an_older_configuration_says_what_it_lacks():
-    row = row_of(["method=task_arithmetic", "method.scale=0.4"])
-    config = {**row.config, "method": {key: value for key, value in row.config["method"].items() if key != "kinds"}}
-    old = replace(row, config=config, run_id=rows.run_id(config, row.checkpoints))
-    again = repeat(old)
-
-    assert again.newer == ("method.kinds",) and again.run_id == row.run_id and not again.exact(old)
-    assert "another version" in explained(old) and "lacks method.kinds" in " ".join(explained(old).split())
+def test_the_command_survives_a_shell_and_hydra():
+    overrides = ["method=ties", "method.density=0.1", "experts.revision='a b\\'s, [x]'", "+suite.extra={a: 1}"]
+    first, *printed = shlex.split(command(make_row(overrides=overrides), "o o"))
+    assert first == "duet" and printed[:-1] == overrides
+    (place,) = OverridesParser.create().parse_overrides(printed[-1:])
+    assert place.value() == "o o"
 
 
 @pytest.mark.parametrize(
-    "value", ["null", "1", "1e3", "true", "a b", "it's", "back\\", "\\'", "x,y", "{a}", "", "ü", "a:b"]
+    ("overrides", "changed"),
+    [
+        (["method=duet", "router=oracle", "seed=2"], {}),
+        (["method=ties", "method.density=0.1"], {"method": {"density": 0.2}}),
+        (["method=ties", "scale=fixed"], {"suite": {"size": 3}}),
+    ],
 )
-def test_text_stays_text(value):
-    (parsed,) = OverridesParser.create().parse_overrides([f"key=[{spelled(value)},{spelled(value)}]"])
-    assert [getattr(each, "text", each) for each in parsed.value()] == [value, value]
+def test_a_row_of_another_configuration_says_what_differs(overrides, changed):
+    row = row_of(overrides)
+    config = {part: {**row.config[part], **values} for part, values in changed.items()}
+    page = " ".join(explained(replace(row, config={**row.config, **config})).split())
+    names = ", ".join(f"{part}.{name}" for part, values in changed.items() for name in values)
+    assert ("It is the same run" in page) == (not changed)
+    assert not changed or f"with other {names}." in page
+
+
+def test_a_reference_row_is_led_to_by_the_command_it_was_computed_beside():
+    config = configured(["method=base", "scale=fixed"])
+    base = replace(make_row("base"), config=config, overrides=["method=ties", "method.density=0.1"])
+    assert "It is the same run" in explained(base) and "duet method=ties method.density=0.1" in explained(base)
 
 
 def explained(row, *others, **knobs):
@@ -104,7 +76,8 @@ def test_a_run_is_explained():
     base = replace(row_of(["method=base"]), macs=10**7, stored_bytes=10_000_000)
     routed = routed_row("duet", 0.72)
     told = row_of(["method=duet", "method.static_coef=0.5"])
-    row = replace(routed, config=told.config, run_id=told.run_id, checkpoints=CHECKPOINTS, remarks=["Half of it."])
+    row = replace(routed, config=told.config, run_id=told.run_id, checkpoints=CHECKPOINTS, remarks=["Half of it."],
+                  overrides=told.overrides)  # fmt: skip
     alike = [[1.0 if one == other else 0.01 * (one + other) for other in range(8)] for one in range(8)]
     expert = make_row("expert", 0.9, checkpoints=CHECKPOINTS, similarity=alike)
     page = explained(row, expert, base, output="my runs")
@@ -120,7 +93,7 @@ def test_a_run_is_explained():
         assert fact in flat, fact
     assert re.search(r"method\.static_coef +0\.5 +1\.0", page) and re.search(r"textures +79\.0 +81\.4 +97\.0", page)
     assert shlex.split(page[page.index("Repeat it") :].splitlines()[1]) == [
-        "duet", "method=duet", "method.static_coef=0.5", "output='my runs'"]  # fmt: skip
+        "duet", "method=duet", "method.static_coef=0.5", "output=my runs"]  # fmt: skip
     assert "It is the same run" in page
 
 
@@ -128,8 +101,9 @@ def test_a_failed_run_and_one_of_an_unknown_method_are_explained():
     failed = replace(row_of(["method=ties"]), status="error", error="ValueError: rank 0", scores={}, seconds={})
     assert "failed, ValueError: rank 0" in explained(failed) and "duet method=ties" in explained(failed)
 
-    gone = replace(failed_row("wizardry"), code="abc123")
-    assert "conf/method does not have" in " ".join(explained(gone).split()) and "abc123" in explained(gone)
+    gone = replace(failed_row("wizardry"), code="abc123", overrides=["method=wizardry"])
+    assert "There is no method=wizardry." in " ".join(explained(gone).split()) and "abc123" in explained(gone)
+    assert "older than the commands in rows" in " ".join(explained(failed_row("wizardry")).split())
 
 
 def test_a_prefix_names_one_run():
