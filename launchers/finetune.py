@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich import box
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from launchers.callback import check_writable
 from launchers.claims import Taken, claim
-from launchers.quoting import spelled
+from launchers.program import Program
 from merging.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch, which `--help` does without
@@ -28,7 +27,7 @@ if TYPE_CHECKING:  # importing them imports torch, which `--help` does without
     from tasks.suite import Suite, Task
 
 log = logging.getLogger(__name__)
-_FAILED: list[str] = []  # what went wrong in this process
+PROGRAM = Program("duet-finetune", "Run the same command again to go on from the last snapshot.")
 
 
 def run(config: DictConfig) -> "list[Made]":
@@ -50,7 +49,7 @@ def run(config: DictConfig) -> "list[Made]":
         except Taken as taken:
             log.info("%s: being trained by %s; run the same command again to see it", task.name, taken)
         except UserError as error:
-            _FAILED.append(task.name)
+            PROGRAM.failed += 1
             log.error("%s", error)
     show(made)
     return made
@@ -116,31 +115,19 @@ def _with_precision(config: DictConfig) -> DictConfig:
 
 @hydra.main(config_path="pkg://conf", config_name="finetune", version_base="1.3")
 def job(config: DictConfig) -> None:
-    """What Hydra calls. A failure is logged, a UserError as one paragraph."""
+    """What Hydra calls."""
     from launchers.options import FinetuneOptions, check
 
-    try:
+    def checked() -> None:
         check(_with_precision(config), HydraConfig.get().overrides.task, FinetuneOptions)
         run(config)
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        _FAILED.append(str(cause))
-        log.error(cause, exc_info=not isinstance(cause, UserError))
+
+    PROGRAM.attempt(checked)
 
 
 def main() -> None:
     """The console script."""
-    _FAILED.clear()
-    try:
-        job()
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to go on from the last snapshot.", file=sys.stderr)
-        sys.exit(130)
-    except SystemExit as stop:
-        if stop.code in (1, 2) and (advice := spelled(sys.argv[1:], "duet-finetune")):
-            print(advice, file=sys.stderr)
-        raise
-    sys.exit(1 if _FAILED else 0)
+    sys.exit(PROGRAM.run(job))
 
 
 if __name__ == "__main__":

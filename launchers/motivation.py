@@ -11,7 +11,6 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich import box
@@ -19,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from launchers import rows
+from launchers.program import Program
 from merging.errors import UserError
 from merging.files import write_text
 
 FOLDER = "motivation"  # below output
 log = logging.getLogger(__name__)
-_FAILED: list[str] = []  # what went wrong in this process
+PROGRAM = Program("python -m launchers.motivation")
 
 
 @dataclass(frozen=True)
@@ -120,23 +120,19 @@ def read(folder: Path) -> list[Measured]:
 
 @hydra.main(config_path="pkg://conf", config_name="motivation", version_base="1.3")
 def job(config: DictConfig) -> None:
-    """What Hydra calls. A failure is logged, a UserError as one paragraph."""
+    """What Hydra calls."""
     from launchers.options import MotivationOptions, check
 
-    try:
+    def checked() -> None:
         check(config, HydraConfig.get().overrides.task, MotivationOptions)
         run(config)
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        _FAILED.append(str(cause))
-        log.error(cause, exc_info=not isinstance(cause, UserError))
+
+    PROGRAM.attempt(checked)
 
 
 def main() -> None:
     """The command."""
-    _FAILED.clear()
-    job()
-    sys.exit(1 if _FAILED else 0)
+    sys.exit(PROGRAM.run(job))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from launchers.hints import GROUPS
 from launchers.signatures import options
-from launchers.sweeps.axes import names, unknown
+from launchers.sweeps.axes import GROUPS, names, unknown
 from launchers.sweeps.check import PARTS
 from merging.errors import UserError
 

@@ -1,32 +1,24 @@
 """`duet`: the console script. Torch and all that imports it are loaded by the job alone, not by `--help` or `--cfg`."""
 
 import logging
-import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig
 
-from launchers.claims import Taken
-from launchers.extras import missing
+from launchers.cli_help import hint, missing
 from launchers.found import found
-from launchers.hints import hint
 from launchers.live import watch
-from launchers.quoting import spelled
+from launchers.program import Program
 from launchers.results.pareto import Point, objectives
 from launchers.sweeps.check import problem
 from launchers.sweeps.slurm import FAILED
-from merging.errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 def row_files(config: DictConfig) -> list[str]:
@@ -66,59 +58,25 @@ def heard() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+DUET = Program("duet")
+
+
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
 def job(config: DictConfig) -> Point | None:
-    """What Hydra calls; a sweeper that searches hears both objectives, None where there is no row.
-
-    A failure is logged, a UserError as one paragraph, and the other jobs of a sweep go on.
-    """
-    try:
-        return objectives(row_files(config))
-    except Taken as taken:  # between the look and the claim
-        log.info("being computed by %s; run the same command again for its row", taken)
-        return None
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if not _COMMAND.is_here():  # a job sent elsewhere: only Hydra can carry the failure home, without its traceback
-            log.error(cause, exc_info=not isinstance(cause, UserError))
-            raise CompactHydraException(str(cause)) if isinstance(cause, UserError) else error from None
-        _COMMAND.failed += 1
-        log.error(cause, exc_info=not isinstance(cause, UserError))
-        return None
-
-
-@dataclass
-class _Command:
-    """The process in which `main` runs, and how many of its jobs failed."""
-
-    process: int | None = None
-    failed: int = 0
-
-    def is_here(self) -> bool:
-        return self.process == os.getpid()
-
-
-_COMMAND = _Command()
+    """What Hydra calls; a sweeper that searches hears both objectives, None where there is no row."""
+    return DUET.attempt(lambda: objectives(row_files(config)))
 
 
 def main() -> None:
     """The console script."""
     logging.raiseExceptions = False  # a full disk is told once, not again for every line of run.log
-    _COMMAND.process, _COMMAND.failed = os.getpid(), 0
     if (wrong := missing(sys.argv[1:]) or problem(sys.argv[1:])) is not None:
         sys.exit(wrong)
     try:
-        job()
-    except KeyboardInterrupt:
-        print("\nInterrupted. What was finished is kept; run the same command to go on.", file=sys.stderr)
-        sys.exit(130)
-    except SystemExit as stop:
-        if stop.code in (1, 2) and (advice := spelled(sys.argv[1:]) or hint(sys.argv[1:])):
-            print(advice, file=sys.stderr)
-        raise
+        status = DUET.run(job, hint)
     finally:
         watch.stop()
-    sys.exit(1 if _COMMAND.failed or FAILED else 0)
+    sys.exit(status or int(bool(FAILED)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -12,9 +13,10 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from launchers.hints import GROUPS
+import conf
 from merging.errors import UserError
 
+GROUPS = {path.name for path in Path(conf.__path__[0]).iterdir() if path.is_dir()}
 Value = str | int | float | bool | None | list[Any] | dict[str, Any]
 
 

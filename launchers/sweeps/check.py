@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
-from launchers.hints import GROUPS
 from launchers.sweeps.axes import (
+    GROUPS,
     Sweep,
     alone,
     check_exists,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launchers.hints import hint
+from launchers.cli_help import hint
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ from launchers.hints import hint
             ["-m", "experiment=granularity,task_rank", "method.unti=block"],
             "There is no method.unti. Did you mean unit?",
         ),
+        (["method=tise"], "There is no method=tise. Did you mean ties? method has: average, "),
         (["zzz.y=1", "seed=2"], "There is no zzz. The configuration has: "),
     ],
 )
@@ -41,8 +42,7 @@ def test_the_nearest_name_is_told_with_all_there_are(arguments, answer):
         ["seed=1", "method=ties", "method.density=0.1,0.2", "suite.tasks=[cars]"],
         ["+new=1", "++method.new=2", "hydra.run.dir=x", "method@method.then=ties", "tracker=wandb", "tracker.tags=[a]"],
         ["experiment=seeds", "seed=1", "hydra/launcher=basic"],
-        ["method=tise"],  # Hydra's own message lists the methods
-        ["seed=[1"],  # and names what it cannot read
+        ["seed=[1"],  # Hydra names what it cannot read
     ],
 )
 def test_what_exists_needs_no_hint(arguments):

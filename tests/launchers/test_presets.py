@@ -10,7 +10,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from launchers import rows
-from launchers.extras import EXTRAS, installed, missing
+from launchers.cli_help import EXTRAS, installed, missing
 
 FOLDER = Path(__file__).parents[2] / "conf" / "hydra"
 PRESETS = {
