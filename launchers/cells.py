@@ -15,17 +15,18 @@ from launchers.clock import Clock
 from launchers.code_version import code_version
 from launchers.expert_scores import expert_scores
 from launchers.gates import Fitted, content, fitted
-from launchers.opened import SCALE, Opened, adaptation, needs_of, splits_of, splits_read
+from launchers.opened import SCALE, splits_read
 from launchers.rows import Row
 from merging.accounting import macs
-from merging.adapt import Learned, Log, Router
+from merging.adapt import Learned, Router
 from merging.api import describe
 from merging.cache import Cache, code, modules_of
+from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, silent
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.methods import Expert, Multitask
-from merging.methods.method import Method
+from merging.methods.method import Method, call
 from merging.similarity import cosines
 from tasks.evaluate import Grid, Routing
 from tasks.journal import Journal
@@ -45,6 +46,7 @@ class Setup:
     experts: Experts
     grid: Grid
     family: str
+    context: Context = ALONE  # the data of the tasks
     unfinished: Path | None = None  # folder for what a cell has done so far
     remarks: tuple[str, ...] = ()  # on the experts
     gates: Cache | None = None  # trained ones, by content
@@ -74,8 +76,8 @@ class Cell:
     @property
     def checkpoints(self) -> dict[str, str]:
         """Content ids of base and experts; of the row of the model of all tasks also its own, which is trained now."""
-        trained = self.setup.experts.multitask if isinstance(self.method, Multitask) else None
-        return self.setup.checkpoints | ({} if trained is None else {"multitask": trained().id})
+        trained = self.setup.context.data if isinstance(self.method, Multitask) else None
+        return self.setup.checkpoints | ({} if trained is None else {"multitask": trained.multitask().id})
 
     @property
     def run_id(self) -> str:
@@ -138,14 +140,15 @@ class Cell:
         made_by = code(("merging", "tasks", *modules_of(self.method)))
         return Journal(None if folder is None else folder / self.run_id, made_by)
 
-    def compute(self, on_task: OnTask, save: str | None = None, log_step: Log = lambda values, step: None) -> Row:
+    def compute(self, on_task: OnTask, save: str | None = None, log_step: Log = silent) -> Row:
         """Merge, choose the scale on validation, train the gates, score the split once.
 
         `on_task` hears each accuracy, `log_step` the losses of a gate in training. Scores and trained gates of a run
         that was killed are used again.
         """
         grid, clock, journal, opened = self.setup.grid, Clock(), self.journal, Opened()
-        merged = self.method(opened.watched(self.setup.experts, f"method={self.label}", splits_of(self.method)))
+        context = replace(self.setup.context, seed=self.config["seed"], log=log_step, opened=opened)
+        merged = call(self.method, self.setup.experts, context.acting(f"method={self.label}", self.method))
         if "save_dtype" in self.config:
             merged = merged.cast(self.config["save_dtype"])
         clock.lap("merge")
@@ -157,7 +160,7 @@ class Cell:
         clock.lap("search")
         collapsed: list[str] = []
         if merged.routing is not None and merged.routing.router == "learned":
-            merged, collapsed, _, spent = self._fitted(merged, journal, opened, log_step)
+            merged, collapsed, _, spent = self._fitted(merged, journal, context)
             clock.lap("router", spent)
         scored = grid.score(merged, self.split, on_task, journal)
         unseen = self._unseen(merged, journal)
@@ -181,17 +184,17 @@ class Cell:
         log.info("%s: %s", self.label, said(row))
         return row
 
-    def _fitted(self, merged: Merged, journal: Journal, opened: Opened, log_step: Log) -> Fitted:
+    def _fitted(self, merged: Merged, journal: Journal, context: Context) -> Fitted:
         """The merge with trained gates, those of an equal merge if there are any."""
         setup, router, keep = self.setup, self.router, partial(journal.tensors, "fitted gates")
         if setup.gates is not None and isinstance(router, Learned):
             made_by = code(("merging", *modules_of(self.method)))
-            looked = opened.by(f"method={self.label}")
-            key = content(router, merged, setup.experts, self.config, setup.checkpoints, made_by, looked)
+            looked = context.opened.by(f"method={self.label}")
+            key = content(router, merged, context, self.config, setup.checkpoints, made_by, looked)
             keep = partial(setup.gates.tensors, key)
-        found = fitted(router, merged, setup.experts, self.config["seed"], keep, log_step)
+        found = fitted(router, merged, setup.experts, context, keep)
         for split in found.splits:
-            opened.note(f"router={router.name}", split)
+            context.opened.note(f"router={router.name}", split)
         return found
 
     def _unseen(self, merged: Merged, journal: Journal) -> Unseen:
@@ -200,13 +203,13 @@ class Cell:
         if own is None or not isinstance(self.method, Expert):
             return score_unseen(grid, merged, self.split, journal)
         turned = Grid(grid.suite.unseen, grid.backbone, grid.engine)
-        return Unseen({**turned.score(self.method(own), self.split, journal=journal).scores}, {})
+        return Unseen({**turned.score(call(self.method, own), self.split, journal=journal).scores}, {})
 
     def told(
         self, merged: Merged, found: Routing | None, unseen: Unseen, opened: dict[str, list[str]]
     ) -> dict[str, Any]:
         """What a row says of the merged model itself."""
-        routing, adapted, declared = merged.routing, adaptation(opened), needs_of(self.method)
+        routing, adapted, declared = merged.routing, adaptation(opened, [SCALE]), needs_of(self.method)
         looked = "nothing" if adapted == "none" else "inputs"
         return {
             "needs": declared if declared == "labels" else looked,
@@ -249,7 +252,7 @@ def finish(
     redo: bool = False,
     save: str | None = None,
     found_level: int = logging.INFO,
-    log_step: Log = lambda values, step: None,
+    log_step: Log = silent,
 ) -> Row:
     """The cell's row: found if finished before, else computed and written. A failure is written too, then raised.
 

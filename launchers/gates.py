@@ -3,15 +3,16 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from launchers.opened import Opened
-from merging.adapt import Learned, Log, Router
+from merging.adapt import Learned, Router
 from merging.cache import key_of
 from merging.checkpoints import digest
+from merging.context import Context, Opened
 from merging.experts import Experts
 from merging.merged import Merged
 
@@ -28,17 +29,19 @@ class Fitted(NamedTuple):
 
 
 def fitted(
-    router: Router, merged: Merged, experts: Experts, seed: int, keep: Callable[[Make], dict[str, Tensor]], log: Log
+    router: Router, merged: Merged, experts: Experts, context: Context, keep: Callable[[Make], dict[str, Tensor]]
 ) -> Fitted:
-    """Train the gates of a merge, unless `keep` has them; `log` hears the losses of a training that takes place."""
+    """Train the gates of a merge, unless `keep` has them."""
 
     def fit() -> dict[str, Tensor]:
         begin, opened = time.perf_counter(), Opened()
-        trained, collapsed = router.fit(merged, opened.watched(experts, router.name), seed, log)
+        trained, collapsed = router.fit(
+            merged, experts, replace(context.acting(f"router={router.name}"), opened=opened)
+        )
         gates = trained.routing.gates if trained.routing is not None else None  # an oracle has none
         suspected = torch.tensor([task in collapsed for task in merged.tasks])
         spent = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-        looked = torch.tensor(list(" ".join(opened.by(router.name)).encode()), dtype=torch.uint8)
+        looked = torch.tensor(list(" ".join(opened.by(f"router={router.name}")).encode()), dtype=torch.uint8)
         facts = {"collapsed": suspected, "splits": looked, "seconds": spent}
         return {**({} if gates is None else gates.state_dict()), **facts}
 
@@ -50,7 +53,7 @@ def fitted(
 
 
 def content(
-    router: Learned, merged: Merged, experts: Experts, config: Mapping[str, Any], ids: Mapping[str, str], made_by: str,
+    router: Learned, merged: Merged, context: Context, config: Mapping[str, Any], ids: Mapping[str, str], made_by: str,
     looked: Iterable[str] = (),
 ) -> str:  # fmt: skip
     """The cache key of gates: equal keys are equal gates. `config` is the cell's, `ids` name its checkpoints.
@@ -59,9 +62,10 @@ def content(
 
     Where no task-specific part is before a gate in training, the shared weights alone count, whatever made them.
     """
-    seen = experts.unlabelled(f"router={router.name}", router.split)
+    data = replace(context.acting(f"router={router.name}"), opened=Opened())  # naming opens nothing
+    seen = data.unlabelled(router.split)
     made = {"method": config["method"], "scale": merged.scale, "checkpoints": ids, "experts": config["experts"]}
-    made |= {"images": [experts.unlabelled("the method", split).ids for split in looked]}
+    made |= {"images": [data.unlabelled(split).ids for split in looked]}
     made |= {"dtypes": sorted({str(spec.dtype) for spec in merged.specs.values()})}
     init = merged.routing.init if merged.routing is not None else None
     learned_from = made if router.sees_own else [_shared(merged), sorted(merged.deltas), init]

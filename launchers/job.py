@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,16 @@ from merging.adapt import Oracle
 from merging.backbones.base import Backbone
 from merging.cache import GIB, Cache
 from merging.checkpoints import Checkpoint, Known
+from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.files import write_text
 from merging.methods import Base, Expert
 from merging.saving import check_target
+from tasks.data import SuiteData
 from tasks.evaluate import Grid
 from tasks.scales import Fixed
-from tasks.suite import Suite, calibration
+from tasks.suite import Suite
 
 log = logging.getLogger(__name__)
 DECIDES = ("backbone", "experts", "suite", "method", "scale", "router", "engine", "seed")  # what changes a number
@@ -180,10 +182,9 @@ def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -
         source = instantiate(config.experts)
         foresee(suite, source, backbone, engine, looked_at(config, decides))
         suite = source.headed(suite, backbone, store) if hasattr(source, "headed") else suite
-        unlabelled = cache(partial(calibration, suite, backbone, device=engine.place))
-        trained = cache(partial(multitask_of, source, suite, backbone, store))
-        opened = source.open(suite, backbone, store)
-        experts = replace(opened, calibration=unlabelled, multitask=trained, device=engine.place)
+        data = SuiteData(suite, backbone, engine, partial(multitask_of, source, suite, backbone, store))
+        experts, context = source.open(suite, backbone, store), Context(data, engine.place)
+        experts = replace(experts, device=engine.place)
         unseen, more = of_unseen(source, suite, backbone, store)
         grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
         read = [remark for each in (experts, unseen) if each is not None for remark in each.remarks]
@@ -191,7 +192,7 @@ def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -
             log.info("%s", remark)
         remarks = (*getattr(source, "remarks", ()), *more, *dict.fromkeys(read))
         files = files if is_local(suite, source, backbone) else None
-        _SETUPS[key] = Setup(experts, grid, source.family, unfinished, remarks, store, unseen, files)
+        _SETUPS[key] = Setup(experts, grid, source.family, context, unfinished, remarks, store, unseen, files)
     return _SETUPS[key]
 
 

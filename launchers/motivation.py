@@ -64,7 +64,7 @@ def run(config: DictConfig) -> Measured:
         raise UserError("This measures the masks of method.neurons: choose method=duet or one of its presets.")
     setup = setup_of(config, decides)
     named = {"motivation": [decides["method"]["neurons"], config.mass], "suite": decides["suite"], "seed": config.seed}
-    blocks = motivation.blocks(setup.experts, method.neurons, config.mass)
+    blocks = motivation.blocks(setup.experts, setup.context, method.neurons, config.mass)
     matrices = motivation.matrices(setup.experts)
     found = Measured(
         run_id=rows.run_id(named, setup.checkpoints),

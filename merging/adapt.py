@@ -1,7 +1,7 @@
 """Trains gates without class labels, on images whose task is known: by task id, entropy, or agreement with experts."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from merging.calibration import Calibration
+from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.losses import Watch, expert_features, marginal_entropy, mean_entropy, task_loss
@@ -21,8 +22,6 @@ from merging.routing.gates import Gate, GateShape
 from merging.saving import rebuilt_gates
 from merging.visit import features_of, visit
 
-Log = Callable[[Mapping[str, float], int], object]
-
 
 class Router(Protocol):
     """Turns a merge whose deltas wait for weights into one that knows where they come from."""
@@ -30,7 +29,7 @@ class Router(Protocol):
     @property
     def name(self) -> str: ...
 
-    def fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]: ...
+    def fit(self, merged: Merged, experts: Experts, context: Context) -> tuple[Merged, list[str]]: ...
 
     def restored(self, merged: Merged, gates: Mapping[str, Tensor]) -> Merged: ...
 
@@ -41,7 +40,7 @@ class Oracle:
 
     name: str = "oracle"
 
-    def fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
+    def fit(self, merged: Merged, experts: Experts, context: Context) -> tuple[Merged, list[str]]:
         """The merge, routed by the true task; nothing is trained."""
         return replace(merged, routing=Routing("oracle")), []
 
@@ -69,16 +68,16 @@ class TaskId:
         check_range("router.train.lr", self.lr, 0.0, 1.0, open_low=True)
 
     def train(
-        self, tower: RoutedTower, merged: Merged, experts: Experts, calibration: Calibration, seed: int, log: Log
+        self, tower: RoutedTower, merged: Merged, experts: Experts, calibration: Calibration, context: Context
     ) -> list[str]:
-        """Fit the gates of `tower` in place; `log` hears the last loss of each."""
+        """Fit the gates of `tower` in place; the context's log hears the last loss of each."""
         tasks = torch.repeat_interleave(torch.arange(len(merged.tasks)), torch.tensor(calibration.sizes))
         tasks = tasks.to(calibration.device)
         losses: list[float] = []
 
         def fit(gate: Gate, features: Tensor) -> None:
-            losses.append(self._fit(gate, features, tasks, len(merged.tasks), seed))
-            log({"router/task_id": losses[-1]}, len(losses) - 1)
+            losses.append(self._fit(gate, features, tasks, len(merged.tasks), context.seed))
+            context.log({"router/task_id": losses[-1]}, len(losses) - 1)
 
         visit(tower, calibration, merged, fit)
         return []
@@ -131,16 +130,16 @@ class Gradient:
             raise UserError(f"router.train.schedule={self.schedule!r} is unknown. Choose cosine or constant.")
 
     def train(
-        self, tower: RoutedTower, merged: Merged, experts: Experts, calibration: Calibration, seed: int, log: Log
+        self, tower: RoutedTower, merged: Merged, experts: Experts, calibration: Calibration, context: Context
     ) -> list[str]:
         """Train the gates of `tower` in place; returns the tasks that the collapse guard suspects."""
         count = len(merged.tasks)
         if self.warm_up is not None:
-            self.warm_up.train(tower, merged, experts, calibration, seed, log)
+            self.warm_up.train(tower, merged, experts, calibration, context)
         elif merged.routing is not None and merged.routing.gate is not None and merged.routing.gate.standardise:
             visit(tower, calibration, merged, lambda gate, features: gate.standardise(features))
         targets = expert_features(experts, calibration) if self.distillation else None
-        draws = [calibration.drawn(task, self.batch, seed) for task in range(count)]
+        draws = [calibration.drawn(task, self.batch, context.seed) for task in range(count)]
         gates = merged.routing.gates if merged.routing is not None else None
         assert gates is not None
         parameters = [each for gate in gates for each in gate.net.parameters()]  # type: ignore[union-attr]
@@ -157,7 +156,7 @@ class Gradient:
             optimizer.step()
             if not loss.isfinite():
                 raise UserError(f"The router's loss is {loss.item()} at step {step}: lower router.train.lr={self.lr}.")
-            log({f"router/{name}": value for name, value in terms.items()}, step)
+            context.log({f"router/{name}": value for name, value in terms.items()}, step)
         return watch.collapsed()
 
     def _loss(
@@ -201,13 +200,13 @@ class Learned:
                 f"train a gate. Keep two parts or more (router.gate.top_k=2), or train by task id: router=task_id."
             )
 
-    def fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
+    def fit(self, merged: Merged, experts: Experts, context: Context) -> tuple[Merged, list[str]]:
         """The merge with trained gates, and the tasks that the collapse guard suspects.
 
         Raises UserError for a merge whose stem is routed and a gate that would have to see it first.
         """
-        with seeded(seed):  # towers start at random weights, and a gate may have dropout
-            return self._fit(merged, experts, seed, log)
+        with seeded(context.seed):  # towers start at random weights, and a gate may have dropout
+            return self._fit(merged, experts, context)
 
     @property
     def sees_own(self) -> bool:
@@ -228,14 +227,14 @@ class Learned:
         )  # fmt: skip
         return replace(merged, routing=routing)
 
-    def _fit(self, merged: Merged, experts: Experts, seed: int, log: Log) -> tuple[Merged, list[str]]:
-        calibration = experts.unlabelled(f"router={self.name}", self.split)
+    def _fit(self, merged: Merged, experts: Experts, context: Context) -> tuple[Merged, list[str]]:
+        calibration = context.unlabelled(self.split)
         tower = install(calibration.tower(), merged)
-        gates = self._gates(tower, merged, seed)
+        gates = self._gates(tower, merged, context.seed)
         trained = self._with(merged, gates, calibration.split)
         assert trained.routing is not None
         attach(tower, trained.routing)
-        collapsed = self.train.train(tower.to(calibration.device), trained, experts, calibration, seed, log)
+        collapsed = self.train.train(tower.to(calibration.device), trained, experts, calibration, context)
         gates.cpu().requires_grad_(False)
         return trained, collapsed
 

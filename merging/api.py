@@ -14,9 +14,11 @@ from merging.backbones.open_clip import ImageTower
 from merging.cache import Cache
 from merging.checkpoints import identify_ahead
 from merging.checkpoints.tied import filled
+from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts, Source
 from merging.merged import Merged
+from merging.methods.method import call
 from merging.preflight import check_method, some
 from merging.routed import install
 
@@ -24,17 +26,19 @@ log = logging.getLogger(__name__)
 
 
 def merge(
-    method: Callable[[Experts], Merged],
+    method: Callable[..., Merged],
     base: Source,
     experts: Sequence[Source],
     tasks: Sequence[str] | None = None,
     cache: Cache | None = None,
+    context: Context = ALONE,
 ) -> Merged:
     """Merge experts fine-tuned from `base`; each is a path (safetensors, or a pickle, of which nothing runs), a state
     dict or a Checkpoint.
 
-    `method` is an object of merging.methods or any function of Experts. What is not merged, such as integer buffers, is
-    the base's; a warning says where it differs. Raises UserError for experts that do not fit.
+    `method` is an object of merging.methods or any function of Experts; `context` has the data of the tasks, for those
+    that look at it. What is not merged, such as integer buffers, is the base's; a warning says where it differs. Raises
+    UserError for experts that do not fit.
     """
     check_method(method)
     opened = Experts.open(base, experts, tasks, cache)
@@ -43,12 +47,7 @@ def merge(
     if opened.remarks:
         log.info("%s", "; ".join(opened.remarks))
     identify_ahead((opened.origin, *opened.checkpoints))  # saving asks for the ids
-    merged = method(opened)
-    if not isinstance(merged, Merged):
-        raise UserError(
-            f"The method returned a {type(merged).__name__}. A method is a function of Experts that returns "
-            f"experts.merged(...)."
-        )
+    merged = call(method, opened, context.acting(describe(method)["name"], method))
     provenance = {"method": describe(method)} | ({"remarks": opened.remarks} if opened.remarks else {})
     return replace(merged, provenance=provenance, inputs=opened.inputs)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from merging.backbones.base import ParamInfo, Table, table_for
 from merging.cache import Cache
-from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint, Identified, Known, Spec
 from merging.checkpoints.opening import Source, open_alike
 from merging.checkpoints.tied import tied
@@ -46,8 +45,6 @@ class Experts:
     table: str | None = None  # of the architecture's parameters; None is the one that has all their names
     cache: Cache | None = None
     sparsifier: Sparsifier | None = None
-    calibration: Callable[[str], Calibration] | None = None  # of a split, without labels
-    multitask: Callable[[], Checkpoint] | None = None  # one model trained on the labelled data of all tasks
     device: torch.device = cached.CPU  # where matrices are decomposed; all that is read and returned is on the CPU
     only: frozenset[str] | None = None  # the parameters in view, None is all
     separate_qkv: bool = False
@@ -251,15 +248,6 @@ class Experts:
     def part(self, keys: Iterable[str]) -> "Experts":
         """The same experts with only these parameters in view: a method applied to them merges nothing else."""
         return replace(self, only=frozenset(keys))
-
-    def unlabelled(self, method: str, split: str = "calibration") -> Calibration:
-        """The images of a split without their labels. Raises UserError where there are none."""
-        if self.calibration is None:
-            raise UserError(
-                f"{method} looks at unlabelled images of every task, and these experts come without any. Open them "
-                f"with calibration images, or choose a method that needs nothing."
-            )
-        return self.calibration(split)
 
     def on_demand(self, key: str) -> OnDemand:
         """The task vectors of a parameter as a delta that reads one when it is mixed and keeps none of its pages."""

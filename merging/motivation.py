@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from merging.context import Context
 from merging.decompose.tucker import spectrum
 from merging.experts import Experts
 from merging.neurons import Neurons, chance, jaccard, largest_mass
@@ -41,13 +42,13 @@ class Matrix:
     modes: dict[str, Curve]  # task, out, in
 
 
-def blocks(experts: Experts, neurons: Neurons, mass: float) -> dict[str, Block]:
+def blocks(experts: Experts, context: Context, neurons: Neurons, mass: float) -> dict[str, Block]:
     """By block, in order: the share of neurons that hold `mass` of a task's activity, and how far masks overlap.
 
     Blocks go by their number, or where there are several stacks by their name. Raises UserError without unlabelled
     images, and where a mask is empty.
     """
-    masks, measured = neurons.masks(experts), neurons.measured(experts)
+    masks, measured = neurons.masks(experts, context), neurons.measured(experts, context)
     placed = sorted((name.rpartition(".")[0], int(name.rpartition(".")[2]), name) for name in measured)
     alone = len({stack for stack, _, _ in placed}) == 1
     return {str(i) if alone else name: _block(measured[name], masks[name], mass) for _, i, name in placed}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from merging.cache import code, key_of
 from merging.calibration import STATISTICS, TOKENS, activations
+from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import check_range
@@ -61,9 +62,9 @@ class Neurons:
         """Whether the scale of one task depends on the changes of all."""
         return self.scale == "learned"
 
-    def masks(self, experts: Experts) -> Masks:
+    def masks(self, experts: Experts, context: Context) -> Masks:
         """Boolean [T, hidden] per block. Raises UserError where a mask would be empty."""
-        activity = self.measured(experts)
+        activity = self.measured(experts, context)
         if self.scope == "model":
             together = largest_share(torch.cat(list(activity.values()), 1), self.ratio)
             masks = dict(zip(activity, together.split([each.shape[1] for each in activity.values()], 1), strict=True))
@@ -79,9 +80,9 @@ class Neurons:
                 )
         return masks
 
-    def measured(self, experts: Experts) -> dict[str, Tensor]:
+    def measured(self, experts: Experts, context: Context) -> dict[str, Tensor]:
         """How active the hidden neurons of every FFN are, [T, hidden] by block; measured once per content."""
-        calibration, specs = experts.unlabelled("neuron masking"), experts.origin.specs()
+        calibration, specs = context.unlabelled(), experts.origin.specs()
         kinds, side = (("ffn_out",), "input") if self.at == "output" else (("ffn_in", "ffn_gate"), "output")
         matrices = (key for key in experts.keys("ffn") if len(specs[key].shape) == 2)
         names = tuple(key for key in matrices if experts.param(key).kind in kinds)

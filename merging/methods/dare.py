@@ -4,9 +4,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from merging.context import ALONE, Context
 from merging.experts import Experts
 from merging.merged import Merged
-from merging.methods.method import Method
+from merging.methods.method import Method, call
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.ops import generator
 from merging.preflight import check_range
@@ -28,11 +29,11 @@ class Dare:
     def __post_init__(self) -> None:
         check_range("dare: drop", self.drop, 0.0, 0.999)
 
-    def __call__(self, experts: Experts) -> Merged:
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         tied = experts.tied()
 
         def drop(key: str, task: str, tau: Tensor) -> Tensor:
             rng = generator("dare", self.seed, tied.get(key, key), task)
             return tau * (torch.rand(tau.shape, generator=rng) >= self.drop) / (1 - self.drop)
 
-        return self.then(experts.sparsified(drop))
+        return call(self.then, experts.sparsified(drop), context)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from merging.checkpoints.tied import behind
+from merging.context import ALONE, Context
 from merging.decompose.joint_tucker import UNITS, joint_deltas
 from merging.decompose.ranks import Ranks
 from merging.decompose.tucker import ENGINES, matched_rank, stored
@@ -73,12 +74,12 @@ class Duet:
             raise UserError(f"duet: unit={self.unit} shares Tucker factors; factors=svd has none. Set unit=matrix.")
         check_range("duet: static_coef", self.static_coef, -100.0, 100.0)
 
-    def __call__(self, experts: Experts) -> Merged:
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         """Raises UserError where `rest` is not static, images are missing, a mask is empty or a rank is too large."""
         routed = [key for key in experts.specs() if self._routed(experts, key)]
         kept = () if self.bias == "rest" else experts.keys("ffn")
-        rest = static(self.rest, experts.part(set(experts.specs()) - set(routed) - set(kept)), "duet: rest")
-        masks, parts = self._masks(experts, routed), {}
+        rest = static(self.rest, experts.part(set(experts.specs()) - set(routed) - set(kept)), context, "duet: rest")
+        masks, parts = self._masks(experts, context, routed), {}
         together = {} if self.unit == "matrix" else joint_deltas(experts, routed, self.unit, self._decomposed(experts))
 
         def decompose(key: str, tau: Tensor) -> Tensor:
@@ -102,10 +103,10 @@ class Duet:
         info = experts.param(key)
         return info.family == "ffn" or (self.routes == "all" and (info.depth is not None or behind(experts, key)))
 
-    def _masks(self, experts: Experts, routed: list[str]) -> Masks:
+    def _masks(self, experts: Experts, context: Context, routed: list[str]) -> Masks:
         """Those of the blocks, none where there is nothing to correct: images are needed for this alone."""
         ffn = any(experts.param(key).hidden_axis is not None for key in routed)
-        return self.neurons.masks(experts) if ffn and self.static and self.static_coef else {}
+        return self.neurons.masks(experts, context) if ffn and self.static and self.static_coef else {}
 
     def _part(self, experts: Experts, key: str, tau: Tensor, delta: Delta, masks: Masks) -> Part:
         if tau.ndim != 3 or not tau.numel():

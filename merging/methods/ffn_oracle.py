@@ -1,6 +1,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from merging.context import ALONE, Context
 from merging.deltas import Delta
 from merging.experts import Experts
 from merging.merged import Merged, Routing
@@ -18,8 +19,8 @@ class FfnOracle:
     rest: Method = field(default_factory=TaskArithmetic)
     needs: ClassVar[str] = "nothing"
 
-    def __call__(self, experts: Experts) -> Merged:
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         ffn = experts.keys("ffn")
-        rest = static(self.rest, experts.part(set(experts.specs()) - set(ffn)), "ffn_oracle: rest")
+        rest = static(self.rest, experts.part(set(experts.specs()) - set(ffn)), context, "ffn_oracle: rest")
         deltas: dict[str, Delta] = {key: experts.on_demand(key) for key in ffn}
         return experts.merged(rest.shared, rest.scale, deltas, Routing("oracle"), fixed=rest.fixed)

@@ -1,23 +1,44 @@
 """What a merge method is."""
 
+from collections.abc import Callable
+from inspect import signature
 from typing import ClassVar, Protocol
 
+from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
 
 
 class Method(Protocol):
-    """Knobs as fields; `needs` says what is used besides weights: nothing | inputs | labels."""
+    """Hyperparameters as fields; `needs` says what is used besides weights: nothing | inputs | labels.
+
+    A method that opens another split than calibration lists them as `splits`.
+    """
 
     needs: ClassVar[str]
+    __call__: Callable[..., Merged]  # of Experts, and of a Context where it uses one
 
-    def __call__(self, experts: Experts) -> Merged: ...
 
-
-def static(method: Method, experts: Experts, role: str) -> Merged:
+def static(method: Method, experts: Experts, context: Context, role: str) -> Merged:
     """What `method` makes of experts. Raises UserError, naming the role, if that depends on the input."""
-    merged = method(experts)
+    merged = call(method, experts, context)
     if merged.deltas:
         raise UserError(f"{role} must be a static method, one model for all inputs; {type(method).__name__} is not.")
+    return merged
+
+
+def call(method: Callable[..., Merged], experts: Experts, context: Context = ALONE) -> Merged:
+    """`method(experts, context)`, or `method(experts)` where it takes one argument.
+
+    Raises UserError where no Merged comes back.
+    """
+    kinds = [parameter.kind.name for parameter in signature(method).parameters.values()]
+    several = "VAR_POSITIONAL" in kinds or sum(kind.startswith("POSITIONAL") for kind in kinds) > 1
+    merged = method(experts, context) if several else method(experts)
+    if not isinstance(merged, Merged):
+        raise UserError(
+            f"The method returned a {type(merged).__name__}. A method is a function of Experts that returns "
+            f"experts.merged(...)."
+        )
     return merged

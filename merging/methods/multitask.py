@@ -1,7 +1,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from merging.errors import UserError
+from merging.context import ALONE, Context
 from merging.experts import Experts
 from merging.merged import Merged
 
@@ -12,12 +12,7 @@ class Multitask:
 
     needs: ClassVar[str] = "labels"
 
-    def __call__(self, experts: Experts) -> Merged:
-        """Raises UserError where whoever opened the experts has no such model."""
-        if experts.multitask is None:
-            raise UserError(
-                "multitask is no merge: it is a model trained on the data of all tasks, and these experts come without "
-                "one. Open them with it, or choose a method that merges."
-            )
-        alone = replace(experts, checkpoints=(experts.multitask(),), tasks=("all tasks",), cache=None)
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
+        """Raises UserError where the context has no such model."""
+        alone = replace(experts, checkpoints=(context.multitask(),), tasks=("all tasks",), cache=None)
         return experts.merged({key: alone.task_vector(key, 0) for key in experts.specs()})

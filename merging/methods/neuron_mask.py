@@ -3,10 +3,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
-from merging.methods.method import Method
+from merging.methods.method import Method, call
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.neurons import Neurons
 
@@ -31,10 +32,10 @@ class NeuronMask:
                 "inverse_density, energy, density or none."
             )
 
-    def __call__(self, experts: Experts) -> Merged:
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         if not experts.keys("ffn"):
-            return self.then(experts)
-        masks, row = self.neurons.masks(experts), {task: index for index, task in enumerate(experts.tasks)}
+            return call(self.then, experts, context)
+        masks, row = self.neurons.masks(experts, context), {task: index for index, task in enumerate(experts.tasks)}
 
         def keep(key: str, task: str, tau: Tensor) -> Tensor:
             axis, block = experts.param(key).stored_axis, experts.param(key).block
@@ -42,4 +43,4 @@ class NeuronMask:
                 return tau
             return self.neurons.apply(tau[None], masks[block][row[task], None], axis)[0]
 
-        return self.then(experts.sparsified(keep))
+        return call(self.then, experts.sparsified(keep), context)

@@ -4,6 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from merging.context import ALONE, Context
 from merging.deltas import Delta, LowRank
 from merging.experts import Experts
 from merging.merged import Merged, Routing
@@ -34,9 +35,9 @@ class RankOneMoe:
     def __post_init__(self) -> None:
         check_range("rank_one_moe: rank", self.rank, 1, 10**9)
 
-    def __call__(self, experts: Experts) -> Merged:
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         specs, ffn = experts.specs(), experts.keys("ffn")
-        rest = static(self.rest, experts.part(set(specs) - set(ffn)), "rank_one_moe: rest")
+        rest = static(self.rest, experts.part(set(specs) - set(ffn)), context, "rank_one_moe: rest")
         matrices = [key for key in ffn if len(specs[key].shape) == 2 and specs[key].shape.numel()]
         rank = min([self.rank, *(side for key in matrices for side in specs[key].shape)])
         deltas: dict[str, Delta] = {}

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from merging.checkpoints.tied import behind
+from merging.context import ALONE, Context
 from merging.deltas import Delta, Dense, LowRank, Rows
 from merging.errors import UserError
 from merging.experts import Experts
@@ -52,9 +53,9 @@ class Twin:
             if getattr(self, name) not in values:
                 raise UserError(f"twin: {name}={getattr(self, name)!r} is unknown. Choose one of {', '.join(values)}.")
 
-    def __call__(self, experts: Experts) -> Merged:
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         """Raises UserError where `shared` is not static or a matrix has fewer singular values than `rank`."""
-        return self._around(experts, static(self.shared, experts, "twin: shared"))
+        return self._around(experts, static(self.shared, experts, context, "twin: shared"))
 
     def _around(self, experts: Experts, shared: Merged) -> Merged:
         """The merge around a shared expert; at another scale of that one, what lies beyond it is another too."""

@@ -3,6 +3,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from merging.context import ALONE, Context
 from merging.deltas import Delta, Dense
 from merging.experts import Experts
 from merging.merged import Merged, Routing
@@ -31,9 +32,9 @@ class Wemoe:
     def __post_init__(self) -> None:
         check_range("wemoe: density", self.density, 0.0, 1.0, open_low=True)
 
-    def __call__(self, experts: Experts) -> Merged:
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         ffn = experts.keys("ffn")
-        rest = static(self.rest, experts.part(set(experts.keys()) - set(ffn)), "wemoe: rest")
+        rest = static(self.rest, experts.part(set(experts.keys()) - set(ffn)), context, "wemoe: rest")
         deltas: dict[str, Delta] = {key: Dense(self._pruned(tau).clone()) for key, tau in experts.stream(ffn)}
         routing = Routing("learned", init=self.init) if deltas else None
         return experts.merged(rest.shared, rest.scale, deltas, routing, fixed=rest.fixed)

@@ -18,6 +18,7 @@ from merging.backbones.open_clip import OpenClip
 from merging.cache import modules_of
 from merging.checkpoints import SafetensorsFile, StateDict
 from merging.checkpoints.writing import write_safetensors
+from merging.context import Context
 from merging.methods import Average, Dare, TaskArithmetic
 from merging.neurons import Neurons
 from merging.similarity import cosines
@@ -99,8 +100,8 @@ def activations(cache, patch, base=0, expert=1, images=0, device="cpu", source="
     tasks = suite.Suite("two", (Shades("a", images), Shades("b")))
     seen = suite.calibration(tasks, backbone(**{**BACKBONE, **how}), "calibration")
     patch.setattr(neurons, "activations", lambda *given: {name: torch.zeros(2, 4) for name in given[2]})
-    experts = replace(opened(cache, base, expert), calibration=lambda _: replace(seen, device=torch.device(device)))
-    Neurons(source=source, **knobs).measured(experts)
+    data = SimpleNamespace(unlabelled=lambda _: replace(seen, device=torch.device(device)))
+    Neurons(source=source, **knobs).measured(opened(cache, base, expert), Context(data))
 
 
 def similarity(cache, patch, base=0, expert=1, only=None):
@@ -139,9 +140,9 @@ def trained_gates(
         images_of = suite.calibration(tasks, backbone(**{**BACKBONE, **how}), "calibration")
         return replace(images_of, device=torch.device(device))
 
-    experts = replace(opened(cache), calibration=seen)
-    merged, router = TaskArithmetic(scale=scale)(experts).cast(dtype), Learned(split="test")
-    cache.keys.append(gates.content(router, merged, experts, config, {"base": base}, made_by, ["calibration"]))
+    merged, router = TaskArithmetic(scale=scale)(opened(cache)).cast(dtype), Learned(split="test")
+    context = Context(SimpleNamespace(unlabelled=seen))
+    cache.keys.append(gates.content(router, merged, context, config, {"base": base}, made_by, ["calibration"]))
 
 
 def scored(cache, patch, task="a", images=0, head=1.0, split="val", scale=0.3, batch=100, code="code", device="cpu"):
@@ -288,7 +289,8 @@ def test_masks_of_another_backbone_are_measured_anew(tmp_path):
     found = {}
     for name, changed in [("plain", {}), *((name, {name: value}) for name, value in OTHER.items())]:
         seen = suite.calibration(tasks, backbone(**{**BACKBONE, **changed}), "calibration")
-        found[name] = Neurons().measured(replace(experts, calibration=lambda _, seen=seen: seen))[0]
+        context = Context(SimpleNamespace(unlabelled=lambda _, seen=seen: seen))
+        (found[name],) = Neurons().measured(experts, context).values()
         fresh = calibration.activations(seen, experts.checkpoints, (KEYS[1],))[KEYS[1]]
         assert torch.equal(found[name], fresh)
     assert all(not torch.equal(found["plain"], other) for name, other in found.items() if name != "plain")

@@ -1,7 +1,6 @@
 """A row names the splits that were really opened, and who opened them, whatever a method says or a cache holds."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -18,15 +17,17 @@ from launchers.results.notes import notes
 from merging import Cache
 from merging.adapt import Learned, Oracle, TaskId
 from merging.backbones.open_clip import OpenClip
+from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Duet, NeuronMask, TaskArithmetic, Twin
 from merging.routing.gates import GateShape
+from tasks.data import SuiteData
 from tasks.evaluate import Grid
 from tasks.heads.head import Given, ZeroShot
 from tasks.scales import Fixed, Search
 from tasks.split import Split
-from tasks.suite import Suite, calibration
+from tasks.suite import Suite
 from tasks.task import LabelledTask
 
 TOWER = OpenClip("small", 8, {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16})
@@ -64,8 +65,8 @@ class Peeking:
     def splits(self):
         return (self.split,)
 
-    def __call__(self, experts):
-        experts.unlabelled("peeking", self.split)
+    def __call__(self, experts, context):
+        context.unlabelled(self.split)
         return TaskArithmetic()(experts)
 
 
@@ -90,8 +91,8 @@ def setup(tmp_path):
         states = [TOWER.build().state_dict() for _ in range(3)]
     store = Cache(tmp_path / "cache")
     experts = Experts.open(states[0], states[1:], suite.names, store)
-    experts = replace(experts, calibration=partial(calibration, suite, TOWER))
-    return Setup(experts, Grid(suite, TOWER), "noise", store.folder / "unfinished", gates=store)
+    context = Context(SuiteData(suite, TOWER))
+    return Setup(experts, Grid(suite, TOWER), "noise", context, store.folder / "unfinished", gates=store)
 
 
 def computed(setup, method, router=None, scale=None, split="test"):
@@ -120,10 +121,10 @@ def test_of_several_splits_the_test_split_counts(setup):
 
 def test_an_opening_that_is_not_declared_is_refused(setup):
     with pytest.raises(
-        UserError, match=r"method=mine opens the unlabelled test images, but says that it needs nothing"
+        UserError, match=r"method=mine opens the unlabelled test inputs, but says that it needs nothing"
     ):
         computed(setup, Undeclared())
-    with pytest.raises(UserError, match=r"opens the unlabelled test images, but says only of calibration\. .*splits"):
+    with pytest.raises(UserError, match=r"opens the unlabelled test inputs, but says only of calibration\. .*splits"):
         computed(setup, Elsewhere())
 
 

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from samples import IMAGES, drawn, family, opened, tower
+from samples import IMAGES, Noise, context, drawn, family, opened, tower
 
 from merging.adapt import Learned, TaskId
 from merging.methods import Wemoe
+from merging.methods.method import call
 from merging.routing.gates import GateShape
 
 NAMES, PARTS = ("red", "green", "blue"), 3
@@ -23,22 +24,22 @@ def coloured(task, seed=0):
     return images
 
 
-def separable(asked=None):
-    """Experts whose unlabelled images tell their tasks; those of another split are other images."""
-    found = opened(*family(PARTS, tower(), size=0.25, spread=0.0625), NAMES)
+class Coloured(Noise):
+    """Data double whose unlabelled images tell their tasks; those of the test split are other images."""
 
-    def calibration(split):
-        (asked if asked is not None else []).append(split)
+    def unlabelled(self, split):
         made = [coloured(task, split == "test") for task in range(PARTS)]
-        return replace(found.calibration(split), images=lambda task, some: made[task][some])
-
-    return replace(found, calibration=calibration)
+        return replace(super().unlabelled(split), images=lambda task, some: made[task][some])
 
 
-def silent(values, step):
-    """No tracker."""
+def separable():
+    """Experts of three tasks, and a context with images that tell them apart."""
+    found = opened(*family(PARTS, tower(), size=0.25, spread=0.0625), NAMES)
+    return found, context(found, Coloured(found))
 
 
-def fitted(shape=BLOCK, train=QUICK, method=None, seed=0, log=silent, experts=None):
-    experts = separable() if experts is None else experts
-    return Learned(gate=shape, train=train).fit((method or Wemoe())(experts), experts, seed, log)[0]
+def fitted(shape=BLOCK, train=QUICK, method=None, given=None, **settings):
+    """A merge with trained gates; `given` are experts and context."""
+    experts, context = separable() if given is None else given
+    merged = call(method or Wemoe(), experts, context)
+    return Learned(gate=shape, train=train).fit(merged, experts, replace(context, **settings))[0]

@@ -43,7 +43,7 @@ class Given(Neurons):
 
     given: dict = field(default_factory=lambda: MASKS)
 
-    def masks(self, experts):
+    def masks(self, experts, context):
         return self.given
 
 

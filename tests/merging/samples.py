@@ -1,6 +1,5 @@
 """What the tests of merging/ share: small experts with every kind of parameter, and all methods there are."""
 
-from dataclasses import replace
 from functools import cache
 from zlib import crc32
 
@@ -10,6 +9,8 @@ from torch import nn
 from merging import Experts, UserError, methods
 from merging.backbones.open_clip import OpenClip
 from merging.calibration import Calibration
+from merging.context import Context
+from merging.methods.method import call
 
 SHAPES = {
     "tall.weight": (24, 9),
@@ -77,27 +78,51 @@ def noise(task):
 
 
 def opened(base, experts, tasks=None):
-    """Experts with unlabelled images of noise, those of a task drawn by its name, that a tower measures.
+    """Experts in memory."""
+    return Experts.open(base, experts, tasks)
+
+
+class Noise:
+    """Data double: unlabelled images of noise, those of a task drawn by its name, that a tower measures.
 
     The model trained on all tasks is the base, which learned nothing.
     """
-    found = Experts.open(base, experts, tasks)
-    images = [noise(name) for name in found.tasks]
-    heads = tuple(drawn(5, 8, seed=crc32(name.encode()) + 1) for name in found.tasks)
-    build = BACKBONE.build if "visual.proj" in found.origin.specs() else nn.Identity
-    facts = BACKBONE.identity()
 
-    def calibration(split):
-        sizes = (IMAGES,) * len(images)
-        return Calibration(split, found.tasks, sizes, lambda task, some: images[task][some], heads, build, facts)
+    def __init__(self, experts):
+        self.experts, self.images = experts, [noise(name) for name in experts.tasks]
 
-    return replace(found, calibration=calibration, multitask=lambda: found.origin)
+    def unlabelled(self, split):
+        tasks, sizes = self.experts.tasks, (IMAGES,) * len(self.images)
+        heads = tuple(drawn(5, 8, seed=crc32(name.encode()) + 1) for name in tasks)
+        build = BACKBONE.build if "visual.proj" in self.experts.origin.specs() else nn.Identity
+        images = lambda task, some: self.images[task][some]  # noqa: E731
+        return Calibration(split, tasks, sizes, images, heads, build, BACKBONE.identity())
+
+    def multitask(self):
+        return self.experts.origin
+
+
+class Made:
+    """Data double whose unlabelled inputs of a split a function makes."""
+
+    def __init__(self, unlabelled):
+        self.unlabelled = unlabelled
+
+
+def context(experts, data=None, **settings):
+    """A context whose data are noise, or `data`."""
+    return Context(Noise(experts) if data is None else data, **settings)
+
+
+def applied(method, experts):
+    """What a method makes of experts, with images of noise to look at."""
+    return call(method, experts, context(experts))
 
 
 def asks(method):
     """Whether a method asks what a parameter is: it refuses names that no table has."""
     try:
-        method(opened(*family(2, plain())))
+        applied(method, opened(*family(2, plain())))
     except UserError as error:
         return "is not in the table" in str(error)
     return False
@@ -110,7 +135,7 @@ def suited(method, shapes=mixed):
 
 def merged_of(method, base, experts, tasks=None):
     """What `merge` gives, for a method that may ask for unlabelled images."""
-    return method(opened(base, experts, tasks))
+    return applied(method, opened(base, experts, tasks))
 
 
 def models(merged):

@@ -6,11 +6,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from coloured import BLOCK, EARLY, NAMES, PARTS, PASS, QUICK, SHARED, TWIN, WEMOE, coloured, fitted, separable, silent
-from samples import BACKBONE, IMAGES
+from coloured import BLOCK, EARLY, NAMES, PARTS, PASS, QUICK, SHARED, TWIN, WEMOE, coloured, fitted, separable
+from samples import BACKBONE, IMAGES, Made
 from torch.nn import functional
 
 from merging.adapt import Gradient, Learned, Oracle, TaskId
+from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.losses import expert_features, marginal_entropy, mean_entropy
 from merging.merged import Routing
@@ -125,10 +126,10 @@ TRAINED = [QUICK, Gradient(steps=3, lr=0.01, batch=4), Gradient(1, 0.5, 1, QUICK
 class TestAnyTraining:
     @pytest.mark.parametrize("shape", SHAPES)
     def test_gates_alone_are_touched(self, train, shape):
-        experts = separable()
-        merged = Duet()(experts)
+        experts, context = separable()
+        merged = Duet()(experts, context)
         before = [tensor.clone() for tensor in frozen(merged, experts)]
-        trained, _ = Learned(gate=shape, train=train).fit(merged, experts, 0, silent)
+        trained, _ = Learned(gate=shape, train=train).fit(merged, experts, context)
         assert all(map(torch.equal, before, frozen(trained, experts)))
         assert all(map(torch.equal, before, frozen(merged, experts)))
         fresh = [Gate(16, PARTS, shape).std for _ in trained.routing.gates]
@@ -175,11 +176,11 @@ class TestGradient:
     @pytest.mark.parametrize("granularity", ["sample", "batch", "mixed"])
     def test_the_loss_is_a_sum_over_tasks(self, granularity):
         """Terms of the first step, by separate passes; batch: a w for each task's images, mixed: one for all."""
-        experts, heard = separable(), []
+        (experts, context), heard = separable(), []
         shape = replace(BLOCK, granularity=granularity, features="mean")
         train = Gradient(1, 1, 1, QUICK, steps=1, batch=IMAGES, lr=1e-9)
-        merged = fitted(shape, train, log=lambda values, step: heard.append(values), experts=experts)
-        model, calibration = install(BACKBONE.build(), merged), experts.unlabelled("test")
+        merged = fitted(shape, train, log=lambda values, step: heard.append(values), given=(experts, context))
+        model, calibration = install(BACKBONE.build(), merged), context.unlabelled()
         targets, images = expert_features(experts, calibration), [coloured(task) for task in range(PARTS)]
         with torch.inference_mode():
             together = model(torch.cat(images)).split(IMAGES)
@@ -212,17 +213,17 @@ class TestGradient:
 
     def test_a_collapse_is_told(self):
         """Of two classes all images are of one, and entropy makes that more certain still."""
-        experts = separable()
+        experts, context = separable()
 
-        def calibration(split):
-            made = experts.calibration(split)
+        def unlabelled(split):
+            made = context.unlabelled(split)
             means = [each.mean(0) for each in expert_features(experts, made)]
             return replace(made, heads=tuple(torch.stack([2 * mean, -2 * mean]) for mean in means))
 
         router = Learned(gate=replace(BLOCK, activation="none"), train=Gradient(steps=20, lr=0.03, batch=8))
-        told = router.fit(Wemoe()(experts), replace(experts, calibration=calibration), 0, silent)
+        told = router.fit(Wemoe()(experts), experts, Context(Made(unlabelled)))
         assert told[1] == list(NAMES)
-        assert Learned(train=QUICK).fit(Wemoe()(experts), experts, 0, silent)[1] == []
+        assert Learned(train=QUICK).fit(Wemoe()(experts), experts, context)[1] == []
 
 
 class TestBadInput:
@@ -233,24 +234,24 @@ class TestBadInput:
         assert fitted(PASS, method=Twin(start=None)).routing.gate == PASS
 
     def test_no_images(self):
-        experts = separable()
-        with pytest.raises(UserError, match="router=mine looks at unlabelled images"):
-            Learned("mine").fit(Wemoe()(experts), replace(experts, calibration=None), 0, silent)
+        experts, _ = separable()
+        with pytest.raises(UserError, match="uses unlabelled calibration inputs"):
+            Learned("mine").fit(Wemoe()(experts), experts, ALONE)
 
     def test_a_loss_that_is_not_finite(self):
-        experts = separable()
+        experts, context = separable()
         heads = (torch.full((5, 8), torch.nan),) * 3
-        broken = replace(experts, calibration=lambda split: replace(experts.calibration(split), heads=heads))
+        broken = Context(Made(lambda split: replace(context.unlabelled(split), heads=heads)))
         with pytest.raises(UserError, match=r"loss is nan at step 0: lower router.train.lr=0.0001"):
-            fitted(train=Gradient(steps=2), experts=broken)
+            fitted(train=Gradient(steps=2), given=(experts, broken))
 
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("train", [QUICK, Gradient(steps=1)])
     def test_features_that_are_not_finite(self, shape, train):
-        experts = separable()
+        experts, context = separable()
         merged = Wemoe()(experts).scaled(torch.inf)
         with pytest.raises(UserError, match="gives NaN or Inf on the images that train its gates"):
-            Learned(gate=shape, train=train).fit(merged, experts, 0, silent)
+            Learned(gate=shape, train=train).fit(merged, experts, context)
 
     def test_hard_routing_has_no_gradient(self):
         with pytest.raises(UserError, match=r"top_k=1 gives one-hot weights.*router=task_id"):
@@ -269,15 +270,18 @@ class TestBadInput:
 
 @pytest.mark.parametrize("split", ["calibration", "test"])
 def test_the_split_that_trained_a_router_is_on_record(split):
-    asked = []
-    experts = separable(asked)
-    merged, _ = Learned("mine", train=QUICK, split=split).fit(Wemoe()(experts), experts, 0, silent)
-    assert asked == [split] and merged.routing.adaptation == split and merged.routing.router == "mine"
+    experts, context = separable()
+    merged, _ = Learned("mine", train=QUICK, split=split).fit(Wemoe()(experts), experts, context.acting("mine"))
+    assert (
+        context.opened.splits == {split: ["mine"]}
+        and merged.routing.adaptation == split
+        and merged.routing.router == "mine"
+    )
 
 
 def test_the_oracle_learns_nothing():
-    asked = []
-    experts = separable(asked)
-    merged, suspected = Oracle().fit(Wemoe()(experts), experts, 0, silent)
-    assert merged.routing == Routing("oracle") and merged.routing.by_task and (asked, suspected) == ([], [])
+    experts, context = separable()
+    merged, suspected = Oracle().fit(Wemoe()(experts), experts, context)
+    assert merged.routing == Routing("oracle") and merged.routing.by_task and suspected == []
+    assert context.opened.splits == {}
     assert merged.routing.params == 0

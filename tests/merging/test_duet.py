@@ -24,7 +24,7 @@ from ffns import (
     published,
     small_towers,
 )
-from samples import BACKBONE, drawn, equal, family, merged_of, opened, task_vectors
+from samples import BACKBONE, context, drawn, equal, family, merged_of, opened, task_vectors
 
 from merging.decompose.ranks import Ranks
 from merging.deltas import Dense, LowRank, Tucker
@@ -171,7 +171,7 @@ def test_the_correction_lives_on_the_neurons_that_were_kept():
     base, experts = small_towers()
     method = Duet(ranks=SMALL, neurons=Neurons(0.1))
     merged = merged_of(method, base, experts)
-    masks = method.neurons.masks(opened(base, experts))
+    masks = method.neurons.masks(opened(base, experts), context(opened(base, experts)))
     for key, fixed in merged.fixed.items():
         mask = masks[key.partition(".mlp")[0]]
         assert mask.sum(1).tolist() == [6] * TASKS  # round(0.1 x 64)

@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from samples import BACKBONE, drawn, equal, every_method, family, merged_of, models, opened, task_vectors, tower
+from samples import (
+    BACKBONE,
+    context,
+    drawn,
+    equal,
+    every_method,
+    family,
+    merged_of,
+    models,
+    opened,
+    task_vectors,
+    tower,
+)
 from torch.nn import functional
 
 from merging import UserError
@@ -37,7 +49,7 @@ def trained(method, base, experts, shape):
     found = opened(base, experts)
     merged = method(found)
     if merged.routing.router == "learned":
-        merged, _ = Learned(gate=shape, train=TaskId(steps=5)).fit(merged, found, 0, lambda values, step: None)
+        merged, _ = Learned(gate=shape, train=TaskId(steps=5)).fit(merged, found, context(found))
     return install(BACKBONE.build(), merged)
 
 

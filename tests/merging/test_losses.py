@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from samples import BACKBONE, IMAGES, family, noise, opened, tower
+from samples import BACKBONE, IMAGES, context, family, noise, opened, tower
 from torch.distributions import Categorical
 from torch.nn import functional
 
@@ -142,7 +142,7 @@ class TestWatch:
 def test_features_of_the_matching_expert():
     base, experts = family(3, tower(), size=0.25, spread=0.0625)
     found = opened(base, experts, ["a", "b", "c"])
-    features = expert_features(found, found.unlabelled("test"))
+    features = expert_features(found, context(found).unlabelled())
     for name, state, each in zip(found.tasks, experts, features, strict=True):
         plain = BACKBONE.build()
         plain.load_state_dict({key: state[key] for key in plain.state_dict()})

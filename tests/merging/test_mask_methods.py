@@ -3,7 +3,21 @@
 import published
 import pytest
 import torch
-from samples import BACKBONE, SHAPES, drawn, equal, family, merged_of, models, opened, task_vectors, tower
+from samples import (
+    BACKBONE,
+    SHAPES,
+    Made,
+    applied,
+    context,
+    drawn,
+    equal,
+    family,
+    merged_of,
+    models,
+    opened,
+    task_vectors,
+    tower,
+)
 
 from merging import UserError, merge
 from merging.methods import Average, Dare, Emr, NeuronMask, TallMask, TaskArithmetic, Ties, TsvM, Wemoe
@@ -90,11 +104,11 @@ def active(expert, images, block):
 def test_neuron_masks_keep_the_rows_and_columns_of_active_neurons_alone():
     base, experts = family(3, tower(), size=0.25)
     found, seen = opened(base, experts), {}
-    NeuronMask(Neurons(0.25), then=lambda sparse: seen.update(dict_of(sparse)) or sparse.merged({}))(found)
+    applied(NeuronMask(Neurons(0.25), then=lambda sparse: seen.update(dict_of(sparse)) or sparse.merged({})), found)
     taus, untouched = dict_of(found), set(seen)
     for block in range(2):
         for task, expert in enumerate(experts):
-            images = found.unlabelled("test").images(task, torch.arange(24))
+            images = context(found).unlabelled().images(task, torch.arange(24))
             kept = torch.zeros(64).index_fill(0, active(expert, images, block).topk(16).indices, 4.0)  # 1 / density
             for name, factor in ((FC + "weight", kept[:, None]), (FC + "bias", kept), (PROJ + "weight", kept)):
                 key = name.format(block)
@@ -120,13 +134,12 @@ def test_all_neurons_are_the_method_behind_them(then, scale):
 def test_neurons_are_measured_once_and_only_where_there_are_any():
     base, experts = family(2, tower())
     found, asked = opened(base, experts), []
-    counting = type(found)(found.tasks, found.origin, found.checkpoints,
-                           calibration=lambda split: asked.append(split) or found.calibration(split))  # fmt: skip
-    NeuronMask(then=Ties())(counting)
+    counting = Made(lambda split: asked.append(split) or context(found).unlabelled(split))
+    NeuronMask(then=Ties())(found, context(found, counting))
     assert len(asked) == 1
     base, experts = family(2, {"visual.conv1.weight": (4, 3, 2, 2), "logit_scale": ()})
     assert all(map(equal, models(merge(NeuronMask(), base, experts)), models(merge(TaskArithmetic(), base, experts))))
-    with pytest.raises(UserError, match="unlabelled images"):
+    with pytest.raises(UserError, match="unlabelled calibration inputs"):
         merge(NeuronMask(), *family(2, tower()))
 
 

@@ -15,9 +15,9 @@ def test_active_neurons_and_overlap_by_hand():
     activity = torch.tensor([[4.0, -3.0, 2.0, 1.0], [0.0, 0.0, 5.0, 0.0]])
     masks = torch.tensor([[True, True, False, False], [False, True, True, False]])
     neurons = SimpleNamespace(
-        measured=lambda experts: {"layers.7": activity}, masks=lambda experts: {"layers.7": masks}
+        measured=lambda experts, context: {"layers.7": activity}, masks=lambda experts, context: {"layers.7": masks}
     )
-    (found,) = blocks(None, neurons, 0.5).values()  # type: ignore[arg-type]
+    (found,) = blocks(None, None, neurons, 0.5).values()  # type: ignore[arg-type]
     assert found.hidden == 4 and found.active == [0.5, 0.25] and found.kept == 0.5
     assert found.overlap == [[1.0, 0.33333], [0.33333, 1.0]]  # one neuron of three
     assert found.chance == pytest.approx(1 / 3)

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from ffns import close, small_towers
-from samples import drawn, family, opened
+from samples import Made, context, drawn, family, opened
 from torch import nn
 
 from merging import Cache, Experts, UserError
 from merging import neurons as module
 from merging.calibration import Calibration
+from merging.context import ALONE, Context
 from merging.neurons import Neurons, chance, jaccard, largest_mass, largest_share, selected
 
 TASKS, HIDDEN = 3, 6
@@ -49,11 +50,11 @@ def hand_made():
         expert["transformer.resblocks.1.mlp.c_fc.bias"][task + 3] = 2
     images = drawn(10, 5, 4)
     calibration = Calibration("calibration", ("x",) * TASKS, (10,) * TASKS, lambda t, i: images[i], (), Model, {})
-    return replace(Experts.open(base, experts), calibration=lambda split: calibration)
+    return Experts.open(base, experts), Context(Made(lambda split: calibration))
 
 
 def test_an_expert_keeps_the_neurons_that_fire_for_it():
-    masks = Neurons(1 / HIDDEN).masks(hand_made())
+    masks = Neurons(1 / HIDDEN).masks(*hand_made())
     assert torch.equal(masks[FIRST], torch.eye(HIDDEN)[:3].bool()) and torch.equal(
         masks[SECOND], torch.eye(HIDDEN)[3:].bool()
     )
@@ -65,15 +66,15 @@ def test_a_share_of_the_model_may_lie_in_one_block():
     with pytest.raises(
         UserError, match=r"ratio=0.08 keeps none of the 6 hidden neurons of block transformer.resblocks.0 for task0"
     ):
-        Neurons(0.08, scope="model").masks(hand_made())
-    masks = Neurons(2 / 12, scope="model").masks(hand_made())
+        Neurons(0.08, scope="model").masks(*hand_made())
+    masks = Neurons(2 / 12, scope="model").masks(*hand_made())
     assert masks[FIRST].sum() == masks[SECOND].sum() == TASKS
     with pytest.raises(UserError, match=r"Raise it to at least 0.1667, or use scope=layer"):
-        Neurons(0.08).masks(hand_made())
+        Neurons(0.08).masks(*hand_made())
 
 
 def test_the_base_may_be_asked_instead():
-    masks = Neurons(1 / HIDDEN, source="base").masks(hand_made())
+    masks = Neurons(1 / HIDDEN, source="base").masks(*hand_made())
     assert torch.equal(masks[FIRST], torch.eye(HIDDEN)[:1].bool().expand(TASKS, -1))  # all silent: of equals the first
 
 
@@ -118,19 +119,21 @@ def test_a_share_of_the_mass_takes_the_fewest_neurons():
             held = row[mask].sum()
             assert held >= share * row.sum() - 1e-6 and held - row[mask].min() < share * row.sum()
             assert mask.all() or row[mask].min() >= row[~mask].max()
-    masks = Neurons(0.5, scope="mass").masks(hand_made())
+    masks = Neurons(0.5, scope="mass").masks(*hand_made())
     assert torch.equal(masks[FIRST], torch.eye(HIDDEN)[:3].bool())  # one neuron holds everything
 
 
 def test_activity_before_and_after_the_activation_function():
     experts = opened(*small_towers())
-    before, after = (Neurons(0.5, at=at, statistic="positive").measured(experts) for at in ("input", "output"))
+    before, after = (
+        Neurons(0.5, at=at, statistic="positive").measured(experts, context(experts)) for at in ("input", "output")
+    )
     assert before.keys() == after.keys()
     for block in before:
         assert torch.allclose(before[block], after[block]) and before[block].std() > 0  # GELU keeps the sign
-    raw, activated = (Neurons(0.5, at=at).measured(experts) for at in ("input", "output"))
+    raw, activated = (Neurons(0.5, at=at).measured(experts, context(experts)) for at in ("input", "output"))
     assert all((raw[block] > activated[block]).all() for block in raw)  # and |GELU(x)| < |x|
-    inner = Neurons(1 / HIDDEN, at="input").masks(hand_made())
+    inner = Neurons(1 / HIDDEN, at="input").masks(*hand_made())
     assert torch.equal(inner[FIRST], torch.eye(HIDDEN)[:3].bool())
 
 
@@ -172,18 +175,19 @@ def test_more_images_change_few_masks():
     """Masks from n and from 2 n of the same images agree; those of noise are stable from few on."""
     base, experts = small_towers()
     found = opened(base, experts)
-    few, many = (Neurons(0.25, images=count).masks(found) for count in (12, 24))
+    few, many = (Neurons(0.25, images=count).masks(found, context(found)) for count in (12, 24))
     for block in few:
         for one, other in zip(few[block], many[block], strict=True):
             assert jaccard(torch.stack([one, other]))[0, 1] > 0.75
-    every = Neurons(0.25, images=999).masks(found)
+    every = Neurons(0.25, images=999).masks(found, context(found))
     assert all(torch.equal(many[block], every[block]) for block in many)
 
 
 def test_measured_once_per_content_and_question(tmp_path, monkeypatch):
     calls, original = [], module.activations
     monkeypatch.setattr(module, "activations", lambda *given: calls.append(given) or original(*given))
-    found = replace(hand_made(), cache=Cache(tmp_path / "cache"))
+    made_by_hand, seen = hand_made()
+    found = replace(made_by_hand, cache=Cache(tmp_path / "cache"))
     for neurons, made in (
         (Neurons(0.5), 1),
         (Neurons(0.2, scale="none", scope="model"), 1),
@@ -193,9 +197,9 @@ def test_measured_once_per_content_and_question(tmp_path, monkeypatch):
         (Neurons(0.5, source="base"), 5),
         (Neurons(0.5), 5),
     ):
-        first = neurons.measured(found)
+        first = neurons.measured(found, seen)
         assert len(calls) == made
-        assert all(torch.equal(first[block], again) for block, again in neurons.measured(hand_made()).items())
+        assert all(torch.equal(first[block], again) for block, again in neurons.measured(*hand_made()).items())
         calls[:] = calls[:made]
 
 
@@ -219,5 +223,5 @@ def test_unknown_names(knobs, message):
 
 
 def test_no_images_no_masks():
-    with pytest.raises(UserError, match="neuron masking looks at unlabelled images"):
-        Neurons().masks(Experts.open(*family(1)))
+    with pytest.raises(UserError, match="uses unlabelled calibration inputs"):
+        Neurons().masks(Experts.open(*family(1)), ALONE)

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import torch
 from coloured import BLOCK, PARTS, fitted, separable
+from samples import Made
 
 from merging.adapt import Gradient
+from merging.context import Context
 from merging.routing.gates import Gate, GateShape
 
 RAW = replace(BLOCK, activation="none", granularity="batch", features="mean", standardise=False)
@@ -26,14 +28,13 @@ def test_the_published_gate_on_raw_tokens():
 
 
 def test_training_looks_at_no_image_before_the_first_step():
-    seen, experts = [], separable()
-    give = experts.calibration
+    seen, (experts, context) = [], separable()
 
     def noting(split):
-        found = give(split)
+        found = context.unlabelled(split)
         return replace(found, images=lambda task, some: seen.append(task) or found.images(task, some))
 
-    merged = fitted(RAW, Gradient(steps=2, lr=1e-12, batch=4), experts=replace(experts, calibration=noting))
+    merged = fitted(RAW, Gradient(steps=2, lr=1e-12, batch=4), given=(experts, Context(Made(noting))))
     assert len(seen) == 2 * PARTS
     for gate in (*merged.routing.gates, *fitted(RAW).routing.gates):  # by entropy, and by task id
         assert not gate.mean.any() and (gate.std == 1).all()

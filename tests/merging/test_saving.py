@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from samples import BACKBONE, drawn, equal, family, opened, tower
+from samples import BACKBONE, context, drawn, equal, family, opened, tower
 from torch import nn
 
 from merging import UserError, load, merge, open_merged
@@ -61,7 +61,7 @@ def made(method, shape=None):
     merged = method(found)
     if shape is None:
         return merged
-    return Learned("task_id", shape, TaskId(steps=5), "test").fit(merged, found, 0, lambda values, step: None)[0]
+    return Learned("task_id", shape, TaskId(steps=5), "test").fit(merged, found, context(found))[0]
 
 
 def answer(model, *inputs):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from samples import BACKBONE, drawn, equal, every_method, family, models, opened, tower
+from samples import BACKBONE, applied, context, drawn, equal, every_method, family, models, opened, tower
 
 from merging import Experts, open_merged
 from merging.adapt import Learned, TaskId
@@ -31,7 +31,6 @@ from merging.methods import (
 from merging.neurons import Neurons
 from merging.qkv import Joined, join
 from merging.routed import install
-from merging.routing.gates import GateShape
 
 T = 3
 BLOCK = "visual.transformer.resblocks.1.attn."
@@ -241,7 +240,7 @@ class TestAgainstSplitInsideTheMethod:
     def test_trained_gates(self):
         """The router sees one routed matrix, and a saved model gives the same answers."""
         seen = experts()
-        trained, _ = Learned("task_id", GateShape(), TaskId(steps=5)).fit(Duet("all")(seen), seen, 0, lambda *_: None)
+        trained, _ = Learned(train=TaskId(steps=5)).fit(applied(Duet("all"), seen), seen, context(seen))
         assert isinstance(trained, Joined) and trained.routing.gates is not None
         with torch.inference_mode():
             assert install(BACKBONE.build(), trained)(images()).isfinite().all()

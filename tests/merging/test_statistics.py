@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ffns import close, small_towers
-from samples import BACKBONE, IMAGES, opened
+from samples import BACKBONE, IMAGES, context, opened
 from torch.nn import functional
 
 from merging.calibration import STATISTICS, activations, linear_statistics
@@ -48,7 +48,7 @@ def hidden(state, images):
 @pytest.mark.parametrize("tokens", ["all", "class"])
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_equals_a_forward_pass_by_hand(found, statistic, tokens, count):
-    calibration = found.unlabelled("test")
+    calibration = context(found).unlabelled()
     measured = activations(calibration, found.checkpoints, NAMES, count, statistic, tokens)
     for task, checkpoint in enumerate(found.checkpoints):
         images = calibration.images(task, torch.arange(IMAGES if count is None else count))
@@ -60,7 +60,7 @@ def test_equals_a_forward_pass_by_hand(found, statistic, tokens, count):
 
 
 def test_magnitude_is_the_default(found):
-    calibration = found.unlabelled("test")
+    calibration = context(found).unlabelled()
     plain = activations(calibration, found.checkpoints, NAMES, 4)
     asked = activations(calibration, found.checkpoints, NAMES, 4, "mean_abs", "all")
     assert all(torch.equal(plain[name], asked[name]) for name in NAMES)
@@ -69,21 +69,21 @@ def test_magnitude_is_the_default(found):
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_batches_of_any_size_give_the_same(found, statistic):
     """Every image counts once, also in a last batch that is smaller."""
-    calibration = found.unlabelled("test")
+    calibration = context(found).unlabelled()
     tower = calibration.tower()
     together, split = (linear_statistics(tower, NAMES, calibration.batches(0, 7, batch), statistic) for batch in (7, 3))
     assert all(close(together[name], split[name], 1e-6) for name in NAMES)
 
 
 def test_leaves_no_hooks(found):
-    tower = found.unlabelled("test").tower()
-    linear_statistics(tower, NAMES, found.unlabelled("test").batches(0, 2))
+    tower = context(found).unlabelled().tower()
+    linear_statistics(tower, NAMES, context(found).unlabelled().batches(0, 2))
     assert not any(module._forward_pre_hooks for module in tower.modules())
 
 
 def test_every_expert_sees_its_own_images(found):
     """Swapped images change what is measured of every expert."""
-    calibration = found.unlabelled("test")
+    calibration = context(found).unlabelled()
     swapped = replace(calibration, images=lambda task, some: calibration.images(2 - task, some))
     own, other = (activations(each, found.checkpoints, NAMES) for each in (calibration, swapped))
     for name in NAMES:

@@ -45,11 +45,11 @@ def test_what_is_counted_is_written_and_what_is_written_was_scored(method, dtype
 
 def test_trained_gates_are_counted_as_written(tmp_path):
     """Batch norm counts its batches in 64 bits."""
-    from samples import opened, tower
+    from samples import context, opened, tower
 
     found = opened(*family(3, tower(), size=0.25, spread=0.0625))
     gate = Learned("task_id", GateShape("pass", 3, "mean"), TaskId(steps=2), "test")
-    merged = gate.fit(Twin()(found), found, 0, lambda values, step: None)[0]
+    merged = gate.fit(Twin()(found), found, context(found))[0]
     assert merged.stored_bytes == in_file(merged.save(tmp_path / "merged.safetensors"))
 
 

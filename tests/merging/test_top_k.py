@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from coloured import BLOCK, QUICK, fitted, separable, silent
+from coloured import BLOCK, QUICK, fitted, separable
 from torch import nn
 
 from merging.adapt import Gradient, Learned
@@ -124,7 +124,7 @@ def test_neither_count_nor_share(top_k):
 
 
 def test_a_share_of_one_part_cannot_be_trained_by_gradient():
-    shape, experts = GateShape(top_k=0.3), separable()
+    shape, (experts, context) = GateShape(top_k=0.3), separable()
     with pytest.raises(UserError, match=r"top_k=0.3 gives one-hot weights.*router=task_id"):
-        Learned(gate=shape, train=Gradient(steps=1)).fit(RankOneMoe(1)(experts), experts, 0, silent)
-    assert fitted(shape, QUICK, experts=experts).routing.gate.kept(3) == 1 and BLOCK.top_k is None
+        Learned(gate=shape, train=Gradient(steps=1)).fit(RankOneMoe(1)(experts), experts, context)
+    assert fitted(shape, QUICK, given=(experts, context)).routing.gate.kept(3) == 1 and BLOCK.top_k is None

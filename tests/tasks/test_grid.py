@@ -1,7 +1,5 @@
 """Scores are shares of right answers, and the test split is opened once, at the end."""
 
-from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,19 +10,20 @@ from torch import nn
 from merging import Cache
 from merging.adapt import Learned, Oracle, TaskId
 from merging.backbones.open_clip import OpenClip
+from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Routing
 from merging.methods import Average, Base, Expert, TaskArithmetic, Twin, Wemoe
 from merging.routed import install
 from merging.routing.gates import GateShape, answered, listening
+from tasks.data import SuiteData
 from tasks.engine import Engine
 from tasks.evaluate import Grid, Outcome, outcome, per_sample, routing_of
 from tasks.finetune import Recipe
 from tasks.heads.head import Given, ZeroShot
 from tasks.score import accuracy
 from tasks.split import Split
-from tasks.suite import calibration
 from tasks.task import LabelledTask
 
 NAMES = ("hues", "tints", "shades")
@@ -108,7 +107,7 @@ def test_what_waits_for_a_gate_is_scored_by_the_true_task(suite, experts, waitin
     merged = waiting(experts)
     dense = [dict(merged.state(merged.one_hot(index))) for index in range(3)]
     by_hand = {task.name: plain_score(state, task, "val") for task, state in zip(suite.tasks, dense, strict=True)}
-    oracle, _ = Oracle().fit(merged, experts, 0, print)
+    oracle, _ = Oracle().fit(merged, experts, ALONE)
 
     assert merged.routing.router == "learned" and oracle.routing == Routing("oracle")
     for each in (merged, oracle):
@@ -117,9 +116,8 @@ def test_what_waits_for_a_gate_is_scored_by_the_true_task(suite, experts, waitin
 
 def test_gated_scores_and_routing_are_those_of_a_plain_loop(suite, experts):
     """Image by image: ask the gate, mix the weights it gives into a dense tower, and classify."""
-    experts = replace(experts, calibration=partial(calibration, suite, small.TOWER))
     router = Learned(gate=GateShape(sees="early"), train=TaskId(steps=20))
-    merged, _ = router.fit(Twin(keep=0.5)(experts), experts, 0, print)
+    merged, _ = router.fit(Twin(keep=0.5)(experts), experts, Context(SuiteData(suite, small.TOWER)))
     gated, dense, by_hand, right, means = install(small.TOWER.build(), merged), small.TOWER.build(), {}, {}, []
     for index, task in enumerate(suite.tasks):
         data, hits, weights = task.split("test"), 0, []

@@ -1,7 +1,7 @@
 """One model for all tasks: the same loss as its experts, images of every task in turn, and a file that says so."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import small
@@ -9,10 +9,12 @@ import torch
 from torch.nn import functional
 
 from merging.checkpoints import SafetensorsFile, StateDict
+from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Multitask
 from merging.ops import generator
+from tasks.data import SuiteData
 from tasks.engine import Engine
 from tasks.expert_files import Bench
 from tasks.finetune import make_experts, make_multitask
@@ -127,11 +129,12 @@ def test_it_is_trained_once_and_is_no_expert(cache):
 def test_the_method_gives_its_weights_and_nothing_without_it():
     base, trained, experts = small.tower_state(), small.tower_state(1), [small.tower_state(2), small.tower_state(3)]
     opened = Experts.open(base, experts)
-    merged = Multitask()(replace(opened, multitask=lambda: StateDict(trained)))
+    data = SuiteData(small.suite(), small.TOWER, trained=lambda: StateDict(trained))
+    merged = Multitask()(opened, Context(data))
     for key, weight in merged.state():
         assert torch.allclose(weight, trained[key], rtol=0, atol=1e-6), key
     assert not merged.deltas and merged.stored_bytes == sum(tensor.nbytes for tensor in base.values())
-    with pytest.raises(UserError, match="multitask is no merge"):
+    with pytest.raises(UserError, match="a model trained on the data of all tasks"):
         Multitask()(opened)
 
 

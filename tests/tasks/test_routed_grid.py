@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from merging import Cache
 from merging.adapt import Gradient, Learned, Oracle, TaskId
+from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Average, Smile, Twin, Wemoe
@@ -18,6 +19,7 @@ from merging.ops import generator
 from merging.routed import install
 from merging.routing.gates import Gate, GateShape, listening
 from merging.routing.groups import grouped, k_means
+from tasks.data import SuiteData
 from tasks.engine import Engine
 from tasks.evaluate import Grid
 from tasks.finetune import Recipe
@@ -38,8 +40,7 @@ def suite():
 def experts(tmp_path_factory, suite):
     """Experts that are good at their own task, by another head than the others'."""
     made = small.experts(Cache(tmp_path_factory.mktemp("cache")), NAMES, Recipe(steps=60, batch=24, lr=0.01))
-    found = Experts.open(small.tower_state(), made, NAMES)
-    return replace(found, calibration=partial(calibration, suite, small.TOWER))
+    return Experts.open(small.tower_state(), made, NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,12 @@ def routed(experts):
     return fitted(Twin(keep=0.5), experts)
 
 
-def fitted(method, experts, shape=EARLY, train=None):
-    router = Learned(gate=shape, train=train or TaskId(steps=10))
-    return router.fit(method(experts), experts, 0, lambda values, step: None)[0]
+def fitted(method, experts, shape=EARLY, train=None, suite=None):
+    router, context = (
+        Learned(gate=shape, train=train or TaskId(steps=10)),
+        SuiteData(suite or small.suite(*NAMES), small.TOWER),
+    )
+    return router.fit(method(experts), experts, Context(context))[0]
 
 
 def at(merged, granularity, groups=20, **how):
@@ -230,7 +234,7 @@ class TestOtherTasks:
     def test_are_refused(self, experts, routed, kind, names):
         waiting = Wemoe()(experts)
         merged = {"router": routed, "waiting": waiting, "subspace": Smile(4, 2)(experts),
-                  "oracle": Oracle().fit(waiting, experts, 0, print)[0]}[kind]  # fmt: skip
+                  "oracle": Oracle().fit(waiting, experts, ALONE)[0]}[kind]  # fmt: skip
         message = rf"for the tasks hues, tints, shades, in this order; the suite small has {', '.join(names)}\. Score"
         with pytest.raises(UserError, match=message):
             score(merged, small.suite(*names))

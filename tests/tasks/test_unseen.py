@@ -1,7 +1,6 @@
 """Tasks whose experts are left out: scored with what the others gave, and looked at for nothing else."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import small
@@ -10,16 +9,18 @@ from torch.nn import functional
 
 from merging import Cache
 from merging.adapt import Learned, Oracle, TaskId
+from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Emr, Expert, Smile, TaskArithmetic, Twin
 from merging.routed import install
 from merging.routing.gates import GateShape
+from tasks.data import SuiteData
 from tasks.engine import Engine
 from tasks.evaluate import Grid
 from tasks.scales import Search
 from tasks.score import accuracy
-from tasks.suite import Suite, calibration, divided
+from tasks.suite import Suite, divided
 from tasks.unseen import score_unseen
 
 SEEN, UNSEEN = ("hues", "tints"), "shades"
@@ -42,8 +43,8 @@ def grid(suite):
 
 
 def fitted(method, experts, suite, shape=EARLY):
-    known = replace(experts, calibration=partial(calibration, suite, small.TOWER))
-    return Learned(gate=shape, train=TaskId(steps=10)).fit(method(known), known, 0, lambda values, step: None)[0]
+    context = Context(SuiteData(suite, small.TOWER))
+    return Learned(gate=shape, train=TaskId(steps=10)).fit(method(experts), experts, context)[0]
 
 
 @torch.no_grad()
@@ -109,7 +110,7 @@ def test_merged_tasks_are_scored_as_without_unseen_ones(suite, experts):
     routed, alone = fitted(Twin(keep=0.5), experts, suite), Suite("small", suite.tasks)
     assert score_unseen(grid(alone), routed, "test") == ({}, {})
     assert grid(suite).score(routed, "test") == grid(alone).score(routed, "test")
-    oracle = Oracle().fit(Twin(keep=0.5)(experts), experts, 0, lambda values, step: None)[0]
+    oracle = Oracle().fit(Twin(keep=0.5)(experts), experts, ALONE)[0]
     assert grid(suite).score(oracle, "test") == grid(alone).score(oracle, "test")
 
 
