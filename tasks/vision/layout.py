@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from merging.errors import UserError
 from merging.preflight import some
-from tasks.vision.listing import ENDINGS, folders, is_hidden
 
 PARTS = ("train", "val", "test")
 USUAL = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
@@ -16,6 +15,8 @@ WORDS = r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?|hold[ _.-]?
 LIKE = re.compile(rf"{WORDS}([ _.-]?(\d+|set|data|images?|imgs|split|new|old|extra|full|small|unlabell?ed))*")
 HAS_WORD = re.compile(rf"(.*[^a-z])?{WORDS}([^a-z].*)?")
 IMAGES, BESIDE_IMAGES = "images", ("annotations", "labels", "masks", "bboxes", "boxes", "segmentations", "meta")
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # what torchvision reads
+HIDDEN = ("__MACOSX", "@eaDir", "lost+found", "Thumbs.db", "desktop.ini")  # and all that begin with a dot
 
 
 class Layout(NamedTuple):
@@ -42,10 +43,32 @@ def layout(folder: Path, named: Mapping[str, str | bool | None]) -> Layout:
     if names["train"] is None:
         raise UserError(f"There is no folder train in {root}, only {some(inside)}. Name it: train: <folder>.")
     roots = {part: root / name for part, name in names.items() if name is not None}
-    _check_apart(roots)
+    real: dict[str, str] = {}
+    for part, path in roots.items():
+        if (other := real.setdefault(os.path.realpath(path), part)) != part:
+            raise UserError(
+                f"{roots[other]} and {path} are the same folder, so that {other} and {part} would have the same "
+                f"images. Give another folder, or {part}: false."
+            )
     check_names(roots["train"], folders(roots["train"]))
     plain = root == folder and all(path.name == part for part, path in roots.items())
     return Layout(roots, [name for name in inside if name not in names.values()], plain)
+
+
+def folders(root: Path) -> list[str]:
+    """Names of the folders in `root`, hidden ones left out. Raises UserError where there are none."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+    except OSError as error:
+        raise UserError(f"Cannot read {root}: {error.strerror}. Give a folder of class folders.") from error
+    if not names:
+        raise UserError(f"{root} has no class folders. Put the images of each class into a folder named after it.")
+    return sorted(names, key=int) if all(map(str.isdecimal, names)) else names  # 2 before 10: the names are the labels
+
+
+def is_hidden(name: str) -> bool:
+    """Whether an entry is none of the user's: checkpoints of notebooks, what file managers leave behind."""
+    return name.startswith(".") or name in HIDDEN
 
 
 def chosen(part: str, named: Mapping[str, str | bool | None], available: Sequence[str], where: str) -> str | None:
@@ -62,11 +85,9 @@ def chosen(part: str, named: Mapping[str, str | bool | None], available: Sequenc
                 f"<name>, or {part}: false for none."
             )
         return usual[0] if usual else None
-    if name is False:
-        return None
-    if name not in available:
+    if name is not False and name not in available:
         raise UserError(f"{where} has no {part} part called {name!r}. It has: {', '.join(available) or 'nothing'}.")
-    return str(name)
+    return str(name) if name else None
 
 
 def part_of(name: str) -> str | None:
@@ -81,39 +102,31 @@ def is_divided(root: Path, inside: Sequence[str]) -> bool:
     clear = len(parts) == len(inside) or {"train", "test"} <= {*parts.values()}
     if clear and len(like) == len(parts):
         return True
-    nested = [name for name in inside if HAS_WORD.fullmatch(name.lower()) and _holds_folders(root / name)]
+    deep = [name for name in inside if _holds_folders(root / name)]
+    nested = [name for name in deep if HAS_WORD.fullmatch(name.lower())]
     if clear or len(like) == len(inside) or nested:
         raise UserError(
             f"{root} has the folders {some(inside, 6)}: {some(like or nested)} may be splits of the data set or "
             f"classes. Say which is which: train: <folder>, test: <folder>, val: <folder>; or move the class folders "
             f"into one folder of their own."
         )
-    _check_not_alike(root, inside)
-    return False  # a class may be called "train"
-
-
-def _check_not_alike(root: Path, inside: Sequence[str]) -> None:
-    """Raises UserError where all folders hold the same ones, as domains do that share their classes."""
-    if len(inside) < 2 or not all(_holds_folders(root / name) for name in inside):
-        return
-    first, *others = (folders(root / name) for name in inside)
-    if len(first) > 1 and all(each == first for each in others):
+    shared = folders(root / deep[0]) if len(deep) == len(inside) > 1 else []
+    if len(shared) > 1 and all(folders(root / name) == shared for name in deep):
         raise UserError(
-            f"{root} has the folders {some(inside, 6)}, and each of them holds {some(first, 6)}: they may be parts of "
+            f"{root} has the folders {some(inside, 6)}, and each of them holds {some(shared, 6)}: they may be parts of "
             f"the data set, such as domains, or classes. Name the part: train: <folder>, test: <folder>; or, if they "
             f"are classes, move them into one folder called train."
         )
+    return False  # a class may be called "train"
 
 
 def check_names(root: Path, classes: Sequence[str]) -> None:
     """Raises UserError for a single class folder, and for folders that hold images and their annotations."""
-    known = {IMAGES, *BESIDE_IMAGES}
-    if len(classes) > 1 and not {name.lower() for name in classes} <= known:
-        return
-    raise UserError(
-        f"The class folders of {root} would be {', '.join(classes)}. A task needs two classes or more, a folder of "
-        f"images for each. If the class folders lie deeper, name the folder that holds them."
-    )
+    if len(classes) < 2 or {name.lower() for name in classes} <= {IMAGES, *BESIDE_IMAGES}:
+        raise UserError(
+            f"The class folders of {root} would be {', '.join(classes)}. A task needs two classes or more, a folder of "
+            f"images for each. If the class folders lie deeper, name the folder that holds them."
+        )
 
 
 def _inside_images(folder: Path) -> Path:
@@ -126,16 +139,4 @@ def _inside_images(folder: Path) -> Path:
 def _holds_folders(folder: Path) -> bool:
     """Whether there are folders inside and no images beside them."""
     entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
-    beside = any(entry.name.lower().endswith(ENDINGS) for entry in entries)
-    return not beside and any(entry.is_dir() for entry in entries)
-
-
-def _check_apart(roots: Mapping[str, Path]) -> None:
-    real: dict[str, str] = {}
-    for part, path in roots.items():
-        other = real.setdefault(os.path.realpath(path), part)
-        if other != part:
-            raise UserError(
-                f"{roots[other]} and {path} are the same folder, so that {other} and {part} would have the same "
-                f"images. Give another folder, or {part}: false."
-            )
+    return any(map(os.DirEntry.is_dir, entries)) and not any(e.name.lower().endswith(ENDINGS) for e in entries)

@@ -4,21 +4,23 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from merging.cache import Cache
 from merging.errors import UserError
 from tasks.vision.digests import digests
 from tasks.vision.layout import chosen
-from tasks.vision.loading import offline, prepared, reach
 from tasks.vision.parts import Rule
 from tasks.vision.tables import RowTable, to_labels
 
+ARROW = re.compile(r"^(?!cache-).*?-(\w+?)(?:-\d{5}-of-\d{5})?\.arrow$")  # <name>-<split>.arrow, also in pieces
+TRIES = 3  # of what fails on the network
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
@@ -55,17 +57,20 @@ class RowSource:
         identity = self._identity(ask)
         return None if identity is None else json.dumps([identity, split, rule.facts(split)])
 
+    def notes(self) -> list[str]:
+        return []
+
     def _identity(self, ask: bool = True) -> str | None:
         """Of all rows: the content of local files under their names, which tell the splits, or the Hub's commit."""
         if self.hub is not None:
             if (commit := self._commit(ask)) is None:
                 return None
-            origin = [self.hub, list(self.args), commit]
+            origin: list[Any] = [self.hub, list(self.args), commit]
         else:
-            given = self.parquet if isinstance(self.parquet, Mapping) else {"": self.parquet}
-            found = [(split, name, path) for split, where in given.items() for name, path in _named(where)]
-            files = digests([path for _, _, path in found], str(found[0][2].parent), self.cache)
-            origin = [[split, name, digest] for (split, name, _), digest in zip(found, files, strict=True)]
+            places = self.parquet if isinstance(self.parquet, Mapping) else {"": self.parquet}
+            files = [(split, name, path) for split, where in places.items() for name, path in _named(where)]
+            ids = digests([path for _, _, path in files], str(files[0][2].parent), self.cache)
+            origin = [[split, name, digest] for (split, name, _), digest in zip(files, ids, strict=True)]
         return json.dumps(["rows", origin, self.image, self.label, dict(self.parts)])
 
     def _commit(self, ask: bool = True) -> str | None:
@@ -77,23 +82,20 @@ class RowSource:
             return stored.decode()
         if not ask:
             return None
-        commit = self._newest
         if self.cache is not None:
-            self.cache.put(key, commit.encode())
-        return commit
+            self.cache.put(key, self._newest.encode())
+        return self._newest
 
     @cached_property
     def _newest(self) -> str:
         """The commit that the Hub has now; without a network that of the newest files in the cache of `datasets`."""
         if offline():
-            return max(chain(*prepared(str(self.hub), self.args).values()), key=lambda p: p.stat().st_mtime).parent.name
+            files = chain(*prepared(str(self.hub), self.args).values())
+            return max(files, key=lambda path: path.stat().st_mtime).parent.name
         files = chain(*_data_files(self.name, (self.hub, *self.args), {"revision": self.revision}).values())
         if (first := next(files, None)) is None:
             raise UserError(f"The data set {self.name} has no data files. Name one with an image and a label column.")
         return _commit_in(first)
-
-    def notes(self) -> list[str]:
-        return []
 
     def classes(self) -> tuple[str, ...] | None:
         """Names of the labels: those of the column, or the sorted words in it. Those of the Hub are remembered."""
@@ -104,8 +106,7 @@ class RowSource:
         return None if names is None else tuple(names)
 
     def _classes(self) -> tuple[str, ...] | None:
-        split = self._split("train")
-        assert split is not None
+        split = str(self._split("train"))
         column = self._rows(split).features[self.label]
         if getattr(column, "names", None) is not None:
             return tuple(column.names)
@@ -126,35 +127,28 @@ class RowSource:
         return RowTable(rows, self.image, labels, f"{self.name} {split}")
 
     @cached_property
-    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Of `datasets.load_dataset`."""
+    def _files(self) -> Mapping[str, list[Any]]:
+        """Split -> its files, on the Hub or in the cache of `datasets`."""
         if self.hub is not None:
-            return (self.hub, *self.args), {"revision": self._commit()}
+            commit = self._commit()
+            if offline():
+                return prepared(self.hub, self.args, commit)
+            return _data_files(self.name, (self.hub, *self.args), {"revision": commit})
+        self._identity()  # raises where there are no files
+        return _data_files(self.name, *self._arguments)
+
+    @property
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Of `datasets.load_dataset` for local files."""
         if isinstance(self.parquet, str) and Path(self.parquet).expanduser().is_dir():
             return ("parquet",), {"data_dir": str(Path(self.parquet).expanduser())}
         return ("parquet",), {"data_files": _expanded(self.parquet)}
 
-    @cached_property
-    def _files(self) -> Mapping[str, list[str]]:
-        self._identity()  # raises where there are no files
-        return _data_files(self.name, *self._arguments)
-
-    @cached_property
-    def _available(self) -> list[str]:
-        """The splits."""
-        return list(self._files) if self.hub is None or not offline() else list(self._prepared)
-
-    @cached_property
-    def _prepared(self) -> Mapping[str, list[Path]]:
-        return prepared(str(self.hub), self.args, self._commit())
-
     def _split(self, part: str) -> str | None:
-        found = chosen(part, self.parts, self._available, self.name)
-        if found is None and part == "train":
-            raise UserError(
-                f"{self.name} has no split train, only {', '.join(self._available)}. Name it: train: <split>."
-            )
-        return found
+        split = chosen(part, self.parts, list(self._files), self.name)
+        if split is None and part == "train":
+            raise UserError(f"{self.name} has no split train, only {', '.join(self._files)}. Name it: train: <split>.")
+        return split
 
     @cached_property
     def _loaded(self) -> dict[str, Any]:
@@ -172,9 +166,8 @@ class RowSource:
                         f"{self.name} ({split}) has no column {column!r}, only {', '.join(rows.column_names)}. Name "
                         f"the columns: image: <column>, label: <column>."
                     )
-            if isinstance(rows.features[self.image], Image):
-                rows = rows.cast_column(self.image, Image(decode=False))
-            self._loaded[split] = rows
+            stored = isinstance(rows.features[self.image], Image)
+            self._loaded[split] = rows.cast_column(self.image, Image(decode=False)) if stored else rows
         return self._loaded[split]
 
     def _load(self, split: str) -> Any:
@@ -187,49 +180,88 @@ class RowSource:
         if self.hub is None:
             positional, named = self._arguments
             return load_dataset(*positional, split=split, **named)
+        files = self._files[split]
         if offline():
-            return concatenate_datasets([Dataset.from_file(str(path)) for path in self._prepared[split]])
-        paths = [file.partition("@")[2].partition("/")[2] for file in self._files[split]]
-        return load_dataset(
-            self.hub,
-            data_files={split: paths},
-            split=split,
-            revision=_commit_in(self._files[split][0]),
-            verification_mode="no_checks",
-        )
+            return concatenate_datasets([Dataset.from_file(str(path)) for path in files])
+        paths = [file.partition("@")[2].partition("/")[2] for file in files]
+        facts = {"revision": _commit_in(files[0]), "verification_mode": "no_checks"}
+        return load_dataset(self.hub, data_files={split: paths}, split=split, **facts)
 
     def _values(self, split: str) -> list[Any]:
         return list(self._rows(split).select_columns([self.label])[:][self.label])
+
+
+def offline() -> bool:
+    """Whether the Hub must not be asked."""
+    from datasets import config
+
+    return bool(config.HF_HUB_OFFLINE)
+
+
+def prepared(repo: str, args: Sequence[str], commit: str | None = None) -> Mapping[str, list[Path]]:
+    """Split -> its newest files in the cache of `datasets`, or those of a commit. Raises UserError for none."""
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, _, short = repo.rpartition("/")
+    folder = Path(config.HF_DATASETS_CACHE) / "___".join([*filter(None, [owner]), camelcase_to_snakecase(short)])
+    configs = [f"{args[0]}*" if args else "*", "default-*"]
+    files = {path for each in configs for path in folder.glob(f"{each}/*/{commit or '*'}/*.arrow")}
+    splits: dict[str, list[Path]] = {}
+    for path in sorted(files, key=lambda path: (path.parent.stat().st_mtime, path.name)):
+        if match := ARROW.search(path.name):
+            have = splits.setdefault(match[1], [])
+            splits[match[1]] = [*have, path] if have and have[0].parent == path.parent else [path]
+    if not splits:
+        raise UserError(
+            f"HF_HUB_OFFLINE is set and {' '.join((repo, *args))} is not in the Hugging Face cache ({folder})"
+            f"{f' as of its commit {commit}' if commit else ''}. Run once with a network, or copy that folder from a "
+            f"machine that has it."
+        )
+    return splits
+
+
+def reach(load: Callable[[], Result], name: str) -> Result:
+    """What `load` returns; tried again where the network failed. Raises UserError for what cannot be had."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            return load()
+        except (OSError, ValueError, RuntimeError) as error:  # datasets wraps whatever went wrong in any of these
+            if attempt < TRIES and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                log.warning("%s: %s; trying again (%d of %d)", name, error, attempt + 1, TRIES)
+                continue
+            raise UserError(
+                f"Cannot load the data set {name} ({type(error).__name__}: {error}). Check its name, your access and "
+                f"the network; with HF_HUB_OFFLINE=1 it must be in the Hugging Face cache."
+            ) from error
+    raise AssertionError
 
 
 def _data_files(name: str, positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, list[str]]:
     """Split -> its files, as `datasets` finds them. On the Hub with the commit: hf://datasets/<repo>@<sha>/<path>."""
     from datasets import load_dataset_builder
 
-    found = reach(lambda: load_dataset_builder(*positional, **named), name).config.data_files or {}
-    return {str(split): list(files) for split, files in found.items()}
+    files = reach(lambda: load_dataset_builder(*positional, **named), name).config.data_files or {}
+    return {str(split): list(paths) for split, paths in files.items()}
 
 
 def _commit_in(file: str) -> str:
     return file.partition("@")[2].partition("/")[0]
 
 
-def _named(given: str | Sequence[str]) -> list[tuple[str, Path]]:
+def _named(where: str | Sequence[str]) -> list[tuple[str, Path]]:
     """The parquet files of a file, a folder, a pattern or a list of these, under what their names say."""
-    if not isinstance(given, str):
-        return [found for each in given for found in _named(each)]
-    path = Path(given).expanduser()
-    if path.is_dir():
-        found = [(str(file.relative_to(path)), file) for file in sorted(path.rglob("*.parquet"))]
-    else:
-        found = [(file.name, file) for file in sorted(path.parent.glob(path.name))]
-    if not found:
-        raise UserError(f"There are no parquet files at {given}. Give a file, a folder or a pattern.")
-    return found
+    if not isinstance(where, str):
+        return [named for each in where for named in _named(each)]
+    path = Path(where).expanduser()
+    files = sorted(path.rglob("*.parquet") if path.is_dir() else path.parent.glob(path.name))
+    if not files:
+        raise UserError(f"There are no parquet files at {where}. Give a file, a folder or a pattern.")
+    return [(str(file.relative_to(path if path.is_dir() else path.parent)), file) for file in files]
 
 
-def _expanded(given: Any) -> Any:
+def _expanded(where: Any) -> Any:
     """Paths with the home folder spelt out."""
-    if isinstance(given, Mapping):
-        return {split: _expanded(each) for split, each in given.items()}
-    return str(Path(given).expanduser()) if isinstance(given, str) else [_expanded(each) for each in given]
+    if isinstance(where, Mapping):
+        return {split: _expanded(each) for split, each in where.items()}
+    return str(Path(where).expanduser()) if isinstance(where, str) else [_expanded(each) for each in where]

@@ -14,8 +14,8 @@ from merging.cache import Cache
 from merging.errors import UserError
 from merging.preflight import some
 from tasks.vision.digests import digests
-from tasks.vision.layout import PARTS, Layout, layout
-from tasks.vision.listing import ENDINGS, Listing, class_files
+from tasks.vision.layout import ENDINGS, PARTS, Layout, layout
+from tasks.vision.listing import Listing, class_files
 from tasks.vision.parts import Rule
 from tasks.vision.tables import FileTable, Table
 
@@ -62,32 +62,28 @@ class FolderSource:
         return layout(self.folder, self.parts)
 
     @cached_property
+    def _listed(self) -> tuple[dict[str, dict[str, list[Path]]], list[str]]:
+        """Part -> class -> image files, those of train's classes; what was understood, and what was left out."""
+        listing, roots = Listing(), self._layout.roots
+        parts = {part: class_files(root, listing) for part, root in roots.items()}
+        listing.check()
+        read = []
+        for part, files in parts.items():
+            _check_classes(roots, part, files, parts["train"])
+            where = "the whole folder" if roots[part] == self.folder else roots[part].relative_to(self.folder)
+            counts = [len(paths) for paths in files.values()]
+            read.append(f"{part}={where} ({sum(counts)} images, {sum(map(bool, counts))} classes)")
+        unused = f"not used: {some(self._layout.unused, 6)}" if self._layout.unused else None
+        notes = [note for note in (", ".join(read), unused, listing.summary()) if note]
+        log.info("%s: read %s", self.name, "; ".join(notes))
+        return {part: {name: files.get(name, []) for name in parts["train"]} for part, files in parts.items()}, notes
+
+    @property
     def _files(self) -> dict[str, dict[str, list[Path]]]:
-        """Part -> class -> image files, those of train's classes."""
-        found = {part: class_files(root, self._listing) for part, root in self._layout.roots.items()}
-        self._listing.check()
-        for part, files in found.items():
-            _check_classes(self._layout.roots, part, files, found["train"])
-        log.info("%s: read %s", self.name, "; ".join(self._read(found)))
-        return {part: {name: files.get(name, []) for name in found["train"]} for part, files in found.items()}
-
-    @cached_property
-    def _listing(self) -> Listing:
-        return Listing()
-
-    def _read(self, files: Mapping[str, Mapping[str, list[Path]]]) -> list[str]:
-        """What was understood of the folder, and what was left out."""
-        told = []
-        for part, classes in files.items():
-            root, counts = self._layout.roots[part], [len(paths) for paths in classes.values()]
-            where = "the whole folder" if root == self.folder else root.relative_to(self.folder)
-            told.append(f"{part}={where} ({sum(counts)} images, {sum(map(bool, counts))} classes)")
-        unused = [f"not used: {some(self._layout.unused, 6)}"] if self._layout.unused else []
-        skipped = self._listing.summary()
-        return [", ".join(told), *unused, *([skipped] if skipped else [])]
+        return self._listed[0]
 
     def notes(self) -> list[str]:
-        layout, *rest = self._read(self._files)
+        layout, *rest = self._listed[1]
         return rest if self._layout.plain and not self._layout.unused else [f"read {layout}", *rest]
 
     def classes(self) -> tuple[str, ...]:
@@ -103,10 +99,8 @@ class FolderSource:
     def content(self, split: str, rule: Rule, ask: bool = True) -> str:
         """Of the images that serve the split, in order, and of their labels; what lies beside them does not count."""
 
-        def size(part: str) -> int | None:
-            return sum(map(len, self._files[part].values())) if part in self._files else None
-
-        part, indices = rule.choose(split, size, self.name)
+        sizes = {part: sum(map(len, files.values())) for part, files in self._files.items()}
+        part, indices = rule.choose(split, sizes.get, self.name)
         table = self.table(part)
         assert table is not None
         files = digests([table.paths[index] for index in indices.tolist()], self.name, self.cache)

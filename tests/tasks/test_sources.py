@@ -11,8 +11,7 @@ from hub import Fault, Hub, commit
 from PIL import Image
 
 from merging.errors import UserError
-from tasks.vision.loading import ARROW
-from tasks.vision.rows import RowSource
+from tasks.vision.rows import ARROW, RowSource
 from tasks.vision.sources import FolderSource, Plain
 
 ROOT = Path(__file__).parents[2]
