@@ -19,7 +19,7 @@ from merging.checkpoints.writing import write_safetensors
 from merging.errors import UserError
 from tasks.engine import Engine
 from tasks.evaluate import outcome
-from tasks.multitask import TASKS, Together, parts
+from tasks.multitask import TASKS, Together
 from tasks.progress import Progress
 from tasks.recipes import Recipe
 from tasks.task import Task, head_id
@@ -115,32 +115,29 @@ class Bench:
             self.unfinished(task.name).unlink(missing_ok=True)  # a kill may have left it behind
             return Made(task.name, path, *json.loads(stored["val"]), fresh=False)
         job = Job(self._state, self.backbone, task, recipe, self.seed, split, "")
-        return self._train(job, facts, self._snapshot(task.name, facts))
+        return self._train(job, facts)
 
-    def _snapshot(self, name: str, facts: Mapping[str, Any]) -> SafetensorsFile | None:
-        """That of the same training, None for none. Raises UserError for that of another one, unless with redo."""
-        path = self.unfinished(name)
-        if not path.exists():
-            return None
-        stored = SafetensorsFile(path)
-        try:
-            check_same(path, stored.metadata, facts)
-        except UserError:
+    def _resumed(self, training: Training, facts: Mapping[str, Any]) -> float:
+        """Go on from a snapshot of the same training, if there is one; the score on validation before all training.
+
+        Raises UserError for the snapshot of another one, unless with redo.
+        """
+        path = self.unfinished(training.job.task.name)
+        if path.exists():
+            snapshot = SafetensorsFile(path)
             if not self.redo:
-                raise
-            return None
-        return stored
+                check_same(path, snapshot.metadata, facts)
+            if not differing(snapshot.metadata, facts):
+                stored = {key: snapshot.tensor(key) for key in snapshot.specs()}
+                training.resume(int(snapshot.metadata["step"]), stored)
+                return json.loads(snapshot.metadata["before"])
+        return self._score(training)
 
-    def _train(self, job: Job, facts: Mapping[str, Any], unfinished: SafetensorsFile | None) -> Made:
+    def _train(self, job: Job, facts: Mapping[str, Any]) -> Made:
         name, training = job.task.name, Training(job, self.engine)
-        if unfinished is not None:
-            before = json.loads(unfinished.metadata["before"])
-            stored = {key: unfinished.tensor(key) for key in unfinished.specs()}
-            training.resume(int(unfinished.metadata["step"]), stored)
-        else:
-            before = self._accuracy(training)
+        before = self._resumed(training, facts)
         self._steps(training, facts, before, f"{len(job.split)} images, {100 * before:.1f} % right on val before")
-        after = self._accuracy(training)
+        after = self._score(training)
         metadata = {"family": self.family, "made": json.dumps(facts), "val": json.dumps([before, after])}
         _write(self.path(name), training.weights(), metadata)
         self.unfinished(name).unlink(missing_ok=True)
@@ -167,14 +164,14 @@ class Bench:
             progress.at(resumed)
             training.run(note)
 
-    def _accuracy(self, training: Training) -> float:
-        """Share of right answers on validation, mean over tasks."""
-        training.tower.eval()
-        scored = lambda task: outcome(training.tower, self.backbone, task, "val", self.engine)  # noqa: E731
+    def _score(self, training: Training) -> float:
+        """The score on validation, mean over tasks."""
+        task, tower = training.job.task, training.tower.eval()
+        parts = task.tasks if isinstance(task, Together) else (task,)
         try:
-            return fmean(scored(task).score.value for task in parts(training.job.task))
+            return fmean(outcome(tower, self.backbone, part, "val", self.engine).score.value for part in parts)
         finally:
-            training.tower.train()
+            tower.train()
 
 
 def trained_on(task: Task | Together) -> dict[str, list[str]]:
@@ -189,15 +186,19 @@ def check_same(path: Path, metadata: Mapping[str, str], facts: Mapping[str, Any]
             f"{path} is there already and was not made by duet-finetune. Choose another folder=<folder>, or overwrite "
             f"it with redo=true."
         )
-    stored = json.loads(metadata["made"])
-    facts = json.loads(json.dumps(facts))
-    stored = {key: facts[key] for key in facts if key.startswith("backbone.")} | stored  # older files do not say
-    for key in (key for key in facts if key not in FREE and stored.get(key) != facts[key]):
-        how = HASHES.get(key) or f"{key}={stored.get(key)}, now {facts[key]}"
+    for key, (before, now) in differing(metadata, facts).items():
         raise UserError(
-            f"{path} is there already, made with {how}. Repeat that, choose another folder=<folder>, or make it again "
-            f"with redo=true."
+            f"{path} is there already, made with {HASHES.get(key) or f'{key}={before}, now {now}'}. Repeat that, "
+            f"choose another folder=<folder>, or make it again with redo=true."
         )
+
+
+def differing(metadata: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The facts that were others when a file was made: then and now."""
+    facts = json.loads(json.dumps(facts))
+    stored = {key: facts[key] for key in facts if key.startswith("backbone.")}  # older files do not say
+    stored |= json.loads(metadata["made"])
+    return {key: (stored.get(key), facts[key]) for key in facts if key not in FREE and stored.get(key) != facts[key]}
 
 
 def _write(path: Path, tensors: State, metadata: Mapping[str, str]) -> None:

@@ -15,23 +15,22 @@ from merging.cache import Cache, code, key_of
 from merging.checkpoints import Checkpoint, StateDict
 from merging.errors import UserError
 from merging.threads import each
-from tasks.multitask import Mixture, Together
+from tasks.multitask import Together
 from tasks.progress import Progress
 from tasks.recipes import Recipe
-from tasks.split import Split
 from tasks.suite import Suite
 from tasks.task import Task, head_id
 from tasks.training import Job, State, Training
 
-__all__ = ["Job", "Recipe", "make_experts", "train_expert"]
+__all__ = ["Job", "Recipe", "make_experts", "make_multitask", "train_expert"]
+LIBRARIES = ("open_clip_torch",)
 CODE = (
     "tasks.training",
     "tasks.multitask",
     "tasks.recipes",
     "merging.backbones",
     "merging.ops",
-)  # what makes an expert
-LIBRARIES = ("open_clip_torch",)
+)  # that makes an expert
 
 
 def train_expert(job: Job, on_step: Callable[[], object] = lambda: None) -> State:
@@ -42,49 +41,37 @@ def train_expert(job: Job, on_step: Callable[[], object] = lambda: None) -> Stat
 
 
 def make_experts(
-    base: Checkpoint,
-    backbone: Backbone,
-    suite: Suite,
-    recipe: Recipe,
-    seed: int,
-    cache: Cache,
+    base: Checkpoint, backbone: Backbone, suite: Suite, recipe: Recipe, seed: int, cache: Cache,
     workers: int | None = None,
-) -> list[Checkpoint]:
+) -> list[Checkpoint]:  # fmt: skip
     """One expert per task, from the cache or trained now by `workers` processes of one thread (default: one per core).
 
     A finished expert is stored at once: after Ctrl-C the same call trains only what is missing.
     """
-    state = {key: base.tensor(key).float() for key in base.specs()}
-    splits = each(lambda task: task.split("train"), suite.tasks)
-    keys = [_key(base, backbone, *pair, recipe, seed) for pair in zip(suite.tasks, splits, strict=True)]
-    facts = zip(suite.tasks, splits, keys, strict=True)
-    jobs = [Job(state, backbone, task, recipe, seed, split, key) for task, split, key in facts]
-    missing = [job for job in jobs if cache.get(job.key) is None]
-    if missing:
-        _train_all(missing, cache, min(workers or len(os.sched_getaffinity(0)), len(missing)))
-    states = [cache.tensors(job.key, lambda job=job: train_expert(job)) for job in jobs]
-    return [StateDict(state, f"fine-tuned on {task.name}") for state, task in zip(states, suite.tasks, strict=True)]
+    return _make(base, backbone, suite.tasks, recipe, seed, cache, workers)
 
 
 def make_multitask(
     base: Checkpoint, backbone: Backbone, suite: Suite, recipe: Recipe, seed: int, cache: Cache
 ) -> Checkpoint:
     """One model for all tasks, from the cache or trained now, in as many steps as its experts together."""
-    task, together = Together(suite.tasks), recipe.for_tasks(len(suite.tasks))
-    split = task.split("train")
+    return _make(base, backbone, [Together(suite.tasks)], recipe.for_tasks(len(suite.tasks)), seed, cache, 1)[0]
+
+
+def _make(
+    base: Checkpoint, backbone: Backbone, tasks: Sequence[Task | Together], recipe: Recipe, seed: int, cache: Cache,
+    workers: int | None,
+) -> list[Checkpoint]:  # fmt: skip
     state = {key: base.tensor(key).float() for key in base.specs()}
-    key = _key(base, backbone, task, split, together, seed)
-    job = Job(state, backbone, task, together, seed, split, key)
-    if cache.get(key) is None:
-        _train_all([job], cache, 1)
-    return StateDict(cache.tensors(key, lambda: train_expert(job)), f"fine-tuned on {', '.join(suite.names)}")
-
-
-def _key(
-    base: Checkpoint, backbone: Backbone, task: Task | Together, split: Split | Mixture, recipe: Recipe, seed: int
-) -> str:
-    start, data = (base.id, backbone.identity()), (task.name, split.id, head_id(task))
-    return key_of("expert", code(CODE, LIBRARIES), *start, *data, recipe.facts(), seed)
+    facts = code(CODE, LIBRARIES), base.id, backbone.identity()
+    jobs = []
+    for task, split in zip(tasks, each(lambda task: task.split("train"), tasks), strict=True):
+        key = key_of("expert", *facts, task.name, split.id, head_id(task), recipe.facts(), seed)
+        jobs.append(Job(state, backbone, task, recipe, seed, split, key))
+    if missing := [job for job in jobs if cache.get(job.key) is None]:
+        _train_all(missing, cache, min(workers or len(os.sched_getaffinity(0)), len(missing)))
+    made = [cache.tensors(job.key, lambda job=job: train_expert(job)) for job in jobs]
+    return [StateDict(state, f"fine-tuned on {job.task.name}") for state, job in zip(made, jobs, strict=True)]
 
 
 def _train_all(jobs: Sequence[Job], cache: Cache, workers: int) -> None:

@@ -1,7 +1,6 @@
 """All tasks of a suite as one, for the model that is trained on all of them: the reference that merging spares."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,8 +75,3 @@ class Joined(nn.ModuleList):
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.cat([head(features) for head in self], -1)
-
-
-def parts(task: Task | Together) -> Sequence[Task]:
-    """The tasks that are scored apart."""
-    return task.tasks if isinstance(task, Together) else (task,)

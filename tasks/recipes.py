@@ -17,7 +17,13 @@ Schedule = Literal["cosine", "cosine_after_warmup", "constant"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with linear warm-up and cosine decay; one learning rate for all parameters of the tower."""
+    """One learning rate for all parameters of the tower, with a linear warm-up; the defaults are those of mini8.
+
+    optimizer: adamw | adam. schedule: cosine falls while it warms up, cosine_after_warmup from the peak to zero,
+    constant stays. clip: gradient norm, None is any. accumulate: pieces of a batch, to save memory; the result is the
+    same up to rounding. frozen: parameters that keep their values. epochs: instead of steps, passes over the training
+    images.
+    """
 
     steps: int = 80
     batch: int = 64
@@ -25,94 +31,41 @@ class Recipe:
     warmup: int = 20
     weight_decay: float = 0.01
     clip: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        check_range("recipe: steps", self.steps, 1, 10**9)
-        check_range("recipe: batch", self.batch, 1, 10**6)
-        check_range("recipe: lr", self.lr, 0.0, 1.0, open_low=True)
-        check_range("recipe: warmup", self.warmup, 0, 10**9)
-        check_range("recipe: weight_decay", self.weight_decay, 0.0, 10**6)
-        if self.clip is not None:
-            check_range("recipe: clip", self.clip, 0.0, math.inf, open_low=True)
-
-    @property
-    def parts(self) -> int:
-        """Into how many pieces a batch is cut, worked on one after the other."""
-        return 1
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        warm = min(1.0, (step + 1) / max(self.warmup, 1))
-        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-    def tuned(self, tower: nn.Module) -> list[nn.Parameter]:
-        """The parameters to train."""
-        return list(tower.parameters())
-
-    def stepper(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer; `rate` is yet to be set before every step."""
-        return torch.optim.AdamW(parameters, weight_decay=self.weight_decay)
-
-    def for_images(self, count: int) -> "Recipe":
-        """The recipe for that many training images."""
-        return self
-
-    def for_tasks(self, count: int) -> "Recipe":
-        """The recipe for one model of that many tasks: as many times the steps, those of the warm-up included."""
-        return replace(self, steps=count * self.steps, warmup=count * self.warmup)
-
-    def facts(self) -> dict[str, Any]:
-        """The knobs, as JSON knows them."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class ClipRecipe(Recipe):
-    """How CLIP is tuned in the literature; the defaults are those of Ilharco et al., 2023, and their successors.
-
-    optimizer: adamw | adam. schedule: after a linear warm-up cosine_after_warmup falls from the peak to zero, constant
-    stays; cosine falls while it warms up. clip: gradient norm, None is any. accumulate: pieces of a batch, to save
-    memory; the result is the same up to rounding. frozen: parameters that keep their values. epochs: instead of steps,
-    passes over the training images.
-    """
-
-    steps: int = 2000
-    batch: int = 128
-    lr: float = 1.0e-5
-    warmup: int = 500
-    weight_decay: float = 0.1
-    clip: float | None = 1.0
     optimizer: Literal["adamw", "adam"] = "adamw"
-    schedule: Schedule = "cosine_after_warmup"
+    schedule: Schedule = "cosine"
     accumulate: int = 1
     frozen: Sequence[str] = ()
     epochs: float | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "frozen", tuple(self.frozen))
+        check_range("recipe: steps", self.steps, 1, 10**9)
+        check_range("recipe: batch", self.batch, 1, 10**6)
+        check_range("recipe: lr", self.lr, 0.0, 1.0, open_low=True)
+        check_range("recipe: warmup", self.warmup, 0, 10**9)
+        check_range("recipe: weight_decay", self.weight_decay, 0.0, 10**6)
+        check_range("recipe: accumulate", self.accumulate, 1, self.batch)
+        for name, highest in (("clip", math.inf), ("epochs", 10**6)):
+            if getattr(self, name) is not None:
+                check_range(f"recipe: {name}", getattr(self, name), 0.0, highest, open_low=True)
         for name, known in (("optimizer", tuple(OPTIMIZERS)), ("schedule", get_args(Schedule))):
             if getattr(self, name) not in known:
                 raise UserError(f"recipe: {name}={getattr(self, name)} is unknown. Choose one of {', '.join(known)}.")
-        check_range("recipe: accumulate", self.accumulate, 1, self.batch)
-        if self.epochs is not None:
-            check_range("recipe: epochs", self.epochs, 0.0, 10**6, open_low=True)
-
-    @property
-    def parts(self) -> int:
-        return self.accumulate
 
     def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
         if self.schedule == "cosine":
-            return super().rate(step)
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        if self.schedule == "constant":
-            return self.lr
+            return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        if step < self.warmup or self.schedule == "constant":
+            return self.lr * warm
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
 
     def tuned(self, tower: nn.Module) -> list[nn.Parameter]:
-        """Raises UserError for a frozen name that the tower does not have, and where nothing is left to train."""
+        """The parameters to train; the others are set to need no gradient.
+
+        Raises UserError for a frozen name that the tower does not have, and where nothing is left to train.
+        """
         named = dict(tower.named_parameters())
         if unknown := [name for name in self.frozen if name not in named]:
             raise UserError(f"recipe: frozen names {unknown[0]}, which the tower lacks. It has: {', '.join(named)}.")
@@ -124,10 +77,31 @@ class ClipRecipe(Recipe):
         return chosen
 
     def stepper(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer; `rate` is yet to be set before every step."""
         return OPTIMIZERS[self.optimizer](parameters, weight_decay=self.weight_decay)
 
-    def for_images(self, count: int) -> "ClipRecipe":
-        """Epochs become steps, the last one rounded up."""
+    def for_images(self, count: int) -> "Recipe":
+        """The recipe for that many training images: epochs become steps, the last one rounded up."""
         if self.epochs is None:
             return self
         return replace(self, steps=max(1, math.ceil(self.epochs * count / self.batch)), epochs=None)
+
+    def for_tasks(self, count: int) -> "Recipe":
+        """The recipe for one model of that many tasks: as many times the steps, those of the warm-up included."""
+        return replace(self, steps=count * self.steps, warmup=count * self.warmup)
+
+    def facts(self) -> dict[str, Any]:
+        """The hyperparameters, as JSON knows them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClipRecipe(Recipe):
+    """How CLIP is tuned in the literature: the defaults are those of Ilharco et al., 2023, and their successors."""
+
+    steps: int = 2000
+    batch: int = 128
+    lr: float = 1.0e-5
+    warmup: int = 500
+    weight_decay: float = 0.1
+    schedule: Schedule = "cosine_after_warmup"

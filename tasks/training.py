@@ -1,4 +1,4 @@
-"""One expert in the making: the image tower of a base, tuned on one task, or on all, with frozen zero-shot heads."""
+"""One expert in the making: the image tower of a base, tuned on one task, or on all, with frozen heads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ from tasks.split import Inputs, Split, mapped, take
 from tasks.task import Task
 
 State = dict[str, Tensor]
-Batch = tuple[Inputs, Tensor]  # inputs and labels
 ON_CPU = Engine("cpu")
 WEIGHTS = "weights"  # before the names of the tower's parameters in a snapshot; the optimizer's are beside them
 
@@ -57,16 +56,17 @@ class Training:
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> None:
         """All steps that are left. Raises UserError where the GPU's memory is too small."""
+        recipe = self.job.recipe
         try:
             for inputs, labels in self._batches():
                 self._learn(inputs, labels)
                 self.step += 1
                 on_step()
         except torch.cuda.OutOfMemoryError as error:
-            parts = self.job.recipe.parts
             raise UserError(
-                f"A batch of {self.job.recipe.batch} images in {parts} pieces does not fit into the memory of "
-                f"{self.engine.place}. Cut it into more, with the same result: recipe.accumulate={2 * parts}."
+                f"A batch of {recipe.batch} images in {recipe.accumulate} pieces does not fit into the memory of "
+                f"{self.engine.place}. Cut it into more, with the same result: recipe.accumulate="
+                f"{2 * recipe.accumulate}."
             ) from error
 
     def _learn(self, inputs: Inputs, labels: Tensor) -> None:
@@ -75,34 +75,28 @@ class Training:
         for group in self._optimizer.param_groups:
             group["lr"] = recipe.rate(self.step)
         self._optimizer.zero_grad(set_to_none=True)
-        for some in torch.arange(len(labels)).chunk(recipe.parts):
+        for some in torch.arange(len(labels)).chunk(recipe.accumulate):
             truth = labels[some]
             with self.engine.running():
                 features = self.tower(self.job.backbone.prepare(take(inputs, some)))
-            logits = self._own(self._head(features.float()), truth)
+            logits = self._head(features.float())
+            if self._owners is not None:  # an image chooses among its own task's classes
+                logits = logits.masked_fill(self._owners != self._owners[truth][:, None], -torch.inf)
             (functional.cross_entropy(logits, truth) * (len(truth) / len(labels))).backward()
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
         self._optimizer.step()
 
-    def _own(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Logits [B, C] without those of other tasks' classes."""
-        if self._owners is None:
-            return logits
-        return logits.masked_fill(self._owners != self._owners[truth][:, None], -torch.inf)
-
-    def _batches(self) -> Iterator[Batch]:
-        """Images (uint8) and labels of the steps that are left; a GPU's next batch is read while it works."""
-        split, place = self.job.split, self.engine.place
-        chosen = order(
-            split.sizes, self.job.recipe, generator("finetune", self.job.seed, self.job.task.name), self.step
-        )
+    def _batches(self) -> Iterator[tuple[Inputs, Tensor]]:
+        """Inputs and labels of the steps that are left; a GPU's next batch is read while it works."""
+        job, place = self.job, self.engine.place
+        chosen = order(job.split.sizes, job.recipe, generator("finetune", job.seed, job.task.name), self.step)
         if place.type == "cpu":
-            yield from map(split.take, chosen)
+            yield from map(job.split.take, chosen)
             return
-        pinned = lambda some: [mapped(Tensor.pin_memory, each) for each in split.take(some)]  # noqa: E731
+        pinned = lambda some: [mapped(Tensor.pin_memory, part) for part in job.split.take(some)]  # noqa: E731
         for batch in ahead(pinned, chosen):
-            inputs, labels = (mapped(lambda x: x.to(place, non_blocking=True), each) for each in batch)
+            inputs, labels = (mapped(lambda tensor: tensor.to(place, non_blocking=True), part) for part in batch)
             yield inputs, labels  # type: ignore[misc]
 
     def weights(self) -> State:
@@ -118,10 +112,10 @@ class Training:
 
     def snapshot(self) -> State:
         """All that `resume` needs but the step."""
-        found = {f"{WEIGHTS}/{key}": value for key, value in self.weights().items()}
+        state = {f"{WEIGHTS}/{key}": value for key, value in self.weights().items()}
         for parameter, slots in self._optimizer.state.items():
-            found |= {f"{slot}/{self._names[parameter]}": value.detach().cpu() for slot, value in slots.items()}
-        return found
+            state |= {f"{slot}/{self._names[parameter]}": value.detach().cpu() for slot, value in slots.items()}
+        return state
 
     def resume(self, step: int, stored: Mapping[str, Tensor]) -> None:
         """Go on from a snapshot taken after `step` steps of the same job."""
@@ -129,7 +123,7 @@ class Training:
         for key, value in stored.items():
             slot, _, name = key.partition("/")
             slots.setdefault(name, {})[slot] = value.clone()
-        self.tower.load_state_dict({name: each.pop(WEIGHTS) for name, each in slots.items()})
+        self.tower.load_state_dict({name: tensors.pop(WEIGHTS) for name, tensors in slots.items()})
         state: dict[str, Any] = self._optimizer.state_dict()
         names = [self._names[parameter] for parameter in self._parameters]
         state["state"] = {index: slots[name] for index, name in enumerate(names) if slots[name]}
@@ -146,15 +140,15 @@ def head_of(task: Task | Together) -> nn.Module:
 
 
 def order(sizes: Sequence[int], recipe: Recipe, random: torch.Generator, start: int = 0) -> Iterator[Tensor]:
-    """Indices [batch] of the images of every step from `start` on, counted through all tasks.
+    """Indices [batch] of the samples of every step from `start` on, counted through all tasks.
 
-    Of each task random passes over its images, on end; of several tasks an image each in turn, whatever their sizes.
+    Of each task random passes over its samples, on end; of several tasks a sample each in turn, whatever their sizes.
     """
     firsts = accumulate(sizes, initial=0)
     streams = [passes(size, first, random) for size, first in zip(sizes, firsts, strict=False)]
-    images = chain.from_iterable(zip(*streams, strict=True))
+    samples = chain.from_iterable(zip(*streams, strict=True))
     for step in range(recipe.steps):
-        batch = torch.tensor(list(islice(images, recipe.batch)))
+        batch = torch.tensor(list(islice(samples, recipe.batch)))
         if step >= start:
             yield batch
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from merging.errors import UserError
 from merging.ops import generator
-from tasks.engine import Engine
+from tasks.engine import Engine, ahead
 from tasks.recipes import ClipRecipe, Recipe
-from tasks.training import Job, Training, ahead, order
+from tasks.training import Job, Training, order
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
