@@ -119,8 +119,8 @@ def test_a_split_is_what_its_images_are(tmp_path):
     made = Images(tmp_path / "images", 2).make(wanted(table, order), "key")
 
     by_hand = numpy.stack([decode(Encoded("", table.paths[index]), 32) for index in order])  # type: ignore[arg-type]
-    assert torch.equal(made.images, torch.from_numpy(by_hand)) and made.labels.tolist() == [1, 0, 2, 2, 2]
-    assert made.id == Split("test", made.images.clone(), made.labels.clone()).id
+    assert torch.equal(made.inputs, torch.from_numpy(by_hand)) and made.labels.tolist() == [1, 0, 2, 2, 2]
+    assert made.id == Split("test", made.inputs.clone(), made.labels.clone()).id
     assert made.name == "test" and len(made) == 5
 
 
@@ -131,8 +131,8 @@ def test_a_split_is_decoded_once_and_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "decode", lambda *_: pytest.fail("decoded again"))
     second, third = store.make(want, "key"), store.find("birds", "test", "key")
     assert third is not None and first.id == second.id == third.id
-    third.images[:] = 0  # a private map
-    assert torch.equal(store.make(want, "key").images, first.images) and first.images.any()
+    third.inputs[:] = 0  # a private map
+    assert torch.equal(store.make(want, "key").inputs, first.inputs) and first.inputs.any()
 
 
 def test_another_key_is_another_split(tmp_path):
@@ -145,7 +145,7 @@ def test_a_split_travels_as_its_path(tmp_path):
     made = Images(tmp_path / "images").make(wanted(folder_of(tmp_path / "source", 40)), "key")
     assert made.__reduce__() == (open_split, (made.folder,))
     back = copy.copy(made)  # by the same protocol
-    assert back.id == made.id and torch.equal(back.images, made.images)
+    assert back.id == made.id and torch.equal(back.inputs, made.inputs)
 
 
 def test_all_damaged_images_are_named_and_the_split_is_refused(tmp_path, monkeypatch):
@@ -276,5 +276,5 @@ def test_memory_stays_flat(tmp_path):
     process.start()
     process.join(60)
     made = Images(store).find("birds", "test", "key")
-    assert made is not None and made.images.nbytes > 210_000_000
+    assert made is not None and made.inputs.nbytes > 210_000_000
     assert process.exitcode is not None and 0 <= process.exitcode < 130
