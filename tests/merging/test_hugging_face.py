@@ -1,0 +1,157 @@
+"""Backbones of transformers: what heads read, what goes in, and how a model is rebuilt from its facts."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from samples import drawn
+from tiny_models import MODELS, backbone
+from torch import nn
+
+from merging import UserError
+from merging.backbones.base import from_facts
+from merging.backbones.hugging_face import HuggingFace, read
+
+transformers = pytest.importorskip("transformers")
+transformers.logging.set_verbosity_error()
+IDS = torch.tensor([[5, 6, 7, 8, 9, 2], [3, 4, 2, 0, 0, 0]])
+MASK = (IDS != 0).long()
+PIXELS = torch.arange(2 * 3 * 8 * 8).remainder(256).view(2, 3, 8, 8).to(torch.uint8)
+IMAGES, TEXTS = {"pixel_values": PIXELS / 127.5 - 1}, {"input_ids": IDS, "attention_mask": MASK}
+HEADS = [  # class, what its head reads, the module of the head
+    ("ViTForImageClassification", "first", "classifier", IMAGES),
+    ("BertForSequenceClassification", "pooled", "classifier", TEXTS),
+    ("RobertaForSequenceClassification", "first", "classifier", TEXTS),
+    ("GPT2ForSequenceClassification", "last", "score", TEXTS),
+    ("LlamaForSequenceClassification", "last", "score", TEXTS),
+]
+
+
+@pytest.mark.parametrize(("name", "readout", "head", "inputs"), HEADS)
+def test_a_head_on_the_features_answers_as_the_whole_model(name, readout, head, inputs):
+    tiny = backbone(name, readout)
+    torch.manual_seed(0)
+    whole, body = tiny._built().eval(), tiny.build()
+    missing = body.load_state_dict(whole.state_dict(), strict=False)
+    assert not missing.missing_keys and set(missing.unexpected_keys) == set(tiny.head_keys(whole.state_dict()))
+    features = tiny.features(body, tiny.prepare(inputs))
+    assert features.shape == (2, 8)
+    module = getattr(whole, head)
+    logits = module(features[:, None]) if name.startswith("Roberta") else module(features)
+    torch.testing.assert_close(logits, tiny.outputs(whole, inputs), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "inputs", "width"),
+    [
+        ("CLIPVisionModelWithProjection", "image_embeds", IMAGES, 6),
+        ("CLIPTextModelWithProjection", "text_embeds", TEXTS, 6),
+        ("CLIPVisionModel", "pooler_output", IMAGES, 8),
+        ("RobertaModel", "pooler_output", TEXTS, 8),
+    ],
+)
+def test_pooled_features_are_the_model_s(name, attribute, inputs, width):
+    tiny = backbone(name)
+    model = tiny.build()
+    assert tiny.features(model, inputs).shape == (2, width)
+    assert torch.equal(tiny.features(model, inputs), model(**inputs)[attribute])
+
+
+def test_readouts_leave_padding_out_on_either_side():
+    hidden = drawn(2, 5, 3)
+    right, left = torch.tensor([[1, 1, 1, 0, 0], [1] * 5]), torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    for mask, span in ((right, slice(0, 3)), (left, slice(2, 5))):
+        tokens = hidden[0, span]
+        for readout, expected in {"first": tokens[0], "last": tokens[-1], "mean": tokens.mean(0)}.items():
+            features = read(hidden, readout, mask)
+            torch.testing.assert_close(features[0], expected)
+            torch.testing.assert_close(features[1:], read(hidden[1:], readout, None))
+
+
+def test_what_is_prepared():
+    tiny = backbone("RobertaForSequenceClassification", "first")
+    torch.testing.assert_close(tiny.prepare(PIXELS)["pixel_values"], IMAGES["pixel_values"], atol=1e-6, rtol=0)
+    assert torch.equal(tiny.prepare(IMAGES["pixel_values"])["pixel_values"], IMAGES["pixel_values"])
+    assert tiny.prepare(IDS).keys() == {"input_ids"} and tiny.prepare(TEXTS) == TEXTS
+    with pytest.raises(UserError, match=r"tiny is given texts and has no tokenizer. Set backbone.tokenizer"):
+        tiny.prepare(["a text"])
+    with pytest.raises(UserError, match=r"tiny is given a float. It takes uint8 images"):
+        tiny.prepare(1.5)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """A folder with the vocabulary of BERT's kind."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "sat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_texts_and_pairs_are_padded_and_cut(tokenizer):
+    tiny = backbone("BertForSequenceClassification", tokenizer=str(tokenizer), length=7)
+    inputs = tiny.prepare(["a cat", "a dog sat a dog sat"])
+    assert inputs["attention_mask"].sum(1).tolist() == [4, 7]
+    pairs = tiny.prepare([("a cat", "dog"), ("a", "dog sat")])
+    assert pairs["token_type_ids"].sum(1).tolist() == [2, 3]
+    assert tiny.features(tiny.build(), inputs).shape == (2, 8)
+    other = backbone("BertForSequenceClassification", tokenizer=str(tokenizer), length=6)
+    moved = shutil.copytree(tokenizer, tokenizer.with_name("moved"))
+    again = backbone("BertForSequenceClassification", tokenizer=str(moved), length=7)
+    assert tiny.identity() == again.identity() != other.identity()
+    with pytest.raises(UserError, match=r"backbone.tokenizer=.*nowhere holds none that transformers reads"):
+        backbone("BertForSequenceClassification", tokenizer=str(tokenizer / "nowhere")).prepare(["a cat"])
+
+
+@pytest.mark.parametrize("name", ["ViTForImageClassification", "RobertaForSequenceClassification", "T5EncoderModel"])
+def test_facts_rebuild_the_model(name):
+    tiny = backbone(name, "mean")
+    again = from_facts(json.loads(json.dumps(tiny.facts())))
+    model, other = tiny.build(), again.build()
+    other.load_state_dict(model.state_dict())
+    inputs = tiny.prepare(tiny.example(2))
+    assert torch.equal(tiny.features(model, inputs), again.features(other, inputs))
+    with pytest.raises(UserError, match=r"no family timm of backbones. There are open_clip, hugging_face"):
+        from_facts({"family": "timm"})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_blocks_and_work(name):
+    """Multiply-accumulates are at least those of one token through every matrix of the blocks."""
+    tiny = backbone(name, "first")
+    model = tiny.build()
+    blocks = tiny.blocks(model)
+    assert len(blocks) == (4 if name in ("T5ForConditionalGeneration", "T5ForSequenceClassification") else 2)
+    assert all(any(block in each for each in model.modules() if isinstance(each, nn.ModuleList)) for block in blocks)
+    matrices = [
+        key for key, tensor in model.named_parameters() if tensor.ndim == 2 and tiny.param(key).depth is not None
+    ]
+    linear = sum(model.get_parameter(key).numel() for key in matrices if tiny.param(key).kind != "embedding")
+    assert tiny.macs > linear
+
+
+def test_bad_input():
+    with pytest.raises(UserError, match=r"readout=sum is unknown. Choose one of pooled, first, mean, last"):
+        backbone("RobertaModel", "sum")
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel gives no hidden states"):
+        tiny = backbone("GPT2LMHeadModel", "mean")
+        tiny.features(tiny.build(), TEXTS)
+    with pytest.raises(UserError, match=r"RobertaForSequenceClassification pools nothing. Set backbone.readout"):
+        tiny = backbone("RobertaForSequenceClassification")
+        tiny.features(tiny.build(), TEXTS)
+    with pytest.raises(UserError, match=r"backbone.model=RobertaForEverything is no class of transformers"):
+        HuggingFace("x", "RobertaForEverything", {"model_type": "roberta"}).build()
+    with pytest.raises(UserError, match=r"backbone.config names no model_type"):
+        HuggingFace("x", "RobertaModel", {}).build()
+    with pytest.raises(UserError, match=r"no table of the parameters of albert, .*There are some for bert, clip"):
+        HuggingFace("x", "AlbertModel", {"model_type": "albert"}).param("embeddings.weight")
+
+
+def test_a_decoder_generates():
+    tiny = backbone("GPT2LMHeadModel")
+    model = tiny.build()
+    written = tiny.generate(model, {"input_ids": IDS[:1]}, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert torch.equal(written[:, :6], IDS[:1]) and written.shape[1] <= 9
+    assert tiny.outputs(model, {"input_ids": IDS[:1]}).shape == (1, 6, 30)
