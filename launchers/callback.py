@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from rich.console import Console
 
 from launchers import rows
 from launchers.live import ENDED, LISTED, watch
-from launchers.results import export, table
+from launchers.results import table, writers
+from launchers.results.frame import summarise
 from launchers.rows import Row
 from merging.errors import UserError
 from merging.files import write_text
@@ -52,11 +54,11 @@ class Report(Callback):
                 check_output(Path(config.output))  # Hydra's own files of the next job would end in a traceback
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
-        shown(Path(config.hydra.run.dir))
+        shown(Path(config.hydra.run.dir), config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         watch.stop()
-        shown(Path(config.hydra.sweep.dir))
+        shown(Path(config.hydra.sweep.dir), config)
 
 
 def check_output(folder: Path) -> None:
@@ -100,32 +102,36 @@ def check_writable(knob: str, folder: Path) -> None:
         ) from error
 
 
-def shown(folder: Path) -> None:
+def shown(folder: Path, config: DictConfig) -> None:
     """As `show`. Exits with one paragraph where the table cannot be written; Hydra would only warn."""
     try:
-        show(folder)
+        show(folder, OmegaConf.to_container(config.plot) if config.get("plot") else None)
     except UserError as error:
         sys.exit(str(error))
 
 
-def show(folder: Path) -> None:
+def show(folder: Path, plot: Any = None) -> None:
     """Print one table of all rows made under `folder`, failed ones too; write it and its figures there."""
     listed = sorted({file for found in folder.rglob(LISTED) for file in json.loads(found.read_text())})
     made: list[Row] = rows.read([file for file in listed if Path(file).exists()])
     if not made:
         return
-    table.show(made, Console(width=None if sys.stdout.isatty() else table.WIDTH))
-    write_text(folder / "table.md", export.markdown(made))
-    pictures = ", ".join(f"{name} {path}" for name, path in draw(made, folder).items())
+    sheets = table.sheets(made)
+    writers.show(sheets, Console(width=None if sys.stdout.isatty() else writers.WIDTH))
+    write_text(folder / "table.md", writers.markdown(sheets))
+    pictures = ", ".join(f"{name} {path}" for name, path in draw(made, folder, plot).items())
     log.info("table %s, %s, rows %s", folder / "table.md", pictures, Path(listed[0]).parent)
 
 
-def draw(made: list[Row], folder: Path) -> dict[str, Path]:
-    """The figures of a table, by name: heatmap.png, and routing.png where gates routed."""
-    from launchers.results.plots import (
-        heatmap,  # here, because importing matplotlib takes longer than all of `duet --help`
-    )
-    from launchers.results.routing_figure import routing_figure
+def draw(made: list[Row], folder: Path, plot: Mapping[str, Any] | None = None) -> dict[str, Path]:
+    """The figures of a table, by name: heatmap.png, routing.png where gates routed, plot.png if one is declared."""
+    from launchers.results import heat  # here: importing matplotlib takes longer than all of `duet --help`
+    from launchers.results.plot import declared, drawings
+    from launchers.results.report import write_figure
 
-    found = {"heatmap": heatmap(made, folder / "heatmap.png"), "routing": routing_figure(made, folder / "routing.png")}
-    return {name: path for name, path in found.items() if path is not None}
+    summaries = summarise(made)
+    pairs = [pair for summary in summaries for pair in heat.routed(summary)]
+    figures = {"heatmap": heat.score_map(summaries), **({"routing": heat.routing_map(pairs)} if pairs else {})}
+    for number, drawn in enumerate(drawings(declared(plot, "this run"), "plot", summaries) if plot else ()):
+        figures[f"plot-{number}" if number else "plot"] = drawn
+    return {name: write_figure(drawn, folder / f"{name}.png", dpi=200) for name, drawn in figures.items()}

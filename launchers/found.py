@@ -28,7 +28,7 @@ from merging.errors import UserError
 from merging.files import write_text
 
 PACKAGES = ("launchers", "merging", "tasks")
-ELSEWHERE = {"hydra", "output", "save", "redo", "cache_gb", "tracker"}  # what no row depends on
+ELSEWHERE = {"hydra", "output", "save", "redo", "cache_gb", "tracker", "plot"}  # what no row depends on
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
 log = logging.getLogger(__name__)
 

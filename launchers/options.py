@@ -39,6 +39,7 @@ class RunOptions:
     save: str | None
     save_dtype: Literal["fp32", "bf16", "fp16"] | None
     cache_gb: float
+    plot: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)

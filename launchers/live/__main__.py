@@ -11,8 +11,8 @@ from rich.console import Console
 from launchers.live.page import page
 from launchers.live.sources import source_of
 from launchers.live.watch import EVERY, Watcher
-from launchers.results.frame import summarise
-from launchers.results.table import RESULTS, WIDTH
+from launchers.results.frame import RESULTS, summarise
+from launchers.results.writers import WIDTH
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -10,9 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from launchers.live.view import Job, View
-from launchers.results.columns import columns
-from launchers.results.draw import draw, fits
-from launchers.results.frame import REFERENCES, Line, Summary
+from launchers.results.frame import REFERENCES, Summary
+from launchers.results.table import columns
+from launchers.results.writers import draw, fits
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 RUNNING = 3  # lines for cells in progress
 BAR = 60  # width
@@ -61,36 +65,31 @@ def _table(summaries: Sequence[Summary], width: int, height: int) -> list[Render
     """The suite of the newest row, as many of its lines as fit; says what it leaves out."""
     if not summaries:
         return []
-    summary = max(summaries, key=lambda summary: max(map(_created, summary.lines)))
+    summary = max(summaries, key=lambda summary: max(row.created for row in summary.rows))
     others = sum(len(other.lines) for other in summaries if other is not summary)
-    tall = 1 + any(line.mean is not None and line.mean.deviation is not None for line in summary.lines)
+    tall = 1 + bool(summary.lines["mean sd"].notna().any())
     kept = _kept(summary.lines, (height - 6) // tall)  # without empty line, title, head of two lines, rule and note
-    if not kept:
+    if not len(kept):
         return []
     left_out = [f"{len(summary.lines) - len(kept)} more lines"] * (len(kept) < len(summary.lines))
     left_out += [f"{others} lines of other tasks"] * (others > 0)
     note = [_line(f"not shown: {' and '.join(left_out)}", "dim")] if left_out else []
     title = _line(f"{summary.suite}, {len(summary.tasks)} tasks", "bold")
-    dim = [index for index, line in enumerate(kept) if line.kind in REFERENCES]
-    wide = [column for column in columns(replace(summary, lines=tuple(kept)))
-            if column.header in SCORES | {*summary.tasks}]  # fmt: skip
+    dim = frozenset(place for place, kind in enumerate(kept["kind"]) if kind in REFERENCES)
+    wide = [column for column in columns(replace(summary, lines=kept)) if not column.is_fact]
     narrow = [column for column in wide if column.header in SCORES]
     return [Text(""), title, draw(wide if fits(wide, Console(width=width)) else narrow, dim), *note]
 
 
-def _created(line: Line) -> str:
-    return max(row.created for row in line.rows)
-
-
-def _kept(lines: Sequence[Line], room: int) -> list[Line]:
+def _kept(lines: "DataFrame", room: int) -> "DataFrame":
     """All, or base and experts, the newest and the best; the newest is marked."""
-    newest = sorted(lines, key=_created, reverse=True)
-    best = sorted(lines, key=lambda line: line.mean.mean if line.mean else -1.0, reverse=True)
-    references = [line for line in lines if line.kind in REFERENCES]
-    ranked = [newest[0], *best[:1], *references, *newest[: room // 4], *best]
-    chosen = {id(line) for line in [*{id(line): line for line in ranked}.values()][: max(0, room)]}
-    return [replace(line, label=f"{line.label} (new)") if line is newest[0] else line
-            for line in lines if id(line) in chosen]  # fmt: skip
+    created = lines["rows"].map(lambda rows: max(row.created for row in rows))
+    newest = list(created.sort_values(ascending=False, kind="stable").index)
+    best = list(lines["mean"].sort_values(ascending=False, kind="stable").index)
+    references = list(lines.index[lines["kind"].isin(REFERENCES)])
+    ranked = dict.fromkeys([newest[0], *best[:1], *references, *newest[: room // 4], *best])
+    lines = lines.assign(label=lines["label"].where(lines.index != newest[0], lines["label"] + " (new)"))
+    return lines.loc[sorted(list(ranked)[: max(0, room)])]
 
 
 def _line(text: str, style: str = "") -> Text:

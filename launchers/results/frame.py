@@ -1,117 +1,107 @@
-"""From rows to the lines of a table: normalise by the experts, average over seeds, order and name."""
+"""Rows as one DataFrame: a record per run and task, and from it the lines that tables, figures and pages show."""
 
 import json
-import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any
 
 from launchers.results.labels import identity, labels
-from launchers.rows import Row, value
+from launchers.rows import Row, read
+from merging.errors import UserError
+from tasks.score import Score
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+RESULTS = "outputs/results"
 KINDS = ("base", "static", "routed", "oracle", "failed", "multitask", "expert")
 REFERENCES = ("base", "multitask", "expert")  # no merges
-
-
-@dataclass(frozen=True)
-class Value:
-    """A mean over seeds and their sample standard deviation, None for a single seed."""
-
-    mean: float
-    deviation: float | None = None
-
-
-@dataclass(frozen=True)
-class Line:
-    """One method on one suite, over one or several seeds; fractions, not percent; None where nothing is known."""
-
-    label: str
-    rows: tuple[Row, ...]
-    accuracy: dict[str, Value]  # task -> accuracy; empty when failed
-    normalised: dict[str, Value]  # task -> accuracy / the expert's accuracy; empty without expert rows
-    mean: Value | None
-    norm: Value | None  # mean over tasks of the normalised accuracies
-
-    @property
-    def failed(self) -> bool:
-        return self.rows[0].status == "error"
-
-    @property
-    def kind(self) -> str:
-        """What it may be compared with: "static", "routed" per input, "oracle", "failed", or one of REFERENCES."""
-        row = self.rows[0]
-        if row.method in REFERENCES:
-            return row.method
-        if self.failed:
-            return "failed"
-        return {"none": "static", "oracle": "oracle"}.get(row.router, "routed")
-
-    @property
-    def transductive(self) -> bool:
-        """It saw unlabelled images that it is scored on, or of the test split."""
-        return any(is_transductive(row) for row in self.rows)
-
-    @property
-    def by_batch(self) -> bool:
-        """One set of weights served a batch of one task, which tells the task."""
-        return any(row.granularity == "batch" for row in self.rows)
-
-    @property
-    def fair(self) -> bool:
-        """Whether it may be the best of its kind: it knew nothing that its rivals do not."""
-        return not (self.transductive or self.by_batch)
-
-    @property
-    def routed_right(self) -> Value | None:
-        """Mean over tasks of the share of images whose largest weight is their own task's; None without gates."""
-        shares = [statistics.fmean(row.routing["accuracy"].values()) for row in self.rows if row.routing]
-        return over_seeds(shares) if shares else None
-
-    @property
-    def unseen(self) -> dict[str, Value]:
-        """Held-out task -> accuracy; empty for lines that are told the true task."""
-        scores = {task: [value(row.unseen.get(task)) for row in self.rows] for task in self.rows[0].unseen}
-        return {task: over_seeds(found) for task, each in scores.items()
-                if len(found := [score for score in each if score is not None]) == len(self.rows)}  # fmt: skip
-
-    @property
-    def unseen_mean(self) -> Value | None:
-        """Mean over the held-out tasks, None where one has no score."""
-        if not self.unseen or len(self.unseen) < len(self.rows[0].unseen):
-            return None
-        return over_seeds(
-            [statistics.fmean(value(row.unseen[task]) or 0.0 for task in self.unseen) for row in self.rows]
-        )
-
-    @property
-    def energy(self) -> Value | None:
-        """Mean over parameters and tasks of the energy that the routed parts hold; None where it is unknown."""
-        shares = [statistics.fmean(chain(*row.energy.values())) for row in self.rows if any(row.energy.values())]
-        return over_seeds(shares) if shares else None
+MERGES = ("static", "routed", "oracle")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The lines of one suite in the order of KINDS, by rising mean within a kind."""
+    """The lines of one suite, numbered from 1, in the order of KINDS and by rising mean within a kind.
+
+    `lines` has a column for each fact of `_facts` and, in percent, for each quantity: "task <task>", "unseen <task>",
+    "norm <task>" (percent of the expert's score), their means "mean", "unseen" and "norm", "routed_right", "energy".
+    A quantity is a mean over seeds; "<quantity> sd" is the sample standard deviation, NaN for a single seed.
+    """
 
     suite: str
     tasks: tuple[str, ...]
-    lines: tuple[Line, ...]
-    unseen: tuple[str, ...] = ()  # tasks whose experts were left out
+    unseen: tuple[str, ...]  # tasks whose experts were left out
+    lines: "DataFrame"
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows behind the lines, in their order."""
+        return [row for rows in self.lines["rows"] for row in rows]
+
+    @property
+    def scored(self) -> "DataFrame":
+        """The lines that did not fail."""
+        return self.lines[self.lines["kind"] != "failed"]
+
+    @property
+    def title(self) -> str:
+        """Suite and, where its name is another, the family of the experts."""
+        family = ", ".join(sorted(set(self.lines["family"])))
+        return self.suite if family in ("", self.suite) else f"{self.suite} ({family})"
 
     @property
     def breaks(self) -> list[int]:
-        """The lines after which routed or oracle lines begin or end."""
-        kinds = [line.kind for line in self.lines]
-        return [index for index, (one, next_one) in enumerate(pairwise(kinds))
-                if one != next_one and {one, next_one} & {"routed", "oracle"}]  # fmt: skip
+        """Positions of the lines after which routed or oracle lines begin or end."""
+        return [place for place, pair in enumerate(pairwise(self.lines["kind"]))
+                if pair[0] != pair[1] and {*pair} & {"routed", "oracle"}]  # fmt: skip
 
 
-def is_transductive(row: Row) -> bool:
-    """Whether it adapted to the test images, or to those of another split that it is scored on."""
-    return row.adaptation in {"test", *(split.get("name") for split in row.splits.values())}
+def of_rows(rows: Iterable[Row]) -> "DataFrame":
+    """A record per run and task, the held-out tasks included; scores in the unit of their metric, NaN for none.
+
+    `normalised`: the score divided by the expert's of the same seed, checkpoints, heads and split; NaN where the
+    expert's is not above 0 or lower is better.
+    """
+    from pandas import DataFrame
+
+    listed = list(rows)
+    experts = {same_experts(row): row for row in listed if row.method == "expert" and row.status == "ok"}
+    return DataFrame([record for row in listed for record in _records(row, experts.get(same_experts(row)))])
+
+
+def _records(row: Row, expert: Row | None) -> list[dict[str, Any]]:
+    facts = {"run_id": row.run_id, "suite": row.suite, "method": row.method, "kind": kind_of(row), "seed": row.seed}
+    right, experts = row.routing.get("accuracy", {}), expert.scores if expert is not None else {}
+    tasks = [(task, False, row.scores.get(task)) for task in row.tasks]
+    return [{**facts, "task": task, "unseen": unseen, "routing_accuracy": right.get(task),
+             "normalised": None if unseen else _ratio(score, experts.get(task)), **_score(score)}
+            for task, unseen, score in [*tasks, *((task, True, score) for task, score in row.unseen.items())]
+            ]  # fmt: skip
+
+
+def _score(score: Score | None) -> dict[str, Any]:
+    names = {"metric": "metric", "score": "value", "count": "count", "standard_error": "standard_error"}
+    return {name: getattr(score, attribute, None) for name, attribute in names.items()}
+
+
+def _ratio(score: Score | None, expert: Score | None) -> float | None:
+    if score is None or expert is None or score.metric != expert.metric:
+        return None
+    return score.value / expert.value if score.higher_is_better and expert.value > 0 else None
+
+
+def rows_of(paths: Sequence[str]) -> list[Row]:
+    """All rows under `paths`; raises UserError when there is not one."""
+    rows = read(paths)
+    if not rows:
+        raise UserError(
+            f"No result rows in {', '.join(map(str, paths))}. A run writes them: try `duet method=ties suite=mini8`, "
+            "or name the folder that holds your rows."
+        )
+    return rows
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -119,33 +109,130 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
     The same run twice counts once.
     """
-    unique = list({row.run_id: row for row in sorted(rows, key=lambda row: row.created)}.values())
+    unique = {row.run_id: row for row in sorted(rows, key=lambda row: row.created)}
     suites: dict[tuple, list[Row]] = defaultdict(list)
-    for row in unique:
+    for row in unique.values():
         suites[row.suite, frozenset(row.tasks), frozenset(row.unseen), row.config.get("split")].append(row)
-    return [_summarise_suite(members) for members in suites.values()]
+    return [_summary(members) for members in suites.values()]
 
 
-def _summarise_suite(rows: Sequence[Row]) -> Summary:
-    groups = _group(rows)
-    names = labels([group[0] for group in groups])
-    experts = {same_experts(row): row for row in rows if row.method == "expert" and row.status == "ok"}
-    lines = [_line(label, group, experts) for label, group in zip(names, groups, strict=True)]
+def _summary(rows: Sequence[Row]) -> Summary:
+    from pandas import DataFrame, RangeIndex, concat
+
+    groups = _by_line(rows)
+    names = labels([identity(group[0]) for group in groups])
+    tasks, unseen = tuple(rows[0].tasks), tuple(rows[0].unseen)
+    facts = DataFrame([_facts(label, group) for label, group in zip(names, groups, strict=True)])
+    facts["work"] = _work(groups)
+    quantities = _over_seeds(_quantities(rows, tasks, unseen), groups)
+    lines = concat([facts, quantities], axis=1)
+    order = lines["kind"].map(KINDS.index).rename("order")
+    lines = lines.assign(order=order).sort_values(["order", "mean"], kind="stable").drop(columns="order")
+    lines.index = RangeIndex(1, len(lines) + 1)
     split = rows[0].config.get("split")
-    title = rows[0].suite + (f" without {', '.join(rows[0].unseen)}" if rows[0].unseen else "")
-    title += "" if split is None else f" ({split} split)"
-    return Summary(title, tuple(rows[0].tasks), tuple(sorted(lines, key=_place)), tuple(rows[0].unseen))
+    title = rows[0].suite + (f" without {', '.join(unseen)}" if unseen else "")
+    return Summary(title + ("" if split is None else f" ({split} split)"), tasks, unseen, lines)
 
 
-def _group(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that differ in their seed only; the same seed again (other checkpoints) opens another group."""
+def _by_line(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that differ in their seed only; the same seed again (other checkpoints) opens another line."""
     groups: dict[tuple, list[Row]] = defaultdict(list)
     seen: dict[tuple, int] = defaultdict(int)
     for row in rows:
-        kind = json.dumps([row.status, identity(row)], sort_keys=True)
-        groups[kind, seen[kind, row.seed]].append(row)
-        seen[kind, row.seed] += 1
+        method = json.dumps([row.status, identity(row)], sort_keys=True)
+        groups[method, seen[method, row.seed]].append(row)
+        seen[method, row.seed] += 1
     return list(groups.values())
+
+
+def _quantities(rows: Sequence[Row], tasks: Sequence[str], unseen: Sequence[str]) -> "DataFrame":
+    """Run x quantity, in percent; see Summary."""
+    from pandas import DataFrame
+
+    records = of_rows(rows)
+    merged, held_out = records[~records["unseen"]], records[records["unseen"]]
+    scores = merged.pivot(index="run_id", columns="task", values="score")[list(tasks)].astype(float)
+    ratios = merged.pivot(index="run_id", columns="task", values="normalised")[list(tasks)].astype(float)
+    others = held_out.pivot(index="run_id", columns="task", values="score").reindex(scores.index, columns=list(unseen))
+    right = merged.pivot(index="run_id", columns="task", values="routing_accuracy").astype(float)
+    kept = {row.run_id: statistics.fmean(chain(*row.energy.values())) for row in rows if any(row.energy.values())}
+    means = DataFrame({"mean": scores.mean(axis=1, skipna=False), "norm": ratios.mean(axis=1),
+                       "unseen": others.astype(float).mean(axis=1, skipna=False),
+                       "routed_right": right.mean(axis=1), "energy": scores.index.map(kept.get)})  # fmt: skip
+    named = scores.add_prefix("task ").join(means).join(others.add_prefix("unseen ")).join(ratios.add_prefix("norm "))
+    return 100 * named.astype(float)
+
+
+def _over_seeds(runs: "DataFrame", groups: Sequence[Sequence[Row]]) -> "DataFrame":
+    """Line x quantity and its deviation: NaN unless every seed has the score; gates and energies, of those that do."""
+    from pandas import Series
+
+    lines = Series({row.run_id: number for number, group in enumerate(groups) for row in group})
+    seeds = runs.groupby(lines)
+    whole = seeds.count().eq(seeds.size(), axis=0)
+    whole[["routed_right", "energy"]] = True
+    both = seeds.mean().where(whole).join(seeds.std().where(whole).add_suffix(" sd"))
+    return both[[name for quantity in runs for name in (quantity, f"{quantity} sd")]]
+
+
+def _facts(label: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """What is known of a line beside its scores."""
+    row, searched = rows[0], rows[0].search
+    transductive, by_batch = any(map(is_transductive, rows)), any(row.granularity == "batch" for row in rows)
+    return {
+        "suite": row.suite, "label": label, "method": row.method, "kind": kind_of(row), "status": row.status,
+        "n": len(rows), "rows": tuple(rows), "transductive": transductive, "by_batch": by_batch,
+        "fair": not (transductive or by_batch),  # whether it may be the best of its kind
+        "scale": _joined([each.scale for each in rows]), "scale_source": row.scale_source,
+        "scale_criterion": searched.get("criterion"), "scales_scored": searched.get("scored"),
+        "needs": row.needs, "router": row.router, "granularity": row.granularity, "adaptation": row.adaptation,
+        "opened": "; ".join(f"{split}: {', '.join(who)}" for split, who in row.opened.items()) or None,
+        "collapsed": " ".join(dict.fromkeys(task for each in rows for task in each.collapsed)) or None,
+        "family": row.family, "params": row.params,
+        "stored_bytes": statistics.mean(each.stored_bytes for each in rows),
+        "macs": statistics.mean(each.macs for each in rows),
+        **{f"{phase}_seconds": _mean(each.seconds.get(phase) for each in rows) for phase in ("merge", "router")},
+        "seconds": statistics.fmean(sum(each.seconds.values()) for each in rows),
+        "seeds": _joined([each.seed for each in rows]),
+        "code": " ".join(dict.fromkeys(each.code for each in rows)),
+        "run_ids": " ".join(each.run_id for each in rows),
+        "error": first_line(row.error) if row.status == "error" else None,
+    }  # fmt: skip
+
+
+def _work(groups: Sequence[Sequence[Row]]) -> list[float | None]:
+    """Multiply-accumulates relative to the static forward of the same backbone, None where no line has that."""
+    rows = list(chain(*groups))
+
+    def ratio(row: Row) -> float | None:
+        backbone = row.config.get("backbone")
+        alike = (other for other in rows if other.config.get("backbone") == backbone)
+        static = min((other.macs for other in alike if other.router in ("none", "oracle")), default=0)
+        return row.macs / static if static else None
+
+    return [_mean(map(ratio, group)) for group in groups]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """The one value of all seeds, or all of them in a text."""
+    return values[0] if len(set(values)) == 1 else " ".join(map(str, values))
+
+
+def kind_of(row: Row) -> str:
+    """What a row may be compared with: "static", "routed" per input, "oracle", "failed", or one of REFERENCES."""
+    if row.status == "error":
+        return "failed"
+    return row.method if row.method in REFERENCES else {"none": "static", "oracle": "oracle"}.get(row.router, "routed")
+
+
+def is_transductive(row: Row) -> bool:
+    """Whether it adapted to the test images, or to those of another split that it is scored on."""
+    return row.adaptation in {"test", *(split.get("name") for split in row.splits.values())}
 
 
 def same_experts(row: Row) -> str:
@@ -155,31 +242,6 @@ def same_experts(row: Row) -> str:
     return json.dumps([row.suite, row.seed, ids, row.splits, heads], sort_keys=True)
 
 
-def _line(label: str, rows: Sequence[Row], experts: Mapping[str, Row]) -> Line:
-    if rows[0].status == "error":
-        return Line(label, tuple(rows), {}, {}, None, None)
-    ratios = [_ratios(row, experts.get(same_experts(row))) for row in rows]
-    whole = all(ratios)
-    return Line(
-        label=label,
-        rows=tuple(rows),
-        accuracy={task: over_seeds([row.accuracy[task] for row in rows]) for task in rows[0].tasks},
-        normalised={task: over_seeds([each[task] for each in ratios]) for task in rows[0].tasks} if whole else {},
-        mean=over_seeds([statistics.fmean(row.accuracy[task] for task in row.tasks) for row in rows]),
-        norm=over_seeds([statistics.fmean(each.values()) for each in ratios]) if whole else None,
-    )
-
-
-def _ratios(row: Row, expert: Row | None) -> dict[str, float]:
-    if expert is None or not all(expert.accuracy[task] for task in row.tasks):
-        return {}
-    return {task: row.accuracy[task] / expert.accuracy[task] for task in row.tasks}
-
-
-def over_seeds(values: Sequence[float]) -> Value:
-    """Mean and sample standard deviation of at least one value."""
-    return Value(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def _place(line: Line) -> tuple[int, float]:
-    return KINDS.index(line.kind), line.mean.mean if line.mean else math.inf
+def first_line(error: str | None) -> str:
+    """The first line of an error that says something."""
+    return next((line.strip() for line in (error or "").splitlines() if line.strip()), "no message")

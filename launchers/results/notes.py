@@ -1,25 +1,32 @@
-"""What stands below a table: units, split and sizes, where scales came from, failures, mixed origins."""
+"""What stands below a table (units, splits, where scales came from, what is no fair rival) and above it: warnings."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from launchers.results.frame import Line, Summary, is_transductive
+from launchers.results.frame import Summary, first_line, is_transductive
 from launchers.rows import Row
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 TOGETHER = {"mixed": "shuffled batch of all tasks", "group": "group of similar images of the whole split"}
+UNFAIR = "no fair rival, never bold"
+FEW = 12  # lines whose names `numbered` notes repeat; of longer tables they give the numbers
 
 
 def notes(summary: Summary) -> list[str]:
     """What a reader must know to trust the table, a sentence or two each."""
-    rows = [row for line in summary.lines for row in line.rows]
+    scored = summary.scored
+    bare = ' "-": no expert row of the same suite, seed, checkpoints and split, or an expert that gets nothing right.'
+    bare *= bool(scored["norm"].isna().any())
     said = [
-        f"Accuracy in percent on {_splits(rows, summary.tasks)}.",
-        "norm: mean over tasks of accuracy / expert accuracy, in percent; mean: plain accuracy."
-        + _without_expert(summary.lines),
-        _scales(summary.lines),
+        f"Accuracy in percent on {_splits(summary.rows, summary.tasks)}.",
+        f"norm: mean over tasks of accuracy / expert accuracy, in percent; mean: plain accuracy.{bare}",
+        _scales(scored),
     ]
-    if any(len(line.rows) > 1 and not line.failed for line in summary.lines):
+    if (scored["n"] > 1).any():
         said.append("±: sample standard deviation over n seeds.")
     if summary.unseen:
         said.append(
@@ -27,88 +34,129 @@ def notes(summary: Summary) -> list[str]:
             "router saw; not in mean and norm. The expert row has their own experts there, if any; "
             '"-": told the true task, for which it has no part.'
         )
-    said += _routed(summary.lines)
-    failures = [(line.label, row) for line in summary.lines if line.failed for row in line.rows]
-    said += [f"{label} failed (seed {row.seed}): {first_line(row.error)}" for label, row in failures]
-    said += sorted({remark for row in rows for remark in row.remarks})
-    return said + _mixtures(summary.lines, rows)
+    said += _routed(scored)
+    said += [f"{label} failed (seed {row.seed}): {first_line(row.error)}"
+             for label, row in _runs(summary.lines) if row.status == "error"]  # fmt: skip
+    said += sorted({remark for row in summary.rows for remark in row.remarks})
+    return [*said, *_mixtures(summary)]
 
 
-def _routed(lines: Sequence[Line]) -> list[str]:
+def numbered(summary: Summary) -> list[str]:
+    """The same; below a long table with the numbers of lines in place of their names, without routing accuracies."""
+    if len(summary.lines) <= FEW:
+        return notes(summary)
+    lines = summary.lines.assign(label=[f"#{number}" for number in summary.lines.index], routed_right=float("nan"))
+    said = notes(Summary(summary.suite, summary.tasks, summary.unseen, lines))
+    return [re.sub(r"#\d+(, #\d+)*", lambda listed: _ranges(listed[0]), note) for note in said]
+
+
+def _ranges(listed: str) -> str:
+    """ "#1, #2, #3, #5" is "lines 1-3, 5"."""
+    numbers = [int(number) for number in re.findall(r"\d+", listed)]
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    told = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"{'line' if len(numbers) == 1 else 'lines'} {told}"
+
+
+def _routed(scored: "DataFrame") -> list[str]:
     """What must be said as soon as a line depends on the input, or learned from images."""
-    scored = [line for line in lines if not line.failed]
-    oracle, routed = ([line.label for line in scored if line.kind == kind] for kind in ("oracle", "routed"))
-    said = []
-    if oracle or routed:
-        apart = " Bold: best static and best routed line." if routed else " Bold: best static line."
-        said.append("MACs: work per image relative to the static forward." + apart)
-    if oracle:
-        said.append(f"Told the true task of every image (oracle; no fair rival, never bold): {', '.join(oracle)}.")
-    if batches := [line.label for line in scored if line.by_batch]:
-        who = ", ".join(batches)
-        said.append(f"One set of weights per batch of one task, which tells it (no fair rival, never bold): {who}.")
-    for granularity, what in TOGETHER.items():
-        if who := ", ".join(line.label for line in scored if line.rows[0].granularity == granularity):
-            said.append(f"One set of weights per {what}, so that an image's result depends on the others: {who}.")
-    if right := [f"{line.label} {100 * line.routed_right.mean:.1f}" for line in scored if line.routed_right]:
-        said.append(f"Routed right (largest weight on the own task), in percent: {', '.join(right)}.")
-    if trained := [line.label for line in scored if line.kind == "multitask"]:
-        said.append(f"No merge, but trained on the labelled train images of all tasks together: {', '.join(trained)}.")
-    adapted = [(row.adaptation, is_transductive(row), line.label) for line in scored if line.kind != "multitask"
-               for row in line.rows]  # fmt: skip
-    for split, leaks in sorted({(split, leaks) for split, leaks, _ in adapted if split != "none"}):
-        who = ", ".join(dict.fromkeys(label for *seen, label in adapted if seen == [split, leaks]))
-        kind = " (transductive; no fair rival, never bold)" if leaks else ""
-        said.append(f"Saw the unlabelled {split} images{kind}: {who}.")
-    return said + [
-        f"Suspected of collapse: {', '.join(row.collapsed)} in {line.label} (seed {row.seed})."
-        for line in scored for row in line.rows if row.collapsed
-    ]  # fmt: skip
+
+    def who(chosen: "Any") -> str:
+        return ", ".join(scored["label"][chosen])
+
+    kinds = {kind: who(scored["kind"] == kind) for kind in ("oracle", "routed", "multitask")}
+    right = scored[scored["routed_right"].notna()]
+    dynamic = bool(kinds["oracle"] or kinds["routed"])
+    best = "best static and best routed line" if kinds["routed"] else "best static line"
+    sentences = {
+        f"MACs: work per image relative to the static forward. Bold: {best}.": dynamic and "-",
+        f"Told the true task of every image (oracle; {UNFAIR}): {{who}}.": kinds["oracle"],
+        f"One set of weights per batch of one task, which tells it ({UNFAIR}): {{who}}.": who(scored["by_batch"]),
+        **{f"One set of weights per {what}, so that an image's result depends on the others: {{who}}.":
+           who(scored["granularity"] == granularity) for granularity, what in TOGETHER.items()},
+        "Routed right (largest weight on the own task), in percent: {who}.":
+            ", ".join(f"{line.label} {line.routed_right:.1f}" for line in right.itertuples()),
+        "No merge, but trained on the labelled train images of all tasks together: {who}.": kinds["multitask"],
+    }  # fmt: skip
+    said = [sentence.format(who=names) for sentence, names in sentences.items() if names]
+    return [*said, *_adapted(scored), *(
+        f"Suspected of collapse: {', '.join(row.collapsed)} in {label} (seed {row.seed})."
+        for label, row in _runs(scored) if row.collapsed
+    )]  # fmt: skip
 
 
-def _mixtures(lines: Sequence[Line], rows: Sequence[Row]) -> list[str]:
-    said = []
-    for what, values in (("code versions", {row.code for row in rows}), ("families", {row.family for row in rows})):
-        if len(values) > 1:
-            said.append(f"Rows come from different {what}: {', '.join(sorted(values))}.")
-    twice = Counter((line.label, row.seed) for line in lines if not line.failed for row in line.rows)
+def _adapted(scored: "DataFrame") -> list[str]:
+    """Who learned from the images of which split."""
+    seen: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    for label, row in _runs(scored[scored["kind"] != "multitask"]):
+        if row.adaptation != "none":
+            seen[row.adaptation, is_transductive(row)].append(label)
+    return [f"Saw the unlabelled {split} images{f' (transductive; {UNFAIR})' if leaks else ''}: "
+            f"{', '.join(dict.fromkeys(names))}." for (split, leaks), names in sorted(seen.items())]  # fmt: skip
+
+
+def _runs(lines: "DataFrame") -> list[tuple[str, Row]]:
+    """Every run with the name of its line."""
+    return [(line.label, row) for line in lines.itertuples() for row in line.rows]
+
+
+def _mixtures(summary: Summary) -> list[str]:
+    said = [f"Rows come from different {what}: {', '.join(values)}." for what, values in _origins(summary)]
+    twice = Counter((label, row.seed) for label, row in _runs(summary.scored))
     if any(count > 1 for count in twice.values()):
         said.append("Lines of the same name were merged from different checkpoints.")
     return said
 
 
-def first_line(error: str | None) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip() for line in (error or "").splitlines() if line.strip()), "no message")
+def _origins(summary: Summary) -> list[tuple[str, list[str]]]:
+    """The code versions and families of the rows, where they are several."""
+    seen = {what: sorted({getattr(row, name) for row in summary.rows})
+            for what, name in (("code versions", "code"), ("families", "family"))}  # fmt: skip
+    return [(what, values) for what, values in seen.items() if len(values) > 1]
+
+
+def warnings(summary: Summary) -> list[str]:
+    """What makes lines of one table doubtful to compare, or worth a second look."""
+    said = [f"Rows of this table come from {len(values)} {what}: {', '.join(values[:8])}"
+            f"{', ...' * (len(values) > 8)}. Differences between lines need not be the methods'."
+            for what, values in _origins(summary)]  # fmt: skip
+    rows, lines = summary.rows, summary.lines
+    mixed = [task for task in summary.tasks if len({str(row.splits[task]) for row in rows if task in row.splits}) > 1]
+    if mixed:
+        said.append(f"Rows were scored on different splits of {', '.join(mixed)}.")
+    failed = list(lines["label"][lines["kind"] == "failed"])
+    if failed:
+        said.append(f"{len(failed)} of {len(lines)} lines failed: {', '.join(failed)}. Their errors are below.")
+    if collapsed := list(lines["label"][lines["collapsed"].notna()]):
+        said.append(f"Gates are suspected of collapse in {', '.join(collapsed)}; the notes name the tasks.")
+    return said
 
 
 def _splits(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     seen = {task: {(row.splits[task].get("name"), row.splits[task].get("size"), row.splits[task].get("id"))
                    for row in rows if task in row.splits} for task in tasks}  # fmt: skip
-    names = sorted({str(name) for found in seen.values() for name, _, _ in found})
+    names = sorted({str(name) for splits in seen.values() for name, _, _ in splits})
     text = f"the {' and '.join(names) or 'unknown'} split"
-    sizes = {task: [size for _, size, _ in found if size is not None] for task, found in seen.items()}
+    sizes = {task: [size for _, size, _ in splits if size is not None] for task, splits in seen.items()}
     known = {task: max(found) for task, found in sizes.items() if found}
     if known:
         ((common, _),) = Counter(known.values()).most_common(1)
         odd = [f"{task} {size}" for task, size in known.items() if size != common]
         text += f" ({', '.join([f'{common} images a task', *odd])})"
-    mixed = [task for task, found in seen.items() if len(found) > 1]
+    mixed = [task for task, splits in seen.items() if len(splits) > 1]
     return text + (f"; rows were scored on different splits of {', '.join(mixed)}" if mixed else "")
 
 
-def _without_expert(lines: Sequence[Line]) -> str:
-    bare = any(line.norm is None and not line.failed for line in lines)
-    why = "no expert row of the same suite, seed, checkpoints and split, or an expert that gets nothing right"
-    return f' "-": {why}.' if bare else ""
-
-
-def _scales(lines: Sequence[Line]) -> str:
+def _scales(scored: "DataFrame") -> str:
     sources: dict[str, list[str]] = defaultdict(list)
-    for line in lines:
-        for source in dict.fromkeys(scale_source(row) for row in line.rows if not line.failed):
-            if source != "-":
-                sources[source].append(line.label)
+    for label, row in _runs(scored):
+        if (source := scale_source(row)) != "-":
+            sources[source].append(label)
     told = [f"{source} for {', '.join(dict.fromkeys(names))}" for source, names in sources.items()]
     return f"scale: {'; '.join(told) or 'none was chosen'}."
 

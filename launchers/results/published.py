@@ -42,6 +42,12 @@ class Published:
         """The mean of the cells; where there are none, as printed."""
         return statistics.fmean(self.accuracy.values()) if self.accuracy else self.printed_mean
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """What is known, in percent, by task, "mean" and "norm"."""
+        means = {"mean": self.mean, "norm": self.norm}
+        return self.accuracy | {name: value for name, value in means.items() if value is not None}
+
     def on(self, suite: str, tasks: Sequence[str]) -> "Published | None":
         """The row as a counterpart on these tasks: the same suite, or for PER_TASK rows a part of it; else None."""
         if self.method in PER_TASK and self.accuracy:

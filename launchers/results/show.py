@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,19 @@ from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from launchers.quoting import readable
-from launchers.results.frame import REFERENCES, Line, same_experts, summarise
+from launchers.results.frame import REFERENCES, RESULTS, rows_of, same_experts, summarise
 from launchers.results.labels import identity
 from launchers.results.notes import scale_source
-from launchers.results.table import RESULTS, WIDTH, rows_of
+from launchers.results.writers import WIDTH, Cell, Column, draw
 from launchers.rows import Row, value
 from launchers.sweeps.axes import choices, composed, is_group, parsed
 from merging.errors import UserError
-from tasks.score import Score
 
 
 def pick(rows: Sequence[Row], prefix: str, where: str = RESULTS) -> Row:
@@ -58,18 +57,17 @@ def explain(row: Row, rows: Sequence[Row], console: Console, output: str = "outp
         "How": _how(row),
         "Data": _data(row),
         "Cost": _cost(row, rows),
-        "From": _origin(row),
+        "From": [f"code {row.code}, {row.created}, {row.run_id}.json"],
     }
-    for name, sentences in facts.items():
-        console.print(Text.assemble((f"{name:6}", "bold cyan"), sentences[0]))
-        for sentence in sentences[1:]:
+    for name, (first, *others) in facts.items():
+        console.print(Text.assemble((f"{name:6}", "bold cyan"), first))
+        for sentence in others:
             console.print(Padding(Text(sentence), (0, 0, 0, 6)))
-    if row.overrides:
-        console.print(_changes(row.overrides))
-    if not line.failed:
-        console.print(_scores(row, line))
-    if not line.failed and row.unseen:
-        console.print(_unseen(row, rows))
+    tables = [_changes(row.overrides) if row.overrides else None]
+    tables += [_scores(row, line), _unseen(row, rows)] if row.status == "ok" else []
+    for table in tables:
+        if table is not None:
+            console.print(Padding(table, (1, 0, 0, 6)))
     console.print(Text("Repeat it", "bold cyan"))
     console.print(Text(command(row, output)), soft_wrap=True)
     console.print(Text(_caveat(row), "dim"))
@@ -81,22 +79,18 @@ def command(row: Row, output: str = "outputs") -> str:
     return shlex.join(["duet", *(row.overrides or ()), *place])
 
 
-def _line(row: Row, rows: Sequence[Row]) -> Line:
-    experts = [other for other in rows if other.method == "expert" and other.status == "ok"]
-    (line,) = (
-        line for summary in summarise([row, *experts]) for line in summary.lines
-        if any(each.run_id == row.run_id for each in line.rows)
-    )  # fmt: skip
-    if len(line.rows) == 1:
-        return line
-    return _line(row, [])  # an expert row beside those of other seeds
+def _line(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    """The row as a line of a table with the experts that it may be divided by."""
+    experts = [other for other in rows if other.method == "expert" and same_experts(other) == same_experts(row)]
+    lines = [line for summary in summarise([*experts, row]) for line in summary.lines.to_dict("records")]
+    return next(line for line in lines if line["run_ids"] == row.run_id)
 
 
-def _verdict(line: Line) -> str:
-    if line.mean is None:
-        return f"failed, {line.rows[0].error}"
-    relative = "" if line.norm is None else f", {100 * line.norm.mean:.1f} % of the experts'"
-    return f"mean accuracy {100 * line.mean.mean:.1f} %{relative}"
+def _verdict(line: Mapping[str, Any]) -> str:
+    if line["kind"] == "failed":
+        return f"failed, {line['rows'][0].error}"
+    relative = "" if isnan(line["norm"]) else f", {line['norm']:.1f} % of the experts'"
+    return f"mean accuracy {line['mean']:.1f} %{relative}"
 
 
 def _what(row: Row, rows: Sequence[Row]) -> list[str]:
@@ -174,72 +168,50 @@ def _cost(row: Row, rows: Sequence[Row]) -> list[str]:
     return [*said, f"{spent}; {sum(row.seconds.values()):.1f} s in all." if spent else "No time was recorded."]
 
 
-def _origin(row: Row) -> list[str]:
-    return [f"code {row.code}, {row.created}, {row.run_id}.json"]
-
-
-def _changes(overrides: Sequence[str]) -> Padding:
+def _changes(overrides: Sequence[str]) -> Table:
     """The choices and options of the command, beside what `duet` has by default."""
-    table = Table("choice or option", "this run", "default", box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
     usual = composed(()).hydra.runtime.choices
     try:
         config = composed(choices(overrides))
     except (UserError, HydraException):  # a choice that is gone
         config = composed(())
-    for override in parsed(overrides):
-        key = override.get_key_element()
-        default = usual.get(key) if is_group(key) else OmegaConf.select(config, key.lstrip("+~"))
-        told = "-" if default is None else str(default)
-        table.add_row(Text(key), Text(override.get_value_element_as_str()), Text(told, "dim"))
-    return Padding(table, (1, 0, 0, 6))
+    told = {override.get_key_element(): override.get_value_element_as_str() for override in parsed(overrides)}
+    defaults = [usual.get(key) if is_group(key) else OmegaConf.select(config, key.lstrip("+~")) for key in told]
+    texts = ["-" if default is None else str(default) for default in defaults]
+    return _table("choice or option", list(told), {"this run": list(told.values()), "default": texts})
 
 
-def _scores(row: Row, line: Line) -> Padding:
+def _scores(row: Row, line: Mapping[str, Any]) -> Table:
     """Per task: accuracy, share of the expert's, images that went to their own part; the last line is their mean."""
-    table = Table("task", box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
-    columns = {"accuracy %": row.accuracy}
-    if line.normalised:
-        columns["of the expert %"] = {task: value.mean for task, value in line.normalised.items()}
-    if row.validation:
-        columns["validation %"] = row.validation
-    if row.routing:
-        columns["routed right %"] = row.routing["accuracy"]
-    for name in columns:
-        table.add_column(name, justify="right")
-    for task in row.tasks:
-        last = task == row.tasks[-1]
-        table.add_row(task, *(_percent(scores.get(task)) for scores in columns.values()), end_section=last)
-    table.add_row("mean", *(_percent(statistics.fmean(scores.values())) for scores in columns.values()))
-    return Padding(table, (1, 0, 0, 6))
+    shares = {task: line[f"norm {task}"] / 100 for task in row.tasks if not isnan(line["norm"])}
+    columns = {"accuracy %": row.accuracy, "of the expert %": shares, "validation %": row.validation,
+               "routed right %": row.routing.get("accuracy")}  # fmt: skip
+    known = {name: [scores.get(task) for task in row.tasks] for name, scores in columns.items() if scores}
+    means = {name: _percents([*shares, statistics.fmean(share for share in shares if share is not None)])
+             for name, shares in known.items()}  # fmt: skip
+    return _table("task", [*row.tasks, "mean"], means, breaks=frozenset([len(row.tasks) - 1]))
 
 
-def _unseen(row: Row, rows: Sequence[Row]) -> Padding:
+def _unseen(row: Row, rows: Sequence[Row]) -> Table | None:
     """Per held-out task: accuracy, that of the base and of its own expert, and whose parts the gates gave it."""
-    table = Table("unseen task", box=SIMPLE_HEAD, pad_edge=False, header_style="bold cyan")
-    peers = [each for each in rows if each.status == "ok" and same_experts(each) == same_experts(row)]
-    references = {each.method: _values(each.unseen) for each in peers}
-    columns = {"accuracy %": _values(row.unseen)} | {
-        f"{name} %": references[name] for name in REFERENCES if name in references
-    }
-    for name in columns:
-        table.add_column(name, justify="right")
-    borrowed = row.routing.get("unseen", {})
-    if borrowed:
-        table.add_column("mean weights")
-    for task in row.unseen:
-        weights = zip(row.tasks, borrowed.get(task, ()), strict=False)
-        most = sorted(weights, key=lambda each: -abs(each[1]))[:3]
-        told = ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in most)
-        table.add_row(task, *(_percent(scores.get(task)) for scores in columns.values()), *[told] * bool(borrowed))
-    return Padding(table, (1, 0, 0, 6))
+    alike = (other for other in rows if other.status == "ok" and same_experts(other) == same_experts(row))
+    references = {other.method: other.unseen for other in alike}
+    scores = {"accuracy %": row.unseen, **{f"{name} %": references[name] for name in REFERENCES if name in references}}
+    columns = {name: _percents([value(known.get(task)) for task in row.unseen]) for name, known in scores.items()}
+    if borrowed := row.routing.get("unseen"):
+        most = [sorted(zip(row.tasks, borrowed[task], strict=True), key=lambda pair: -abs(pair[1]))[:3]
+                for task in row.unseen]  # fmt: skip
+        columns["mean weights"] = [", ".join(f"{name} {100 * weight:.0f} %" for name, weight in each) for each in most]
+    return _table("unseen task", list(row.unseen), columns) if row.unseen else None
 
 
-def _values(scores: Mapping[str, Score | None]) -> dict[str, float | None]:
-    return {task: value(score) for task, score in scores.items()}
+def _table(first: str, names: Sequence[str], columns: Mapping[str, Sequence[str]], **options: Any) -> Table:
+    told = {first: names, **columns}
+    return draw([Column(header, tuple(map(Cell, texts))) for header, texts in told.items()], **options)
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+def _percents(shares: Sequence[float | None]) -> list[str]:
+    return ["-" if share is None else f"{100 * share:.1f}" for share in shares]
 
 
 def _caveat(row: Row) -> str:
@@ -275,7 +247,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     output = str(folder.parent) if folder.name == "results" else "outputs"
     explain(row, rows, Console(width=None if sys.stdout.isatty() else WIDTH), output)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 from urllib.parse import urlparse
 
-from launchers.results.export import records
+from launchers.results.table import records
 from launchers.rows import Row
 from launchers.tracking.tracker import Figures, Tracker
 
@@ -164,23 +164,23 @@ class WandbTracker(Tracker):
 
     def _log_result(self, row: Row, table_rows: Sequence[Row]) -> None:
         experts = [other for other in table_rows if other.method == "expert"]
-        own = next(record for record in records([row, *experts]) if row.run_id in record["run_ids"])
+        lines = records([row, *experts]).round(4)
+        own = lines[lines["run_ids"] == row.run_id].iloc[0].dropna()
         summary = {name: getattr(row, name) for name in ("status", "error", "scale", "macs", "params", "stored_bytes")}
         summary |= {f"seconds/{phase}": seconds for phase, seconds in row.seconds.items()}
         summary |= {f"accuracy/{task}": accuracy for task, accuracy in row.accuracy.items()}
         summary |= {f"unseen/{task}": score.value for task, score in row.unseen.items() if score is not None}
         summary |= {f"routed_right/{task}": share for task, share in row.routing.get("accuracy", {}).items()}
-        summary |= {name: own[name] / 100 for name in ("routed_right", "energy") if own[name] is not None}
-        means = {f"accuracy/{name}": own[name] / 100 for name in ("mean", "norm") if own[name] is not None}
+        summary |= {name: own[name] / 100 for name in ("routed_right", "energy") if name in own}
+        means = {f"accuracy/{name}": own[name] / 100 for name in ("mean", "norm") if name in own}
         self._run.config.update({"row": {name: getattr(row, name) for name in ROW_CONFIG}}, allow_val_change=True)
         self._run.log(means)
         self._run.summary.update(summary | means)
 
     def _log_table(self, rows: Sequence[Row]) -> None:
-        lines = records(rows)
-        names = list(dict.fromkeys(name for line in lines for name in line))
-        cells = [[line.get(name) for name in names] for line in lines]
-        self._run.log({"table": client().Table([*names], cells, allow_mixed_types=True)})
+        lines = records(rows).round(4).astype(object)
+        cells = lines.where(lines.notna(), None).to_numpy().tolist()
+        self._run.log({"table": client().Table(list(lines), cells, allow_mixed_types=True)})
 
     def _log_model(self, row: Row, file: Path, temporary: bool) -> None:
         """Read from its file while it is sent; an offline run is sent from there later. A temporary one goes then."""

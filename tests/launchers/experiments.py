@@ -15,8 +15,6 @@ from launchers.job import resolved, targets
 from launchers.sweeps.axes import composed, is_group, read, value_of
 
 FOLDER = Path(conf.__path__[0]) / "experiment"
-DRAWS = {path.stem: path.read_text().split("Draws:")[1].split("\n#   duet")[0].replace("\n#", "")
-         for path in sorted(FOLDER.glob("*.yaml")) if "Draws:" in path.read_text()}  # fmt: skip
 
 
 def rows_of(*overrides, seeds=(0, 1)):

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 
 from cells import failed_row, make_row, routed_row
 
-from launchers.results.report import html
+from launchers.results import report
+from launchers.results.frame import summarise
 
 KNOBS = (4, 8, 16, 64)
 SCRIPT = "<script>alert('&')</script>"
@@ -37,8 +38,8 @@ def many_rows():
 @cache
 def shown():
     """The sections of `many_rows` and their page, drawn once for all test files of a process."""
-    made = html.sections(many_rows())
-    return made, html.page(made)
+    made = report.sections(summarise(many_rows()))
+    return made, report.page(made)
 
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}

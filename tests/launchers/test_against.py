@@ -9,16 +9,19 @@ from cells import failed_row, make_row, routed_row, scores
 from repeated import KNOWN, SEARCH, SUITES, measured, names, published_row
 
 from launchers import rows
-from launchers.results import against_table, table
-from launchers.results.against import counterparts, sections
-from launchers.results.against_table import FORMATS, terminal
-from launchers.results.frame import summarise
+from launchers.results import against, table, writers
+from launchers.results.against import sections
+
+
+def counterparts_of(*rows):
+    """Those of the one line that these rows make."""
+    ((line,),) = (section.lines for section in sections(rows))
+    return line.counterparts
 
 
 def compared(row, there):
     """The comparison of a measured row with one published row."""
-    (summary,) = summarise([row])
-    every = counterparts(summary.lines[0])
+    every = counterparts_of(row)
     assert all(each.published.method == row.method for each in every)
     (found,) = (each for each in every if each.published.table == there.table)
     return found
@@ -31,18 +34,20 @@ WITH_CELLS = [row for row in KNOWN if row.accuracy]
 def test_a_repetition_is_within_and_a_worse_one_is_outside(there):
     if "unknown" in there.settings.values():
         never = compared(measured(there), there)
-        assert never.mean == pytest.approx(0, abs=1e-9) and not never.comparable and not never.within
+        assert never.gaps["mean"] == pytest.approx(0, abs=1e-9) and not never.comparable and not never.within
         return
     exact = compared(measured(there), there)
     assert exact.published.printed == there.printed and exact.reasons == () and exact.within
-    assert exact.mean == pytest.approx(0, abs=1e-9)
+    assert exact.gaps["mean"] == pytest.approx(0, abs=1e-9)
 
     for off in (0.9, -0.9):
         assert compared(measured(there, off * there.tolerance), there).within
     for off in (1.1, -1.1):
         worse = compared(measured(there, off * there.tolerance), there)
         assert worse.comparable and not worse.within
-        assert worse.mean == pytest.approx(off * there.tolerance) and len(worse.accuracy) == len(there.accuracy)
+        assert worse.gaps["mean"] == pytest.approx(off * there.tolerance) and len(worse.published.accuracy) == len(
+            there.accuracy
+        )
 
 
 TA = published_row("RankOne-MoE logs", "task_arithmetic")
@@ -94,7 +99,7 @@ def test_another_experiment_is_never_a_repetition(there, changes, said):
     found = compared(measured(there, **(told | changes)), there)
     assert not found.within and not found.comparable
     assert any(said in reason for reason in found.reasons), found.reasons
-    assert there.accuracy == {} or found.mean == pytest.approx(0, abs=1e-9)  # shown all the same
+    assert there.accuracy == {} or found.gaps["mean"] == pytest.approx(0, abs=1e-9)  # shown all the same
 
 
 GATES = {"_target_": "merging.adapt.Gradient", "entropy": 1.0, "marginal": 0.0, "distillation": 0.0, "warm_up": None}
@@ -115,11 +120,10 @@ def test_gates_are_compared_by_what_they_learned_from_and_not_by_their_name(trai
 
 def test_a_preset_is_compared_with_the_method_that_it_is():
     row = replace(measured(SMILE), method="smile_128")
-    (summary,) = summarise([row])
-    found = next(each for each in counterparts(summary.lines[0]) if each.published.table == SMILE.table)
+    found = next(each for each in counterparts_of(row) if each.published.table == SMILE.table)
     assert found.within and found.published.printed == "gate_k=16 k=128"
     fewer = replace(row, config=measured(SMILE, config={"method.rank": 32}).config)
-    found = next(each for each in counterparts(summarise([fewer])[0].lines[0]) if each.published.table == SMILE.table)
+    found = next(each for each in counterparts_of(fewer) if each.published.table == SMILE.table)
     assert found.published.printed == "gate_k=16 k=32" and not found.within
 
 
@@ -154,17 +158,17 @@ def test_an_equal_mean_of_unequal_tasks_is_outside():
     row = measured(TA)
     shares = {**row.accuracy, "Cars": row.accuracy["Cars"] + 0.05, "DTD": row.accuracy["DTD"] - 0.05}
     found = compared(replace(row, scores=scores(shares)), TA)
-    assert found.comparable and found.mean == pytest.approx(0, abs=1e-9) and not found.within
+    assert found.comparable and found.gaps["mean"] == pytest.approx(0, abs=1e-9) and not found.within
 
 
 def test_seeds_are_averaged_and_one_odd_seed_is_told():
     seeds = [measured(TA, off, seed=seed) for seed, off in enumerate((-1.0, 1.0))]
-    (summary,) = summarise(seeds)
-    found = next(each for each in counterparts(summary.lines[0]) if each.published.table == TA.table)
-    assert len(summary.lines) == 1 and found.within
+    found = next(each for each in counterparts_of(*seeds) if each.published.table == TA.table)
+    assert found.within
 
-    (summary,) = summarise([seeds[0], replace(seeds[1], scale=0.5)])
-    found = next(each for each in counterparts(summary.lines[0]) if each.published.table == TA.table)
+    found = next(
+        each for each in counterparts_of(seeds[0], replace(seeds[1], scale=0.5)) if each.published.table == TA.table
+    )
     assert found.reasons == ("other settings (there / here): scale 0.3 / 0.5",)
 
 
@@ -179,16 +183,13 @@ def test_references_count_on_a_part_of_the_tasks_and_merges_do_not():
     assert compared(measured(twenty, suite="clip14"), twenty).within
     part = measured(twenty, tasks=["Cars", "DTD"], accuracy={"Cars": 0.78523, "DTD": 0.79681})
     found = compared(part, twenty)
-    assert found.within and set(found.accuracy) == {"Cars", "DTD"} and found.published.mean == 79.102
+    assert found.within and set(found.published.accuracy) == {"Cars", "DTD"} and found.published.mean == 79.102
 
     merged = measured(TA, tasks=["Cars", "DTD"])
     assert sections([merged])[0].lines[0].counterparts == ()
-    assert compared(measured(TA), TA).comparable and not counterparts_of(measured(TA, suite="clip14"), TA.table)
-
-
-def counterparts_of(row, table):
-    (section,) = sections([row])
-    return [each for each in section.lines[0].counterparts if each.published.table == table]
+    assert compared(measured(TA), TA).comparable and not [
+        each for each in counterparts_of(measured(TA, suite="clip14")) if each.published.table == TA.table
+    ]
 
 
 def test_a_normalised_score_is_compared_where_only_that_is_published():
@@ -199,7 +200,7 @@ def test_a_normalised_score_is_compared_where_only_that_is_published():
     (section,) = sections([row, replace(measured(expert), checkpoints=row.checkpoints, splits={})])
     line = next(each for each in section.lines if each.line.label == "average")
     (found,) = (each for each in line.counterparts if each.published.table == there.table)
-    assert found.mean is None and found.accuracy == {} and found.norm == pytest.approx(0, abs=1e-9) and found.within
+    assert set(found.gaps) == {"norm"} and found.gaps["norm"] == pytest.approx(0, abs=1e-9) and found.within
 
 
 BASE = published_row("OPCM logs", "base", suite="clip20")
@@ -212,7 +213,7 @@ RESULTS = [
 
 
 def test_the_terminal_page_fits_and_says_everything():
-    page = terminal(RESULTS, 118)
+    page = writers.terminal(against.sheets(RESULTS), 118)
     assert max(map(len, page.splitlines())) <= 118
     one, backbone, twenty = page.split("against published numbers")[1:]
     flat = " ".join(one.split())
@@ -223,14 +224,14 @@ def test_the_terminal_page_fits_and_says_everything():
 
 
 def test_every_footnote_mark_has_its_text_and_every_text_its_mark():
-    for page in against_table.pages(RESULTS):
+    for page in against.sheets(RESULTS):
         verdicts = " ".join(cell.text for cell in page.columns[-1].cells)
         marks = {int(mark) for part in verdicts.split("[")[1:] for mark in part.split("]")[0].split()}
-        assert marks == {int(text[1:].split("]")[0]) for text in page.below if text.startswith("[")}
+        assert marks == {int(text[1:].split("]")[0]) for text in page.notes if text.startswith("[")}
 
 
 def test_the_printed_difference_is_measured_minus_published():
-    page = next(page for page in against_table.pages(RESULTS) if len(page.published) > 2)
+    page = next(page for page in against.sheets(RESULTS) if len(page.dim) > 2)
     head, *body = list(zip(*([column.header, *(cell.text for cell in column.cells)] for column in page.columns),
                            strict=True))  # fmt: skip
     own, known = None, None
@@ -249,13 +250,13 @@ def test_the_printed_difference_is_measured_minus_published():
 
 
 def test_the_other_formats_hold_the_same_lines():
-    lines = list(csv.DictReader(io.StringIO(FORMATS["csv"](RESULTS))))
+    lines = list(csv.DictReader(io.StringIO(writers.comma_separated(against.records(RESULTS)))))
     exact = next(line for line in lines if (line["method"], line["table"]) == ("task_arithmetic", TA.table))
     assert float(exact["Cars difference"]) == 0.05 and exact["verdict"] == "within" and exact["reasons"] == ""
     assert [line["table"] for line in lines if line["method"] == "own_idea"] == [""]
     assert all((line["verdict"] == "differs") == bool(line["reasons"]) for line in lines if line["table"])
 
-    markdown, latex = FORMATS["markdown"](RESULTS), FORMATS["latex"](RESULTS)
+    markdown, latex = writers.markdown(against.sheets(RESULTS)), writers.latex(against.sheets(RESULTS))
     assert markdown.count("**within 0.1**") == latex.count(r"\textbf{within 0.1}") > 0
     assert markdown.count("difference |") == latex.count("difference &") == sum(bool(line["table"]) for line in lines)
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2 and "task_a" not in latex
@@ -264,10 +265,10 @@ def test_the_other_formats_hold_the_same_lines():
 
 
 def test_nothing_published_is_one_line():
-    page = terminal([make_row("ties"), make_row("base", 0.3)])
+    page = writers.terminal(against.sheets([make_row("ties"), make_row("base", 0.3)]))
     assert "mini8, unknown (mini8), against published numbers" in page
     assert page.strip().splitlines()[-1] == "Nothing published for base, ties."
-    assert all(format_([make_row("ties")]) for format_ in FORMATS.values())
+    assert all(write(against.sheets([make_row("ties")])) for write in writers.FORMATS.values())
 
 
 def test_the_command_line(tmp_path, capsys):

@@ -108,5 +108,5 @@ def test_the_main_experiment_is_a_sweep_over_known_methods():
 
 def test_run_level_keys_are_few():
     config = OmegaConf.load(CONF / "config.yaml")
-    known = {"seed", "split", "redo", "output", "save", "save_dtype", "cache_gb", "engine"}
+    known = {"seed", "split", "redo", "output", "save", "save_dtype", "cache_gb", "plot", "engine"}
     assert set(config) - {"defaults", "hydra"} == known

@@ -8,7 +8,7 @@ import pytest
 from cells import make_row
 
 from launchers import motivation, rows
-from launchers.results.report import html
+from launchers.results import report
 
 
 @pytest.fixture
@@ -45,11 +45,13 @@ def test_it_measures_every_layer_and_the_report_draws_it(output, motivation_here
     smaller = motivation_here(output, "method.neurons.ratio=0.1")
     assert smaller[0] == 0 and len(list((output / "motivation").glob("*.json"))) == 2
     rows.write(make_row(), output / "results")
-    html.main([str(output / "results"), "--output", str(tmp_path / "page.html"), "--figures", str(tmp_path / "drawn")])
+    report.main(
+        [str(output / "results"), "--output", str(tmp_path / "page.html"), "--figures", str(tmp_path / "drawn")]
+    )
     text = (tmp_path / "page.html").read_text()
     assert text.count("What DuetMerging builds on: mini8, seed 0") == 2 and "Masks of 25 % of the neurons" in text
     for name in ("active", "spectra", "overlap"):
-        assert (tmp_path / "drawn" / f"{name}-{found.run_id}.pdf").exists()
+        assert (tmp_path / "drawn" / f"motivation-{found.run_id}-{name}.pdf").exists()
 
 
 def test_what_cannot_be_measured_is_one_paragraph(output, motivation_here):

@@ -108,7 +108,7 @@ def test_a_method_that_looks_at_test_images_is_transductive(setup):
     row = computed(setup, Peeking())
     assert row.opened == {"test": ["method=mine"]} and row.adaptation == "test" and row.needs == "inputs"
     (summary,) = summarise([row])
-    assert summary.lines[0].transductive
+    assert summary.lines["transductive"][1]
     assert "Saw the unlabelled test images (transductive; no fair rival, never bold): mine." in notes(summary)
 
 
@@ -179,7 +179,7 @@ def test_a_search_opens_validation_and_adapts_to_nothing(setup):
 def test_the_split_that_is_scored_need_not_be_test(setup):
     row = computed(setup, Twin(), learned("val"), split="val")
     (summary,) = summarise([row])
-    assert row.adaptation == "val" and summary.lines[0].transductive
+    assert row.adaptation == "val" and summary.lines["transductive"][1]
     assert "Saw the unlabelled val images (transductive; no fair rival, never bold): mine." in notes(summary)
 
 

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from repeated import KNOWN, published_row
 
-from launchers.results.against import _routed_by
+from launchers.results.against import routed_by
 from launchers.results.published import method_of
 from merging.adapt import Gradient, Learned, TaskId
 from merging.methods import Smile, Twin
@@ -131,4 +131,4 @@ def test_the_rank_one_gate_is_the_published_one_with_what_its_file_says():
 ])  # fmt: skip
 def test_what_gates_learn_from_is_read_off_their_configuration(router, kind):
     config: Any = OmegaConf.to_container(composed(f"router={router}"), resolve=False)
-    assert _routed_by(replace(make_row(), router=router, config=config)) == kind
+    assert routed_by(replace(make_row(), router=router, config=config)) == kind

@@ -13,13 +13,13 @@ from pages import SCRIPT, many_rows
 from PIL import Image
 
 from launchers import rows
-from launchers.results.columns import columns
+from launchers.results import report
 from launchers.results.frame import summarise
-from launchers.results.notes import notes
-from launchers.results.report import counts, html, table
-from launchers.results.report.maps import energy_map
-from launchers.results.report.points import Point, pareto
-from launchers.results.report.squares import similarity, similarity_maps
+from launchers.results.heat import energy_map, similarity, similarity_maps
+from launchers.results.notes import notes, numbered, warnings
+from launchers.results.plot import declared, drawings
+from launchers.results.report import page, sections
+from launchers.results.table import columns
 from merging.errors import UserError
 
 
@@ -67,8 +67,8 @@ def test_the_table_has_the_lines_and_numbers_of_the_terminal(made, tree):
     lines = [list(line.all("*"))[:] for line in next(table.all("tbody")).all("tr")]
     shown = [[cell for cell in line if cell.tag in ("td", "th")] for line in lines]
 
-    assert [cells[1].text for cells in shown] == [line.label if not line.failed else
-        f"{line.label} ValueError: {SCRIPT} rank 0" for line in summary.lines]  # fmt: skip
+    assert [cells[1].text for cells in shown] == [line.label if line.kind != "failed" else
+        f"{line.label} ValueError: {SCRIPT} rank 0" for line in summary.lines.itertuples()]  # fmt: skip
     assert {"kind", "needs", "router", "granularity", "MB", "MMACs", "MACs", "norm", "mean", "total s"} <= set(headers)
     for column in columns(summary)[1:]:
         found = [cells[headers.index(column.header)] for cells in shown]
@@ -88,7 +88,7 @@ def test_a_failure_is_shown_whole_and_never_runs(text, tree):
 
 def test_mixed_origins_are_warned_of_and_uniform_ones_are_not():
     def warned(*some):
-        return " ".join(table.warnings(summarise(some)[0]))
+        return " ".join(warnings(summarise(some)[0]))
 
     one, other = make_row("ties"), make_row("average")
     assert warned(one, other) == ""
@@ -97,17 +97,17 @@ def test_mixed_origins_are_warned_of_and_uniform_ones_are_not():
     cars = {**other.splits, "cars": {"name": "test", "id": "new", "size": 500}}
     assert "different splits of cars" in warned(one, replace(other, splits=cars))
     assert "collapse in duet" in warned(one, routed_row("duet", collapsed=["cars"]))
-    page = pages.read(html.page(html.sections([one, replace(other, code="ffff")])))
-    (warning,) = page.all("div", kind="warning")
+    read = pages.read(page(sections(summarise([one, replace(other, code="ffff")]))))
+    (warning,) = read.all("div", kind="warning")
     assert "2 code versions" in warning.text
 
 
 def test_provenance_names_every_run_checkpoint_and_split(tree):
-    page = tree.text
+    told = tree.text
     for row in many_rows():
-        assert row.run_id in page and row.code in page
+        assert row.run_id in told and row.code in told
         for name, content in [*row.checkpoints.items(), *((task, row.splits[task]["id"]) for task in TASKS)]:
-            assert name in page and content in page
+            assert name in told and content in told
 
 
 def test_accuracy_against_the_number_of_tasks_is_the_mean_over_sets():
@@ -118,46 +118,42 @@ def test_accuracy_against_the_number_of_tasks_is_the_mean_over_sets():
     some = [replace(row, config={**row.config, "suite": {"name": "mini8", "tasks": row.tasks}},
                     run_id=f"{row.run_id}{len(row.tasks)}{row.tasks[0]}") for row in some]  # fmt: skip
     some[1] = replace(some[1], scores=scores(dict.fromkeys(sets[0], 0.45)))
-    unit, found = counts.by_count(summarise(some))
+    plot = declared({"kind": "curve", "x": "tasks", "hue": "method"}, "here")
+    (drawn,) = drawings(plot, "counts", summarise(some))
+    (ax,) = drawn.figure.axes
+    found = {bar.get_label(): bar.lines for bar in ax.containers}
 
-    assert list(found) == ["ties", "duet"] and "experts'" in unit
-    assert [point.at for point in found["ties"]] == [2, 4, 8]
+    assert sorted(found) == ["duet", "ties"] and "experts'" in ax.get_ylabel()
+    points, _, (whiskers,) = found["ties"]
+    assert list(points.get_xdata()) == [2, 4, 8]
     pair = [100 * statistics.fmean(share) for share in ((0.45 / 0.9, 0.45 / 0.91), (0.6 / 0.9, 0.61 / 0.91))]
-    assert found["ties"][0].score == pytest.approx(statistics.fmean(pair))
-    assert found["ties"][0].deviation == pytest.approx(statistics.stdev(pair)) and found["ties"][1].deviation is None
-    drawn = html.sections([some[0], some[-1]])
-    tree = pages.read(html.page(drawn))
-    assert [node.text for node in tree.all("h2")][:2] == ["Across tables", "mini8: scenes, cars"]
-    assert not html.across(drawn[:1]), "one number of tasks is no curve"
-
-
-def test_the_front_holds_what_nothing_beats():
-    line = summarise([make_row()])[0].lines[0]
-    places = [(at, score) for at in (1, 2, 3, 5, 8) for score in (10 + (at * 7) % 5, 10 + (at * 3) % 7)]
-    points = [Point(line, at, score, None) for at, score in places]
-    beaten = [any(a <= at and s >= score and (a, s) != (at, score) for a, s in places) for at, score in places]
-    expected = sorted({place for place, lost in zip(places, beaten, strict=True) if not lost})
-    assert [(point.at, point.score) for point in pareto(points)] == expected and 1 < len(expected) < len(places)
+    assert points.get_ydata()[0] == pytest.approx(statistics.fmean(pair))
+    low, high = whiskers.get_segments()[0][:, 1]
+    assert high - low == pytest.approx(2 * statistics.stdev(pair))
+    low, high = whiskers.get_segments()[1][:, 1]
+    assert low == high, "one set, one seed"
+    assert not drawings(plot, "counts", summarise(some[:3])), "one number of tasks is no curve"
 
 
 def test_figures_say_what_they_show(made):
     (section,) = made
-    names = [drawn.name for drawn in section.figures]
-    assert names[:6] == ["heatmap", "similarity", "bytes", "sizes", "levels", "knob-method.rank"]
-    assert names[-1] == "energy" and sum(name.startswith("routing-") for name in names) == 6 == len(names) - 7
-    for drawn in section.figures:
+    made = [drawn for drawings in section.figures.values() for drawn in drawings]
+    names = [drawn.name for drawn in made]
+    assert names[:4] == ["heatmap", "similarity", "bytes", "levels"]
+    assert names[-1] == "energy" and sum(name.startswith("routing-") for name in names) == 6 == len(names) - 5
+    for drawn in made:
         ax = drawn.figure.axes[0]
         assert ax.get_xlabel() and drawn.title
         said = (ax.get_xlabel(), ax.get_ylabel(), drawn.title)
         assert any("%" in each or "cosine" in each for each in said)
-    heat, _, scatter, sizes, levels, knob = (drawn.figure.axes[0] for drawn in section.figures[:6])
-    assert "MB" in scatter.get_xlabel() and scatter.get_xscale() == "log" and "MB" in sizes.get_xlabel()
-    assert scatter.containers and knob.containers and levels.containers, "error bars"
-    assert [tick.get_text() for tick in knob.get_xticklabels()] == ["4", "8", "16", "64"]
+    heat, _, scatter, levels = (drawn.figure.axes[0] for drawn in made[:4])
+    assert "MB" in scatter.get_xlabel() and scatter.get_xscale() == "log"
+    assert scatter.containers and levels.containers, "error bars"
     shown = [cell.get_text() for cell in heat.texts]
-    assert shown[0] == f"{30 / 0.9:.1f}" and shown[-1].startswith("failed: ValueError")
-    assert section.figures[2].caption.startswith("Front: ties, duet ")  # by bytes, and more accurate each
-    assert "emr" not in section.figures[2].caption and "smile" not in section.figures[2].caption
+    assert shown[0] == f"{30 / 0.9:.1f}" and any(text.startswith("failed: ValueError") for text in shown)
+    assert made[2].caption.startswith("Front: ties, duet ")  # by bytes, and more accurate each
+    assert "emr" not in made[2].caption and "smile" not in made[2].caption
+    assert re.fullmatch(r"base: \d+\.\d %, 10\.0 MB", made[2].tips["point-1"])
 
 
 def test_similarity_is_the_mean_over_seeds_in_the_order_of_the_table():
@@ -167,9 +163,8 @@ def test_similarity_is_the_mean_over_seeds_in_the_order_of_the_table():
                      similarity=[[0.0, 0.0, 0.0], [0.0, 1.0, 0.7], [0.0, 0.7, 1.0]])  # fmt: skip
     old = make_row("expert", tasks=tasks, seed=2)  # from before there was a similarity
     (summary,) = summarise([one, other, old, make_row("ties", tasks=tasks)])
-    (line,) = (line for line in summary.lines if line.kind == "expert")
-    found = similarity(line, summary.tasks)
-    assert found == pytest.approx(np.array([[1, 0.6, -0.05], [0.6, 1, 0.015], [-0.05, 0.015, 0.5]]))
+    found = similarity(summary, summary.lines["rows"][summary.lines["kind"] == "expert"].iloc[0])
+    assert found.to_numpy() == pytest.approx(np.array([[1, 0.6, -0.05], [0.6, 1, 0.015], [-0.05, 0.015, 0.5]]))
 
     (drawn,) = similarity_maps(summary)
     ax = drawn.figure.axes[0]
@@ -185,13 +180,13 @@ def test_similarity_is_the_mean_over_seeds_in_the_order_of_the_table():
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ([[1.0, 0.5]], "similarity is not 2 x 2"),
-        ([[1.0], [0.5, 1.0]], "similarity is not 2 x 2"),
-        ([1.0, 0.5], "similarity is not 2 x 2"),
-        ([[1.0, 1.5], [1.5, 1.0]], "a cosine outside"),
-        ([[1.0, "0.5"], [0.5, 1.0]], "a cosine outside"),
-        ([[1.0, float("nan")], [0.5, 1.0]], "a cosine outside"),
-        ({"cars": 1.0}, "wrong type in similarity"),
+        ([[1.0, 0.5]], "similarity is not tasks x tasks"),
+        ([[1.0], [0.5, 1.0]], "similarity is not tasks x tasks"),
+        ([1.0, 0.5], "similarity.0: Input should be"),
+        ([[1.0, 1.5], [1.5, 1.0]], "similarity.0.1: Input should be"),
+        ([[1.0, "0.5"], [0.5, 1.0]], "similarity.0.1: Input should be"),
+        ([[1.0, float("nan")], [0.5, 1.0]], "similarity.0.1: Input should be"),
+        ({"cars": 1.0}, "similarity: Input should be"),
     ],
 )
 def test_no_row_holds_a_similarity_that_is_none(tmp_path, wrong, reason):
@@ -213,14 +208,14 @@ def test_notes_of_a_long_table_give_the_numbers_of_lines():
     some = [make_row("ties", level / 100, knobs={"rank": level}) for level in range(40, 60)]
     some += [make_row("emr", 0.9, router="oracle"), make_row("twin", 0.95, router="oracle"), failed_row()]
     (summary,) = summarise(some)
-    told = " ".join(table.remarks(summary))
+    told = " ".join(numbered(summary))
     assert (
         "search on the val split for lines 1-22." in told
         and "(oracle; no fair rival, never bold): lines 21-22." in told
     )
     assert "line 23 failed (seed 0): ValueError: rank 0" in told
     (short,) = summarise(some[:3])
-    assert table.remarks(short) == notes(short)
+    assert numbered(short) == notes(short)
 
 
 def test_energy_is_drawn_by_layer_and_lines_that_hold_the_same_share_one():
@@ -244,11 +239,11 @@ def test_odd_folders_have_a_page_too():
                  [make_row(), make_row(suite="other <b>", tasks=["cars"]), make_row(tasks=["cars", "signs"])],
                  [make_row("ties", tasks=[f"a_long_task_name_{n}" for n in range(20)], level=0.5)],
                  [make_row("ties", knobs={"rank": rank}, stored_bytes=0) for rank in (0, 1)]):  # fmt: skip
-        pages.read(html.page(html.sections(some)))
+        pages.read(page(sections(summarise(some))))
 
 
 def test_the_same_rows_make_the_same_page(text):
-    assert html.page(html.sections(many_rows())) == text
+    assert page(sections(summarise(many_rows()))) == text
 
 
 def test_the_command_writes_the_page_and_figures_for_papers(tmp_path, capsys):
@@ -257,44 +252,44 @@ def test_the_command_writes_the_page_and_figures_for_papers(tmp_path, capsys):
     for row in few:
         rows.write(row, folder)
     (folder / "damaged.json").write_text('{"run_id": "half')
-    page, figures = tmp_path / "new" / "page.html", tmp_path / "figures"
-    html.main([str(folder), "--output", str(page), "--figures", str(figures)])
+    path, figures = tmp_path / "new" / "page.html", tmp_path / "figures"
+    report.main([str(folder), "--output", str(path), "--figures", str(figures)])
 
-    tree = pages.read(page.read_text("utf-8"))
+    tree = pages.read(path.read_text("utf-8"))
     assert any("damaged.json" in node.text for node in tree.all("div", kind="warning"))
     assert len(list(tree.all("svg"))) == 4 == len(list(figures.glob("*.pdf"))) == len(list(figures.glob("*.png")))
-    assert all(path.read_bytes().startswith(b"%PDF") for path in figures.glob("*.pdf"))
-    for path in figures.glob("*.png"):
-        picture = Image.open(path)
+    assert all(file.read_bytes().startswith(b"%PDF") for file in figures.glob("*.pdf"))
+    for file in figures.glob("*.png"):
+        picture = Image.open(file)
         assert picture.width in (2025, 975)  # 6.75 and 3.25 inches at 300 dpi
         assert len(picture.convert("L").getcolors()) > 20
-    assert f"5 rows in {page} and 8 figures" in capsys.readouterr().out
+    assert f"5 rows in {path} and 8 figures" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="No result rows"):
         (tmp_path / "empty").mkdir()
-        html.main([str(tmp_path / "empty"), "--output", str(page)])
+        report.main([str(tmp_path / "empty"), "--output", str(path)])
     with pytest.raises(SystemExit, match="Cannot write"):
-        html.main([str(folder), "--output", str(page / "below.html")])
+        report.main([str(folder), "--output", str(path / "below.html")])
 
 
 def test_the_command_opens_the_page_where_there_is_a_browser(tmp_path, capsys, monkeypatch):
     rows.write(failed_row(), tmp_path / "rows")
     command = [str(tmp_path / "rows"), "--output", str(tmp_path / "my page.html"), "--open"]
     opened = []
-    monkeypatch.setattr(html.webbrowser, "open", lambda address: opened.append(address))
-    monkeypatch.setattr(html.sys, "platform", "linux")
+    monkeypatch.setattr(report.webbrowser, "open", lambda address: opened.append(address))
+    monkeypatch.setattr(report.sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
         monkeypatch.delenv(name, raising=False)
-    html.main(command)
+    report.main(command)
     assert opened == [], "no screen: a browser in text would take over the terminal"
 
     monkeypatch.setenv("DISPLAY", ":0")
-    html.main(command)
-    html.main(command[:-1])
+    report.main(command)
+    report.main(command[:-1])
     assert opened == [(tmp_path / "my page.html").as_uri()] and "my%20page" in opened[0]
 
     def broken(address):
-        raise html.webbrowser.Error("could not locate runnable browser")
+        raise report.webbrowser.Error("could not locate runnable browser")
 
-    monkeypatch.setattr(html.webbrowser, "open", broken)
-    html.main(command)
+    monkeypatch.setattr(report.webbrowser, "open", broken)
+    report.main(command)
     assert capsys.readouterr().out.count(f"1 rows in {tmp_path / 'my page.html'}") == 4

@@ -8,20 +8,34 @@ import pytest
 from cells import TASKS, failed_row, make_row, routed_row
 
 from launchers import rows
-from launchers.results.columns import columns
+from launchers.results import writers
 from launchers.results.frame import summarise
 from launchers.results.notes import notes
-from launchers.results.table import FORMATS, main, terminal
+from launchers.results.table import columns, main, records, sheets
 from merging.errors import UserError
 
 REFERENCES = [make_row("base", 0.3), make_row("expert", 0.9)]
+
+
+def terminal(results, width=120):
+    return writers.terminal(sheets(results), width)
+
+
+def labels(summary):
+    return list(summary.lines["label"])
+
+
+def bold(summary, header):
+    """The lines that are the best of a column."""
+    (column,) = (column for column in columns(summary) if column.header == header)
+    return [label for label, cell in zip(labels(summary), column.cells, strict=True) if cell.bold]
 
 
 def printed(results, header):
     """Method -> text of one column."""
     (summary,) = summarise(results)
     found = {column.header: column.cells for column in columns(summary)}
-    return {line.label: cell.text for line, cell in zip(summary.lines, found[header], strict=True)}
+    return {label: cell.text for label, cell in zip(labels(summary), found[header], strict=True)}
 
 
 def test_norm_is_the_mean_of_ratios_beside_the_plain_mean():
@@ -37,9 +51,10 @@ def test_norm_is_the_mean_of_ratios_beside_the_plain_mean():
 )
 def test_no_norm_without_the_matching_expert(other):
     results = summarise([make_row("ties"), make_row("expert", 0.9, **other)])
-    ties = next(line for summary in results for line in summary.lines if line.label == "ties")
+    lines = next(summary.lines for summary in results if "ties" in labels(summary))
+    ties = lines[lines["label"] == "ties"].iloc[0]
 
-    assert ties.norm is None and ties.normalised == {}
+    assert ties[["norm", *(f"norm {task}" for task in TASKS)]].isna().all()
     assert "no expert row" in " ".join(notes(results[0]))
 
 
@@ -49,7 +64,7 @@ def test_order_and_bold():
     (summary,) = summarise(results)
     mean = next(column for column in columns(summary) if column.header == "mean")
 
-    assert [line.label for line in summary.lines] == ["base", "average", "ties", "routed", "tsv_m", "expert"]
+    assert labels(summary) == ["base", "average", "ties", "routed", "tsv_m", "expert"]
     assert [cell.bold for cell in mean.cells] == [False, False, True, False, False, False]  # best static one
     assert mean.cells[4].text == "failed"
     assert printed(results, "router")["routed"] == "entropy"
@@ -64,12 +79,11 @@ def test_static_routed_and_oracle_lines_are_ordered_and_judged_apart():
     (summary,) = summarise([*DYNAMIC, failed_row("iso_c")])
     for column in columns(summary):
         if column.header in (*TASKS, "mean", "norm"):
-            bold = [line.label for line, cell in zip(summary.lines, column.cells, strict=True) if cell.bold]
-            assert bold == ["tsv_m", "twin"]
-    assert [line.label for line in summary.lines] == [
+            assert bold(summary, column.header) == ["tsv_m", "twin"]
+    assert labels(summary) == [
         "base", "ties", "tsv_m", "duet", "twin", "ffn_oracle", "emr", "iso_c", "expert"
     ]  # fmt: skip
-    assert summary.breaks == [2, 4, 6] and FORMATS["latex"](DYNAMIC).count(r"\\ \midrule") == 3
+    assert summary.breaks == [2, 4, 6] and writers.latex(sheets(DYNAMIC)).count(r"\\ \midrule") == 3
     assert summarise([*REFERENCES, make_row(), failed_row()])[0].breaks == []
     said = " ".join(notes(summary))
     assert "Bold: best static and best routed line." in said
@@ -81,10 +95,9 @@ def test_static_routed_and_oracle_lines_are_ordered_and_judged_apart():
 def test_what_saw_the_test_images_is_marked_and_never_bold():
     seen = routed_row("wemoe", 0.9, adaptation="test")
     (summary,) = summarise([*DYNAMIC, seen])
-    mean = next(column for column in columns(summary) if column.header == "mean")
     said = " ".join(notes(summary))
 
-    assert [line.label for line, cell in zip(summary.lines, mean.cells, strict=True) if cell.bold] == ["tsv_m", "twin"]
+    assert bold(summary, "mean") == ["tsv_m", "twin"]
     assert printed([*DYNAMIC, seen], "adapt")["wemoe"] == "test"
     assert "Saw the unlabelled test images (transductive; no fair rival, never bold): wemoe." in said
     assert "adapt" not in [column.header for column in columns(summarise(DYNAMIC)[0])]
@@ -94,8 +107,7 @@ def test_what_saw_the_test_images_is_marked_and_never_bold():
 def test_what_was_routed_by_batches_of_one_task_is_marked_and_never_bold():
     batch = routed_row("wemoe", 0.9, granularity="batch")
     (summary,) = summarise([*DYNAMIC, batch])
-    mean = next(column for column in columns(summary) if column.header == "mean")
-    assert [line.label for line, cell in zip(summary.lines, mean.cells, strict=True) if cell.bold] == ["tsv_m", "twin"]
+    assert bold(summary, "mean") == ["tsv_m", "twin"]
     told = "One set of weights per batch of one task, which tells it (no fair rival, never bold): wemoe."
     grouped = notes(summarise([*DYNAMIC, routed_row("twin", 0.9, granularity="group")])[0])
     assert any(
@@ -149,22 +161,25 @@ def test_routers_of_one_method_are_told_apart_by_name():
                {"router": {"_target_": "merging.adapt.Oracle", "name": "oracle"}}]  # fmt: skip
     results = [routed_row(config=config, run_id=str(index)) for index, config in enumerate(configs[:2])]
     results.append(make_row("duet", 0.9, config=configs[2], run_id="2", router="oracle"))
-    labels = {line.label for line in summarise(results)[0].lines}
-    assert labels == {"duet router=task_id depth=1", "duet router=task_id depth=2", "duet router=oracle"}
+    assert set(labels(summarise(results)[0])) == {
+        "duet router=task_id depth=1",
+        "duet router=task_id depth=2",
+        "duet router=oracle",
+    }
 
     rest = [{"_target_": f"merging.methods.{name}", "scale": scale} for name, scale in (("Tsv", 1.0), ("Ties", 0.3))]
     results = [routed_row(knobs={"rest": each}) for each in rest]
-    assert {line.label for line in summarise(results)[0].lines} == {"duet rest=Tsv", "duet rest=Ties"}
+    assert set(labels(summarise(results)[0])) == {"duet rest=Tsv", "duet rest=Ties"}
 
 
 def test_seeds_become_mean_and_sample_deviation():
     levels = [0.5, 0.6, 0.65]
     results = [make_row("ties", level, seed=seed) for seed, level in enumerate(levels)]
-    (line,) = summarise([*results, results[0]])[0].lines  # the same run twice counts once
+    (line,) = summarise([*results, results[0]])[0].lines.to_dict("records")  # the same run twice counts once
 
-    assert len(line.rows) == 3
-    assert line.accuracy["scenes"].mean == pytest.approx(statistics.mean(levels))
-    assert line.accuracy["scenes"].deviation == pytest.approx(statistics.stdev(levels))
+    assert len(line["rows"]) == 3
+    assert line["task scenes"] == pytest.approx(100 * statistics.mean(levels))
+    assert line["task scenes sd"] == pytest.approx(100 * statistics.stdev(levels))
     assert printed(results, "n") == {"ties": "3"} and "±7.6" in terminal(results)
 
 
@@ -174,7 +189,7 @@ def test_configs_of_one_method_stay_apart_and_are_told_apart():
         [*results, make_row("ties", 0.6, knobs={"keep": 0.2, "merge": "sum"}, checkpoints={"a": "b"})]
     )
 
-    assert [line.label for line in summary.lines] == ["ties keep=0.1", "ties keep=0.2", "ties keep=0.2"]
+    assert labels(summary) == ["ties keep=0.1", "ties keep=0.2", "ties keep=0.2"]
     assert "different checkpoints" in " ".join(notes(summary))
 
 
@@ -185,14 +200,14 @@ def test_a_long_list_is_told_by_its_ends():
         for n, grid in enumerate(grids)
     ]
     (summary,) = summarise(made)
-    assert {line.label for line in summary.lines} == {"ties scales=[0.1, 0.5]", "ties scales=30 from 0.1 to 3.0"}
+    assert set(labels(summary)) == {"ties scales=[0.1, 0.5]", "ties scales=30 from 0.1 to 3.0"}
 
 
 def test_names_in_another_order_are_told_one_by_one():
     orders = ["a", "b", "c", "d", "e"], ["a", "c", "b", "d", "e"]
     made = [make_row("ties", config={"suite": {"tasks": tasks}}, run_id=f"{n:012}") for n, tasks in enumerate(orders)]
     (summary,) = summarise(made)
-    assert {line.label for line in summary.lines} == {f"ties tasks={tasks}" for tasks in orders}
+    assert set(labels(summary)) == {f"ties tasks={tasks}" for tasks in orders}
 
 
 def test_notes_name_mixed_origins_failures_and_how_scales_were_picked():
@@ -220,8 +235,8 @@ def test_the_terminal_table_fits_and_drops_nothing(seeds, width):
 
 def test_markdown_latex_and_csv_carry_the_same_numbers():
     results = [*REFERENCES, make_row("iso_c", 0.6), make_row("average", 0.5), failed_row("a_b")]
-    markdown, latex = FORMATS["markdown"](results), FORMATS["latex"](results)
-    table = {line["method"]: line for line in csv.DictReader(io.StringIO(FORMATS["csv"](results)))}
+    markdown, latex = writers.markdown(sheets(results)), writers.latex(sheets(results))
+    table = {line["method"]: line for line in csv.DictReader(io.StringIO(writers.comma_separated(records(results))))}
 
     assert "| **63.5** | **67.9** |" in markdown and markdown.count("|\n") == 7
     assert r"\textbf{63.5} & \textbf{67.9} & 0.3" in latex and r"iso\_c &" in latex and r"\toprule" in latex
@@ -232,7 +247,7 @@ def test_markdown_latex_and_csv_carry_the_same_numbers():
 
 def test_csv_tells_routing_and_energy():
     results = [routed_row(sure=sure, seed=seed, collapsed=["cars"]) for seed, sure in enumerate((0.9, 0.7))]
-    (line,) = csv.DictReader(io.StringIO(FORMATS["csv"](results)))
+    (line,) = csv.DictReader(io.StringIO(writers.comma_separated(records(results))))
     assert float(line["routed_right"]) == pytest.approx(83.5) and float(line["energy"]) == pytest.approx(60)
     assert float(line["routed_right sd"]) == pytest.approx(100 * statistics.stdev([0.935, 0.735]), abs=1e-3)
     assert line["collapsed"] == "cars" and line["params"] == "100000" and line["router_seconds"] == "6.08"

@@ -13,8 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from wandb_file import artifacts, read_run
 
-from launchers.results.plots import heatmap
-from launchers.results.routing_figure import routing_figure
+from launchers.callback import draw
 from launchers.tracking.tracker import NoTracker
 from launchers.tracking.wandb_tracker import WandbTracker, default_mode
 
@@ -31,7 +30,7 @@ def test_an_offline_run_holds_everything(tmp_path):
         tracker.log_task("cars", 0.8, method="expert")
         for task in TASKS:
             tracker.log_task(task, row.accuracy[task])
-        tracker.finish(row, table, {"heatmap": heatmap(table, tmp_path / "map.png")})
+        tracker.finish(row, table, draw(table, tmp_path))
     config, history, summary, exit_code = read_run(tmp_path, row.run_id)
 
     assert {key: config[key] for key in row.config} == row.config
@@ -47,7 +46,7 @@ def test_an_offline_run_holds_everything(tmp_path):
     (folder,) = tmp_path.glob("wandb/offline-run-*/files")
     stored = json.loads((folder / history["table.path"][0]).read_text())
     assert [line[stored["columns"].index("method")] for line in stored["data"]] == ["ties", "tsv_m", "expert"]
-    assert (folder / history["heatmap.path"][0]).read_bytes() == (tmp_path / "map.png").read_bytes()
+    assert (folder / history["heatmap.path"][0]).read_bytes() == (tmp_path / "heatmap.png").read_bytes()
 
 
 def test_a_routed_run_is_tracked_with_its_gates(tmp_path):
@@ -56,7 +55,7 @@ def test_a_routed_run_is_tracked_with_its_gates(tmp_path):
         tracker.start(row.config, row.run_id, "duet on mini8")
         for step in range(3):
             tracker.log({"router/entropy": 2.0 - step, "router/task_id": 0.5}, step)
-        tracker.finish(row, [row], {"routing": routing_figure([row], tmp_path / "routing.png")})
+        tracker.finish(row, [row], draw([row], tmp_path))
     config, history, summary, _ = read_run(tmp_path, row.run_id)
 
     assert history["router/entropy"] == [2.0, 1.0, 0.0] and history["step"] == [0, 1, 2]

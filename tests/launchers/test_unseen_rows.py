@@ -6,10 +6,9 @@ from console import by_method
 
 from launchers import rows
 from launchers.results import show
-from launchers.results.columns import columns
-from launchers.results.export import records
 from launchers.results.frame import summarise
-from launchers.results.report.html import page, sections
+from launchers.results.report import page, sections
+from launchers.results.table import columns, records
 from merging.errors import UserError
 
 SEEN, UNSEEN = ["scenes", "cars"], ["signs", "digits"]
@@ -60,14 +59,14 @@ def test_a_command_that_cannot_hold_these_out_says_so(output, duet_here, held):
 def test_unseen_tasks_are_apart_from_mean_and_norm():
     (summary,) = summarise(some_rows())
     assert summary.unseen == tuple(UNSEEN) and summary.suite == "mini8 without signs, digits"
-    table = {column.header: dict(zip([line.label for line in summary.lines], column.cells, strict=True))
+    table = {column.header: dict(zip(summary.lines["label"], column.cells, strict=True))
              for column in columns(summary)}  # fmt: skip
     assert [table["unseen"][name].text for name in ("base", "ties", "duet", "emr", "expert")] == [
         "20.0", "27.5", "35.0", "-", "90.0"]  # fmt: skip
     assert table["signs unseen"]["duet"].text == "30.0" and table["mean"]["duet"].text == "80.5"
     norm = 100 * (0.80 / 0.90 + 0.81 / 0.91) / 2
     assert table["norm"]["duet"].text == f"{norm:.1f}"
-    assert {record["method"]: record["unseen digits"] for record in records(some_rows())}["ties"] == 30
+    assert records(some_rows()).set_index("method")["unseen digits"]["ties"] == 30
 
 
 def test_rows_with_other_unseen_tasks_are_in_another_table():
@@ -81,7 +80,7 @@ def test_show_and_the_report_tell_whose_parts_an_unseen_task_got(capsys, tmp_pat
     told = capsys.readouterr().out
     (line,) = (line.split() for line in told.splitlines() if line.strip().startswith("signs"))
     assert line == ["signs", "30.0", "10.0", "95.0", "scenes", "75", "%,", "cars", "25", "%"]
-    html = page(sections(made))
+    html = page(sections(summarise(made)))
     assert "signs (unseen)" in html and "whose experts are not merged" in html
     for row in made:
         rows.write(row, tmp_path)

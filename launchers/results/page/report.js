@@ -5,8 +5,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
   table.classList.add("unsorted");
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
     const key = (row) => {
-      const cell = row.cells[column], text = cell.dataset.key ?? (cell.matches("th, .word") ? cell.textContent.trim() : "");
-      return text === "" || text === "-" ? null : Number.isNaN(Number(text)) ? text : Number(text);
+      const cell = row.cells[column], text = cell.dataset.key ?? cell.textContent.trim();
+      const number = parseFloat(text.replace(/^x/, ""));
+      return cell.matches("th, .word") ? (text === "-" ? null : text) : Number.isNaN(number) ? null : number;
     };
     const numbers = written.some((row) => typeof key(row) === "number");
     const turns = numbers ? ["descending", "ascending", "none"] : ["ascending", "descending", "none"];

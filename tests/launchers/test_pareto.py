@@ -1,13 +1,12 @@
-"""The two objectives of a search, and the front of what no other merge beats in both."""
+"""The two objectives of a search, and the Pareto front."""
 
 import pytest
 from cells import failed_row, make_row, routed_row
 from matplotlib.image import imread
+from pandas import DataFrame
 
 from launchers import rows
-from launchers.results import pareto as front
-from launchers.results.pareto import Point, objectives
-from merging.errors import UserError
+from launchers.results.pareto import Point, main, objectives, pareto
 
 
 def test_the_objectives_are_those_of_the_first_file(tmp_path):
@@ -31,7 +30,7 @@ def test_the_front_is_what_nothing_beats(seed):
 
     draw = random.Random(seed)
     points = [Point(draw.randrange(6), draw.randrange(6)) for _ in range(12)]
-    kept = [points[index] for index in front.front(points)]
+    kept = [Point(*values) for values in pareto(DataFrame(points), "stored_bytes", "accuracy").to_numpy()]
     unbeaten = {point for point in points if not any(
         (other.accuracy >= point.accuracy and other.stored_bytes <= point.stored_bytes) and other != point
         for other in points
@@ -51,13 +50,14 @@ def test_the_picture_and_the_list_leave_out_what_is_told_the_true_task(tmp_path,
     ]
     for row in made:
         rows.write(row, tmp_path / "results")
-    picture = tmp_path / "front.png"
-    front.main([str(tmp_path / "results"), "--file", str(picture)])
+    picture = tmp_path / "pareto.png"
+    main([str(tmp_path / "results"), "--file", str(picture)])
 
     _, *listed = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in listed] == ["ties", "duet"] and "10.0 MB" in listed[0]
     assert imread(picture).shape[1] > 1000
-    with pytest.raises(UserError, match="nothing to draw"):
-        front.figure([failed_row()], picture)
+    rows.write(failed_row(), tmp_path / "failed")
+    with pytest.raises(SystemExit, match="nothing to draw"):
+        main([str(tmp_path / "failed"), "--file", str(picture)])
     with pytest.raises(SystemExit, match="No result rows"):
-        front.main([str(tmp_path)])
+        main([str(tmp_path)])

@@ -1,4 +1,4 @@
-"""How the figures of a report look: paper sizes, colours for every vision, and as SVG that follows the page's theme."""
+"""How figures look: paper sizes, colours for every vision, and as SVG that follows the page's theme."""
 
 import io
 import re
@@ -7,42 +7,37 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
-
-from launchers.results.frame import Line, Summary
 
 PAGE, COLUMN = 6.75, 3.25  # inches: the text width of a paper in two columns, and one column
 TEXT = 7  # points
 INK, RULE, MISSING = "#1b1c1e", "#d3d4d6", "#fdfdfc"  # become the page's own colours
+COLOURS = colormaps["cividis"]  # reads the same with every common colour vision, and in grey
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by every colour vision
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"
 STYLES = ("-", "--", "-.", ":")
 NAME = 34  # characters of a line's name in a figure
-LOOKS = {  # kind of line -> marker, colour
-    "base": ("X", INK),
-    "static": ("o", OKABE_ITO[0]),
-    "routed": ("s", OKABE_ITO[1]),
-    "oracle": ("^", OKABE_ITO[2]),
-    "multitask": ("v", INK),
-    "expert": ("P", INK),
-}
 SAYS = {"base": "base", "static": "static", "routed": "routed per input", "oracle": "told the true task",
         "multitask": "one model trained on all", "expert": "experts"}  # fmt: skip
+LOOKS = {kind: (marker, colour) for kind, marker, colour in
+         zip(SAYS, "Xos^vP", (INK, *OKABE_ITO[:3], INK, INK), strict=True)}  # fmt: skip
+MEASURES = {
+    "norm": "mean accuracy, % of the experts'",
+    "mean": "mean accuracy, %",
+    "unseen": "mean accuracy on unseen tasks, %",
+    "routed_right": "images routed right, %",
+    "energy": "energy kept, %",
+    "stored_mb": "stored, MB (base included)",
+}
 RC: Any = {
-    "font.size": TEXT,
-    "axes.labelsize": TEXT,
-    "xtick.labelsize": TEXT,
-    "ytick.labelsize": TEXT,
+    **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize"), TEXT),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
     "legend.fontsize": TEXT - 0.5,
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
     "axes.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "grid.color": RULE,
     "grid.linewidth": 0.5,
     "axes.axisbelow": True,
@@ -61,16 +56,20 @@ class Drawn:
     name: str  # of its file, unique within its suite
     title: str
     figure: Figure
-    caption: str
-    width: float  # inches
+    caption: str = ""
     tips: Mapping[str, str] = field(default_factory=dict)  # gid of an artist -> what a pointer over it reads
 
+    @property
+    def width(self) -> float:
+        """In inches."""
+        return self.figure.get_figwidth()
 
-def named(summary: Summary, line: Line, more: str = "") -> str:
-    """The line's name; a long one is cut and carries its number in the table."""
-    if len(line.label) <= NAME:
-        return line.label + more
-    return f"{line.label[: NAME - 8].rstrip()}... [{summary.lines.index(line) + 1}]{more}"
+
+def named(label: str, number: int, more: str = "") -> str:
+    """A line's name; a long one is cut and carries its number in the table."""
+    if len(label) <= NAME:
+        return label + more
+    return f"{label[: NAME - 8].rstrip()}... [{number}]{more}"
 
 
 def settle(figure: Figure) -> None:
@@ -82,12 +81,12 @@ def settle(figure: Figure) -> None:
 
 
 @styled
-def save(drawn: Drawn, kind: str) -> bytes:
+def save(drawn: Drawn, kind: str, dpi: int = 300) -> bytes:
     """The figure as a "pdf" or "png" file."""
     settle(drawn.figure)
     file = io.BytesIO()
     stamp = {"CreationDate": None} if kind == "pdf" else {}
-    drawn.figure.savefig(file, format=kind, dpi=300, metadata=stamp)
+    drawn.figure.savefig(file, format=kind, dpi=dpi, metadata=stamp)
     return file.getvalue()
 
 

@@ -1,1 +1,0 @@
-"""Result rows as one HTML page, and its figures for a paper."""
