@@ -41,7 +41,7 @@ def merge(
     UserError for experts that do not fit.
     """
     check_method(method)
-    opened = Experts.open(base, experts, tasks, cache)
+    opened = Experts.open(base, experts, tasks, cache, device=context.device)
     if opened.differing:
         log.warning("%s", opened.remark)
     if opened.remarks:

@@ -1,4 +1,4 @@
-"""What routing costs at inference: `python -m launchers.bench forward` prints a markdown table.
+"""What routing costs at inference: `python -m launchers.bench forward`; --against compares with another checkout.
 
 Random weights and images; every sample mixes the tasks in its own way. All rows take turns in one process.
 """
@@ -6,26 +6,22 @@ Random weights and images; every sample mixes the tasks in its own way. All rows
 import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, cast
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from launchers.bench import pairs
 from launchers.bench.measure import MIB, machine, report
+from launchers.bench.models import SIZES, TASKS, Models
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from merging.deltas import Delta
-    from merging.layers import RoutedLinear
-    from merging.merged import Routing
-    from merging.routed import RoutedTower
 
 HELP = "routed models against the static one"
-TASKS, LOOPED = 8, 2  # samples that a loop is timed on
+LOOPED = 2  # samples that a loop is timed on
 DUET, DEFAULT = (16, 64, 160, 256), 160
-SIZES = {  # image, patch, width, blocks, features, rank that keeps a tenth of the singular values of a square matrix
-    "b32": (224, 32, 768, 12, 512, 76),
-    "l14": (224, 14, 1024, 24, 768, 102),
-    "tiny": (32, 8, 64, 2, 32, 6),
-}
 
 
 class Row(NamedTuple):
@@ -44,181 +40,105 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--repeat", type=int, default=5, help="turns, the fastest counts")
     parser.add_argument("--training-memory", action="store_true", help="what training gates keeps, instead of time")
+    parser.add_argument("--against", type=Path, help="an older checkout: CPU time of both in turns, on one thread")
+    parser.add_argument("--pairs", type=int, default=20, help="turns of --against, the median counts")
 
 
 class Bench:
-    """Models of one size over the same static weights, a batch of images, and weights of the tasks for each."""
+    """Models of one size, a batch of images, and gating weights for each."""
 
     def __init__(self, arch: str, batch: int, device: str, dtype: str):
         import torch
 
-        from merging.backbones.open_clip import OpenClip
-
-        image, patch, width, layers, features, self.tenth = SIZES[arch]
-        facts = {"image_size": image, "patch_size": patch, "width": width, "layers": layers, "head_width": 64}
-        self.backbone: OpenClip = OpenClip(arch, features, facts, quick_gelu=True)
-        with torch.device("meta"):
-            _ = self.backbone.macs  # is kept; counted on no memory
+        self.models = Models(arch)
         self.like = {"device": device, "dtype": torch.bfloat16 if dtype == "bf16" else torch.float32}
-        torch.manual_seed(0)
-        self.tower = self.backbone.build().to(**self.like)
-        self.weights = {key: tensor.detach() for key, tensor in self.tower.state_dict().items()}
-        self.images = torch.randn(batch, 3, image, image, **self.like)
-        self.w = torch.randn(batch, TASKS, **self.like).softmax(-1)
-
-    def normal(self, *shape: int, size: float = 1.0) -> "Tensor":
-        import torch
-
-        return torch.randn(shape, **self.like) * size
-
-    def install(self, own: Mapping[str, "Delta"]) -> "RoutedTower":
-        """The backbone with these deltas, as merging.routed.install does it."""
-        from merging.routed import RoutedTower
-
-        return RoutedTower(self.tower, self.weights, own).eval()
-
-    def duet(self, rank: int) -> "dict[str, Delta]":
-        """Shared-factor deltas on the FFN matrices, their biases whole."""
-        from merging.deltas import Dense, Tucker
-
-        own: dict[str, Delta] = {}
-        for key, weight in self.weights.items():
-            if ".mlp." in key and weight.ndim == 2:
-                (m, n), one = weight.shape, self.normal(TASKS, TASKS, size=0.3)
-                core, out = self.normal(TASKS, rank, rank, size=1 / rank), self.normal(m, rank, size=m**-0.5)
-                own[key] = Tucker(core, one, out, self.normal(n, rank, size=n**-0.5))
-            elif ".mlp." in key:
-                own[key] = Dense(self.normal(TASKS, *weight.shape, size=0.01))
-        return own
-
-    def twin(self, rank: int) -> "dict[str, Delta]":
-        """Low-rank deltas on all linear layers of the blocks; query, key and value apart."""
-        from merging.deltas import Delta, LowRank, Rows
-
-        def low_rank(m: int, n: int) -> Delta:
-            down = self.normal(TASKS * rank, n, size=n**-0.5)
-            return LowRank(self.normal(m, TASKS * rank, size=0.1 * rank**-0.5), down, TASKS)
-
-        own: dict[str, Delta] = {}
-        for key, weight in self.weights.items():
-            if "resblocks" in key and weight.ndim == 2:
-                m, n = weight.shape
-                own[key] = Rows([low_rank(m // 3, n) for _ in range(3)]) if "in_proj" in key else low_rank(m, n)
-        return own
-
-    def macs(self, own: "Mapping[str, Delta]", routing: "Routing | None" = None) -> int:
-        """Of one sample, from the accountant."""
-        from merging.accounting import macs
-        from merging.checkpoints import StateDict
-        from merging.merged import Merged, Routing
-
-        tasks = tuple(map(str, range(TASKS)))
-        return macs(Merged(StateDict({}), tasks, {}, deltas=own, routing=routing or Routing("given")), self.backbone)
+        self.images, self.w = self.models.inputs(batch, **self.like)
 
     def rows(self) -> Iterator[Row]:
         """The static forward first."""
-        static, batch = self.backbone.macs, len(self.images)
-        yield Row("static", self._calling({}), static, batch)
-        yield Row("static, open_clip's own forward", lambda: self.tower(self.images), static, batch)
-        for rank in DUET:
-            own = self.duet(rank)
-            yield Row(f"Duet, R = {rank}", self._calling(own), self.macs(own), batch)
-            if rank == DEFAULT:
-                yield self._gated(own)
-                building = static + sum(delta.mix_macs() for delta in own.values())
-                yield Row(f"Duet, R = {rank}, a matrix per sample", self._calling(own, "materialised"), building, batch)
-                yield Row(f"Duet, R = {rank}, loop over samples", self._folding(own), building, LOOPED)
-        for rank in (4, 16, self.tenth):
-            own = self.twin(rank)
-            yield Row(f"Twin, r = {rank}", self._calling(own), self.macs(own), batch)
-            if rank == 16:
-                yield self._top_1(own)
-        for title, whole in (("the FFNs, added in place", False), ("all linear layers, added as dictionaries", True)):
-            linear = [
-                w for key, w in self.weights.items() if w.ndim == 2 and ("resblocks" if whole else ".mlp.") in key
-            ]
-            dense = TASKS * sum(weight.numel() for weight in linear)
-            yield Row(f"loop over samples, T dense changes of {title}", self._summing(whole), static + dense, LOOPED)
-
-    def _calling(self, own: "Mapping[str, Delta]", kernel: str = "auto", w: "Tensor | None" = None) -> Callable:
-        """The whole batch with given weights."""
-        model, w = self.install(own).use(kernel), self.w if w is None else w
-        return lambda: model(self.images, w)
-
-    def _gated(self, own: "dict[str, Delta]") -> Row:
-        from torch import nn
-
-        from merging.merged import Routing
-        from merging.routed import attach
-        from merging.routing.gates import Gate, GateShape
-
-        shape = GateShape()
-        width = self.weights["visual.ln_post.weight"].numel()
-        gates = nn.ModuleList([Gate(width, TASKS, shape).eval().to(**self.like) for _ in self.install({}).steps])
-        routing, model = Routing("given", gate=shape, gates=gates), self.install(own)
-        attach(model, routing)
-        title = f"Duet, R = {DEFAULT}, a gate in every block"
-        return Row(title, lambda: model(self.images), self.macs(own, routing), len(self.images))
-
-    def _top_1(self, own: "dict[str, Delta]") -> Row:
-        """Every image to one expert, the images sorted by expert."""
         import torch
 
         from merging.merged import Routing
         from merging.routing.gates import GateShape
 
-        w = torch.eye(TASKS, **self.like)[torch.arange(len(self.images)) % TASKS]
-        macs = self.macs(own, Routing("given", gate=GateShape(sees="early", top_k=1)))
-        return Row("Twin, r = 16, top-1, grouped", self._calling(own, "grouped", w), macs, len(self.images))
+        models, batch = self.models, len(self.images)
+        static, tower = models.backbone.macs, models.backbone.build().to(**self.like)
+        tower.load_state_dict(models.weights)
+        yield Row("static", self._calling({}), static, batch)
+        yield Row("static, open_clip's own forward", lambda: tower(self.images), static, batch)
+        for rank in DUET:
+            deltas = models.duet(rank)
+            yield Row(f"Duet, R = {rank}", self._calling(deltas), models.macs(deltas), batch)
+            if rank == DEFAULT:
+                gates = models.gates()
+                gated = models.installed(deltas, gates, **self.like)
+                title = f"Duet, R = {rank}, a gate in every block"
+                yield Row(title, partial(gated, self.images), models.macs(deltas, gates), batch)
+                building = static + sum(delta.mix_macs() for delta in deltas.values())
+                title = f"Duet, R = {rank}, a matrix per sample"
+                yield Row(title, self._calling(deltas, "materialised"), building, batch)
+                yield Row(f"Duet, R = {rank}, loop over samples", self._folding(deltas), building, LOOPED)
+        for rank in (4, 16, models.tenth):
+            deltas = models.twin(rank)
+            yield Row(f"Twin, r = {rank}", self._calling(deltas), models.macs(deltas), batch)
+            if rank == 16:  # every image to one expert, the images sorted by expert
+                w = torch.eye(TASKS, **self.like)[torch.arange(batch) % TASKS]
+                macs = models.macs(deltas, Routing("given", gate=GateShape(sees="early", top_k=1)))
+                yield Row("Twin, r = 16, top-1, grouped", self._calling(deltas, "grouped", w), macs, batch)
+        for title, whole in (("the FFNs, added in place", False), ("all linear layers, added as dictionaries", True)):
+            weights = {key: weight for key, weight in tower.named_parameters()
+                       if weight.ndim == 2 and ("resblocks" if whole else ".mlp.") in key}  # fmt: skip
+            macs = static + TASKS * sum(weight.numel() for weight in weights.values())
+            run = self._summing(tower, weights, whole)
+            yield Row(f"loop over samples, T dense changes of {title}", run, macs, LOOPED)
 
-    def _folding(self, own: "dict[str, Delta]") -> Callable[[], object]:
+    def _calling(self, deltas: "Mapping[str, Delta]", kernel: str = "auto", w: "Tensor | None" = None) -> Callable:
+        """The whole batch with given gating weights."""
+        model: Any = self.models.installed(deltas, **self.like)
+        model, w = model.use(kernel), self.w if w is None else w
+        return lambda: model(self.images, w=w)
+
+    def _folding(self, deltas: "Mapping[str, Delta]") -> Callable[[], object]:
         """Sample by sample: multiply the factors out to W(x), then a static forward."""
-        model = self.install(own).use("folded")
-        return lambda: [model(x, w) for x, w in zip(self.images[:LOOPED].split(1), self.w, strict=False)]
+        model: Any = self.models.installed(deltas, **self.like)
+        model.use("folded")
+        return lambda: [model(x, w=w) for x, w in zip(self.images[:LOOPED].split(1), self.w, strict=False)]
 
-    def _summing(self, whole: bool) -> Callable[[], object]:
+    def _summing(self, tower: Any, weights: "Mapping[str, Tensor]", whole: bool) -> Callable[[], object]:
         """For each sample, add T weighted dense changes to the weights, and run the model that comes out.
 
         The whole model as Twin-Merging's code does it, one dictionary of products and one of sums for each task; or
-        the FFNs alone and in place, as fast as a loop gets.
+        the FFNs alone and in place, as fast as a loop gets. Weights of one shape share their changes.
         """
-        model = self.install({})
-        layers = [layer for block in model.steps for layer in (block.c_fc, block.c_proj)]
-        layers += [cast("RoutedLinear", layer) for block in model.steps for layer in (block.attn, block.out) if whole]
-        weights = [layer.weight for layer in layers]
-        dense = {weight.shape: self.normal(TASKS, *weight.shape, size=1e-3) for weight in weights}
-        mixing = self.w.tolist()
+        import torch
+        from torch.func import functional_call
+
+        dense = {weight.shape: torch.randn(TASKS, *weight.shape, **self.like) * 1e-3 for weight in weights.values()}
 
         def run() -> None:
-            for x, w in zip(self.images[:LOOPED].split(1), mixing, strict=False):
-                changes = [dense[weight.shape] for weight in weights]
-                if not whole:
-                    total = [weight.clone() for weight in weights]
-                    for task, share in enumerate(w):
-                        for each, change in zip(total, changes, strict=True):
-                            each.add_(change[task], alpha=share)
-                else:
-                    total = weights
-                    for task, share in enumerate(w):  # a model of changes after the other, as task vectors are added
-                        scaled = [share * change[task] for change in changes]
-                        total = [each + change for each, change in zip(total, scaled, strict=True)]
-                for layer, weight in zip(layers, total, strict=True):
-                    layer.weight = weight
-                model(x)
+            for x, w in zip(self.images[:LOOPED].split(1), self.w.tolist(), strict=False):
+                total = dict(weights) if whole else {key: weight.clone() for key, weight in weights.items()}
+                for task, share in enumerate(w):
+                    if whole:
+                        scaled = {key: share * dense[weight.shape][task] for key, weight in weights.items()}
+                        total = {key: weight + scaled[key] for key, weight in total.items()}
+                    for weight in () if whole else total.values():
+                        weight.add_(dense[weight.shape][task], alpha=share)
+                functional_call(tower, total, (x,))
 
         return run
 
 
-def timed(rows: list[Row], repeat: int, device: str) -> list[float]:
-    """Seconds per batch, the fastest of `repeat` turns."""
+def timed(runs: list[Callable[[], object]], repeat: int, device: str) -> list[float]:
+    """Seconds of each, the fastest of `repeat` turns."""
     import torch
 
-    best = [float("inf")] * len(rows)
+    best = [float("inf")] * len(runs)
     with torch.inference_mode():
         for turn in range(repeat + 1):  # the first warms up
-            for index, row in enumerate(rows):
+            for index, run in enumerate(runs):
                 start = time.perf_counter()
-                row.run()
+                run()
                 if device == "cuda":
                     torch.cuda.synchronize()
                 best[index] = min(best[index], time.perf_counter() - start) if turn else best[index]
@@ -230,16 +150,16 @@ def main(options: argparse.Namespace) -> None:
 
     from launchers.bench.memory import peak
 
+    if options.against is not None:
+        return report(options, f"forward against {options.arch}", pairs.compare(options))
     if options.training_memory:
         return report(options, f"forward memory {measured(options)}", training_memory(options))
-    bench = Bench(options.arch, options.batch, options.device, options.dtype)
-    rows = list(bench.rows())
-    seconds = timed(rows, options.repeat, options.device)
-    scale = [options.batch / row.samples for row in rows]
+    rows = list(Bench(options.arch, options.batch, options.device, options.dtype).rows())
+    seconds = timed([row.run for row in rows], options.repeat, options.device)
     lines = ["| | ms per batch | ratio to static | ratio in MACs | peak memory, MiB |", "|---" + "|---:" * 4 + "|"]
     with torch.inference_mode():
-        for row, best, times in zip(rows, seconds, scale, strict=True):
-            took, held = best * times, peak(row.run, options.device) / MIB
+        for row, best in zip(rows, seconds, strict=True):
+            took, held = best * options.batch / row.samples, peak(row.run, options.device) / MIB
             numbers = f"{1e3 * took:.1f} | {took / seconds[0]:.3f} | {row.macs / rows[0].macs:.3f} | {held:.0f}"
             lines.append(f"| {row.title} | {numbers} |")
     report(options, f"forward {measured(options)}", f"{caption(options)}\n\n" + "\n".join(lines))
@@ -250,19 +170,21 @@ def measured(options: argparse.Namespace) -> str:
 
 
 def training_memory(options: argparse.Namespace) -> str:
-    """Bytes that autograd keeps for gradients to the weights of the parts, beyond those of the static blocks."""
+    """Bytes that autograd keeps for gradients to the gating weights, beyond those of the static blocks."""
     from launchers.bench.memory import saved
 
     lines = ["| images | factored, MiB | a matrix per sample, MiB |", "|---:|---:|---:|"]
     for batch in (options.batch, 2 * options.batch):
         bench = Bench(options.arch, batch, options.device, options.dtype)
-        own, static = bench.duet(DEFAULT), bench.install({})
-        tokens = static.embed(bench.images).detach().requires_grad_()
+        deltas, images = bench.models.duet(DEFAULT), bench.images.requires_grad_()
 
-        def kept(model: "RoutedTower", tokens: "Tensor" = tokens, w: "Tensor" = bench.w) -> float:
-            return saved(lambda: model.run(tokens, w.clone().requires_grad_())[0].sum(), model.buffers()) / MIB
+        def kept(deltas: Any, kernel: str = "auto", bench: Bench = bench, images: Any = images) -> float:
+            model: Any = bench.models.installed(deltas, **bench.like)
+            model.use(kernel)
+            w = bench.w.clone().requires_grad_()
+            return saved(lambda: model(images, w=w).sum(), [*model.parameters(), *model.buffers()]) / MIB
 
-        found = [kept(bench.install(own).use(kernel)) - kept(static) for kernel in ("factored", "materialised")]
+        found = [kept(deltas, kernel) - kept({}) for kernel in ("factored", "materialised")]
         lines.append(f"| {batch} | {found[0]:.1f} | {found[1]:.1f} |")
     title = f"Duet, R = {DEFAULT}, {options.arch}: what autograd keeps for the gates beyond the static blocks' share."
     return f"{title}\n\n" + "\n".join(lines)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from launchers.bench import pairs
 from launchers.bench.__main__ import main
 from launchers.bench.forward import Bench
 from launchers.bench.memory import peak, saved
@@ -48,9 +49,30 @@ def test_rows_compute_the_same_model(dtype):
 def test_the_published_loop_leaves_the_model_as_it_was():
     found = Bench("tiny", 2, "cpu", "fp32")
     *_, loop = found.rows()
-    before = found.install({})(found.images)
+    before = found.models.installed({})(found.images, w=found.w)
     loop.run()
-    assert torch.equal(found.install({})(found.images), before)
+    assert torch.equal(found.models.installed({})(found.images, w=found.w), before)
+
+
+STEADY = "import sys\nfor line in sys.stdin: print(sys.argv[1], sys.argv[2], flush=True)"
+
+
+def test_two_checkouts_take_turns_and_the_median_counts(monkeypatch, tmp_path, capsys):
+    """Forwards of known cost: the older checkout takes 2 s each, this one 3."""
+    child = pairs.child
+
+    def steady(checkout, code, *arguments):
+        return child(checkout, STEADY, *((2, 1.0) if checkout == tmp_path else (3, norm)))
+
+    monkeypatch.setattr(pairs, "child", steady)
+    monkeypatch.chdir(tmp_path)
+    norm, command = 1.0, ["forward", "--arch", "tiny", "--pairs", "3", "--against", str(tmp_path)]
+    main(command)
+    _, rows = table(capsys.readouterr().out)
+    assert rows == [[name, "2.000", "3.000", "1.500", "1.500", "1.500"] for name in pairs.MODELS]
+    norm = 2.0
+    with pytest.raises(RuntimeError, match="compute different features"):
+        main(command)
 
 
 def test_training_memory_grows_with_the_core_and_not_the_matrix(capsys):
