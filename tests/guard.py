@@ -25,13 +25,16 @@ MORE = (
     "duet_dynamic,duet_svd,duet_svd_static,e_wemoe,neuron_mask,neuron_mask_ties,single,smile_128,tall_mask,"
     "twin_pretrain,twin_single,rank_one_moe"
 )
-ROUTERS = "oracle,twin,task_id_early,entropy_short,entropy_global,distillation,task_id_distillation,task_id_entropy"
+DESCENT = (
+    "entropy_short,entropy_global,distillation,task_id_distillation,task_id_entropy,entropy,entropy_transductive,"
+    "rank_one"
+)
 COMMANDS = f"""
 duet experiment=mini8 scale.seconds=null output=outputs/guard
 duet -m method={MORE} scale.seconds=null output=outputs/guard
 duet method=twin_all router=twin output=outputs/guard
-duet -m method=duet_all router={ROUTERS} output=outputs/guard
-duet -m method=duet_all router=entropy,entropy_transductive,rank_one router.train.steps=100 output=outputs/guard
+duet -m method=duet_all router=oracle,twin,task_id_early output=outputs/guard
+duet -m method=duet_all router={DESCENT} router.train.steps=20 output=outputs/guard
 """
 RETRAINED = 2  # images of a task by which gates that are trained again may differ
 
