@@ -4,20 +4,21 @@ The schema are the frozen dataclasses and functions that the configuration names
 stand for a float, nothing else is converted.
 """
 
+import inspect
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from launchers.signatures import options
 from launchers.sweeps.axes import GROUPS, names, unknown
 from launchers.sweeps.check import PARTS
 from merging.errors import UserError
@@ -61,20 +62,26 @@ class MotivationOptions(RunOptions):
 def check(config: DictConfig, overrides: Sequence[str] = (), own: type[RunOptions] = RunOptions) -> None:
     """Raises UserError for an option that nothing reads, or whose value is not of the type that is asked for.
 
-    `overrides` are those of the command line: what they add must be read, too.
+    `overrides` are those of the command line: what they add must be read, too. What is to be built is imported.
     """
-    values = plain(config)
+    values = check_own(config, own)
     parts = [*PARTS, "recipe"] if own is FinetuneOptions else PARTS
     _check_added(overrides, config, [*get_type_hints(own), *PARTS, *GROUPS])
     _check_tasks(overrides, values)
-    for name, annotation in get_type_hints(own).items():
-        if name not in values:
-            raise UserError(f"The configuration has no {name}. Its file should start with conf/config.yaml.")
-        check_value(name, values[name], annotation)
     for name in parts:
         if not isinstance(values.get(name), dict):
             raise UserError(f"There is no {name}, which every run needs. Choose one: {name}=<name>.")
         check_part(name, values[name])
+
+
+def check_own(config: DictConfig, own: type[RunOptions] = RunOptions) -> dict[str, Any]:
+    """The values of the configuration. Raises UserError for those of the run itself; nothing is imported for it."""
+    values = plain(config)
+    for name, annotation in get_type_hints(own).items():
+        if name not in values:
+            raise UserError(f"The configuration has no {name}. Its file should start with conf/config.yaml.")
+        check_value(name, values[name], annotation)
+    return values
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -100,6 +107,39 @@ def check_part(path: str, values: Mapping[str, Any]) -> None:
             check_value(f"{path}.{name}", value, known[name])
         if isinstance(value, dict):
             check_part(f"{path}.{name}", value)
+
+
+def options(target: str) -> dict[str, Any] | None:
+    """What a `_target_` is built from: name -> type, as far as YAML can hold it.
+
+    None for one that takes any name, or cannot be imported: building it says why.
+    """
+    try:
+        built = get_object(target)
+    except (ImportError, ValueError):
+        return None
+    parameters = inspect.signature(built).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return None
+    try:
+        hints = get_type_hints(built.__init__ if isinstance(built, type) else built)
+    except NameError:  # a type that is imported for type checkers alone
+        hints = {}
+    return {each.name: _in_yaml(hints.get(each.name, Any)) for each in parameters}
+
+
+def _in_yaml(annotation: Any) -> Any:
+    """The type of what YAML can hold for an annotation: a group of options for an object; Any is not checked."""
+    origin = get_origin(annotation)
+    if annotation in WORDS or origin is Literal:
+        return annotation
+    inner = tuple(each if each is ... else _in_yaml(each) for each in get_args(annotation))
+    if origin in (Union, UnionType):
+        return Union[inner]  # noqa: UP007
+    if isinstance(origin, type) and issubclass(origin, (Mapping, Sequence)):
+        return origin[inner]
+    described = is_dataclass(annotation) or getattr(annotation, "_is_protocol", False)
+    return Mapping if described and annotation is not Any else Any
 
 
 def check_value(path: str, value: Any, annotation: Any) -> None:

@@ -26,13 +26,14 @@ def row_files(config: DictConfig) -> list[str]:
 
     Raises UserError for an option that nothing reads or that has a value of the wrong type.
     """
-    from launchers.options import check
+    from launchers.options import check, check_own
 
-    check(config, HydraConfig.get().overrides.task)
+    check_own(config)
     if (files := found(config)) is None:
         with heard():
             from launchers.job import run
 
+        check(config, HydraConfig.get().overrides.task)
         return run(config)
     return files
 
