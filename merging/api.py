@@ -49,7 +49,7 @@ def merge(
     identify_ahead((opened.origin, *opened.checkpoints))  # saving asks for the ids
     merged = call(method, opened, context.acting(describe(method)["name"], method))
     provenance = {"method": describe(method)} | ({"remarks": opened.remarks} if opened.remarks else {})
-    return replace(merged, provenance=provenance, inputs=opened.inputs)
+    return replace(merged, provenance=provenance, inputs=opened.inputs, heads=opened.heads)
 
 
 def describe(method: object) -> dict[str, object]:

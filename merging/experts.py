@@ -13,6 +13,7 @@ from torch import Tensor
 from merging.backbones.base import ParamInfo, Table, table_for
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, Identified, Known, Spec
+from merging.checkpoints.heads import split_heads
 from merging.checkpoints.opening import Source, open_alike
 from merging.checkpoints.tied import tied
 from merging.checkpoints.views import remarks_of
@@ -48,6 +49,7 @@ class Experts:
     device: torch.device = cached.CPU  # where matrices are decomposed; all that is read and returned is on the CPU
     only: frozenset[str] | None = None  # the parameters in view, None is all
     separate_qkv: bool = False
+    left_out: tuple[Checkpoint, ...] = ()  # what of each expert is its task's head
 
     @classmethod
     def open(
@@ -61,16 +63,16 @@ class Experts:
         """Open paths, state dicts or checkpoints; tasks default to task0, task1, ...
 
         Where names differ, those of wrappers are left out (`module.` of DDP, `_orig_mod.` of torch.compile), as
-        `remarks` tell. Raises UserError, from headers alone, unless all have the same keys, shapes and kinds of
-        numbers.
+        `remarks` tell. Heads of tasks (`classifier.*` and the like, by the table) may differ: they are left out, see
+        `heads`. Raises UserError, from headers alone, unless all else has the same keys, shapes and kinds of numbers.
         """
         experts, tasks = listed(experts, tasks)
         if not (cache is None or isinstance(cache, Cache)):
             raise UserError(f"The cache is given as a {type(cache).__name__}. Write merging.Cache(folder).")
         names = tuple(tasks) if tasks is not None else tuple(f"task{i}" for i in range(len(experts)))
-        origin, *opened = open_alike([base, *experts], cache)
+        (origin, *opened), (_, *heads) = split_heads(open_alike([base, *experts], cache), facts.get("table"))
         check_experts(origin, opened, names)
-        return cls(names, origin, tuple(opened), cache=cache, **facts)
+        return cls(names, origin, tuple(opened), cache=cache, left_out=tuple(heads), **facts)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -91,6 +93,12 @@ class Experts:
     def remark(self) -> str:
         """What a person should know of `differing`."""
         return f"not merged, the base's is kept although the experts' differ: {some(self.differing)}"
+
+    @property
+    def heads(self) -> dict[str, dict[str, Tensor]]:
+        """Task -> the parameters of its expert's head, for those that have one."""
+        named = zip(self.tasks, self.left_out, strict=False)
+        return {task: {key: head.tensor(key).clone() for key in head.specs()} for task, head in named if head.specs()}
 
     @property
     def inputs(self) -> tuple[Identified, ...]:

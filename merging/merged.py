@@ -64,6 +64,7 @@ class Merged:
     energy: Mapping[str, Sequence[float]] = field(
         default_factory=dict
     )  # key -> share of ||tau_t||^2 that delta_t holds
+    heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # of tasks whose experts came with one
     inputs: tuple[Identified, ...] = ()  # the experts in task order; none where they are not known
     remade: Callable[[float], "Merged"] | None = None  # the merge at another coefficient, if more than `shared` follows
 
@@ -76,7 +77,7 @@ class Merged:
         """The same merge at another coefficient."""
         if self.remade is None:
             return replace(self, scale=scale)
-        return replace(self.remade(scale), provenance=self.provenance, inputs=self.inputs)
+        return replace(self.remade(scale), provenance=self.provenance, inputs=self.inputs, heads=self.heads)
 
     def cast(self, dtype: "str | torch.dtype") -> "Merged":
         """The same merge with what all inputs share in another dtype (fp32, bf16, fp16); deltas stay as they are."""
@@ -133,11 +134,12 @@ class Merged:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all tensors that `save` would write: one dense backbone, the deltas and the gates."""
+        """Bytes of all tensors that `save` would write: one dense backbone, deltas, gates and heads."""
         backbone = sum(spec.bytes for spec in {**self.base.specs(), **self.specs}.values())
         gates = self.routing.bytes if self.routing is not None else 0
+        heads = sum(tensor.nbytes for head in self.heads.values() for tensor in head.values())
         twice = sum(tensor.nbytes for tensor in repeated(self.deltas.values()))
-        return backbone + gates + sum(delta.bytes for delta in self.deltas.values()) - twice
+        return backbone + gates + heads + sum(delta.bytes for delta in self.deltas.values()) - twice
 
     def save(self, path: str | Path, dtype: "str | torch.dtype | None" = None, **facts: object) -> Path:
         """Write one safetensors file that `merging.load` reads; see merging.saving. Atomic.

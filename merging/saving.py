@@ -1,4 +1,4 @@
-"""A merge as one safetensors file: dense weights under their own names, deltas under own/, gates under gate/."""
+"""A merge as one safetensors file: dense weights by their names; deltas, gates, heads below own/, gate/, head/."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from merging.merged import Merged
 
 NAME, VERSION = "duet-merging", 3  # 1: dense parts in fp32, no compressed deltas; 2: other names in Rows
-OWN, GATE = "own/", "gate/"
+OWN, GATE, HEAD = "own/", "gate/", "head/"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # that a dense part may be saved in
 
 
@@ -85,8 +85,8 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
 
     inputs = (merged.base, *merged.inputs)
     more = {"format": f"{NAME}/{VERSION}", "written_by": written_by()}
+    more |= {"same": json.dumps(same)} if same or merged.deltas else {}
     if merged.deltas:
-        more["same"] = json.dumps(same)
         more["banks"] = json.dumps({key: delta.facts() for key, delta in deltas.items()})
         more["routing"] = json.dumps(_routing_facts(merged))
     draft = header(["0" * 64 if isinstance(each, SafetensorsFile) else each.id for each in inputs])
@@ -109,6 +109,8 @@ def written_by() -> str:
 def _extra(merged: "Merged", deltas: Mapping[str, Delta]) -> Iterator[tuple[str, Tensor]]:
     for key, delta in deltas.items():
         yield from ((f"{OWN}{key}/{name}", tensor) for name, tensor in delta.named_buffers())
+    for task, head in merged.heads.items():
+        yield from ((f"{HEAD}{task}/{key}", tensor) for key, tensor in head.items())
     gates = merged.routing.gates if merged.routing is not None else None
     if gates is not None:
         yield from ((f"{GATE}{name}", tensor) for name, tensor in gates.state_dict().items())
@@ -168,13 +170,14 @@ def _read(file: SafetensorsFile) -> "Merged":
 
     record = json.loads(file.metadata["provenance"])
     tasks = tuple(record.get("tasks", ()))
-    specs = {key: spec for key, spec in file.specs().items() if not key.startswith((OWN, GATE))}
+    specs = {key: spec for key, spec in file.specs().items() if not key.startswith((OWN, GATE, HEAD))}
     floating = {key: spec for key, spec in specs.items() if spec.merged}
-    merged = Merged(_Dense(file, specs), tasks, floating, provenance=record)
+    extra = {key: file.tensor(key).clone() for key in file.specs() if key not in specs}
+    extra |= {key: extra[known] for key, known in json.loads(file.metadata.get("same", "{}")).items()}
+    heads = {task: head for task in tasks if (head := below(extra, f"{HEAD}{task}/"))}
+    merged = Merged(_Dense(file, specs), tasks, floating, provenance=record, heads=heads)
     if "banks" not in file.metadata:
         return merged
-    extra = {key: file.tensor(key).clone() for key in file.specs() if key.startswith((OWN, GATE))}
-    extra |= {key: extra[known] for key, known in json.loads(file.metadata.get("same", "{}")).items()}
     facts = json.loads(file.metadata["banks"])  # named so in all formats
     deltas = {key: rebuild(fact, below(extra, f"{OWN}{key}/")).opened() for key, fact in facts.items()}
     routing = json.loads(file.metadata["routing"])
