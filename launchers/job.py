@@ -129,8 +129,8 @@ def config_of(config: DictConfig, label: str, reference: bool = False) -> dict[s
 
 
 def with_heads(config: DictConfig, label: str) -> DictConfig:
-    """The base has no expert whose text tower could read the class names: it keeps its own."""
-    if label != "base" or "heads" not in config.experts:
+    """The base has no expert whose text tower could read the class names: the suite's does, where there is one."""
+    if label != "base" or "heads" not in config.experts or config.suite.get("text") is None:
         return config
     kept: Any = OmegaConf.merge(config, {"experts": {"heads": "suite"}})
     return kept

@@ -25,6 +25,7 @@ from tasks.task import Predictions, Task, head_id
 OnTask = Callable[[str, float], object]
 ENGINE = Engine("cpu")
 Scores = dict[str, Score]  # by task
+Read = Callable[[nn.Module, Any], Tensor]  # features or outputs of a model for inputs
 WEIGHTS = "gating_weights"  # beside the predictions of a page
 
 
@@ -155,7 +156,8 @@ class Grid:
     ) -> Iterator[tuple[Task, Outcome]]:
         """As `outcomes`, where samples of all tasks meet in one batch."""
         splits = [task.split(split) for task in tasks]
-        run = lambda inputs, *weights: answer(model, inputs, *weights, engine=self.engine)  # noqa: E731
+        read = reader(self.backbone, tasks[0])
+        run = lambda inputs, *gate: answer(model, inputs, *gate, read=read, engine=self.engine)  # noqa: E731
         features, weights = run_together(model, merged, splits, self.backbone, self.engine, run)
         sizes = [len(samples) for samples in splits]
         for task, some, share in zip(tasks, features.split(sizes), weights.split(sizes), strict=True):
@@ -169,12 +171,13 @@ class Grid:
         task = self.suite.tasks[index]
         samples, facts = task.split(split), (list(scales), head_id(task), *self.engine.identity)
         page, moving = journal.page(task.name, split, samples.id, *facts), moving.with_parts(merged, index)
+        read = reader(self.backbone, task)
         with self.module() as module:
             for batch in self.engine.stream(samples.inputs, page.done):
                 inputs, kept = self.backbone.prepare(batch), []
                 for scale in scales:
                     moving.put(module, scale)
-                    kept.append(decided(task, answer(module, inputs, engine=self.engine)[0]))
+                    kept.append(decided(task, answer(module, inputs, read=read, engine=self.engine)[0]))
                 page.add({name: torch.stack([some[name] for some in kept], 1) for name in kept[0]})
         page.store()
         columns = {name: tensor.unbind(1) for name, tensor in page.together().items()}
@@ -200,10 +203,11 @@ def outcome(
     Raises UserError if an output is not finite.
     """
     page = NOWHERE.page() if page is None else page
+    read = reader(backbone, task)
 
     def predict(samples: Split) -> Predictions:
         for inputs in engine.stream(samples.inputs, page.done):
-            features, weights = answer(module, backbone.prepare(inputs), engine=engine)
+            features, weights = answer(module, backbone.prepare(inputs), read=read, engine=engine)
             page.add({**decided(task, features, split), **({} if weights is None else {WEIGHTS: weights.float()})})
         page.store()
         return page.together()
@@ -212,11 +216,18 @@ def outcome(
     return Outcome(score, page.together().get(WEIGHTS))
 
 
+def reader(backbone: Backbone, task: Task) -> Read:
+    """What is read of a model for a task: features for its head, else the model's own outputs."""
+    return backbone.outputs if task.head() is None else backbone.features
+
+
 @torch.inference_mode()
-def answer(module: nn.Module, inputs: Inputs, *gate: Tensor, engine: Engine = ENGINE) -> tuple[Tensor, Tensor | None]:
-    """Features [B, D] and the mean weights of all gates that were asked [B, G], None without gates."""
+def answer(
+    module: nn.Module, inputs: Inputs, *gate: Tensor, read: Read, engine: Engine = ENGINE
+) -> tuple[Tensor, Tensor | None]:
+    """What `read` gives [B, ...], and the mean weights of all gates that were asked [B, G], None without gates."""
     with listening() as recorded, engine.running():
-        features = module(inputs, *gate).float()
+        features = read((lambda some: module(some, *gate)) if gate else module, inputs).float()  # type: ignore[arg-type]
     weights = [per_sample(w, count_of(inputs)) for w in recorded]
     return features, torch.stack(weights).mean(0) if weights else None
 

@@ -5,7 +5,7 @@ import time
 import torch
 
 from merging.merged import Merged
-from tasks.evaluate import Grid, answer
+from tasks.evaluate import Grid, answer, reader
 from tasks.split import count_of
 
 
@@ -30,7 +30,8 @@ def _sample(grid: Grid, split: str) -> float:
         return 0.0
     with grid.module() as module:
         inputs = grid.backbone.prepare(batch)
-        answer(module, inputs, engine=grid.engine)  # the first time is slower
+        read = reader(grid.backbone, grid.suite.tasks[0])
+        answer(module, inputs, read=read, engine=grid.engine)  # the first time is slower
         begin = grid.engine.clock()
-        answer(module, inputs, engine=grid.engine)
+        answer(module, inputs, read=read, engine=grid.engine)
         return (grid.engine.clock() - begin) / count_of(batch)

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -109,6 +109,22 @@ class HuggingFace(Backbone):
         for name in self._heads:
             setattr(module, name, nn.Identity())
         return module.eval()
+
+    def in_memory(self, key: str) -> str:
+        """The name in the module of a parameter in a file: transformers 5 has other names in memory for some models."""
+        return self._renamed(key)
+
+    @cached_property
+    def _renamed(self) -> Callable[[str], str]:
+        try:
+            from transformers.conversion_mapping import get_model_conversion_mapping
+            from transformers.core_model_loading import WeightRenaming, rename_source_key
+        except ImportError:  # before transformers 5 they are the same
+            return str
+        with torch.device("meta"):
+            mapping = get_model_conversion_mapping(self._built())  # type: ignore[arg-type]
+        renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+        return lambda key: rename_source_key(key, renamings, [])[0]
 
     @property
     def _image_size(self) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from merging.backbones.base import Backbone
+from merging.backbones.hugging_face import head_of
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile
 from merging.checkpoints.key_maps import from_hugging_face, to_hugging_face
@@ -16,7 +17,7 @@ from merging.checkpoints.opening import open_file
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
-from tasks.heads.classifier import check_order, class_names, classifier
+from tasks.heads.classifier import check_order, classes_in
 from tasks.heads.head import Given, HeadSource
 from tasks.heads.probe import Probe
 from tasks.heads.text import OwnText, TextHead
@@ -103,7 +104,7 @@ class Folder:
             return suite
         opened = self._opened_all(suite, backbone, cache)[1] if self.heads in HEADS else self._classifiers(suite, cache)
         heads = [self._head(task, opened[task.name], backbone, cache) for task in suite.tasks]
-        names = {task: class_names(file.path) for task, file in opened.items()}
+        names = {task: classes_in(file.path) for task, file in opened.items()}
         check_order(names, {task.name: task.classes for task in suite.tasks})
         tasks = [replace(task, heads=head) for task, head in zip(suite.tasks, heads, strict=True)]  # type: ignore[type-var]
         return replace(suite, tasks=tuple(tasks))
@@ -127,10 +128,7 @@ class Folder:
         if self.heads == "probe":
             return Probe(expert.model, backbone, task.data, cache)
         if expert.beside is not None and expert.beside.specs():
-            beside = expert.beside
-            return Given(
-                classifier({key: beside.tensor(key) for key in beside.specs()}, f"{beside.name} of {task.name}")
-            )
+            return Given(head_of({key: expert.beside.tensor(key).float() for key in expert.beside.specs()}))
         if not has_text_tower(expert.model):
             raise UserError(
                 f"experts.heads=expert takes the classifier or the text tower of every expert, and {expert.model.name} "
@@ -214,7 +212,8 @@ class Folder:
                 f"take all experts and the base from one, and say experts.family={named}."
             )
         if not is_clip(backbone):
-            return Opened(*in_module(file, tower_shapes(backbone)), path, "module")
+            in_memory = getattr(backbone, "in_memory", str)
+            return Opened(*in_module(file, tower_shapes(backbone), backbone.table, in_memory), path, "module")
         model, layout = in_open_clip(file)
         lends = layout == "hugging_face" and base is not None
         return Opened(with_projection(model, base.model) if lends else model, None, path, layout)  # type: ignore[union-attr]

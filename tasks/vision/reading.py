@@ -1,9 +1,10 @@
 """CLIPs in the files of others, under open_clip's names: what layout a file has, and what was stripped to see it."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from merging.backbones.base import head_keys, table
 from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
@@ -56,24 +57,33 @@ def in_open_clip(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     )
 
 
-def in_module(checkpoint: Checkpoint, names: Collection[str]) -> tuple[Checkpoint, Checkpoint]:
-    """A model under the names of a module, behind whatever prefix the file has (`vit.`), and what lies beside it.
+def in_module(
+    checkpoint: Checkpoint, names: Collection[str], architecture: str, in_memory: Callable[[str], str]
+) -> tuple[Checkpoint, Checkpoint]:
+    """A model under the names of a module, whatever prefix the file has or lacks (`vit.`), and the head beside it.
 
-    Beside the model are heads, which belong to a task. Raises UserError for a file that lacks a name of the module.
+    architecture: the table that knows heads. in_memory: the module's name of a name in a file. Raises UserError for a
+    file that lacks a name of the module.
     """
     bare = unwrapped(checkpoint)
+    if any(in_memory(key) != key for key in bare.specs()):
+        bare = View(bare, {in_memory(key): Made((key,)) for key in bare.specs()})
     keys, first = bare.specs().keys(), next(iter(names))
-    prefixes = [key.removesuffix(first) for key in keys if key == first or key.endswith(f".{first}")]
-    lacking = {prefix: [name for name in names if prefix + name not in keys] for prefix in prefixes or [""]}
-    prefix = min(lacking, key=lambda prefix: len(lacking[prefix]))
-    if missing := lacking[prefix]:
+    least: list[str] | None = None
+    made: dict[str, Made] = {}
+    for start in ("", f"{first.partition('.')[0]}."):  # a file may lack the name of the encoder
+        short = first.removeprefix(start)
+        for prefix in [key.removesuffix(short) for key in keys if key == short or key.endswith(f".{short}")]:
+            stored = {name: prefix + name.removeprefix(start) for name in names}
+            lacking = [key for key in stored.values() if key not in keys]
+            if least is None or len(lacking) < len(least):
+                least, made = lacking, {name: Made((key,)) for name, key in stored.items()}
+    if least is None or least:
         raise UserError(
-            f"{checkpoint.name} does not fit the backbone: it lacks {some(missing)}, and has {some(list(keys))}. "
-            f"Choose the backbone that it was made with, or another checkpoint."
+            f"{checkpoint.name} does not fit the backbone: it lacks {some(least or list(names))}, and has "
+            f"{some(list(keys))}. Choose the backbone that it was made with, or another checkpoint."
         )
-    model = View(bare, {name: Made((prefix + name,)) for name in names})
-    inside = {prefix + name for name in names}
-    return model, View(bare, {key: Made((key,)) for key in keys if key not in inside})
+    return View(bare, made), View(bare, {key: Made((key,)) for key in head_keys(keys, table(architecture))})
 
 
 def _before(checkpoint: Checkpoint) -> str:

@@ -25,7 +25,7 @@ def build(
     name: str,
     tasks: Sequence[str] | None,
     store: Store,
-    text: str | Mapping[str, str | None],
+    text: str | Mapping[str, str | None] | None,
     size: int = 224,
     quick_gelu: bool = True,
     variant: str = DEFAULT,
@@ -42,7 +42,8 @@ def build(
     """
     own = {task: plain(each) for task, each in (sources or {}).items()}
     rule = Rule(val, calibration, limit, seed=seed)
-    reads = lambda templates: TextHead(plain(text), templates, quick_gelu, store.cache)  # noqa: E731
+    words = plain(text)
+    reads = lambda prompts: None if words is None else TextHead(words, prompts, quick_gelu, store.cache)  # noqa: E731
     chosen = tuple(own) if tasks is None else tuple(tasks)
     if others := unread("suite.sources", own, chosen):
         log.info("suite.sources: suite.tasks leaves out %s", some(others))
@@ -56,7 +57,7 @@ def make(
     rule: Rule,
     size: int,
     store: Store,
-    reads: Callable[[tuple[str, ...]], TextHead],
+    reads: Callable[[tuple[str, ...]], TextHead | None],
 ) -> VisionTask:
     """One task: what is published about it, overridden by what the user says."""
     said = facts(task, variant) if own is None or task in names() else None

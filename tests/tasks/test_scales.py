@@ -87,9 +87,8 @@ def test_candidates_score_as_each_of_them_alone(suite, experts, method, separate
 
 def test_a_batch_is_prepared_once_for_all_candidates(suite, experts):
     prepared = []
-    backbone = SimpleNamespace(
-        build=small.TOWER.build, prepare=lambda x: prepared.append(len(x)) or small.TOWER.prepare(x)
-    )
+    calls = {"build": small.TOWER.build, "features": small.TOWER.features}
+    backbone = SimpleNamespace(**calls, prepare=lambda x: prepared.append(len(x)) or small.TOWER.prepare(x))
     Grid(suite, backbone, Engine("cpu", batch=10)).at_scales(TaskArithmetic()(experts), TENTHS, "val")
     assert sorted(prepared) == sorted(3 * [10, 10, 4])
 
