@@ -284,11 +284,12 @@ def _record(section: Section, compared: Compared, comparison: Comparison | None)
     line, there = compared.line, comparison and comparison.published
     record = {"suite": section.summary.suite, "backbone": section.backbone, "method": line.label,
               "status": line.status, "family": line.family}  # fmt: skip
-    if comparison and there:
-        record |= {"table": there.table, "printed": there.printed, "source": there.source,
-                   "published_family": there.family, "verdict": comparison.verdict.split()[0],
-                   "tolerance": there.tolerance, "reasons": "; ".join(comparison.reasons),
-                   "notes": " ".join(there.notes)}  # fmt: skip
+    record |= {
+        "table": there and there.table, "printed": there and there.printed, "source": there and there.source,
+        "published_family": there and there.family, "verdict": comparison and comparison.verdict.split()[0],
+        "tolerance": there and there.tolerance, "reasons": comparison and "; ".join(comparison.reasons),
+        "notes": there and " ".join(there.notes),
+    }  # fmt: skip
     for name in (*section.summary.tasks, "mean", "norm"):
         record[f"{name} measured"] = compared.measured.get(name)
         record[f"{name} published"] = there and there.scores.get(name)

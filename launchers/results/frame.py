@@ -53,6 +53,12 @@ class Summary:
         return self.suite if family in ("", self.suite) else f"{self.suite} ({family})"
 
     @property
+    def metrics(self) -> dict[str, str]:
+        """The metric of every task that was scored."""
+        scores = {task: score for row in self.rows for task, score in row.scores.items()}
+        return {task: scores[task].metric for task in self.tasks if task in scores}
+
+    @property
     def breaks(self) -> list[int]:
         """Positions of the lines after which routed or oracle lines begin or end."""
         return [place for place, pair in enumerate(pairwise(self.lines["kind"]))

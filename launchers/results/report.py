@@ -25,6 +25,7 @@ from launchers.results.notes import numbered, warnings
 from launchers.results.plot import Plot, declared, drawings, of_experiments
 from launchers.results.style import Drawn, inline_svg, save
 from launchers.results.table import columns
+from launchers.results.writers import render
 from merging.errors import UserError
 from merging.files import write_atomically, write_text
 
@@ -86,15 +87,12 @@ def _slug(text: str) -> str:
 
 def page(made: Sequence[Section], damaged: Sequence[str] = ()) -> str:
     """The whole page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    house = Environment(loader=PackageLoader("launchers.results", "page"), autoescape=True, undefined=StrictUndefined,
-                        trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    house.filters["svg"] = lambda drawn, key: inline_svg(drawn, f"{key}-{_slug(drawn.name)}")
     style, script = (
         (files("launchers.results") / "page" / name).read_text("utf-8") for name in ("report.css", "report.js")
     )
-    return house.get_template("report.html").render(
+    return render(
+        "report.html",
+        svg=lambda drawn, key: inline_svg(drawn, f"{key}-{_slug(drawn.name)}"),
         sections=[section for section in made if section.summary is not None],
         across=[section for section in made if section.summary is None],
         checkpoints=checkpoints, splits=splits, many=MANY, damaged=damaged, style=style, script=script,

@@ -26,7 +26,7 @@ from launchers.quoting import readable
 from launchers.results.frame import REFERENCES, RESULTS, rows_of, same_experts, summarise
 from launchers.results.labels import identity
 from launchers.results.notes import scale_source
-from launchers.results.writers import WIDTH, Cell, Column, draw
+from launchers.results.writers import WIDTH, Cell, Column, draw, render
 from launchers.rows import Row, value
 from launchers.sweeps.axes import choices, composed, is_group, parsed
 from merging.errors import UserError
@@ -52,16 +52,11 @@ def explain(row: Row, rows: Sequence[Row], console: Console, output: str = "outp
     """Print what was merged, how, with which data, what it cost, what came out and how to repeat it."""
     line = _line(row, rows)
     console.print(Text.assemble((f"\n{row.method}", "bold"), f" on {row.suite}, run {row.run_id}: {_verdict(line)}\n"))
-    facts = {
-        "What": _what(row, rows),
-        "How": _how(row),
-        "Data": _data(row),
-        "Cost": _cost(row, rows),
-        "From": [f"code {row.code}, {row.created}, {row.run_id}.json"],
-    }
-    for name, (first, *others) in facts.items():
-        console.print(Text.assemble((f"{name:6}", "bold cyan"), first))
-        for sentence in others:
+    for told in _facts(row, rows).splitlines():
+        name, _, sentence = told.partition("|")
+        if name:
+            console.print(Text.assemble((f"{name:6}", "bold cyan"), sentence))
+        elif sentence:
             console.print(Padding(Text(sentence), (0, 0, 0, 6)))
     tables = [_changes(row.overrides) if row.overrides else None]
     tables += [_scores(row, line), _unseen(row, rows)] if row.status == "ok" else []
@@ -93,37 +88,17 @@ def _verdict(line: Mapping[str, Any]) -> str:
     return f"mean accuracy {line['mean']:.1f} %{relative}"
 
 
-def _what(row: Row, rows: Sequence[Row]) -> list[str]:
-    base = row.checkpoints.get("base", "unknown")[:12]
-    return [
-        f"{len(row.tasks)} experts of the family {row.family}: {', '.join(row.tasks)}.",
-        f"Base checkpoint {base}; experts " + ", ".join(row.checkpoints.get(task, "?")[:8] for task in row.tasks) + ".",
-        *_alike(row, rows),
-    ]
-
-
-def _alike(row: Row, rows: Sequence[Row]) -> list[str]:
-    """How alike these experts are, where a row of theirs tells."""
-    known = (each for each in rows if each.similarity and each.checkpoints == row.checkpoints)
-    pairs = [(cosine, one, other) for each in known for one, line in zip(each.tasks, each.similarity, strict=True)
-             for other, cosine in zip(each.tasks, line, strict=True) if one < other]  # fmt: skip
-    if not pairs:
-        return []
-    most, one, other = max(pairs)
-    mean = statistics.fmean(cosine for cosine, _, _ in pairs)
-    return [f"Cosine between their task vectors: {mean:.3f} on average, {most:.3f} for {one} and {other}."]
-
-
-def _how(row: Row) -> list[str]:
-    said = [f"{row.method}: {_docstring(row.config.get('method') or {})}"]
-    if row.scale is not None:
-        said.append(f"Scale {row.scale:.3g}, {scale_source(row)}.")
-    if row.router != "none":
-        told = " (told the true task of every image)" if row.router == "oracle" else ""
-        said.append(f"Router {row.router}{told}, one set of weights per {row.granularity}.")
-    if row.collapsed:
-        said.append(f"Suspected of collapse: {', '.join(row.collapsed)}.")
-    return said
+def _facts(row: Row, rows: Sequence[Row]) -> str:
+    """The sentences of page/show.txt; experts' cosines and the base's costs come from other rows."""
+    alike = (other for other in rows if other.similarity and other.checkpoints == row.checkpoints)
+    cosines = [(cosine, one, other) for expert in alike
+               for one, line in zip(expert.tasks, expert.similarity, strict=True)
+               for other, cosine in zip(expert.tasks, line, strict=True) if one < other]  # fmt: skip
+    backbone = row.config.get("backbone")
+    bases = (other for other in rows if other.method == "base" and other.config.get("backbone") == backbone)
+    docstring = _docstring(row.config.get("method") or {})
+    return render("show.txt", row=row, cosines=cosines, base=next(bases, None), docstring=docstring,
+                  scale_source=scale_source)  # fmt: skip
 
 
 def _docstring(method: Mapping[str, Any]) -> str:
@@ -132,40 +107,6 @@ def _docstring(method: Mapping[str, Any]) -> str:
         return (inspect.getdoc(get_class(target)) or target).splitlines()[0]
     except (ImportError, ValueError):  # a class of another version
         return target
-
-
-def _data(row: Row) -> list[str]:
-    sizes = {task: f"{split.get('size', '?')}" for task, split in row.splits.items()}
-    names = " and ".join(sorted({str(split.get("name")) for split in row.splits.values()})) or "an unknown"
-    images = f"{next(iter(sizes.values()))} images a task" if len({*sizes.values()}) == 1 else (
-        ", ".join(f"{task} {size}" for task, size in sizes.items()))  # fmt: skip
-    labelled = row.needs == "labels"
-    seen = {"none": "It saw no image before.", "test": "It saw the unlabelled test images before (transductive)."}
-    return [
-        f"Scored on the {names} split ({images}), seed {row.seed}.",
-        f"The method needs {row.needs} besides weights. "
-        + seen.get(
-            row.adaptation, f"It saw the {'labelled' if labelled else 'unlabelled'} {row.adaptation} images before."
-        )
-        + "".join(
-            f" {split.capitalize()} images were opened by {', '.join(who)}." for split, who in row.opened.items()
-        ),
-        *row.remarks,
-    ]
-
-
-def _cost(row: Row, rows: Sequence[Row]) -> list[str]:
-    backbone = row.config.get("backbone")
-    bases = [other for other in rows if other.method == "base" and other.config.get("backbone") == backbone]
-    said = []
-    if row.stored_bytes:
-        more = f", {row.stored_bytes / bases[0].stored_bytes:.2f} x the base" if bases else ""
-        parameters = f"; {row.params:,} numbers for what is mixed and for the gates" if row.params else ""
-        said.append(f"{row.stored_bytes / 1e6:.1f} MB to store{more}{parameters}.")
-    times = f", {row.macs / bases[0].macs:.2f} x the base" if bases and bases[0].macs else ""
-    said.append(f"{row.macs / 1e9:.3g} G multiply-accumulates per image{times}.")
-    spent = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in row.seconds.items())
-    return [*said, f"{spent}; {sum(row.seconds.values()):.1f} s in all." if spent else "No time was recorded."]
 
 
 def _changes(overrides: Sequence[str]) -> Table:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 COMPETE = ("static", "routed")  # kinds of lines whose best is bold; what is not fair takes no part
-INSIDE = ("method", "kind", "rows", "transductive", "by_batch", "fair", "work", "seconds")  # columns kept out of CSV
+FIRST = ("suite", "label", "status", "n")  # columns of CSV
+INSIDE = ("method", "kind", "rows", "transductive", "by_batch", "fair", "work", "seconds", "unseen", "unseen sd")
 Tell = Callable[[Any], str]  # of a line
 
 
@@ -120,8 +121,17 @@ def records(rows: Iterable[Row]) -> "DataFrame":
 
 
 def _record(summary: Summary) -> "DataFrame":
-    inside = [*INSIDE, *(name for name in summary.lines if name.startswith("norm "))]  # means alone are told
-    frame = summary.lines.drop(columns=[*inside, *([] if summary.unseen else ["unseen", "unseen sd"])])
+    lines = summary.lines
+    tasks = [
+        *(f"task {task}" for task in summary.tasks),
+        "mean",
+        "norm",
+        *(f"unseen {task}" for task in summary.unseen),
+    ]
+    scores = [name for quantity in tasks for name in (quantity, f"{quantity} sd")]
+    normalised = {f"norm {task}{more}" for task in summary.tasks for more in ("", " sd")}  # their mean is told
+    facts = [name for name in lines if name not in {*INSIDE, *FIRST, *scores, *normalised}]
+    frame = lines[[*FIRST, *scores, *facts]]
     return frame.rename(columns=lambda name: "method" if name == "label" else name.removeprefix("task "))
 
 

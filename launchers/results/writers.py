@@ -4,7 +4,8 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from pandas import DataFrame
 
 WIDTH = 120  # of a table that does not go to a terminal
@@ -167,6 +169,19 @@ def comma_separated(frame: "DataFrame") -> str:
     """A record a line, numbers with 4 decimals at most, nothing where nothing is known."""
     numbers = frame.select_dtypes("float").columns
     return frame.assign(**frame[numbers].round(4) + 0.0).to_csv(index=False, lineterminator="\n")
+
+
+@cache
+def _templates() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    return Environment(loader=PackageLoader("launchers.results", "page"), autoescape=select_autoescape(["html"]),
+                       undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=True)  # fmt: skip
+
+
+def render(template: str, **facts: Any) -> str:
+    """A template of the folder page, filled in."""
+    return _templates().get_template(template).render(**facts)
 
 
 FORMATS: dict[str, Callable[[Sequence[Sheet]], str]] = {"terminal": terminal, "markdown": markdown, "latex": latex}
