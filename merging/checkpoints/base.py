@@ -73,6 +73,12 @@ class Change(NamedTuple):
         return Change(torch.block_diag(*(change.up for change in changes)), torch.cat([c.down for c in changes]))
 
 
+def no_change(shape: torch.Size) -> Change:
+    """That of a parameter that is as it was, a vector [m] being a matrix [m, 1]."""
+    rows = shape[0] if shape else 1
+    return Change(torch.zeros(rows, 0), torch.zeros(0, shape.numel() // max(rows, 1)))
+
+
 @runtime_checkable
 class Adapted(Checkpoint, Protocol):
     """A checkpoint made by changes of low rank: every parameter is that of `adapts` plus its `change`."""

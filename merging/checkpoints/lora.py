@@ -1,19 +1,21 @@
-"""LoRA adapters in the files of the peft library, folded into their base tensor by tensor: W = W_0 + scale * B A."""
+"""LoRA adapters in the files of the peft library: W = W_0 + scale * B A, kept as factors and folded when asked for."""
 
 import hashlib
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from merging.cache import Cache
-from merging.checkpoints import Checkpoint, Spec
+from merging.checkpoints.base import Change, Checkpoint, Spec, no_change
 from merging.checkpoints.opening import open_file
 from merging.checkpoints.views import remarks_of
 from merging.errors import UserError
@@ -22,9 +24,12 @@ from merging.preflight import some
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OLDER = "adapter_model.bin"  # what peft wrote before safetensors
 WRAPPER = "base_model.model."  # what peft puts before the names of the model it wraps
-FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
+FACTOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
+COPY = ".base_layer.weight"  # of an embedding, which peft stores beside its factors
 SCOPE = "vision_model."  # adapters made on the inner vision transformer leave it out
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # initialisations that leave the base as it is
+WRITES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # tasks whose models end in a layer as large as the table of their tokens
+MERGE_IT = "merge the adapter with peft's merge_and_unload, save the model and use that as the expert"
 
 OTHER_KINDS = (
     "use_dora", "lora_bias", "modules_to_save", "target_parameters", "layer_replication", "trainable_token_indices",
@@ -41,46 +46,33 @@ class LoraConfig:
     lora_alpha: float
     use_rslora: bool = False
     fan_in_fan_out: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] | None = None
+    alpha_pattern: Mapping[str, float] | None = None
     target_modules: tuple[str, ...] | str | None = None
+    task_type: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> "LoraConfig":
         """Raises UserError for a file that is no LoRA configuration, or of a kind that is not W_0 + scale * B A."""
         try:
             stored = json.loads(path.read_text("utf-8"))
-            return cls.of(stored, str(path))
+            for what in unsupported(stored):
+                raise UserError(f"{path}: {what} is not supported: only plain LoRA is, W_0 + scale * B A; {MERGE_IT}.")
+            known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
+            config = TypeAdapter(cls).validate_python(known)
+            for pattern in (*(config.rank_pattern or ()), *(config.alpha_pattern or ())):
+                re.compile(pattern)
+            config.targets("any")
         except OSError as error:
             raise UserError(f"Cannot read {path}: {error.strerror or error}. An adapter needs its {CONFIG}.") from error
-        except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
+        except (ValueError, TypeError, AttributeError, re.error) as error:
+            wrong = error.errors() if isinstance(error, ValidationError) else ()
+            reason = "; ".join(f"{'.'.join(map(str, each['loc']))!r}: {each['msg']}" for each in wrong) or repr(error)
             raise UserError(
-                f"{path} is no configuration of a LoRA adapter ({error!r}). Give the {CONFIG} that peft wrote."
+                f"{path} is no configuration of a LoRA adapter ({reason}). Give the {CONFIG} that peft wrote."
             ) from error
-
-    @classmethod
-    def of(cls, stored: Mapping[str, Any], where: str) -> "LoraConfig":
-        """From the parsed file; `where` names it in messages."""
-        for what in unsupported(stored):
-            raise UserError(
-                f"{where}: {what} is not supported: only plain LoRA is, W_0 + scale * B A. Merge the adapter with "
-                f"peft's merge_and_unload, save the model and use that as the expert."
-            )
-        targets = stored.get("target_modules")
-        config = cls(
-            int(stored["r"]),
-            float(stored["lora_alpha"]),
-            bool(stored.get("use_rslora", False)),
-            bool(stored.get("fan_in_fan_out", False)),
-            dict(stored.get("rank_pattern") or {}),
-            dict(stored.get("alpha_pattern") or {}),
-            targets if targets is None or isinstance(targets, str) else tuple(targets),
-        )
-        if min([config.r, *config.rank_pattern.values()]) < 1:
-            raise UserError(f"{where}: r={config.r} is no rank. Ranks, also those of rank_pattern, are 1 or more.")
-        for pattern in (*config.rank_pattern, *config.alpha_pattern):
-            re.compile(pattern)
-        config.targets("any")
+        if min([config.r, *(config.rank_pattern or {}).values()]) < 1:
+            raise UserError(f"{path}: r={config.r} is no rank. Ranks, also those of rank_pattern, are 1 or more.")
         return config
 
     def rank(self, module: str) -> int:
@@ -111,81 +103,115 @@ def unsupported(stored: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{name}={stored[name]}" for name in OTHER_KINDS if stored.get(name))
 
 
-def by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
+def by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """The value of the first pattern that is the module's name or its last parts, as peft matches them."""
-    found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
-    return next(found, default)
+    matches = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(matches, default)
 
 
-class Change(NamedTuple):
+class Factors(NamedTuple):
     """Where the change of one weight lies in the adapter."""
 
     down: str  # A [r, in]
     up: str  # B [out, r]
     scale: float
+    turned: bool  # whether the weight is stored as [in, out]: of an embedding, and with fan_in_fan_out
 
 
 class Lora:
-    """`base` plus an adapter, under the base's names; only the factors of the tensor asked for are read.
+    """`adapts` plus an adapter, under the base's names; only the factors of the tensor asked for are read.
 
-    Raises UserError, from headers alone, for a module that the base lacks, factors that do not fit it, and anything in
-    the adapter that is no factor.
+    Raises UserError, from headers alone, for a module that the base lacks, factors that do not fit it, anything in the
+    adapter that is no factor, and a change of a table of tokens that an output layer shares.
     """
 
     def __init__(self, base: Checkpoint, adapter: Checkpoint, config: LoraConfig):
-        self._base, self._adapter, self._config, self.remarks = base, adapter, config, remarks_of(adapter)
-        self._changes: dict[str, Change] = {}
-        for key, change in self._found():
-            if key in self._changes:
-                raise UserError(f"{self.name} changes {key} twice, by {self._changes[key].up} and by {change.up}.")
-            self._changes[key] = change
-        if not self._changes:
+        self.adapts, self._adapter, self._config, self.remarks = base, adapter, config, remarks_of(adapter)
+        self._factors: dict[str, Factors] = {}
+        for module, names in self._modules().items():
+            key, factors = self._checked(module, names)
+            if key in self._factors:
+                raise UserError(f"{self.name} changes {key} twice, by {self._factors[key].up} and by {factors.up}.")
+            self._factors[key] = factors
+        if not self._factors:
             raise UserError(f"{adapter.name} holds no LoRA factors. Give the {WEIGHTS} that peft wrote.")
 
-    def _found(self) -> Iterator[tuple[str, Change]]:
+    def _modules(self) -> dict[str, dict[str, str]]:
+        """The names of A and B by module."""
         modules: dict[str, dict[str, str]] = {}
         for key in self._adapter.specs():
             match = FACTOR.fullmatch(key)
+            if match is None and key.endswith(COPY) and self._is_copy(key):
+                continue
             if match is None:
                 raise UserError(
-                    f"{self.name} has {key}, which is no factor of a linear layer (lora_A.weight, lora_B.weight). Only "
-                    f"plain LoRA is supported: merge the adapter with peft's merge_and_unload and use the result."
+                    f"{self.name} has {key}, which is no factor of a linear layer (lora_A.weight, lora_B.weight) or of "
+                    f"an embedding. Only plain LoRA is supported: {MERGE_IT}."
                 )
-            factors = modules.setdefault(match[1].removeprefix(WRAPPER), {})
-            if match[2] in factors:
-                raise UserError(f"{self.name} has the same factor twice, as {factors[match[2]]} and as {key}.")
-            factors[match[2]] = key
-        for module, factors in modules.items():
-            if len(factors) < 2:
-                raise UserError(f"{self.name}: of {module} there is only {next(iter(factors.values()))}, not A and B.")
-            if not self._config.targets(module):
-                raise UserError(
-                    f"{self.name} changes {module}, which its target_modules {self._config.target_modules} leave out. "
-                    f"Adapter and configuration are not of the same training."
-                )
-            change = Change(factors["A"], factors["B"], self._config.scale(module))
-            yield self._checked(module, change), change
+            names, factor = modules.setdefault(match[1].removeprefix(WRAPPER), {}), match[2] or match[3]
+            if factor in names:
+                raise UserError(f"{self.name} has the same factor twice, as {names[factor]} and as {key}.")
+            names[factor] = key
+        return modules
 
-    def _checked(self, module: str, change: Change) -> str:
-        """The base's name of the weight that is changed."""
-        base, adapter = self._base.specs(), self._adapter.specs()
+    def _is_copy(self, key: str) -> bool:
+        """Whether the adapter holds the base's own numbers."""
+        stored = self._weight(key.removeprefix(WRAPPER).removesuffix(COPY))
+        theirs = self._adapter.tensor(key)
+        return theirs.shape == self.adapts.specs()[stored].shape and bool((theirs == self.adapts.tensor(stored)).all())
+
+    def _checked(self, module: str, names: Mapping[str, str]) -> tuple[str, Factors]:
+        """The base's name of the weight that is changed, and its factors."""
+        if len(names) < 2:
+            raise UserError(f"{self.name}: of {module} there is only {next(iter(names.values()))}, not A and B.")
+        if not self._config.targets(module):
+            raise UserError(
+                f"{self.name} changes {module}, which its target_modules {self._config.target_modules} leave out. "
+                f"Adapter and configuration are not of the same training."
+            )
+        key, embedding = self._weight(module), names["A"].endswith("lora_embedding_A")
+        factors = Factors(names["A"], names["B"], self._config.scale(module), embedding or self._config.fan_in_fan_out)
+        self._check_shapes(module, key, factors)
+        if embedding:
+            self._check_untied(key)
+        return key, factors
+
+    def _weight(self, module: str) -> str:
+        """The base's name of a module's weight."""
+        base = self.adapts.specs()
         known = [f"{name}.weight" for name in (module, SCOPE + module, module.removeprefix(SCOPE))]
-        key = next((name for name in known if name in base), None)
-        if key is None:
+        if key := next((name for name in known if name in base), None):
+            return key
+        ends = [name for name in base if f".{known[0]}".endswith(f".{name}") or name.endswith(f".{known[0]}")]
+        if len(ends) != 1:
             raise UserError(
-                f"{self.name} changes {module}, and the base {self._base.name} has no {known[0]} (it has "
-                f"{some(sorted(base))}). Use the base that the adapter was trained on."
+                f"{self.name} changes {module}, and the base {self.adapts.name} has no {known[0]} (it has "
+                f"{some(ends or sorted(base))}). Use the base that the adapter was trained on."
             )
-        (rank, into), (out, other) = ((*adapter[name].shape, 0, 0)[:2] for name in (change.down, change.up))
-        shape = (into, out) if self._config.fan_in_fan_out else (out, into)
-        if rank != other or rank != self._config.rank(module) or base[key].shape != shape:
+        return ends[0]
+
+    def _check_shapes(self, module: str, key: str, factors: Factors) -> None:
+        adapter, shape = self._adapter.specs(), self.adapts.specs()[key].shape
+        (rank, into), (out, other) = ((*adapter[name].shape, 0, 0)[:2] for name in (factors.down, factors.up))
+        due = self._config.rank(module)
+        if rank != other or rank != due or shape != ((into, out) if factors.turned else (out, into)):
             raise UserError(
-                f"{self.name}: the factors of {module} are {tuple(adapter[change.down].shape)} and "
-                f"{tuple(adapter[change.up].shape)}, for rank {self._config.rank(module)} and {key} of shape "
-                f"{tuple(base[key].shape)} they should be [r, in] and [out, r]. Adapter, configuration and base are "
-                f"not of the same training."
+                f"{self.name}: the factors of {module} are {tuple(adapter[factors.down].shape)} and "
+                f"{tuple(adapter[factors.up].shape)}, for rank {due} and {key} of shape {tuple(shape)} they should be "
+                f"[r, in] and [out, r]. Adapter, configuration and base are not of the same training."
             )
-        return key
+
+    def _check_untied(self, key: str) -> None:
+        """Raises UserError for a table of tokens that is also the output layer: which is to change is not guessed."""
+        specs, table = self.adapts.specs(), self.adapts.tensor(key)
+        alike = [name for name, spec in specs.items() if name != key and spec.shape == specs[key].shape]
+        shared = next((name for name in alike if torch.equal(self.adapts.tensor(name), table)), None)
+        if shared or (self._config.task_type in WRITES and not alike):
+            raise UserError(
+                f"{self.name} changes {key}, which {shared or 'the output layer'} shares. The model that peft trained "
+                f"leaves the output layer as it is, and its merge_and_unload changes both: which is meant is not "
+                f"guessed. Save the merged model, or one whose output layer is a tensor of its own, and use that."
+            )
 
     @property
     def name(self) -> str:
@@ -193,40 +219,54 @@ class Lora:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (*self._base.files, *self._adapter.files, *(path.parent / CONFIG for path in self._adapter.files))
+        return (*self.adapts.files, *self._adapter.files, *(path.parent / CONFIG for path in self._adapter.files))
 
     @property
     def id(self) -> str:
         """sha256 of the ids of base and adapter and of the scales."""
-        facts = [self._base.id, self._adapter.id, self._config.fan_in_fan_out, sorted(self._changes.items())]
+        facts = [self.adapts.id, self._adapter.id, sorted(self._factors.items())]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def specs(self) -> Mapping[str, Spec]:
         """As the base's; a changed weight has at least the precision of its factors."""
-        return {key: Spec(spec.shape, self._dtype(key, spec)) for key, spec in self._base.specs().items()}
+        return {key: Spec(spec.shape, self._dtype(key, spec)) for key, spec in self.adapts.specs().items()}
 
     def _dtype(self, key: str, spec: Spec) -> torch.dtype:
-        change = self._changes.get(key)
-        return spec.dtype if change is None else torch.promote_types(spec.dtype, self._adapter.specs()[change.up].dtype)
+        factors = self._factors.get(key)
+        return (
+            spec.dtype if factors is None else torch.promote_types(spec.dtype, self._adapter.specs()[factors.up].dtype)
+        )
 
     def tensor(self, key: str) -> Tensor:
         """The base's own tensor, or a new one where the adapter changes it; computed in fp32 at least."""
-        weight, change = self._base.tensor(key), self._changes.get(key)
-        if change is None:
+        weight = self.adapts.tensor(key)
+        if key not in self._factors:
             return weight
-        dtype = self._dtype(key, self._base.specs()[key])
-        exact = torch.promote_types(dtype, torch.float32)
-        product = self._adapter.tensor(change.up).to(exact) @ self._adapter.tensor(change.down).to(exact)
-        product = product.T if self._config.fan_in_fan_out else product
-        return (weight.to(exact) + change.scale * product).to(dtype)
+        dtype, (up, down) = self._dtype(key, self.adapts.specs()[key]), self.change(key)
+        return (weight.to(up.dtype) + up @ down).to(dtype)
+
+    def change(self, key: str) -> Change:
+        """scale * B A of one weight, fp32 at least, of rank 0 where the adapter changes nothing."""
+        spec, factors = self.adapts.specs()[key], self._factors.get(key)
+        if factors is None:
+            return no_change(spec.shape)
+        dtype = torch.promote_types(self._dtype(key, spec), torch.float32)
+        up, down = (self._adapter.tensor(name).to(dtype) for name in (factors.up, factors.down))
+        change = Change(factors.scale * up, down)
+        return change.T if factors.turned else change
 
     def release(self) -> None:
-        self._base.release()
+        self.adapts.release()
         self._adapter.release()
+
+
+def is_adapter(source: object) -> bool:
+    """Whether it is the path of a folder with an adapter."""
+    return isinstance(source, str | Path) and (Path(source).expanduser() / CONFIG).is_file()
 
 
 def open_lora(base: Checkpoint, folder: str | Path, cache: Cache | None = None) -> Checkpoint:
     """`base`, in Hugging Face's names, with the adapter_config.json and adapter_model.* of `folder`."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     older = not (folder / WEIGHTS).exists() and (folder / OLDER).exists()
     return Lora(base, open_file(folder / (OLDER if older else WEIGHTS), cache), LoraConfig.read(folder / CONFIG))

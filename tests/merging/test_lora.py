@@ -233,7 +233,7 @@ class TestRefusals:
             ({"a.k.lora_A.weight": drawn(2, 6)}, {}, r"of a\.k there is only a\.k\.lora_A\.weight"),
             ({"a.q.lora_magnitude_vector": drawn(4)}, {}, r"a\.q\.lora_magnitude_vector, which is no factor"),
             ({"a.q.lora_B.bias": drawn(4)}, {}, r"a\.q\.lora_B\.bias, which is no factor"),
-            ({"a.q.lora_embedding_A": drawn(4)}, {}, "which is no factor"),
+            ({"a.k.lora_embedding_A": drawn(4)}, {}, "there is only a.k.lora_embedding_A"),
             (factors("a.q"), {}, "the same factor twice"),
             (factors("vision_model.a.q"), {}, r"changes a\.q\.weight twice"),
             ({}, {"target_modules": ("k",)}, r"changes a\.q, which its target_modules \('k',\) leave out"),
