@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from merging.combined import Changes, Combined
 from merging.experts import Experts
 from merging.ops import PIECE
 from merging.threads import Scratch, workers
+
+Fill = Callable[[int, Tensor], None]  # (first entry, rows [T, n] to be written)
 
 
 class Entry(NamedTuple):
@@ -27,11 +30,9 @@ def sweep(experts: Experts, work: Callable[[Entry, Tensor], Any], keys: Sequence
     """
     scratch, tasks = Scratch(), len(experts.tasks)
 
-    def one(flats: Sequence[Tensor], key: str, first: int) -> Any:
-        base, *others = (flat[first : first + PIECE].float() for flat in flats)
-        tau = scratch.like(base.expand(tasks, -1))
-        for row, expert in zip(tau, others, strict=True):
-            torch.sub(expert, base, out=row)
+    def one(fill: Fill, size: int, key: str, first: int) -> Any:
+        tau = scratch.of((tasks, min(PIECE, size - first)))
+        fill(first, tau)
         if not math.isfinite(tau.sum()):
             for task, row in enumerate(tau):
                 experts.check_finite(key, task, row)
@@ -40,19 +41,55 @@ def sweep(experts: Experts, work: Callable[[Entry, Tensor], Any], keys: Sequence
     specs = experts.specs()
     with workers() as run:
         for key in experts.keys() if keys is None else keys:
-            firsts, flats = range(0, specs[key].shape.numel(), PIECE), experts.flat(key)
-            yield from run(partial(one, flats, key), firsts)
-            flats.clear()  # a worker may hold its last piece a moment longer than its result is awaited
+            size, fill = specs[key].shape.numel(), filling(experts, key)
+            yield from run(partial(one, fill, size, key), range(0, size, PIECE))
+            fill.args[0].clear()  # a worker may hold its last piece a moment longer than its result is awaited
             experts.release()
 
 
-def entrywise(experts: Experts, merge: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def filling(experts: Experts, key: str) -> Fill:
+    """What writes the entries of all task vectors of a parameter, from the `first` on, into rows [T, n]."""
+    if (delta := experts.low_rank(key)) is not None:
+        return partial(_multiply, [delta.factors(task) for task in range(delta.parts)])
+    return partial(_subtract, experts.flat(key))
+
+
+def _subtract(flats: list[Tensor], first: int, out: Tensor) -> None:
+    """Of base and experts [size]."""
+    base, *others = (flat[first : first + out.shape[1]].float() for flat in flats)
+    for row, expert in zip(out, others, strict=True):
+        torch.sub(expert, base, out=row)
+
+
+def _multiply(factors: list[tuple[Tensor, Tensor]], first: int, out: Tensor) -> None:
+    """Of factors up [m, r] and down [r, n]: only the rows of the product that hold these entries are made."""
+    width, count = factors[0][1].shape[1], out.shape[1]
+    start, stop = first // width, -(-(first + count) // width)
+    for row, (up, down) in zip(out, factors, strict=True):
+        row.copy_((up[start:stop] @ down).flatten()[first - start * width :][:count])
+
+
+def entrywise(
+    experts: Experts, merge: Callable[[Tensor], Tensor], keys: Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """`merge(tau)` [n] of tau [T, n], for a method that looks at one entry of all experts at a time."""
-    merged = {key: torch.empty(spec.shape) for key, spec in experts.specs().items()}
+    keys = experts.keys() if keys is None else keys
+    specs = experts.specs()
+    merged = {key: torch.empty(specs[key].shape) for key in keys}
 
     def work(entry: Entry, tau: Tensor) -> None:
         merged[entry.key].view(-1)[entry.first : entry.first + tau.shape[1]] = merge(tau)
 
-    for _ in sweep(experts, work):
+    for _ in sweep(experts, work, keys):
         pass
     return merged
+
+
+def combined(experts: Experts, merge: Callable[[Tensor], Tensor], weight: float) -> Changes:
+    """`merge(tau)`, which is the sum of the task vectors times `weight`; of adapters their factors and this weight."""
+    low_rank = {key: delta for key in experts.specs() if (delta := experts.low_rank(key)) is not None}
+    dense = entrywise(experts, merge, [key for key in experts.specs() if key not in low_rank])
+    if not low_rank:
+        return dense
+    changed = {key: delta for key, delta in low_rank.items() if delta.rank}
+    return Combined(dense, changed, {key: torch.full((delta.parts,), weight) for key, delta in changed.items()})

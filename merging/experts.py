@@ -1,7 +1,6 @@
 """Experts: everything a merge method may look at, read one parameter at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
@@ -12,21 +11,21 @@ from torch import Tensor
 
 from merging.backbones.base import ParamInfo, Table, table_for
 from merging.cache import Cache
-from merging.checkpoints import Checkpoint, Identified, Known, Spec
+from merging.checkpoints import Adapted, Change, Checkpoint, Identified, Known, Spec
 from merging.checkpoints.heads import split_heads
 from merging.checkpoints.opening import Source, open_alike
 from merging.checkpoints.tied import tied
-from merging.checkpoints.views import remarks_of
+from merging.checkpoints.views import all_remarks, same_source
 from merging.decompose import cached
 from merging.decompose.svd import SVD, polar
 from merging.decompose.tucker import Tucker
-from merging.deltas import Delta, OnDemand
+from merging.deltas import Delta, LowRank, OnDemand
 from merging.errors import UserError
 from merging.merged import Merged, Routing
 from merging.ops import rows
 from merging.preflight import check_experts, differing, listed, some
 from merging.qkv import Joined, Separate, fused_name, join_deltas
-from merging.threads import each
+from merging.threads import each, workers
 
 Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
 
@@ -70,19 +69,14 @@ class Experts:
         if not (cache is None or isinstance(cache, Cache)):
             raise UserError(f"The cache is given as a {type(cache).__name__}. Write merging.Cache(folder).")
         names = tuple(tasks) if tasks is not None else tuple(f"task{i}" for i in range(len(experts)))
-        (origin, *opened), (_, *heads) = split_heads(open_alike([base, *experts], cache), facts.get("table"))
+        (origin, *opened), (_, *heads) = split_heads(open_alike(base, experts, cache), facts.get("table"))
         check_experts(origin, opened, names)
         return cls(names, origin, tuple(opened), cache=cache, left_out=tuple(heads), **facts)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What is to be said of how base and experts were read, each with the tasks that it is true of."""
-        named = zip(("the base", *self.tasks), (self.origin, *self.checkpoints), strict=True)
-        of: dict[str, list[str]] = {}
-        for name, checkpoint in named:
-            for remark in remarks_of(checkpoint):
-                of.setdefault(remark, []).append(name)
-        return tuple(f"{', '.join(names)}: {remark}" for remark, names in of.items())
+        return all_remarks(("the base", *self.tasks), (self.origin, *self.checkpoints))
 
     @cached_property
     def differing(self) -> tuple[str, ...]:
@@ -140,9 +134,13 @@ class Experts:
 
         Raises UserError on NaN or Inf, naming the parameter.
         """
-        base = self.base(key) if base is None else base
-        tau = torch.empty(base.shape) if out is None else out
-        torch.sub(self._seen[1 + task].tensor(key).float(), base, out=tau)
+        expert = self._seen[1 + task]
+        tau = torch.empty(self._seen[0].specs()[key].shape) if out is None else out
+        if self._adapted:
+            up, down = expert.change(key)  # type: ignore[attr-defined]
+            torch.mm(up.float(), down.float(), out=tau.view(len(up), down.shape[1]))
+        else:
+            torch.sub(expert.tensor(key).float(), self.base(key) if base is None else base, out=tau)
         self.check_finite(key, task, tau)
         return tau if self.sparsifier is None else self.sparsifier(key, self.tasks[task], tau)
 
@@ -157,8 +155,8 @@ class Experts:
 
     def tau(self, key: str, out: Tensor | None = None) -> Tensor:
         """Task vectors of one parameter, [T, *shape] fp32, in task order."""
-        base = self.base(key)
-        stack = torch.empty(len(self.tasks), *base.shape) if out is None else out
+        base = None if self._adapted else self.base(key)
+        stack = torch.empty(len(self.tasks), *self._seen[0].specs()[key].shape) if out is None else out
 
         def fill(task: int, out: Tensor) -> None:
             tau = self.task_vector(key, task, base, out)
@@ -179,6 +177,37 @@ class Experts:
             yield key, self.tau(key, buffer[: torch.Size(shape).numel()].view(shape))
             self.release()
 
+    @cached_property
+    def _adapted(self) -> bool:
+        """Whether all experts are adapters of the base."""
+        return all(isinstance(each, Adapted) and same_source(each.adapts, self.origin) for each in self.checkpoints)
+
+    def low_rank(self, key: str) -> LowRank | None:
+        """The task vectors of one parameter as factors, where the experts are adapters of the base, else None.
+
+        Raises UserError on NaN or Inf, naming the parameter.
+        """
+        if not self._adapted or self.sparsifier is not None:
+            return None
+        changes: list[Change] = [each.change(key) for each in self._seen[1:]]  # type: ignore[attr-defined]
+        for task, change in enumerate(changes):
+            for factor in change:
+                self.check_finite(key, task, factor)
+        shape = self._seen[0].specs()[key].shape
+        return LowRank.of((each.up.float() for each in changes), (each.down.float() for each in changes), shape)
+
+    def delta(self, key: str) -> Delta:
+        """The task vectors of one parameter: factors of adapters, else read one by one when mixed, keeping no pages."""
+        if (delta := self.low_rank(key)) is not None:
+            return delta
+
+        def read(task: int) -> Tensor:
+            tau = self.task_vector(key, task)
+            self.release()
+            return tau
+
+        return OnDemand(read, self.specs()[key].shape, len(self.tasks))
+
     def flat(self, key: str) -> list[Tensor]:
         """Base and experts of one parameter, each [n]; with a sparsifier what it leaves of their difference."""
         if self.sparsifier is None:
@@ -189,12 +218,9 @@ class Experts:
     def map(
         self, merge: Callable[[str, Tensor], Tensor], keys: Sequence[str] | None = None, heavy: bool = False
     ) -> dict[str, Tensor]:
-        """`merge(key, tau)` for every parameter, with at most one parameter of all experts in memory.
-
-        `heavy` is for decompositions: one single-threaded worker per torch thread, each with a parameter of its own.
-        """
+        """`merge(key, tau)` for every parameter, with at most one of all experts in memory; `heavy`: `in_threads`."""
         if heavy:
-            return self._map_in_threads(merge, self.keys() if keys is None else keys)
+            return self.in_threads(lambda key: merge(key, self.tau(key)), keys)
         merged = {}
         for key, tau in self.stream(keys):
             value = merge(key, tau)
@@ -202,18 +228,17 @@ class Experts:
             merged[key] = value.clone() if shares else value
         return merged
 
-    def _map_in_threads(self, merge: Callable[[str, Tensor], Tensor], keys: Sequence[str]) -> dict[str, Tensor]:
-        def work(key: str) -> Tensor:
-            value = merge(key, self.tau(key))
+    def in_threads(self, work: Callable[[str], Any], keys: Sequence[str] | None = None) -> dict[str, Any]:
+        """`work(key)` for every parameter, by a single-threaded worker per torch thread: for decompositions."""
+
+        def one(key: str) -> Any:
+            value = work(key)
             self.release()
             return value
 
-        pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
-        with threadpool_limits(1):  # numpy and scipy bring a BLAS that torch's setting does not reach
-            try:
-                return dict(zip(keys, pool.map(work, keys), strict=True))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        keys = self.keys() if keys is None else keys
+        with workers() as run, threadpool_limits(1):  # numpy's and scipy's BLAS is not reached by torch's setting
+            return dict(zip(keys, run(one, keys), strict=True))
 
     def svd(self, matrices: Tensor, rank: int | None = None, kept: bool = True) -> list[SVD]:
         """Leading `rank` singular triplets (default: all) of each of the matrices [T, m, n], see decompose.cached.
@@ -226,9 +251,11 @@ class Experts:
         """U V^T of a matrix [m, n] = U S V^T, see decompose.svd.polar."""
         return cached.on(self.device, polar, matrix)
 
-    def tucker(self, stack: Tensor, ranks: Sequence[int], engine: str = "hooi") -> Tucker:
+    def tucker(
+        self, stack: Tensor, ranks: Sequence[int], engine: str = "hooi", sides: Sequence[int] | None = None
+    ) -> Tucker:
         """Tucker decomposition of a stack [T, m, n] at ranks (r_t, r_o, r_i), see decompose.cached."""
-        return cached.tucker(stack, self.cache, ranks, engine, self.device)
+        return cached.tucker(stack, self.cache, ranks, engine, self.device, sides)
 
     def merged(
         self,
@@ -256,16 +283,6 @@ class Experts:
     def part(self, keys: Iterable[str]) -> "Experts":
         """The same experts with only these parameters in view: a method applied to them merges nothing else."""
         return replace(self, only=frozenset(keys))
-
-    def on_demand(self, key: str) -> OnDemand:
-        """The task vectors of a parameter as a delta that reads one when it is mixed and keeps none of its pages."""
-
-        def read(task: int) -> Tensor:
-            tau = self.task_vector(key, task)
-            self.release()
-            return tau
-
-        return OnDemand(read, self.specs()[key].shape, len(self.tasks))
 
     def release(self) -> None:
         """Give back the file pages read so far."""

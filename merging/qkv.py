@@ -3,16 +3,17 @@
 Methods may see three parameters where a checkpoint has one; what a merge results in is fused either way.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from merging.checkpoints import Checkpoint
+from merging.checkpoints import Change, Checkpoint
 from merging.checkpoints.names import pattern, translated
 from merging.checkpoints.views import Made, View
-from merging.deltas import Delta, Dense, Masked, OnDemand, Rows
+from merging.deltas import Delta, Dense, LowRank, Masked, OnDemand, Rows
 from merging.errors import UserError
 from merging.merged import Merged
 from merging.preflight import some
@@ -41,12 +42,22 @@ def fused_axis(key: str) -> int | None:
     return 0 if key.endswith("bias") and axis is not None else axis
 
 
-def cut(key: str, tensor: Tensor, before: int = 1) -> tuple[Sequence[Tensor], int] | None:
-    """The three blocks of a fused matrix, behind `before` other axes, and their axis; None for any other matrix."""
+@overload
+def cut(key: str, stack: LowRank) -> tuple[list[LowRank], int] | None: ...
+@overload
+def cut(key: str, stack: Tensor) -> tuple[list[Tensor], int] | None: ...
+def cut(key: str, stack: Tensor | LowRank) -> tuple[list[Any], int] | None:
+    """The three blocks of fused matrices [T, m, n], or of their factors, and their axis; None for any others."""
     axis = fused_axis(key)
-    if axis is None or tensor.shape[before + axis] % 3:
+    if axis is None or tuple(stack.shape)[-2:][axis] % 3:
         return None
-    return tensor.chunk(3, before + axis), axis
+    if isinstance(stack, Tensor):
+        return list(stack.chunk(3, 1 + axis)), axis
+    changes = [Change(*stack.factors(task)).chunk(3, axis) for task in range(stack.parts)]
+    blocks = (
+        [[change.up for change in block], [change.down for change in block]] for block in zip(*changes, strict=True)
+    )
+    return [LowRank.of(ups, downs) for ups, downs in blocks], axis
 
 
 class Separate(View):

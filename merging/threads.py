@@ -1,7 +1,8 @@
 """Work on all cores for tensors that are too small, or operations too serial, for torch's own threads."""
 
+import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -24,12 +25,16 @@ def each(function: Callable[..., Result], *items: Iterable) -> list[Result]:
 class Scratch(threading.local):
     """Memory that every thread uses again: fresh pages for each small piece cost more than the work on it."""
 
-    def like(self, tensor: Tensor, which: int = 0) -> Tensor:
+    def of(self, shape: Sequence[int], which: int = 0) -> Tensor:
         """A tensor of that shape in fp32, to be written first; the next call with the same `which` takes its memory."""
-        memory = self.__dict__.get(str(which))
-        if memory is None or memory.numel() < tensor.numel():
-            memory = self.__dict__[str(which)] = torch.empty(tensor.numel())
-        return memory[: tensor.numel()].view(tensor.shape)
+        memory, size = self.__dict__.get(str(which)), math.prod(shape)
+        if memory is None or memory.numel() < size:
+            memory = self.__dict__[str(which)] = torch.empty(size)
+        return memory[:size].view(*shape)
+
+    def like(self, tensor: Tensor, which: int = 0) -> Tensor:
+        """A tensor of the shape of another one."""
+        return self.of(tensor.shape, which)
 
 
 @contextmanager

@@ -91,8 +91,17 @@ class Sharded:
             file.release()
 
 
-def open_alike(sources: Sequence[Source], cache: Cache | None) -> list[Checkpoint]:
-    """All of them; where their names differ, without what training wrappers put around names."""
-    opened = [open_checkpoint(source, cache) for source in sources]
+def open_alike(base: Source, experts: Sequence[Source], cache: Cache | None) -> list[Checkpoint]:
+    """Base and experts; where their names differ, without what training wrappers put around names.
+
+    The folder of an adapter is read as the base with its changes. Raises UserError for an adapter as the base.
+    """
+    from merging.checkpoints.lora import is_adapter, open_lora  # here, because it opens files by this module
+
+    if is_adapter(base):
+        raise UserError(f"{base} is an adapter, which cannot be the base. Name the model that it was tuned from.")
+    origin = open_checkpoint(base, cache)
+    opened = [origin, *(open_lora(origin, each, cache) if is_adapter(each) else open_checkpoint(each, cache)  # type: ignore[arg-type]
+                        for each in experts)]  # fmt: skip
     same = all(each.specs().keys() == opened[0].specs().keys() for each in opened)
     return opened if same else [unwrapped(each) for each in opened]

@@ -1,6 +1,6 @@
 """Checkpoints seen in another way: other names and other cuts of the same tensors, read only when asked for."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +25,15 @@ class Made(NamedTuple):
 def remarks_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     """What is to be said of how a checkpoint was read, nothing for most."""
     return getattr(checkpoint, "remarks", ())
+
+
+def all_remarks(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """The remarks on several, each with the names of those that it is true of."""
+    of: dict[str, list[str]] = {}
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        for remark in remarks_of(checkpoint):
+            of.setdefault(remark, []).append(name)
+    return tuple(f"{', '.join(those)}: {remark}" for remark, those in of.items())
 
 
 class View:
@@ -127,6 +136,17 @@ def renamed(
             raise UserError(f"{checkpoint.name} holds {name} twice: as {made[name].keys[0]} and as {key}.")
         made[name] = Made((key,), "transposed" if key in turned else "same")
     return View(checkpoint, made, remarks)
+
+
+def same_source(first: Checkpoint | None, second: Checkpoint) -> bool:
+    """Whether two checkpoints are views of the same stored numbers."""
+    while isinstance(first, View):
+        first = first.whole
+    while isinstance(second, View):
+        second = second.whole
+    if first is None or first is second:
+        return first is second
+    return first.files == second.files if first.files or second.files else first.id == second.id
 
 
 class Part(View):

@@ -50,15 +50,28 @@ def svd(matrix: Tensor, cache: Cache | None, rank: int | None = None, device: to
 
 
 def tucker(
-    stack: Tensor, cache: Cache | None, ranks: Sequence[int], engine: str = "hooi", device: torch.device = CPU
+    stack: Tensor,
+    cache: Cache | None,
+    ranks: Sequence[int],
+    engine: str = "hooi",
+    device: torch.device = CPU,
+    sides: Sequence[int] | None = None,
 ) -> Tucker:
-    """Tucker decomposition of a stack [T, m, n] at ranks (r_t, r_o, r_i).
+    """Tucker decomposition of a stack [T, m, n], or the core of one with these sides, at ranks (r_t, r_o, r_i).
 
     Smaller ranks are never cut from larger ones in the cache: where spectra are flat that costs up to 0.4 % of the
     error, and a result would depend on what was computed before it. A sweep that accepts this: tucker_many.
     """
-    decompose = partial(core.tucker, engine=engine)
+    decompose = partial(core.tucker, engine=engine, sides=sides)
     if cache is None:
         return on(device, decompose, stack, ranks)
-    key = key_of("tucker", code(TUCKER_CODE, TUCKER_LIBRARIES), digest(stack), list(ranks), engine, device.type)
+    key = key_of(
+        "tucker",
+        code(TUCKER_CODE, TUCKER_LIBRARIES),
+        digest(stack),
+        list(ranks),
+        engine,
+        device.type,
+        sides and list(sides),
+    )
     return Tucker(**cache.tensors(key, lambda: on(device, decompose, stack, ranks)._asdict()))

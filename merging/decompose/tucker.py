@@ -61,19 +61,28 @@ def matched_rank(tucker_params: int, shape: Sequence[int]) -> int:
     return tucker_params // (shape[0] * (sum(shape[1:]) + 1))
 
 
-def tucker(stack: Tensor, ranks: Sequence[int], *, engine: str = "hooi", sweeps: int = 10, tol: float = 1e-6) -> Tucker:
+def tucker(
+    stack: Tensor,
+    ranks: Sequence[int],
+    *,
+    engine: str = "hooi",
+    sweeps: int = 10,
+    tol: float = 1e-6,
+    sides: Sequence[int] | None = None,
+) -> Tucker:
     """Decompose [T, m, n] at ranks (r_t, r_o, r_i), on the stack's device.
 
     Engines: "hosvd" truncates every unfolding; "st_hosvd" truncates one after the other, smaller sides first; "hooi"
     starts there and sweeps until the norm kept grows by less than `tol` of itself, "hooi_random" from random bases;
     "randomised" is "st_hosvd" with bases from random sketches (Halko et al., 2011); "tensorly" is that library's HOOI.
     A rank as large as its side asks for no decomposition: the factor is the identity (for "hosvd" only the task's).
-    Raises UserError for a stack that is not finite and for ranks below 1 or above the full ones.
+    sides: those of a larger stack whose core this one is; their order is that of the modes. Raises UserError for a
+    stack that is not finite and for ranks below 1 or above the full ones.
     """
     check(stack, ranks)
     if engine not in ENGINES:
         raise UserError(f"Tucker engine {engine!r} is unknown; engines are {', '.join(ENGINES)}.")
-    return _decompose(stack, ranks, engine, sweeps, tol)
+    return _decompose(stack, ranks, engine, sweeps, tol, stack.shape if sides is None else sides)
 
 
 def cut(large: Tucker, ranks: Sequence[int], *, sweeps: int = 10, tol: float = 1e-6) -> Tucker:
@@ -82,7 +91,7 @@ def cut(large: Tucker, ranks: Sequence[int], *, sweeps: int = 10, tol: float = 1
     Cut from rank 160, a noisy 8 x 3072 x 768 gave errors up to 0.3% above direct ones. UserError above `large`'s ranks.
     """
     check(large, ranks)
-    small = _decompose(large.core, ranks, "hooi", sweeps, tol)
+    small = _decompose(large.core, ranks, "hooi", sweeps, tol, large.core.shape)
     return Tucker(small.core, large.task @ small.task, large.out @ small.out, large.in_ @ small.in_)
 
 
@@ -105,14 +114,18 @@ def energy(stack: Tensor, decomposed: Tucker) -> Tensor:
     return torch.where(total > 0, kept / total.where(total > 0, 1), 1).float()
 
 
-def check(source: Tensor | Tucker, ranks: Sequence[float] = (1, 1, 1)) -> Sequence[int]:
-    """The largest ranks; raises UserError for what is no finite stack and for ranks beyond."""
-    if isinstance(source, Tucker):
+def check(source: Tensor | Tucker, ranks: Sequence[float] = (1, 1, 1), exact: bool = False) -> Sequence[int]:
+    """The largest ranks; raises UserError for what is no finite stack and for ranks beyond.
+
+    exact: a decomposition stands for the whole of its stack, and ranks may be those of the stack.
+    """
+    if isinstance(source, Tucker) and not exact:
         limits, reasons = source.core.shape, ["of the decomposition to cut from"] * 3
     else:
-        if source.ndim != 3 or 0 in source.shape:
+        if len(source.shape) != 3 or 0 in source.shape:
             raise UserError(f"A Tucker decomposition takes a stack [tasks, m, n], not a shape {[*source.shape]}.")
-        bad = [task for task, matrix in enumerate(source) if not matrix.isfinite().all()]
+        matrices = source.core if isinstance(source, Tucker) else source
+        bad = [task for task, matrix in enumerate(matrices) if not matrix.isfinite().all()]
         if bad:
             raise UserError(f"The matrices of tasks {bad} of the stack hold NaN or infinity.")
         limits, (t, m, n) = full_ranks(source.shape), source.shape
@@ -126,14 +139,16 @@ def check(source: Tensor | Tucker, ranks: Sequence[float] = (1, 1, 1)) -> Sequen
     return limits
 
 
-def _decompose(stack: Tensor, ranks: Sequence[int], engine: str, sweeps: int, tol: float) -> Tucker:
+def _decompose(
+    stack: Tensor, ranks: Sequence[int], engine: str, sweeps: int, tol: float, sides: Sequence[int]
+) -> Tucker:
     """`tucker` without checks; ranks may be too large for each other, then bases are completed."""
     if stack.device.type != "cpu" and engine == "hooi":
         from merging.decompose import accelerated  # late: it builds on this module
 
         return accelerated.tucker(stack, ranks, sweeps, tol)
     tensor = stack.detach().float().cpu().contiguous()
-    order = sorted((0, 1, 2), key=lambda mode: tensor.shape[mode])
+    order = sorted((0, 1, 2), key=lambda mode: sides[mode])
     full = (len(tensor), math.inf, math.inf) if engine in ("hosvd", "tensorly") else tensor.shape
     free = [mode for mode in order if ranks[mode] < full[mode]]
     alone = torch.get_num_threads() > 1 and engine != "tensorly"

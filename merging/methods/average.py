@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from merging.entries import entrywise
+from merging.entries import combined
 from merging.experts import Experts
 from merging.merged import Merged
 
@@ -13,4 +13,4 @@ class Average:
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts) -> Merged:
-        return experts.merged(entrywise(experts, lambda tau: tau.mean(0)))
+        return experts.merged(combined(experts, lambda tau: tau.mean(0), 1 / len(experts.tasks)))

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from merging.checkpoints.tied import behind
 from merging.context import ALONE, Context
+from merging.decompose.compressed import Compressed
 from merging.decompose.joint_tucker import UNITS, joint_deltas
 from merging.decompose.ranks import Ranks
-from merging.decompose.tucker import ENGINES, matched_rank, stored
+from merging.decompose.tucker import ENGINES, full_ranks, matched_rank, stored
 from merging.decompose.tucker import Tucker as Factors
 from merging.deltas import Delta, Dense, LowRank, Tucker
 from merging.errors import UserError
@@ -79,15 +80,18 @@ class Duet:
         routed = [key for key in experts.specs() if self._routed(experts, key)]
         kept = () if self.bias == "rest" else experts.keys("ffn")
         rest = static(self.rest, experts.part(set(experts.specs()) - set(routed) - set(kept)), context, "duet: rest")
-        masks, parts = self._masks(experts, context, routed), {}
+        masks = self._masks(experts, context, routed)
         together = {} if self.unit == "matrix" else joint_deltas(experts, routed, self.unit, self._decomposed(experts))
 
-        def decompose(key: str, tau: Tensor) -> Tensor:
+        def part(key: str) -> Part:
+            low_rank = None if key in together else experts.low_rank(key)
+            if low_rank is not None and len(low_rank.shape) == 2 and low_rank.rank:
+                return self._from_factors(experts, key, low_rank, masks)
+            tau = experts.tau(key)
             delta = together.get(key) if tau.ndim == 3 and tau.numel() else Dense(tau.clone())
-            parts[key] = self._part(experts, key, tau, delta or self._factored(experts, key, tau), masks)
-            return torch.empty(0)
+            return self._part(experts, key, tau, delta or self._factored(experts, key, tau), masks)
 
-        experts.map(decompose, routed, heavy=True)
+        parts = experts.in_threads(part, routed)
         return experts.merged(
             rest.shared,
             rest.scale,
@@ -126,6 +130,22 @@ class Duet:
         by = len(tau) if self.average == "all" else mask.sum(0).clamp_min(1).view((-1, 1) if axis == 0 else (1, -1))
         return Part(delta, energy, self.static_coef * total / by)
 
+    def _from_factors(self, experts: Experts, key: str, low_rank: LowRank, masks: Masks) -> Part:
+        """As of the matrices themselves, of which at most the side of the hidden neurons is whole."""
+        turned, axis = experts.param(key).transposed, experts.param(key).stored_axis
+        compressed = Compressed.of(low_rank.transposed() if turned else low_rank)
+        small = self._delta(experts, key, compressed.core, compressed.exact())
+        if turned:
+            small, compressed = small.transposed(), compressed.T
+        core, out, into = compressed
+        rows, columns = axis == 0, axis == 1
+        tau = out @ core if rows else core @ into.T if columns else core
+        part = self._part(experts, key, tau, compressed.lifted(small, rows, columns), masks)
+        fixed = part.fixed
+        if fixed is not None:
+            fixed = fixed @ into.T if rows else out @ fixed
+        return part._replace(delta=compressed.lifted(small), fixed=fixed)
+
     def _kept(self, left: Tensor, mask: Tensor, axis: int) -> Tensor:
         """Sum over the tasks of what their neurons keep of the residuals."""
         return (self.neurons.apply if self.average == "all" else selected)(left, mask, axis).sum(0)
@@ -143,15 +163,18 @@ class Duet:
             return self._delta(experts, key, tau.mT).transposed()
         return self._delta(experts, key, tau)
 
-    def _delta(self, experts: Experts, key: str, tau: Tensor) -> Delta:
-        if self.factors == "tucker":
-            found = self._decomposed(experts)(key, tau)
-            return Tucker(found.core, found.task, found.out, found.in_)
+    def _delta(self, experts: Experts, key: str, stack: Tensor, exact: Factors | None = None) -> Delta:
+        """Of a stack, or of the cores that stand for one whose factors are `exact`."""
+        shape = stack.shape if exact is None else exact.shape
         with about(key):
-            ranks = self.ranks.resolve(tau)
-        rank = max(1, min(matched_rank(stored(tau.shape, ranks), tau.shape), *tau.shape[1:]))
-        parts = experts.svd(tau, rank)
-        return LowRank.of(torch.stack([part.u * part.s for part in parts]), torch.stack([part.vh for part in parts]))
+            ranks = self.ranks.resolve(stack if exact is None else exact, exact is not None)
+            if self.factors == "tucker":
+                within = [min(pair) for pair in zip(ranks, full_ranks(stack.shape), strict=True)]
+                found = experts.tucker(stack, within, self.engine, shape)
+                return Tucker(found.core, found.task, found.out, found.in_)
+        rank = max(1, min(matched_rank(stored(shape, ranks), shape), *stack.shape[1:]))
+        parts = experts.svd(stack, rank)
+        return LowRank.of((part.u * part.s for part in parts), (part.vh for part in parts))
 
 
 @contextmanager

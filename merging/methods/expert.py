@@ -14,5 +14,5 @@ class Expert:
 
     def __call__(self, experts: Experts) -> Merged:
         keys = experts.keys()
-        deltas: dict[str, Delta] = {key: experts.on_demand(key) for key in keys}
+        deltas: dict[str, Delta] = {key: experts.delta(key) for key in keys}
         return experts.merged({}, deltas=deltas, routing=Routing("oracle"))

@@ -22,5 +22,5 @@ class FfnOracle:
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         ffn = experts.keys("ffn")
         rest = static(self.rest, experts.part(set(experts.specs()) - set(ffn)), context, "ffn_oracle: rest")
-        deltas: dict[str, Delta] = {key: experts.on_demand(key) for key in ffn}
+        deltas: dict[str, Delta] = {key: experts.delta(key) for key in ffn}
         return experts.merged(rest.shared, rest.scale, deltas, Routing("oracle"), fixed=rest.fixed)

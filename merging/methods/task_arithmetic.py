@@ -3,7 +3,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from merging.backbones.base import FAMILIES, KINDS, ParamInfo
-from merging.entries import entrywise
+from merging.combined import chosen
+from merging.entries import combined
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
@@ -36,11 +37,12 @@ class TaskArithmetic:
                 check_range(f"task_arithmetic: kinds.{kind}", scale, -100.0, 100.0)
 
     def __call__(self, experts: Experts) -> Merged:
-        total = entrywise(experts, lambda tau: tau.sum(0))
-        asked = any(scale is not None for scale in self.kinds.values())  # else the names say nothing
-        own = {key: self._coefficient(experts.param(key)) if asked else None for key in total}
-        shared = {key: change for key, change in total.items() if own[key] is None}
-        fixed = {key: scale * total[key] for key, scale in own.items() if scale is not None}
+        total = combined(experts, lambda tau: tau.sum(0), 1.0)
+        if all(scale is None for scale in self.kinds.values()):  # the names say nothing
+            return experts.merged(total, self.scale)
+        scales = {key: self._coefficient(experts.param(key)) for key in total}
+        shared = chosen(total, {key: 1.0 for key, scale in scales.items() if scale is None})
+        fixed = chosen(total, {key: scale for key, scale in scales.items() if scale is not None})
         return experts.merged(shared, self.scale, fixed=fixed)
 
     def _coefficient(self, info: ParamInfo) -> float | None:

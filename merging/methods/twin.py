@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from merging.checkpoints.tied import behind
+from merging.combined import Changes, total, weights_of
 from merging.context import ALONE, Context
+from merging.decompose.compressed import Compressed
 from merging.deltas import Delta, Dense, LowRank, Rows
 from merging.errors import UserError
 from merging.experts import Experts
@@ -59,33 +61,42 @@ class Twin:
 
     def _around(self, experts: Experts, shared: Merged) -> Merged:
         """The merge around a shared expert; at another scale of that one, what lies beyond it is another too."""
-        common = self._static(shared)
-        energy: dict[str, list[float]] = {}
-        deltas: dict[str, Delta] = {}
-
-        def exclusive(key: str, tau: Tensor) -> Tensor:
-            beyond = tau - common[key] if key in common else tau
-            deltas[key] = delta = self._delta(experts, key, beyond)
-            energy[key] = [share_kept(*pair) for pair in zip(beyond, residuals(beyond, delta), strict=True)]
-            return torch.empty(0)
-
+        common = total((1.0 if shared.scale is None else shared.scale, shared.shared), (1.0, shared.fixed))
         routed = [key for key in experts.specs() if self.start is None or self._behind(experts, key)]
-        experts.map(exclusive, routed, heavy=True)
+        parts = experts.in_threads(lambda key: self._beyond(experts, key, common), routed)
         return experts.merged(
             {},
             shared.scale,
-            {key: deltas[key] for key in routed},
+            {key: delta for key, (delta, _) in parts.items()},
             Routing("learned") if routed else None,
             fixed=common,
-            energy={key: energy[key] for key in routed},
+            energy={key: energy for key, (_, energy) in parts.items()},
             remade=None if shared.scale is None else lambda scale: self._around(experts, shared.scaled(scale)),
         )
 
-    def _static(self, shared: Merged) -> dict[str, Tensor]:
-        """All that the shared expert changes, in fp32."""
-        scale = 1.0 if shared.scale is None else shared.scale
-        changes = {key: scale * tau for key, tau in shared.shared.items()}
-        return changes | {key: changes[key] + tau if key in changes else tau for key, tau in shared.fixed.items()}
+    def _beyond(self, experts: Experts, key: str, common: Changes) -> tuple[Delta, list[float]]:
+        """What every expert has beyond the shared one, and the share of it that is kept."""
+        low_rank = experts.low_rank(key) if self.sparsify == "svd" else None
+        weights = None if low_rank is None or len(low_rank.shape) < 2 else weights_of(key, (1.0, common))
+        if low_rank is not None and weights is not None:
+            return self._from_factors(experts, key, low_rank, torch.eye(low_rank.parts) - weights)
+        tau = experts.tau(key)
+        beyond = tau - common[key] if key in common else tau
+        delta = self._delta(experts, key, beyond)
+        return delta, [share_kept(*pair) for pair in zip(beyond, residuals(beyond, delta), strict=True)]
+
+    def _from_factors(self, experts: Experts, key: str, low_rank: LowRank, mixed: Tensor) -> tuple[Delta, list[float]]:
+        """Of combinations mixed [T, T] of task vectors of low rank, without a matrix of their size."""
+        blocks, axis = (self.split_qkv and cut(key, low_rank)) or ([low_rank], 0)
+        deltas, held, whole = [], torch.zeros(low_rank.parts), torch.zeros(low_rank.parts)
+        for block in blocks:
+            compressed = Compressed.of(block)
+            cores = torch.einsum("ts,spq->tpq", mixed, compressed.core)
+            delta, kept = self._truncated(experts, key, cores, tuple(block.shape))
+            deltas.append(compressed.lifted(delta))
+            held, whole = held + kept, whole + cores.flatten(1).double().square().sum(1)
+        energy = torch.where(whole > 0, held / whole.clamp_min(1e-300), 1.0).tolist()
+        return deltas[0] if len(deltas) == 1 else Rows(deltas, axis), energy
 
     def _behind(self, experts: Experts, key: str) -> bool:
         """Whether a parameter lies in a routed block or behind the blocks."""
@@ -118,18 +129,23 @@ class Twin:
         return change * kept / self.keep if self.keep else change * 0
 
     def _low_rank(self, experts: Experts, key: str, matrices: Tensor, shape: torch.Size | None) -> LowRank:
-        full = min(matrices.shape[1:])
+        return self._truncated(experts, key, matrices, tuple(matrices.shape[1:]), shape)[0]
+
+    def _truncated(
+        self, experts: Experts, key: str, matrices: Tensor, sides: tuple[int, ...], shape: torch.Size | None = None
+    ) -> tuple[LowRank, Tensor]:
+        """The leading triplets of matrices that stand for such of these sides, and their squared norms [T], fp64."""
+        full = min(sides)
         if self.rank is not None and self.rank > full:
-            raise UserError(
-                f"twin: rank={self.rank} is above the full rank of {key}, {full} = min{tuple(matrices.shape[1:])}."
-            )
+            raise UserError(f"twin: rank={self.rank} is above the full rank of {key}, {full} = min{sides}.")
         rank = self.rank if self.rank is not None else max(1, round(self.keep * full)) if self.keep else 0
         by_energy = self.rank is None and self.measure == "energy"
         parts = experts.svd(matrices, full if by_energy else rank, kept=False)
-        if by_energy:
-            rank = fewest(torch.stack([part.s for part in parts]), self.keep)
-        up = torch.stack([(part.u * part.s)[:, :rank] for part in parts])
-        return LowRank.of(up, torch.stack([part.vh[:rank] for part in parts]), shape)
+        values = torch.stack([part.s for part in parts])
+        rank = min(fewest(values, self.keep) if by_energy else rank, values.shape[1])
+        ups = [(part.u * part.s)[:, :rank] for part in parts]
+        kept = values[:, :rank].double().square().sum(1)
+        return LowRank.of(ups, [part.vh[:rank] for part in parts], shape), kept
 
 
 def fewest(values: Tensor, share: float) -> int:

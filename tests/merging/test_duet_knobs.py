@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ffns import (
+    BLOCKS,
     EXACT,
     FFN,
     GIVEN,
@@ -22,7 +23,8 @@ from ffns import (
 )
 from samples import BACKBONE, drawn, equal, family, merged_of, task_vectors
 
-from merging import Cache, Experts, UserError, experts
+from merging import Cache, Experts, UserError
+from merging.decompose import tucker as module
 from merging.decompose.ranks import Ranks
 from merging.methods import Base, Duet, Single, TaskArithmetic, TsvM, Twin
 from merging.neurons import Neurons
@@ -41,7 +43,9 @@ def test_overlapping_masks_are_averaged_as_documented(models):
     hand[2, 11] = True
     parts = {
         average: merged_of(
-            Duet(ranks=SMALL, neurons=Given(scale="none", given={0: hand, 1: hand}), average=average), base, experts
+            Duet(ranks=SMALL, neurons=Given(scale="none", given=dict.fromkeys(BLOCKS, hand)), average=average),
+            base,
+            experts,
         )
         for average in ("all", "kept")
     }
@@ -60,7 +64,7 @@ def test_disjoint_masks_at_one_over_t_return_the_owners_residual(models):
     base, experts = models
     owner = torch.arange(WIDE) % TASKS
     disjoint = owner == torch.arange(TASKS)[:, None]
-    merged = merged_of(Duet(ranks=SMALL, neurons=Given(given={0: disjoint, 1: disjoint})), base, experts)
+    merged = merged_of(Duet(ranks=SMALL, neurons=Given(given=dict.fromkeys(BLOCKS, disjoint))), base, experts)
     for key in MATRICES:
         left = task_vectors(base, experts)[key] - approximations(merged, key)
         axis = 1 if "c_proj" in key else 0
@@ -74,7 +78,7 @@ def test_no_correction_asks_for_no_images(models):
     plain = Experts.open(base, experts)
     for method in (Duet(static=False), Duet(static_coef=0.0)):
         assert not method(plain).fixed
-    with pytest.raises(UserError, match="neuron masking looks at unlabelled images of every task"):
+    with pytest.raises(UserError, match="uses unlabelled calibration inputs of every task, and there are none here"):
         Duet()(plain)
 
 
@@ -138,8 +142,8 @@ def test_everything_may_be_routed(models):
 
 def test_decomposes_once_per_content_and_ranks(models, tmp_path, monkeypatch):
     """A smaller rank after a larger one gives the same bits as without it."""
-    calls, original = [], experts.tucker
-    monkeypatch.setattr(experts, "tucker", lambda *given, **more: calls.append(1) or original(*given, **more))
+    calls, original = [], module.tucker
+    monkeypatch.setattr(module, "tucker", lambda *given, **more: calls.append(1) or original(*given, **more))
     found = replace(Experts.open(*models), cache=Cache(tmp_path / "cache"))
     for value in (4, 4, 2, 4):
         method = Duet(static=False, ranks=Ranks("absolute", value))
@@ -162,7 +166,10 @@ def test_decomposes_once_per_content_and_ranks(models, tmp_path, monkeypatch):
             r"c_fc.weight: in rank 12 .* full rank 5 = min\(n, T m\) = min\(5, 36\)",
         ),
         (Duet(ranks=Ranks("absolute", 2, task=4), static=False), "task rank 4 is above the full rank 3"),
-        (Duet(neurons=Neurons(0.001)), "keeps none of the 64 hidden neurons of block 0 for task0"),
+        (
+            Duet(neurons=Neurons(0.001)),
+            "keeps none of the 64 hidden neurons of block visual.transformer.resblocks.0 for task0",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(models, method, message):
