@@ -6,6 +6,7 @@ is a tensor of N values; `per_image` reshapes it to [N, 1, 1]. Distances are neg
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -59,6 +60,30 @@ def place(
     angle = torch.as_tensor(angle, dtype=torch.float32)
     cos, sin = per_image(torch.cos(angle)), per_image(torch.sin(angle))
     return (cos * x + sin * y) / per_image(scale), (cos * y - sin * x) / per_image(scale)
+
+
+def view(
+    count: int, reach: float, turn: tuple[float, float] | None, zoom: tuple[float, float], rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Coordinates of a whole picture: moved by up to `reach`, rotated (None: upright) and scaled within ranges."""
+    shift = uniform(count, -reach, reach, rng), uniform(count, -reach, reach, rng)
+    angle = torch.zeros(count) if turn is None else uniform(count, *turn, rng)
+    return place(*pixels(), *shift, angle, uniform(count, *zoom, rng))
+
+
+def wave(x: Tensor, period: float) -> Tensor:
+    """A triangle wave: the distance to the nearest line of a grating, zero half a period off the origin."""
+    return (torch.remainder(x, period) - period / 2).abs()
+
+
+def both(*distances: Tensor) -> Tensor:
+    """Inside of all shapes."""
+    return reduce(torch.maximum, distances)
+
+
+def either(*distances: Tensor) -> Tensor:
+    """Inside of any of the shapes."""
+    return reduce(torch.minimum, distances)
 
 
 def disc(x: Tensor, y: Tensor, radius: Number) -> Tensor:

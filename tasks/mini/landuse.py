@@ -13,24 +13,6 @@ from torch.nn import functional
 
 from . import canvas as c
 
-CLASSES = (
-    "annual crop",
-    "forest",
-    "herbaceous vegetation",
-    "highway",
-    "industrial",
-    "pasture",
-    "permanent crop",
-    "residential",
-    "river",
-    "lake",
-)
-
-
-def wave(x: Tensor, period: float) -> Tensor:
-    """A triangle wave: the distance to the nearest line of a grating, zero on the line."""
-    return (torch.remainder(x, period) - period / 2).abs()
-
 
 def ground(count: int, rgb: tuple[float, float, float], bumps: int, depth: float, rng: torch.Generator) -> Tensor:
     """A ground colour mottled by smooth noise."""
@@ -87,7 +69,7 @@ def pasture(image, x, y, rng):
 def permanent_crop(image, x, y, rng):
     """Rows of trees on pale soil."""
     n = len(x)
-    rows = wave(x + c.per_image(c.uniform(n, 0.0, 0.5, rng)), 0.5) - 0.13
+    rows = c.wave(x + c.per_image(c.uniform(n, 0.0, 0.5, rng)), 0.5) - 0.13
     return c.paint(ground(n, (0.8, 0.7, 0.5), 4, 0.08, rng), rows, (0.12, 0.42, 0.12))
 
 
@@ -96,7 +78,7 @@ def residential(image, x, y, rng):
     n = len(x)
     image = ground(n, (0.5, 0.58, 0.42), 6, 0.15, rng)
     x, y = x + c.per_image(c.uniform(n, 0.0, 0.5, rng)), y + c.per_image(c.uniform(n, 0.0, 0.5, rng))
-    return c.paint(image, torch.maximum(wave(x, 0.5), wave(y, 0.5)) - 0.15, (0.85, 0.35, 0.22))
+    return c.paint(image, c.both(c.wave(x, 0.5), c.wave(y, 0.5)) - 0.15, (0.85, 0.35, 0.22))
 
 
 def river(image, x, y, rng):
@@ -114,7 +96,12 @@ def lake(image, x, y, rng):
     return c.paint(image, shore, (0.6, 0.66, 0.42))
 
 
-PAINTERS = (annual_crop, forest, herbaceous, highway, industrial, pasture, permanent_crop, residential, river, lake)
+PAINTERS = {
+    "annual crop": annual_crop, "forest": forest, "herbaceous vegetation": herbaceous, "highway": highway,
+    "industrial": industrial, "pasture": pasture, "permanent crop": permanent_crop, "residential": residential,
+    "river": river, "lake": lake,
+}  # fmt: skip
+CLASSES = tuple(PAINTERS)
 
 
 def satellite(image: Tensor, rng: torch.Generator) -> Tensor:
@@ -127,14 +114,8 @@ def satellite(image: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def draw(labels: Tensor, style: str, rng: torch.Generator) -> Tensor:
-    n, task = len(labels), style == "task"
-    reach = 0.2 if task else 0.1
-    x, y = c.place(
-        *c.pixels(),
-        c.uniform(n, -reach, reach, rng),
-        c.uniform(n, -reach, reach, rng),
-        c.uniform(n, 0.0, 2 * math.pi, rng) if task else torch.zeros(n),
-        c.uniform(n, 0.85, 1.2, rng) if task else c.uniform(n, 0.95, 1.05, rng),
-    )
-    image = c.dispatch(c.blank(n, 0.0), labels, PAINTERS, x, y, rng=rng)
-    return satellite(image, rng) if task else c.grain(image, 0.01, rng)
+    product = style == "task"
+    view = (0.2, (0.0, 2 * math.pi), (0.85, 1.2)) if product else (0.1, None, (0.95, 1.05))
+    x, y = c.view(len(labels), *view, rng)
+    image = c.dispatch(c.blank(len(labels), 0.0), labels, tuple(PAINTERS.values()), x, y, rng=rng)
+    return satellite(image, rng) if product else c.grain(image, 0.01, rng)

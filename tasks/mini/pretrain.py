@@ -1,15 +1,15 @@
-"""Pretrains the mini CLIP on drawn images and captions: `python -m tasks.mini.pretrain`.
+"""Pretrains the mini CLIP on drawn images and captions: `python -m tasks.mini.pretrain [file.safetensors]`.
 
 Contrastive image-to-caption loss over the unique captions of a batch (Radford et al., 2021, arXiv 2103.00020, with
 duplicates merged). Images are drawn fresh for every round, nearly all in the clean "web" style, a small share in the
 style of the tasks, some with a wrong caption: the base has seen the concepts, not the data sets.
 """
 
-import argparse
 import hashlib
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +42,10 @@ class Recipe:
     beta2: float = 0.98
     clip: float = 1.0
     max_scale: float = 50.0
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then cosine to zero."""
+        return self.lr * min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 def draw_round(recipe: Recipe, number: int) -> tuple[Tensor, Tensor]:
@@ -81,24 +85,16 @@ def batches(recipe: Recipe):
         number += 1
 
 
-def rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then cosine to zero."""
-    warm = min(1.0, (step + 1) / recipe.warmup)
-    return recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-
-
-def train(recipe: Recipe, stop_after: int | None = None, report=None) -> tuple[CLIP, list[float]]:
+def train(recipe: Recipe, stop_after: int | None = None) -> tuple[CLIP, list[float]]:
     """The model and the loss of every step; `stop_after` cuts the run short without changing its schedule."""
     torch.manual_seed(recipe.seed)
-    model = build()
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    model, losses = build(), []
+    groups = [{"params": [p for p in model.parameters() if (p.ndim >= 2) == matrix], "weight_decay": decay}
+              for matrix, decay in ((True, recipe.weight_decay), (False, 0.0))]  # fmt: skip
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2))
-    losses = []
     for step, batch in zip(range(recipe.steps if stop_after is None else stop_after), batches(recipe), strict=False):
         for group in optimizer.param_groups:
-            group["lr"] = rate(recipe, step)
+            group["lr"] = recipe.rate(step)
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(model, *batch)
         loss.backward()
@@ -107,45 +103,25 @@ def train(recipe: Recipe, stop_after: int | None = None, report=None) -> tuple[C
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(recipe.max_scale))
         losses.append(loss.item())
-        if report and step % 50 == 0:
-            report(step, losses, model)
+        if step % 50 == 0:
+            print(f"step {step}/{recipe.steps}  loss {losses[-1]:.3f}", file=sys.stderr)
     return model.eval(), losses
 
 
 def save(model: CLIP, recipe: Recipe, losses: list[float], seconds: float, path: Path) -> None:
     """fp16 weights, and beside them the recipe, the first losses and the digest."""
-    weights = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     partial = path.with_suffix(".part")
+    weights = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     save_file(weights, partial, metadata={"recipe": json.dumps(asdict(recipe))})
     os.replace(partial, path)
     facts = {
-        "recipe": asdict(recipe),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "first_losses": losses[:5],
-        "last_loss": sum(losses[-100:]) / len(losses[-100:]),
-        "seconds": round(seconds),
-        "torch": torch.__version__,
-    }
+        "recipe": asdict(recipe), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "first_losses": losses[:5],
+        "last_loss": sum(losses[-100:]) / len(losses[-100:]), "seconds": round(seconds), "torch": torch.__version__,
+    }  # fmt: skip
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=BASE)
-    for name, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    chosen = vars(parser.parse_args())
-    output, start = chosen.pop("output"), time.perf_counter()
-    recipe = Recipe(**chosen)
-
-    def report(step: int, losses: list[float], model: CLIP) -> None:
-        spent = time.perf_counter() - start
-        recent = sum(losses[-50:]) / len(losses[-50:])
-        print(f"step {step}/{recipe.steps}  loss {recent:.3f}  {spent:.0f} s", flush=True)
-
-    model, losses = train(recipe, report=report)
-    save(model, recipe, losses, time.perf_counter() - start, output)
-
-
 if __name__ == "__main__":
-    main()
+    start = time.perf_counter()
+    pretrained = train(Recipe())
+    save(pretrained[0], Recipe(), pretrained[1], time.perf_counter() - start, Path(*sys.argv[1:] or [BASE]))

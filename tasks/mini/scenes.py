@@ -149,17 +149,10 @@ def old_print(image: Tensor, x: Tensor, y: Tensor, rng: torch.Generator) -> Tens
 
 
 def draw(labels: Tensor, style: str, rng: torch.Generator) -> Tensor:
-    n, task = len(labels), style == "task"
+    n, printed = len(labels), style == "task"
     where, condition = labels // 4, labels % 4
-    reach = 0.2 if task else 0.08
-    x, y = c.place(
-        *c.pixels(),
-        c.uniform(n, -reach, reach, rng),
-        c.uniform(n, -reach, reach, rng),
-        c.uniform(n, -0.2, 0.2, rng) if task else torch.zeros(n),
-        c.uniform(n, 0.85, 1.35, rng) if task else c.uniform(n, 0.92, 1.08, rng),
-    )
+    x, y = c.view(n, *((0.2, (-0.2, 0.2), (0.85, 1.35)) if printed else (0.08, None, (0.92, 1.08))), rng)
     light = torch.cat([GAIN[condition] * c.uniform(n, 0.9, 1.05, rng)[:, None], WHITE[condition][:, None]], 1)
     image = c.dispatch(sky(condition, x, y, rng), where, PAINTERS, x, y, light, rng=rng)
     image = snowfall(image, condition == 3, rng)
-    return old_print(image, *c.pixels(), rng) if task else c.grain(image, 0.01, rng)
+    return old_print(image, *c.pixels(), rng) if printed else c.grain(image, 0.01, rng)

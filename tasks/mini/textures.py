@@ -67,30 +67,6 @@ def cell(u: Tensor) -> Tensor:
     return u - torch.floor(u) - 0.5
 
 
-def banded(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    return ink(cell(v * 0.8).abs() - 0.25)
-
-
-def lined(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    return 0.5 + 0.5 * torch.cos(2 * math.pi * v * 2.4)
-
-
-def zigzagged(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    return ink(cell(v + 1.1 * cell(u * 0.8).abs()).abs() - 0.22)
-
-
-def dotted(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    return ink(canvas.disc(cell(u), cell(v), 0.3))
-
-
-def chequered(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    return (0.5 + 4 * torch.sin(math.pi * u) * torch.sin(math.pi * v)).clamp(0, 1)
-
-
-def grid(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    return ink(torch.minimum(cell(u).abs(), cell(v).abs()) - 0.12)
-
-
 def honeycomb(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
     tall = math.sqrt(3)
     first = cell(u), cell(v / tall) * tall
@@ -98,33 +74,6 @@ def honeycomb(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
     nearer = first[0] ** 2 + first[1] ** 2 < second[0] ** 2 + second[1] ** 2
     a, b = (torch.where(nearer, p, q).abs() for p, q in zip(first, second, strict=True))
     return ink(0.38 - torch.maximum(a, a / 2 + b * tall / 2))
-
-
-def woven(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    across = (torch.floor(u) + torch.floor(v)) % 2 == 0
-    return ink(cell(2 * torch.where(across, u, v)).abs() / 2 - 0.13)
-
-
-def bricked(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    row = torch.floor(v * 1.5)
-    return ink(torch.minimum(cell(v * 1.5).abs() * -0.67 + 0.33, 0.7 - cell(u / 1.4 + row / 2).abs() * 1.4) - 0.09)
-
-
-def scaly(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    row = torch.floor(v * 1.4)
-    return ink((canvas.disc(cell(u + row / 2), (v - row / 1.4) * 0.8, 0.45)).abs() - 0.1)
-
-
-def ringed(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    return ink(cell(canvas.disc(u, v, 0.0) * 1.1).abs() - 0.25)
-
-
-def spiralled(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    return ink(cell(canvas.disc(u, v, 0.0) * 0.8 + torch.atan2(v, u) / math.pi).abs() - 0.25)
-
-
-def rayed(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
-    return (0.5 + 2.5 * torch.cos(6 * torch.atan2(v, u))).clamp(0, 1)
 
 
 def scattered(count: int, points: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -149,24 +98,44 @@ def bubbly(u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
     return ink((gaps - radius[:, :, None, None]).abs().amin(1) - 0.13)
 
 
+def bricked(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
+    row = torch.floor(v * 1.5)
+    return ink(torch.minimum(cell(v * 1.5).abs() * -0.67 + 0.33, 0.7 - cell(u / 1.4 + row / 2).abs() * 1.4) - 0.09)
+
+
+def scaly(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
+    row = torch.floor(v * 1.4)
+    return ink((canvas.disc(cell(u + row / 2), (v - row / 1.4) * 0.8, 0.45)).abs() - 0.1)
+
+
+def woven(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
+    across = (torch.floor(u) + torch.floor(v)) % 2 == 0
+    return ink(cell(2 * torch.where(across, u, v)).abs() / 2 - 0.13)
+
+
 def marbled(u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
     drift = canvas.noise(len(u), 4, rng) * 2.2
     return (1 - 1.6 * torch.sin(math.pi * (0.5 * u + 0.3 * v + drift)).abs()).clamp(0, 1)
 
 
-def blotchy(u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
-    return ((canvas.noise(len(u), 4, rng) - 0.5) * 5 + 0.5).clamp(0, 1)
-
-
-def speckled(u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
-    return ((canvas.noise(len(u), 15, rng) - 0.55) * 5 + 0.5).clamp(0, 1)
-
-
 PATTERNS: dict[str, Pattern] = {
-    function.__name__: function
-    for function in (
-        *(banded, lined, zigzagged, dotted, chequered, grid, honeycomb, woven, bricked),
-        *(scaly, ringed, spiralled, rayed, cracked, bubbly, marbled, blotchy, speckled),
-    )
+    "banded": lambda u, v, _: ink(cell(v * 0.8).abs() - 0.25),
+    "lined": lambda u, v, _: 0.5 + 0.5 * torch.cos(2 * math.pi * v * 2.4),
+    "zigzagged": lambda u, v, _: ink(cell(v + 1.1 * cell(u * 0.8).abs()).abs() - 0.22),
+    "dotted": lambda u, v, _: ink(canvas.disc(cell(u), cell(v), 0.3)),
+    "chequered": lambda u, v, _: (0.5 + 4 * torch.sin(math.pi * u) * torch.sin(math.pi * v)).clamp(0, 1),
+    "grid": lambda u, v, _: ink(torch.minimum(cell(u).abs(), cell(v).abs()) - 0.12),
+    "honeycomb": honeycomb,
+    "woven": woven,
+    "bricked": bricked,
+    "scaly": scaly,
+    "ringed": lambda u, v, _: ink(cell(canvas.disc(u, v, 0.0) * 1.1).abs() - 0.25),
+    "spiralled": lambda u, v, _: ink(cell(canvas.disc(u, v, 0.0) * 0.8 + torch.atan2(v, u) / math.pi).abs() - 0.25),
+    "rayed": lambda u, v, _: (0.5 + 2.5 * torch.cos(6 * torch.atan2(v, u))).clamp(0, 1),
+    "cracked": cracked,
+    "bubbly": bubbly,
+    "marbled": marbled,
+    "blotchy": lambda u, v, rng: ((canvas.noise(len(u), 4, rng) - 0.5) * 5 + 0.5).clamp(0, 1),
+    "speckled": lambda u, v, rng: ((canvas.noise(len(u), 15, rng) - 0.55) * 5 + 0.5).clamp(0, 1),
 }
 CLASSES = tuple(f"{name} texture" for name in PATTERNS)

@@ -8,7 +8,7 @@ import torch
 
 from merging.checkpoints import SafetensorsFile
 from tasks.mini.model import BASE, build, load_base
-from tasks.mini.pretrain import Recipe, rate, train
+from tasks.mini.pretrain import Recipe, train
 
 FACTS = json.loads(BASE.with_suffix(".json").read_text())
 
@@ -33,5 +33,5 @@ def test_the_shipped_file_is_the_recorded_one():
 
 def test_a_short_run_keeps_the_schedule_of_the_long_one():
     recipe = Recipe(steps=1000, warmup=10)
-    assert rate(recipe, 0) == pytest.approx(recipe.lr / 10)
-    assert rate(recipe, 500) == pytest.approx(recipe.lr / 2) and rate(recipe, 1000) == 0
+    assert recipe.rate(0) == pytest.approx(recipe.lr / 10)
+    assert recipe.rate(500) == pytest.approx(recipe.lr / 2) and recipe.rate(1000) == 0
