@@ -92,7 +92,9 @@ def linear_statistics(
     tokens: str = "all",
     side: str = "input",
 ) -> dict[str, Tensor]:
-    """One number per input of the modules that own the weights `names`, over images and tokens; summed in fp64.
+    """One number per input of the modules that own the weights `names`, over samples and tokens; summed in fp64.
+
+    Tokens that an `attention_mask` among the inputs leaves out are padding and do not count.
 
     statistic: mean_abs, mean, positive (share above zero) or rms. tokens: all, or the first alone ("class"). side:
     "input", or "output" for one number per output.
@@ -101,8 +103,13 @@ def linear_statistics(
     counts = dict.fromkeys(names, 0)
     measure = STATISTICS[statistic]
 
+    mask: Tensor | None = None
+
     def note(name: str, x: Any) -> None:
-        rows = (x[:, 0] if tokens == "class" else x).flatten(0, -2)
+        if tokens == "class":
+            rows = x[:, 0]
+        else:
+            rows = x.flatten(0, -2) if mask is None or mask.shape != x.shape[:-1] else x[mask.bool()]
         sums[name] = sums[name] + measure(rows).sum(0, dtype=torch.float64)
         counts[name] += len(rows)
 
@@ -113,8 +120,10 @@ def linear_statistics(
         )
 
     hooks = [hook(name) for name in names]
-    for images in batches:
-        model(images)
+    for inputs in batches:
+        named = isinstance(inputs, Mapping)
+        mask = inputs.get("attention_mask") if named else None
+        model(**inputs) if named else model(inputs)
     for each_hook in hooks:
         each_hook.remove()
     means = {name: sums[name] / counts[name] for name in names}

@@ -158,8 +158,8 @@ class Duet:
         return decomposed
 
     def _factored(self, experts: Experts, key: str, tau: Tensor) -> Delta:
-        """Of a matrix that is stored as [in, out] that of [out, in], transposed: ranks are those of out and in."""
-        if experts.param(key).transposed:
+        """Of a matrix that is stored as [in, out] that of [out, in], transposed, where ranks tell out from in."""
+        if experts.param(key).transposed and self.ranks.in_value is not None:
             return self._delta(experts, key, tau.mT).transposed()
         return self._delta(experts, key, tau)
 
