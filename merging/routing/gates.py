@@ -153,10 +153,12 @@ class Gate(nn.Module):
         assert isinstance(last, nn.Linear)
         nn.init.constant_(last.bias, init if shape.activation in ("none", "soft_top_k") else 0.0)
 
-    def features(self, tokens: Tensor) -> Tensor:
-        """What the network sees: [B, F], or [B, N, F] token by token."""
+    def features(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the network sees: [B, F], or [B, N, F] token by token. mask [B, N]: 0 where a token is padding."""
         if self.shape.by_token:
             return tokens
+        if mask is not None and not mask.all():
+            return torch.cat([self.features(some[kept][None]) for some, kept in zip(tokens, mask.bool(), strict=True)])
         if self.shape.features == "cls":
             return tokens[:, 0]
         if self.shape.features == "mean":
@@ -206,8 +208,8 @@ class Gate(nn.Module):
         """What logits [B, (N,) G] give: [B, G], or [B, N, G] where every token has its own."""
         return self.chosen(self.of_all(logits), hard)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        weights = self.of_all(self.logits(self.features(tokens)))
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        weights = self.of_all(self.logits(self.features(tokens, mask)))
         return answered(self.chosen(weights.mean(0) if self.shape.granularity in ("batch", "mixed") else weights))
 
     def macs(self, tokens: int) -> int:

@@ -1,0 +1,231 @@
+"""Modules whose own forward is kept, or written again because it never calls the modules that own its parameters."""
+
+from collections.abc import Mapping
+from functools import cache, partial
+from threading import local
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from merging.deltas import Delta
+from merging.errors import UserError
+from merging.routing.leaves import Linear, shown
+from merging.routing.mixing import Holder, per_row, vector
+
+
+class Values(local):
+    """Tensors that stand for parameters while a forward runs, per thread."""
+
+    now: Mapping[str, Tensor | None] | None = None
+
+    def __deepcopy__(self, memo: dict) -> "Values":
+        return Values()
+
+
+class Substituted:
+    """Mixed into the class of a module: its own forward reads mixed tensors in place of its parameters.
+
+    By properties of the class and values per thread: the module itself is never written to while it runs.
+    """
+
+    deltas: nn.ModuleDict
+    holder: Holder
+    name: str
+    values: Values
+    _parameters: dict[str, Tensor]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        w = self.holder.w
+        if w is None:
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        return self.with_values(self.mixed(w, x), x, *args, **kwargs)
+
+    def with_values(self, values: Mapping[str, Tensor | None], *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward with these tensors for its parameters."""
+        self.values.now = values
+        try:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.values.now = None
+
+    def static(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward, nothing mixed."""
+        return self.with_values({}, *args, **kwargs)
+
+    def mixed(self, w: Tensor, x: Tensor) -> Mapping[str, Tensor | None]:
+        """What stands for the parameters [d] of a module that multiplies x [B, ..., d] by them: norms, LayerScale."""
+        w = per_row(w, len(x), x.shape[1] if x.ndim > 2 else None, self.name)
+        return {name: vector(self._parameters[name], delta.mix, w, x) for name, delta in self.deltas.items()}  # type: ignore[union-attr]
+
+    def read(self, name: str) -> Tensor | None:
+        values = self.values.now
+        if values is None:
+            return shown(self._parameters[name], self.holder.w)
+        return values[name] if name in values else self._parameters[name]
+
+
+class SubstitutedTable(Substituted):
+    """nn.Embedding, and those that scale what they look up: linear in the table, so that mixed rows are one too."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        w = self.holder.w
+        if w is None:
+            return super().forward(x, *args, **kwargs)
+        static, delta = self.static(x), self.deltas["weight"]
+        if w.ndim > 1 and len(x) not in (1, len(w)):
+            per_row(w, len(x), None, self.name)
+        ids = x.expand(len(w), *x.shape[1:]) if w.ndim > 1 else x
+        rows = delta.looked_up(ids, w.to(static.dtype))  # type: ignore[operator]
+        places = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+        return static + self.with_values({"weight": rows.flatten(0, -2).to(static.dtype)}, places)
+
+
+class SubstitutedTokens(Substituted):
+    """Tokens that are added to or put in front of embedded patches: [d] or [1, N, d], per sample [B, N, d]."""
+
+    def mixed(self, w: Tensor, x: Tensor) -> Mapping[str, Tensor | None]:
+        return {name: self.one(name, per_sample(w, len(x), self.name)) for name in self.deltas}
+
+    def one(self, name: str, w: Tensor) -> Tensor:
+        value = self._parameters[name]
+        change = self.deltas[name].mix(w.to(value.dtype))  # type: ignore[operator]
+        if w.ndim == 1:
+            return value + change
+        return value + (change[:, None] if value.ndim == 1 else change.flatten(0, 1) if len(value) == 1 else change)
+
+
+class SubstitutedVision(SubstitutedTokens):
+    """open_clip's vision transformer: its class token takes part in position 0, its projection comes after it."""
+
+    projection: Linear | None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        w = self.holder.w
+        values = {} if w is None else self.mixed(w, x)
+        if self.projection is None:
+            return self.with_values(values, x, *args, **kwargs)
+        y = self.with_values({**values, "proj": None}, x, *args, **kwargs)
+        return self.projection(y) if isinstance(y, Tensor) else (self.projection(y[0]), *y[1:])
+
+    def mixed(self, w: Tensor, x: Tensor) -> Mapping[str, Tensor | None]:
+        if not self.deltas:
+            return {}
+        w = per_sample(w, len(x), self.name)
+        values = {name: self.one(name, w) for name in self.deltas}
+        if w.ndim > 1 and "class_embedding" in values:
+            first = values.pop("class_embedding") - self._parameters["class_embedding"]  # [B, 1, d]
+            places = values.get("positional_embedding", self._parameters["positional_embedding"]).expand(len(x), -1, -1)
+            values["positional_embedding"] = torch.cat([places[:, :1] + first, places[:, 1:]], 1)
+        return values
+
+    def read(self, name: str) -> Tensor | None:
+        if name == "proj" and self.values.now is None and self.projection is not None:
+            return shown(self.projection.matrix.T, self.holder.w)
+        return super().read(name)
+
+
+def per_sample(w: Tensor, rows: int, name: str) -> Tensor:
+    """w [T] or [B, T] for what has no features of its own per token. Raises UserError for one per token."""
+    if w.ndim == 3:
+        raise UserError(f"{name} adds tokens of its own, which no w per token [B, N, T] is for: give w per sample.")
+    return per_row(w, rows, None, name)
+
+
+TOKENS = {  # class -> parameters that are added or put in front, in the modules that own them
+    "CLIPVisionEmbeddings": {"class_embedding"},
+    "ViTEmbeddings": {"cls_token", "position_embeddings"},
+    "VisionTransformer": {"class_embedding", "positional_embedding", "proj"},
+}
+GAINS = ("RMSNorm", "T5LayerNorm", "LayerScale")  # how the names of classes end that multiply by their parameters
+
+
+def substituted(module: nn.Module, deltas: Mapping[str, Delta], holder: Holder, name: str) -> nn.Module | None:
+    """The module itself, of a class that reads mixed parameters; None for one that nothing is written for."""
+    kind, names = type(module).__name__, set(deltas)
+    if isinstance(module, nn.Embedding) and module.max_norm is None:
+        mixin: type = SubstitutedTable
+    elif names <= TOKENS.get(kind, set()):
+        mixin = SubstitutedVision if kind == "VisionTransformer" else SubstitutedTokens
+    elif kind.endswith(GAINS):
+        mixin = Substituted
+    else:
+        return None
+    if mixin is SubstitutedVision:
+        names |= {"positional_embedding"}
+        module.projection = None
+        if "proj" in deltas:
+            module.projection = Linear(module.proj.T, None, deltas["proj"].transposed(), None, holder, f"{name}.proj")
+            module._parameters["proj"] = None
+            deltas = {key: delta for key, delta in deltas.items() if key != "proj"}
+    module.deltas, module.holder, module.name, module.values = nn.ModuleDict(deltas), holder, name, Values()
+    module.__class__ = routed_class(mixin, type(module), tuple(sorted(names)))
+    return module
+
+
+@cache
+def routed_class(mixin: type, kind: type, names: tuple[str, ...]) -> type:
+    """The class with properties in place of parameters: one for each class and set of names, whatever the model."""
+    properties = {name: property(partial(_read, name)) for name in names}
+    return type(f"Routed{kind.__name__}", (mixin, kind), properties)
+
+
+def _read(name: str, module: Any) -> Tensor | None:
+    return module.read(name)
+
+
+class Attention(nn.Module):
+    """nn.MultiheadAttention over one input by two linear layers, which it holds as bare parameters or never calls."""
+
+    def __init__(self, attention: nn.MultiheadAttention, into: Linear, out: Linear):
+        super().__init__()
+        if not attention._qkv_same_embed_dim or attention.bias_k is not None or attention.add_zero_attn:
+            raise UserError(f"{into.name}: attention with keys or values of their own width cannot be routed.")
+        self.heads, self.batch_first, self.dropout = attention.num_heads, attention.batch_first, attention.dropout
+        self.in_proj: nn.Module = into
+        self.out_proj = out
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+        need_weights: bool = True, attn_mask: Tensor | None = None, **options: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        """Tokens [B, N, d] ([N, B, d] unless batch_first) and None. Raises UserError for what is not self-attention."""
+        if need_weights or key_padding_mask is not None or key is not query or value is not query:
+            raise UserError(
+                "Routed attention is for self-attention without padding and attention maps: call it with "
+                "need_weights=False, or leave attention static."
+            )
+        x = query if self.batch_first else query.transpose(0, 1)
+        q, k, v = self.in_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if attn_mask is not None:
+            attn_mask = attn_mask.unflatten(0, (-1, self.heads)) if attn_mask.ndim == 3 else attn_mask
+            attn_mask = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask  # True is masked here, used there
+        dropped = self.dropout if self.training else 0.0
+        heads = functional.scaled_dot_product_attention(q, k, v, attn_mask, dropped)
+        y = self.out_proj(heads.transpose(1, 2).flatten(2))
+        return (y if self.batch_first else y.transpose(0, 1)), None
+
+
+def route_relative_bias(attention: nn.Module) -> None:
+    """T5 looks its bias up without a batch axis and turns it around, an affine map: mixed part by part per sample."""
+    attention.compute_bias = partial(_relative_bias, attention.compute_bias, attention.relative_attention_bias)
+
+
+def _relative_bias(compute: Any, table: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """[B, heads, queries, keys]."""
+    holder, parts = table.holder, table.deltas["weight"].parts
+    w = holder.w
+    if w is None or w.ndim == 1:
+        return compute(*args, **kwargs)
+    if w.ndim == 3:
+        raise UserError(f"{table.name} belongs to pairs of tokens: give w per sample, [B, T].")
+    try:
+        holder.w = None
+        static = total = compute(*args, **kwargs)
+        for part, one_hot in enumerate(torch.eye(parts, dtype=w.dtype, device=w.device)):
+            holder.w = one_hot
+            total = total + w[:, part, None, None, None] * (compute(*args, **kwargs) - static)
+    finally:
+        holder.w = w
+    return total
