@@ -17,10 +17,11 @@ from merging.losses import Watch, expert_features, marginal_entropy, mean_entrop
 from merging.merged import Merged, Routing
 from merging.ops import generator
 from merging.preflight import check_range
-from merging.routed import RoutedTower, attach, install
+from merging.routing.gate_features import features_of, show_gates
 from merging.routing.gates import Gate, GateShape
+from merging.routing.install import attach, install
+from merging.routing.routed import Routed
 from merging.saving import rebuilt_gates
-from merging.visit import features_of, visit
 
 
 class Router(Protocol):
@@ -68,7 +69,7 @@ class TaskId:
         check_range("router.train.lr", self.lr, 0.0, 1.0, open_low=True)
 
     def train(
-        self, tower: RoutedTower, merged: Merged, experts: Experts, calibration: Calibration, context: Context
+        self, tower: Routed, merged: Merged, experts: Experts, calibration: Calibration, context: Context
     ) -> list[str]:
         """Fit the gates of `tower` in place; the context's log hears the last loss of each."""
         tasks = torch.repeat_interleave(torch.arange(len(merged.tasks)), torch.tensor(calibration.sizes))
@@ -79,7 +80,7 @@ class TaskId:
             losses.append(self._fit(gate, features, tasks, len(merged.tasks), context.seed))
             context.log({"router/task_id": losses[-1]}, len(losses) - 1)
 
-        visit(tower, calibration, merged, fit)
+        show_gates(tower, calibration, merged, fit)
         return []
 
     def _fit(self, gate: Gate, features: Tensor, tasks: Tensor, count: int, seed: int) -> float:
@@ -130,14 +131,14 @@ class Gradient:
             raise UserError(f"router.train.schedule={self.schedule!r} is unknown. Choose cosine or constant.")
 
     def train(
-        self, tower: RoutedTower, merged: Merged, experts: Experts, calibration: Calibration, context: Context
+        self, tower: Routed, merged: Merged, experts: Experts, calibration: Calibration, context: Context
     ) -> list[str]:
         """Train the gates of `tower` in place; returns the tasks that the collapse guard suspects."""
         count = len(merged.tasks)
         if self.warm_up is not None:
             self.warm_up.train(tower, merged, experts, calibration, context)
         elif merged.routing is not None and merged.routing.gate is not None and merged.routing.gate.standardise:
-            visit(tower, calibration, merged, lambda gate, features: gate.standardise(features))
+            show_gates(tower, calibration, merged, lambda gate, features: gate.standardise(features))
         targets = expert_features(experts, calibration) if self.distillation else None
         draws = [calibration.drawn(task, self.batch, context.seed) for task in range(count)]
         gates = merged.routing.gates if merged.routing is not None else None
@@ -230,7 +231,8 @@ class Learned:
     def _fit(self, merged: Merged, experts: Experts, context: Context) -> tuple[Merged, list[str]]:
         calibration = context.unlabelled(self.split)
         tower = install(calibration.tower(), merged)
-        gates = self._gates(tower, merged, context.seed)
+        width = tower.tokens(("enter", 0), calibration.images(0, torch.arange(1)).cpu()).shape[-1]
+        gates = self._gates(tower, merged, width, context.seed)
         trained = self._with(merged, gates, calibration.split)
         assert trained.routing is not None
         attach(tower, trained.routing)
@@ -238,7 +240,7 @@ class Learned:
         gates.cpu().requires_grad_(False)
         return trained, collapsed
 
-    def _gates(self, tower: RoutedTower, merged: Merged, seed: int) -> nn.ModuleList:
+    def _gates(self, tower: Routed, merged: Merged, width: int, seed: int) -> nn.ModuleList:
         if self.gate.sees != "pass" and tower.first_routed < 0:
             raise UserError(
                 f"router.gate.sees={self.gate.sees} cannot weigh what comes before the blocks (patches, positions). "
@@ -246,9 +248,9 @@ class Learned:
             )
         if self.gate.top_k is not None:  # a share is known now
             self._check_kept(self.gate.kept(merged.parts))
-        routed = sum(1 for block in tower.steps if block.routed)
+        routed = sum(1 for block in tower.blocks if block.routed)
         count = routed if self.gate.sees == "block" and not self.gate.shared else 1
-        width, init = tower.conv1.weight.shape[0], merged.routing.init if merged.routing else 0.0
+        init = merged.routing.init if merged.routing else 0.0
         torch.manual_seed(seed)  # whatever the tower has drawn
         return nn.ModuleList([Gate(width, merged.parts, self.gate, init).eval() for _ in range(count)])
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from merging import saving
 from merging.backbones.base import from_facts
-from merging.backbones.open_clip import ImageTower
 from merging.cache import Cache
 from merging.checkpoints import identify_ahead
 from merging.checkpoints.tied import filled
@@ -20,7 +19,7 @@ from merging.experts import Experts, Source
 from merging.merged import Merged
 from merging.methods.method import call
 from merging.preflight import check_method, some
-from merging.routed import install
+from merging.routing.install import install
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +69,8 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
     """A saved merge as a model ready to call, in evaluation mode.
 
     `backbone` is the module to fill; it may be left out for a file whose header names its architecture, as those of
-    `duet` do. A merge whose weights depend on the input becomes a RoutedTower: it routes by itself, or where the true
-    task chooses takes the weights of the parts, `model(images, w)`. Raises UserError for a file that is no merge, or
+    `duet` do. A merge whose weights depend on the input becomes a Routed: it routes by itself, or where the true
+    task chooses takes the weights of the parts, `model(images, w=w)`. Raises UserError for a file that is no merge, or
     whose parameters do not fit the backbone.
     """
     merged = saving.read(path)
@@ -82,17 +81,12 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
                 f"{path} does not say which architecture it is for. Pass the module to fill: load(path, backbone)."
             )
         model = from_facts(facts).build()  # type: ignore[arg-type]
-    if merged.deltas and not isinstance(model, ImageTower):
-        raise UserError(
-            f"{path} holds weights that depend on the input, and {type(model).__name__} is no ImageTower. Pass the "
-            f"tower it was merged for, or take its dense weights: merging.open_merged(path).state(w)."
-        )
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     try:
         stored = filled({key: merged.base.tensor(key) for key in merged.base.specs()}, model)
         check_fit({key: tensor.shape for key, tensor in stored.items()}, expected)
         if merged.deltas:
-            return install(model, merged)  # type: ignore[arg-type]
+            return install(model, merged)
         model.load_state_dict({key: tensor.clone() for key, tensor in stored.items()})
     except (RuntimeError, UserError) as error:
         reason = " ".join(str(error).split()).rstrip(".")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from merging.backbones.base import Backbone
 from merging.errors import UserError
 from merging.merged import Merged
-from merging.routed import RoutedTower, install
 from merging.routing.gates import listening
+from merging.routing.install import install
+from merging.routing.routed import Routed
 from tasks.engine import Engine
 from tasks.journal import NOWHERE, Journal, Page
 from tasks.mixed import mixes_tasks, run_together
@@ -81,7 +83,7 @@ class Grid:
     ) -> dict[str, Outcome]:
         """Outcomes by task; a merge that is mixed by the true task takes the index of the task among `tasks`."""
         model = self._shared(merged)
-        if isinstance(model, RoutedTower) and mixes_tasks(merged):
+        if isinstance(model, Routed) and mixes_tasks(merged):
             pairs = self._together(model, merged, tasks, split)
         else:
             run = lambda index: self._one(merged, model, tasks[index], index, split, journal)  # noqa: E731
@@ -132,19 +134,19 @@ class Grid:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _shared(self, merged: Merged) -> RoutedTower | dict[str, Tensor] | None:
+    def _shared(self, merged: Merged) -> Routed | dict[str, Tensor] | None:
         """What all tasks share: a routed model, or the weights of a static merge."""
         if merged.routing is not None and not merged.routing.by_task:
             return self.engine.ready(install(self.backbone.build(), merged), routed=True)
         return None if merged.deltas else dict(merged.state())
 
     def _one(
-        self, merged: Merged, model: RoutedTower | dict[str, Tensor] | None, task: Task, index: int, split: str,
+        self, merged: Merged, model: Routed | dict[str, Tensor] | None, task: Task, index: int, split: str,
         journal: Journal,
     ) -> Outcome:  # fmt: skip
         facts = (merged.scale, head_id(task), *self.engine.identity)
         page = journal.page(task.name, split, task.split(split).id, *facts)
-        if isinstance(model, RoutedTower):
+        if isinstance(model, Routed):
             return outcome(model, self.backbone, task, split, self.engine, page)
         with self.module() as module:
             state = dict(merged.state(merged.one_hot(index))) if model is None else model
@@ -152,12 +154,12 @@ class Grid:
             return outcome(module, self.backbone, task, split, self.engine, page)
 
     def _together(
-        self, model: RoutedTower, merged: Merged, tasks: Sequence[Task], split: str
+        self, model: Routed, merged: Merged, tasks: Sequence[Task], split: str
     ) -> Iterator[tuple[Task, Outcome]]:
         """As `outcomes`, where samples of all tasks meet in one batch."""
         splits = [task.split(split) for task in tasks]
         read = reader(self.backbone, tasks[0])
-        run = lambda inputs, *gate: answer(model, inputs, *gate, read=read, engine=self.engine)  # noqa: E731
+        run = lambda inputs, w=None: answer(model, inputs, w, read=read, engine=self.engine)  # noqa: E731
         features, weights = run_together(model, merged, splits, self.backbone, self.engine, run)
         sizes = [len(samples) for samples in splits]
         for task, some, share in zip(tasks, features.split(sizes), weights.split(sizes), strict=True):
@@ -223,11 +225,11 @@ def reader(backbone: Backbone, task: Task) -> Read:
 
 @torch.inference_mode()
 def answer(
-    module: nn.Module, inputs: Inputs, *gate: Tensor, read: Read, engine: Engine = ENGINE
+    module: nn.Module, inputs: Inputs, w: Tensor | None = None, *, read: Read, engine: Engine = ENGINE
 ) -> tuple[Tensor, Tensor | None]:
     """What `read` gives [B, ...], and the mean weights of all gates that were asked [B, G], None without gates."""
     with listening() as recorded, engine.running():
-        features = read((lambda some: module(some, *gate)) if gate else module, inputs).float()  # type: ignore[arg-type]
+        features = read(module if w is None else partial(module, w=w), inputs).float()  # type: ignore[arg-type]
     weights = [per_sample(w, count_of(inputs)) for w in recorded]
     return features, torch.stack(weights).mean(0) if weights else None
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from merging.backbones.base import Backbone
 from merging.merged import Merged
 from merging.ops import generator
-from merging.routed import RoutedTower
+from merging.routing.gate_features import seen
 from merging.routing.groups import grouped
-from merging.visit import gate_of
+from merging.routing.routed import Routed
 from tasks.engine import Engine
 from tasks.split import Inputs, Split, gather, mapped
 
@@ -25,7 +25,7 @@ def mixes_tasks(merged: Merged) -> bool:
 
 @torch.inference_mode()
 def run_together(
-    model: RoutedTower, merged: Merged, splits: Sequence[Split], backbone: Backbone, engine: Engine, run: Run
+    model: Routed, merged: Merged, splits: Sequence[Split], backbone: Backbone, engine: Engine, run: Run
 ) -> tuple[Tensor, Tensor]:
     """Features [n, D] and weights [n, G] of the samples of all splits, in their order.
 
@@ -38,8 +38,9 @@ def run_together(
     order, given = torch.randperm(count, generator=generator("mixed")), None
     prepare = lambda some: backbone.prepare(_moved(gather(splits, some), engine))  # noqa: E731
     if shape.granularity == "group":
-        gate = gate_of(model)
-        ask = lambda some: gate.logits(gate.features(model.seen(prepare(some)))).float()  # noqa: E731
+        gate = model.gate
+        assert gate is not None
+        ask = lambda some: gate.logits(gate.features(*seen(model, prepare(some)))).float()  # noqa: E731
         with engine.running():
             logits = torch.cat([ask(some) for some in torch.arange(count).split(engine.batch)]).cpu()
         labels, means = grouped(gate, logits)

@@ -85,9 +85,9 @@ def predictions(path: Path) -> np.ndarray:
     merged, model, predicted = open_merged(path), load(path), []
     oracle = merged.routing is not None and merged.routing.by_task
     for index, task in enumerate(suite.tasks):
-        given = [merged.one_hot(index)] if oracle else []
+        given = {"w": merged.one_hot(index)} if oracle else {}
         for images in task.split("test").inputs.split(config.engine.batch):
-            outputs = task.head()(model(backbone.prepare(images), *given))
+            outputs = task.head()(model(backbone.prepare(images), **given))
             predicted.append(task.decide(outputs)["predicted"])
     return torch.cat(predicted).numpy().astype(np.uint8)
 

@@ -71,7 +71,7 @@ def test_a_saved_model_computes_what_it_did(name, stored, inputs, outputs):
     path, images = stored / "saved" / f"{name}.safetensors", inputs["images"]
     model, merged = load(path), open_merged(path)
     if MODELS[name]["called"] == "with w":
-        called = torch.stack([model(images, merged.one_hot(task)) for task in range(3)])
+        called = torch.stack([model(images, w=merged.one_hot(task)) for task in range(3)])
     else:
         called = model(images)
     assert_close(called, outputs[f"called/{name}"], ROUNDING)

@@ -180,8 +180,6 @@ class Attention(nn.Module):
 
     def __init__(self, attention: nn.MultiheadAttention, into: Linear, out: Linear):
         super().__init__()
-        if not attention._qkv_same_embed_dim or attention.bias_k is not None or attention.add_zero_attn:
-            raise UserError(f"{into.name}: attention with keys or values of their own width cannot be routed.")
         self.heads, self.batch_first, self.dropout = attention.num_heads, attention.batch_first, attention.dropout
         self.in_proj: nn.Module = into
         self.out_proj = out

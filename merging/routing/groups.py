@@ -52,7 +52,7 @@ def apply(tower: nn.Module, images: Tensor, weights: Tensor, count: int, **how) 
     Outputs are in the order of the images; `how` is passed on to `group`.
     """
     labels, means = group(weights, count, **how)
-    return tower(images, means[labels])
+    return tower(images, w=means[labels])
 
 
 def shares(sizes: list[int], count: int) -> list[int]:

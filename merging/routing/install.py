@@ -155,6 +155,8 @@ def attention_leaf(module: nn.Module, path: str, owners: Deltas, holder: Holder)
     """In place of nn.MultiheadAttention."""
     old, inner, outer = module.get_submodule(path), owners.get(path, {}), owners.get(f"{path}.out_proj", {})
     assert isinstance(old, nn.MultiheadAttention)
+    if not old._qkv_same_embed_dim or old.bias_k is not None or old.add_zero_attn:
+        raise UserError(f"{path} has keys or values of a width or a bias of their own: it cannot be routed.")
     into = Linear(
         old.in_proj_weight, old.in_proj_bias, inner.get("in_proj_weight"), inner.get("in_proj_bias"), holder,
         f"{path}.in_proj",

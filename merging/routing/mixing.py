@@ -1,7 +1,7 @@
 """Where gating weights w lie while a model runs, and how rows of equal weights are run together."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,3 +97,18 @@ def grouping(w: Tensor, kernel: str) -> tuple[Tensor, list[int], tuple[Tensor, .
     order = index.argsort(stable=True)
     sizes = torch.bincount(index, minlength=len(groups)).tolist()
     return order, sizes, groups.unbind() if equal else w[order].split(sizes)
+
+
+def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any], name: str | None = None) -> Tensor:
+    """The tensor that a module is called for: of that name, or the first. Raises UserError where there is none."""
+    values = ((kwargs.get(name),) if name is not None else ()) + (*args, *kwargs.values())
+    tensors = (value for value in values if isinstance(value, Tensor))
+    tensor = next(tensors, None)
+    if tensor is None:
+        raise UserError("A routed model was called without a tensor, so that there are no samples to route.")
+    return tensor
+
+
+def continued(cache: Any) -> bool:
+    """Whether keys and values of a prompt are there."""
+    return cache is not None and hasattr(cache, "get_seq_length") and bool(cache.get_seq_length() > 0)

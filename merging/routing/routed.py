@@ -1,7 +1,7 @@
 """A module with a merge inside, and where its gates sit."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from merging.errors import UserError
 from merging.routing.foreign import Substituted
 from merging.routing.gates import Gate, Sees
 from merging.routing.leaves import LayerNorm, Linear
-from merging.routing.mixing import Holder, clustered
+from merging.routing.mixing import Holder, clustered, continued, first_tensor
 
 KERNELS = ("auto", "factored", "grouped", "folded", "materialised")
 CACHES = ("past_key_values", "cache")
@@ -202,9 +202,10 @@ class Routed(nn.Module):
     def _one_gate(self, tokens: Tensor) -> Tensor:
         if self.gate is None:
             raise UserError("This model has no gate: give the weights of its parts, model(inputs, w=w).")
-        return self.gate(tokens, self._mask(tokens))
+        return self.gate(tokens, self.mask_of(tokens))
 
-    def _mask(self, tokens: Tensor) -> Tensor | None:
+    def mask_of(self, tokens: Tensor) -> Tensor | None:
+        """Which of the tokens are no padding, [B, N], if the inputs say so."""
         mask = self.state.mask
         return mask if mask is not None and mask.shape == tokens.shape[:2] else None
 
@@ -214,9 +215,8 @@ class Routed(nn.Module):
         return bool(kwargs.get("use_cache", default))
 
     def _check(self, w: Tensor, samples: int) -> None:
-        parts = w.shape[-1] if self.parts is None or not w.ndim else self.parts
-        per_sample = w.ndim == 1 or len(w) == samples if w.ndim else False
-        if w.ndim not in (1, 2, 3) or w.shape[-1] != parts or not per_sample:
+        parts = self.parts if self.parts is not None or not w.ndim else w.shape[-1]
+        if w.ndim not in (1, 2, 3) or w.shape[-1] != parts or (w.ndim > 1 and len(w) != samples):
             raise UserError(
                 f"w has shape {tuple(w.shape)}, but this model mixes {parts} parts for {samples} samples: give "
                 f"[{parts}], the same for all, [{samples}, {parts}], or [{samples}, tokens, {parts}]."
@@ -265,7 +265,7 @@ class Routed(nn.Module):
         if self.state.observer is not None:
             w = self.state.observer(index, tokens)
         else:
-            w = self.gate_of(index)(tokens, self._mask(tokens))
+            w = self.gate_of(index)(tokens, self.mask_of(tokens))
         self.outer.w = holder.w = w
 
     def gate_of(self, index: int) -> Gate:
@@ -295,18 +295,3 @@ class Routed(nn.Module):
                 holder.w = before
 
         return clustered(run, holder.w, self.kernel, args, kwargs)
-
-
-def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any], name: str | None = None) -> Tensor:
-    """The tensor that a module is called for: of that name, or the first. Raises UserError where there is none."""
-    values = ((kwargs.get(name),) if name is not None else ()) + (*args, *kwargs.values())
-    tensors = (value for value in values if isinstance(value, Tensor))
-    found = next(tensors, None)
-    if found is None:
-        raise UserError("A routed model was called without a tensor, so that there are no samples to route.")
-    return cast(Tensor, found)
-
-
-def continued(cache: Any) -> bool:
-    """Whether keys and values of a prompt are there."""
-    return cache is not None and hasattr(cache, "get_seq_length") and bool(cache.get_seq_length() > 0)

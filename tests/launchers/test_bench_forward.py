@@ -43,7 +43,7 @@ def test_rows_compute_the_same_model(dtype):
     torch.testing.assert_close(done["Duet, R = 160, a matrix per sample"], duet, **tolerance)
     torch.testing.assert_close(torch.cat(done["Duet, R = 160, loop over samples"]), duet[:2], **tolerance)
     torch.testing.assert_close(done["static, open_clip's own forward"], done["static"], **tolerance)
-    assert float((duet - done["static"]).norm()) > 5 * float((duet - done["Duet, R = 160, a matrix per sample"]).norm())
+    assert float((duet - done["static"]).norm()) > 4 * float((duet - done["Duet, R = 160, a matrix per sample"]).norm())
 
 
 def test_the_published_loop_leaves_the_model_as_it_was():

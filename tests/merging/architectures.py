@@ -6,7 +6,7 @@ import pytest
 import torch
 from routes import SHAPE, backbone, images
 
-from merging.backbones.tower import Backbone
+from merging.backbones.open_clip import OpenClip
 
 BATCH, TOKENS, VOCABULARY, WIDTH = 4, 5, 19, 24
 CONFIGS = {
@@ -51,7 +51,7 @@ def model(name):
     kind, facts = VARIANTS[name]
     torch.manual_seed(0)
     if kind == "open_clip":
-        made = Backbone(name, 12, SHAPE | facts).build() if facts else backbone().build()
+        made = OpenClip(name, 12, SHAPE | facts).build() if facts else backbone().build()
     else:
         transformers = pytest.importorskip("transformers")
         config = getattr(transformers, CONFIGS[kind])(**facts)

@@ -10,8 +10,8 @@ from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import StateDict
 from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows, Tucker
 from merging.merged import Merged, Routing
-from merging.routed import install
 from merging.routing.gates import Gate, GateShape
+from merging.routing.install import install
 
 T, BATCH = 3, 6
 SHAPE = {"layers": 2, "width": 24, "head_width": 8, "patch_size": 8, "image_size": 16}  # 5 tokens
@@ -92,19 +92,22 @@ def gated(sees, routes=ffn, kinds=("Tucker", "Dense"), **shape):
     """Gates whose answer depends on the image: random, on standardised features."""
     shape = GateShape(sees=sees, **shape)
     torch.manual_seed(5)
-    merged = merge(kinds, routes=routes)
-    tower = install(backbone().build(), merged)
-    count = 2 if sees == "block" and not shape.shared else 1
+    bare = merge(kinds, routes=routes)
+    places = [index for index, block in enumerate(install(backbone().build(), bare).blocks) if block.routed]
+    count = len(places) if sees == "block" and not shape.shared else 1
     trained = nn.ModuleList([Gate(24, T, shape).eval() for _ in range(count)])
-    x = tower.embed(images(16))
-    for gate, block in zip(trained, tower.steps, strict=False):
-        seen = {
-            "block": lambda x, block=block: block.ask(x)[1],
-            "early": tower.prefix,
-            "pass": lambda x: tower.run(x)[0],
-        }[sees](x)
-        gate.standardise(gate.features(seen))
+    merged = replace(bare, routing=Routing("learned", shape.granularity, gate=shape, gates=trained))
+    model = install(backbone().build(), merged)
+
+    def fit(gate, tokens):
+        gate.standardise(gate.features(tokens))
         for parameter in gate.net.parameters():
             nn.init.normal_(parameter, std=0.5)
-        x, _ = block(x, torch.full((T,), 1 / T))
-    return replace(merged, routing=Routing("learned", shape.granularity, gate=shape, gates=trained))
+
+    def observer(index, tokens):
+        fit(model.gate_of(index), tokens)
+        return torch.full((T,), 1 / T)
+
+    with torch.no_grad():
+        model.observed(observer, images(16)) if sees == "block" else fit(trained[0], model.seen(images(16)))
+    return merged

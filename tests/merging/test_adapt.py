@@ -16,8 +16,8 @@ from merging.errors import UserError
 from merging.losses import expert_features, marginal_entropy, mean_entropy
 from merging.merged import Routing
 from merging.methods import Duet, RankOneMoe, Twin, Wemoe
-from merging.routed import Block, install
 from merging.routing.gates import Gate, listening
+from merging.routing.install import install
 
 SHAPES = [pytest.param(shape, id=shape.sees + shape.shared * " shared") for shape in (BLOCK, EARLY, PASS, SHARED)]
 
@@ -55,28 +55,20 @@ class TestTaskId:
         merged = fitted(method=Duet(routes, static=False))
         model, gates = install(BACKBONE.build(), merged), merged.routing.gates
         assert len(gates) == 2
-        with torch.inference_mode():
-            x = model.embed(torch.cat([coloured(task) for task in range(PARTS)]))
-            first, second = model.steps
-            assert_standardised(gates[0], first.ask(x)[1])
-            assert_standardised(gates[1], second.ask(first(x)[0])[1])
-            first.gate = Gate(16, PARTS, BLOCK).eval()
-            with pytest.raises(AssertionError):
-                assert_standardised(gates[1], second.ask(first(x)[0])[1])
+        x = torch.cat([coloured(task) for task in range(PARTS)])
+        shown = tokens_shown(model, x, lambda index, tokens: gates[index](tokens))
+        assert_standardised(gates[0], shown[0])
+        assert_standardised(gates[1], shown[1])
+        other = Gate(16, PARTS, BLOCK).eval()
+        with pytest.raises(AssertionError):
+            assert_standardised(gates[1], tokens_shown(model, x, lambda _, tokens: other(tokens))[1])
 
     def test_a_shared_gate_sees_every_block_under_the_true_task(self):
         merged = fitted(SHARED)
         assert len(merged.routing.gates) == 1
         model, seen = install(BACKBONE.build(), merged), []
-        assert model.steps[0].gate is model.steps[1].gate
-        for block in model.steps:
-            block.gate = None
-        with torch.inference_mode():
-            for task in range(PARTS):
-                x = model.embed(coloured(task))
-                for block in model.steps:
-                    seen.append(block.ask(x)[1])
-                    x, _ = block(x, functional.one_hot(torch.tensor(task), PARTS).float())
+        for task, w in enumerate(torch.eye(PARTS)):
+            seen += tokens_shown(model, coloured(task), lambda _, tokens, w=w: w).values()
         assert_standardised(merged.routing.gates[0], torch.cat(seen))
 
     def test_the_last_loss_of_every_gate_is_logged(self):
@@ -84,6 +76,14 @@ class TestTaskId:
         fitted(log=lambda values, step: heard.append((step, values)))
         assert [step for step, _ in heard] == [0, 1] and all(values.keys() == {"router/task_id"} for _, values in heard)
         assert all(0 < values["router/task_id"] < 0.3 for _, values in heard)
+
+
+@torch.no_grad()
+def tokens_shown(model, x, weigh):
+    """What the gate of each block is shown where `weigh`(block, tokens) decides in its place."""
+    shown = {}
+    model.observed(lambda index, tokens: weigh(index, shown.setdefault(index, tokens)), x)
+    return shown
 
 
 def assert_standardised(gate, tokens):
@@ -96,12 +96,11 @@ class TestPasses:
     @pytest.mark.parametrize(("shape", "times"), [(BLOCK, 1), (EARLY, 1), (PASS, 2)])
     def test_only_a_gate_that_sees_the_last_tokens_runs_the_blocks_twice(self, shape, times):
         model, calls = install(BACKBONE.build(), fitted(shape)), Counter()
-        for name, module in model.named_modules():
-            if isinstance(module, Block):
-                module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+        for block in model.blocks:
+            block.module.ln_1.register_forward_hook(lambda *_, name=block.name: calls.update([name]))
         with torch.inference_mode():
             model(coloured(0)[:3])
-        assert calls == {"blocks.0": times, "blocks.1": times}
+        assert calls == {block.name: times for block in model.blocks}
 
     @pytest.mark.parametrize("shape", [EARLY, PASS])
     def test_weights_are_those_of_a_static_pass(self, shape):
@@ -110,13 +109,12 @@ class TestPasses:
         model = install(BACKBONE.build(), merged)
         static = install(BACKBONE.build(), replace(merged, deltas={}, routing=None))
         with torch.inference_mode(), listening() as heard:
-            tokens, features = static.embed(x), model(x)
-            for block in static.steps[: 1 if shape is EARLY else 2]:
-                tokens, _ = block(tokens)
+            features = model(x)
+            tokens = static.tokens(("enter", 1) if shape is EARLY else ("leave", 1), x)
             expected = merged.routing.gates[0](tokens)
             assert torch.allclose(heard[0], expected, rtol=0, atol=1e-6)
             assert torch.equal(model.weights(x), heard[0])
-            assert torch.allclose(model(x, expected), features, rtol=0, atol=1e-5)
+            assert torch.allclose(model(x, w=expected), features, rtol=0, atol=1e-5)
 
 
 TRAINED = [QUICK, Gradient(steps=3, lr=0.01, batch=4), Gradient(1, 0.5, 1, QUICK, 3, 4, 0.01)]
@@ -135,7 +133,9 @@ class TestAnyTraining:
         fresh = [Gate(16, PARTS, shape).std for _ in trained.routing.gates]
         assert not any(torch.equal(gate.std, std) for gate, std in zip(trained.routing.gates, fresh, strict=True))
         model = install(BACKBONE.build(), trained)
-        assert {id(each) for each in model.parameters()} == {id(each) for each in trained.routing.gates.parameters()}
+        assert {id(each) for each in model.gates.parameters()} == {
+            id(each) for each in trained.routing.gates.parameters()
+        }
         assert not any(each.requires_grad for each in model.parameters()) and not any(
             gate.training for gate in trained.routing.gates
         )
@@ -250,7 +250,7 @@ class TestBadInput:
     def test_features_that_are_not_finite(self, shape, train):
         experts, context = separable()
         merged = Wemoe()(experts).scaled(torch.inf)
-        with pytest.raises(UserError, match="gives NaN or Inf on the images that train its gates"):
+        with pytest.raises(UserError, match="gives NaN or Inf on the samples that train its gates"):
             Learned(gate=shape, train=train).fit(merged, experts, context)
 
     def test_hard_routing_has_no_gradient(self):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from routes import backbone, gated, gates, images, merge
 
-from merging.routed import install
+from merging.routing.install import install
 
 
 @pytest.mark.parametrize("kernel, backend", [("auto", "aot_eager"), ("materialised", "eager")])
@@ -14,7 +14,7 @@ def test_compiled_as_one_graph(kernel, backend):
     tower = install(backbone().build(), merged).use(kernel)
     compiled = torch.compile(tower, backend=backend, fullgraph=True)
     w, other = gates().requires_grad_(), gates().requires_grad_()
-    found, expected = compiled(images(), w), tower(images(), other)
+    found, expected = compiled(images(), w=w), tower(images(), w=other)
     torch.testing.assert_close(found, expected)
     found.square().sum().backward()
     expected.square().sum().backward()

@@ -31,8 +31,8 @@ from merging.deltas import Dense, LowRank, Tucker
 from merging.merged import Routing
 from merging.methods import Duet, TaskArithmetic, Wemoe
 from merging.neurons import Neurons
-from merging.routed import attach, install
 from merging.routing.gates import Gate, GateShape
+from merging.routing.install import attach, install
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_the_order_of_hidden_neurons_means_nothing(factors):
     assert all(close(tensor, states[1][key], 1e-5) for key, tensor in turned(states[0]).items())
     assert not any(equal({"": first.fixed[key]}, {"": second.fixed[key]}) for key in first.fixed if "c_fc" in key)
     images = drawn(4, 3, 16, 16, seed=6)
-    assert close(*(install(BACKBONE.build(), merged)(images, W) for merged in (first, second)), 1e-4)
+    assert close(*(install(BACKBONE.build(), merged)(images, w=W) for merged in (first, second)), 1e-4)
 
 
 def test_the_correction_lives_on_the_neurons_that_were_kept():
@@ -202,11 +202,14 @@ def test_the_correction_is_folded_and_costs_nothing():
     without = merged_of(Duet(static=False), base, experts)
     assert with_it.params == without.params and with_it.stored_bytes == without.stored_bytes and not without.fixed
     key = "visual.transformer.resblocks.1.mlp.c_fc.weight"
-    layers = [install(BACKBONE.build(), merged).blocks[1].c_fc for merged in (with_it, without)]
+    models = [install(BACKBONE.build(), merged) for merged in (with_it, without)]
+    layers = [model.blocks[1].module.mlp.c_fc for model in models]
     shapes = [{name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()} for layer in layers]
     assert shapes[0] == shapes[1] and sum(shape == (64, 16) for shape in shapes[0].values()) == 1
     x, w = drawn(2, 5, 16, seed=4), drawn(2, TASKS, seed=3)
-    assert close(layers[0](x, w), layers[1](x, w) + x @ with_it.fixed[key].T, 1e-5)
+    for layer in layers:
+        layer.holder.w = w
+    assert close(layers[0](x), layers[1](x) + x @ with_it.fixed[key].T, 1e-5)
     assert close(with_it.scaled(0.0).static(key), base[key] + with_it.fixed[key], 0)
 
 

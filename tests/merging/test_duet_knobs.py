@@ -28,7 +28,7 @@ from merging.decompose import tucker as module
 from merging.decompose.ranks import Ranks
 from merging.methods import Base, Duet, Single, TaskArithmetic, TsvM, Twin
 from merging.neurons import Neurons
-from merging.routed import install
+from merging.routing.install import install
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_unmoved_ffns_leave_the_rest_alone():
     still = [{key: base[key] if "mlp" in key else tensor for key, tensor in expert.items()} for expert in experts]
     merged, images = merged_of(Duet(neurons=Neurons(0.25)), base, still), drawn(3, 3, 16, 16)
     arithmetic = filled(dict(merged_of(TaskArithmetic(0.3), base, still).state()))
-    assert close(install(BACKBONE.build(), merged)(images, W), arithmetic(images), 1e-5)
+    assert close(install(BACKBONE.build(), merged)(images, w=W), arithmetic(images), 1e-5)
 
 
 def test_a_dynamic_rest_is_refused_and_its_fixed_part_kept(models):

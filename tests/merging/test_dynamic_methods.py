@@ -21,8 +21,8 @@ from merging import UserError
 from merging.adapt import Learned, TaskId
 from merging.decompose.ranks import Ranks
 from merging.methods import Dare, Duet, Expert, FfnOracle, RankOneMoe, Smile, Twin, Wemoe
-from merging.routed import install
 from merging.routing.gates import Gate, GateShape
+from merging.routing.install import install
 
 ROUNDING, FACTORS = 1e-6, 1e-5  # as in test_methods: one spacing of fp32 below 8; factors in fp32
 LEARNED = [pytest.param(each(), id=each.__name__) for each in every_method() if getattr(each, "routed", False)]
@@ -39,9 +39,9 @@ def images(count=6):
     return drawn(count, 3, 16, 16, seed=77)
 
 
-def features(model, *inputs):
+def features(model, x, **weights):
     with torch.inference_mode():
-        return functional.normalize(model(*inputs), dim=-1)
+        return functional.normalize(model(x, **weights), dim=-1)
 
 
 def trained(method, base, experts, shape):
@@ -67,7 +67,7 @@ def test_routing_is_the_dense_model_of_every_samples_weights(method):
     merged = merged_of(method, *towers())
     model, dense = install(BACKBONE.build(), merged), BACKBONE.build()
     weights = drawn(6, merged.parts, seed=5)
-    found = features(model, images(), weights)
+    found = features(model, images(), w=weights)
     for image, w, feature in zip(images(), weights, found, strict=True):
         dense.load_state_dict(dict(merged.state(w)))
         assert torch.allclose(features(dense, image[None])[0], feature, rtol=0, atol=1e-5)
@@ -100,8 +100,8 @@ def test_a_permutation_of_hidden_neurons_leaves_the_function_alone(method):
     base, experts = towers()
     turned = permuted(base), [permuted(expert) for expert in experts]
     pair = [install(BACKBONE.build(), merged_of(method, *each)) for each in ((base, experts), turned)]
-    inputs = images() if isinstance(method, Smile) else (images(), drawn(6, merged_of(method, *turned).parts))
-    first, second = (features(model, *(inputs if isinstance(inputs, tuple) else (inputs,))) for model in pair)
+    weights = {} if isinstance(method, Smile) else {"w": drawn(6, merged_of(method, *turned).parts)}
+    first, second = (features(model, images(), **weights) for model in pair)
     assert torch.allclose(first, second, rtol=0, atol=1e-5)
 
 
@@ -158,7 +158,7 @@ def smile_layer(weight, bias, taus, bias_taus, x, rank, gate_rank, top_k):
 def test_smile_equals_the_published_steps(rank, gate_rank, top_k, split):
     base, experts = towers()
     model = install(BACKBONE.build(), merged_of(Smile(rank, gate_rank, top_k, split), base, experts))
-    taus, block, x = task_vectors(base, experts), model.steps[1], drawn(2, 5, 16, seed=3)
+    taus, block, x = task_vectors(base, experts), model.blocks[1].module, drawn(2, 5, 16, seed=3)
     prefix = "visual.transformer.resblocks.1."
 
     def expected(weight, bias, rows=slice(None)):
@@ -167,7 +167,7 @@ def test_smile_equals_the_published_steps(rank, gate_rank, top_k, split):
         return smile_layer(*tensors, x, rank, gate_rank, top_k)
 
     with torch.inference_mode():
-        projected, hidden = block.attn(x, None), block.c_fc(x, None)
+        projected, hidden = block.attn.in_proj(x), block.mlp.c_fc(x)
     thirds = [slice(16 * i, 16 * i + 16) for i in range(3)] if split else [slice(None)]
     wanted = torch.cat([expected("attn.in_proj_weight", "attn.in_proj_bias", rows) for rows in thirds], -1)
     assert torch.allclose(projected.double(), wanted, rtol=0, atol=FACTORS)

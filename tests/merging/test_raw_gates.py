@@ -35,7 +35,7 @@ def test_training_looks_at_no_image_before_the_first_step():
         return replace(found, images=lambda task, some: seen.append(task) or found.images(task, some))
 
     merged = fitted(RAW, Gradient(steps=2, lr=1e-12, batch=4), given=(experts, Context(Made(noting))))
-    assert len(seen) == 2 * PARTS
+    assert len(seen) == 1 + 2 * PARTS  # one tells how wide the tokens are
     for gate in (*merged.routing.gates, *fitted(RAW).routing.gates):  # by entropy, and by task id
         assert not gate.mean.any() and (gate.std == 1).all()
     assert all(torch.allclose(gate.net[0].bias, torch.tensor(0.3)) for gate in merged.routing.gates)

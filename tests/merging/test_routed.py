@@ -11,6 +11,7 @@ from routes import (
     T,
     backbone,
     close,
+    delta,
     ffn,
     folded,
     gated,
@@ -24,8 +25,10 @@ from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import StateDict
 from merging.deltas import Dense
 from merging.errors import UserError
-from merging.routed import KERNELS, RoutedTower, install
+from merging.merged import Merged
 from merging.routing.gates import listening
+from merging.routing.install import install
+from merging.routing.routed import KERNELS
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])
@@ -46,9 +49,9 @@ class TestAgainstOpenClip:
         assert len(merged.deltas) == len(weights())
         tower = install(backbone(quick_gelu).build(), merged)
         for w in (gates(), torch.eye(T).repeat(2, 1)):
-            close(tower(images(), w), folded(merged, images(), w, quick_gelu), 1e-5)
+            close(tower(images(), w=w), folded(merged, images(), w, quick_gelu), 1e-5)
         shared = gates()[0]
-        close(tower(images(), shared), folded(merged, images(), [shared] * BATCH, quick_gelu), 1e-5)
+        close(tower(images(), w=shared), folded(merged, images(), [shared] * BATCH, quick_gelu), 1e-5)
 
 
 class TestGates:
@@ -106,11 +109,11 @@ class TestGates:
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("shape", [(), (T + 1,), (BATCH, T + 1), (BATCH - 1, T), (BATCH, 5, T)])
+    @pytest.mark.parametrize("shape", [(), (T + 1,), (BATCH, T + 1), (BATCH - 1, T), (BATCH, 5, T + 1)])
     def test_weights_of_a_wrong_shape(self, shape):
         tower = install(backbone().build(), merge())
-        with pytest.raises(UserError, match=r"mixes 3 parts for 6 images: give \[3\].*\[6, 3\]"):
-            tower(images(), torch.zeros(shape))
+        with pytest.raises(UserError, match=r"mixes 3 parts for 6 samples: give \[3\].*\[6, 3\]"):
+            tower(images(), w=torch.zeros(shape))
 
     def test_no_weights(self):
         with pytest.raises(UserError, match="has no gate: give the weights"):
@@ -144,10 +147,19 @@ class TestBadInput:
             install(backbone().build(), merge()).use("fast")
 
     @pytest.mark.parametrize("change", [{"attentional_pool": True}, {"no_ln_pre": True}, {"pool_type": "avg"}])
-    def test_unsupported_tower(self, change):
+    def test_other_towers_are_routed_or_refused(self, change):
+        """What is pooled by attention over other inputs is refused, the rest is right by its own forward."""
         other = OpenClip("other", 16, SHAPE | change).build()
-        with pytest.raises(UserError, match="Routing is written for CLIP's vision transformers"):
-            RoutedTower(other, {}, {})
+        base = StateDict({key: 0.3 + value for key, value in other.state_dict().items()})
+        deltas = {key: delta("Dense", spec.shape, i) for i, (key, spec) in enumerate(base.specs().items())}
+        merged = Merged(base, ("a", "b", "c"), base.specs(), deltas=deltas)
+        if "attentional_pool" in change:
+            with pytest.raises(UserError, match="keys or values of a width"):
+                install(other, merged)
+            return
+        found = install(other, merged)(images(), w=gates())
+        other.load_state_dict(dict(merged.state(gates()[2])))
+        close(found[2:3], other(images()[2:3]).double(), 1e-5)
 
 
 def test_incomplete_patches_are_left_out_as_by_a_convolution():

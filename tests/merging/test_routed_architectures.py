@@ -147,11 +147,11 @@ def gated(name, sees, routes=lambda key: True, **shape):
 @pytest.mark.parametrize("name", ["CLIPVision with projection", "ViT", "RoBERTa classifier", "GPT-2", "Llama"])
 @torch.no_grad()
 def test_gates_answer_for_a_sample_alone_and_leave_padding_out(name, sees):
-    routed, merged = gated(name, sees, lambda key: "layer" in key or ".h." in key)
+    routed, _ = gated(name, sees, lambda key: "layer" in key or ".h." in key)
     kwargs = inputs(name)
     with listening() as heard:
         found = output(routed(**kwargs))
-    assert len(heard) == (2 if sees == "block" else 1) and float(torch.stack(heard).std(1).max()) > 0.05
+    assert len(heard) == (2 if sees == "block" else 1) and float(torch.stack(heard).std(1).max()) > 0.01
     for index in range(BATCH):
         alone = row(kwargs, index)
         if "attention_mask" in alone and name not in ("GPT-2",):  # whose positions count padding
@@ -162,7 +162,9 @@ def test_gates_answer_for_a_sample_alone_and_leave_padding_out(name, sees):
         for together, single in zip(heard, own, strict=True):
             close(single[0], together[index].double(), 1e-4)
         close(answer[:, -1:], found[index : index + 1, -1:].double(), 1e-4) if answer.ndim == 2 or name in (
-            "GPT-2", "Llama") else None
+            "GPT-2",
+            "Llama",
+        ) else None
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -189,7 +191,7 @@ class TestDecoders:
             with pytest.raises(UserError, match="has an encoder and a decoder"):
                 gated(name, sees)
             return
-        routed, merged = gated(name, sees, lambda key: "layer" in key or ".h." in key or "block" in key)
+        routed, _ = gated(name, sees, lambda key: "layer" in key or ".h." in key or "block" in key)
         prompt = {key: value for key, value in inputs(name).items() if not key.startswith("decoder")}
         with listening() as heard:
             found = routed.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)

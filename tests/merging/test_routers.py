@@ -11,8 +11,8 @@ from torch import nn
 
 from merging.errors import UserError
 from merging.methods import Smile, TaskArithmetic, Wemoe
-from merging.routed import install
 from merging.routing.gates import Gate, GateShape, Subspace, answered, largest, listening
+from merging.routing.install import install
 
 B, N, D, G = 6, 5, 8, 4  # samples, tokens, width, parts
 AFTER = {"features": "mean", "pool": "after"}

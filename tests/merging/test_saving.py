@@ -16,8 +16,9 @@ from merging.backbones.open_clip import OpenClip
 from merging.decompose.ranks import Ranks
 from merging.methods import Duet, Emr, RankOneMoe, Smile, TallMask, Ties, Twin, Wemoe
 from merging.neurons import Neurons
-from merging.routed import RoutedTower, install
 from merging.routing.gates import GateShape
+from merging.routing.install import install
+from merging.routing.routed import Routed
 
 DUET = Duet("all", Ranks("fraction", 0.5))
 SHAPES = [
@@ -64,9 +65,9 @@ def made(method, shape=None):
     return Learned("task_id", shape, TaskId(steps=5), "test").fit(merged, found, context(found))[0]
 
 
-def answer(model, *inputs):
+def answer(model, **weights):
     with torch.inference_mode():
-        return model(images(), *inputs)
+        return model(images(), **weights)
 
 
 def rewritten(path, change):
@@ -83,7 +84,7 @@ class TestSameBits:
     def test_trained_gates(self, method, shape, tmp_path):
         merged = made(method, shape)
         model = load(merged.save(tmp_path / "merged.safetensors"), BACKBONE.build())
-        assert isinstance(model, RoutedTower) and not model.training
+        assert isinstance(model, Routed) and not model.training
         assert torch.equal(answer(model), answer(install(BACKBONE.build(), merged)))
         assert model.gate is None or equal(model.gate.state_dict(), merged.routing.gates[0].state_dict())
 
@@ -92,7 +93,7 @@ class TestSameBits:
         merged = made(method)
         model = load(merged.save(tmp_path / "merged.safetensors"), BACKBONE.build())
         for w in (merged.one_hot(1), drawn(6, 3, seed=4)):
-            assert torch.equal(answer(model, w), answer(install(BACKBONE.build(), merged), w))
+            assert torch.equal(answer(model, w=w), answer(install(BACKBONE.build(), merged), w=w))
         with pytest.raises(UserError, match="has no gate: give the weights"):
             model(images())
 
@@ -183,7 +184,7 @@ class TestWrongBackbone:
             load(path, other)
 
     def test_no_tower(self, path):
-        with pytest.raises(UserError, match=r"depend on the input, and Linear is no ImageTower.*open_merged"):
+        with pytest.raises(UserError, match=r"does not fit Linear: it lacks bias, weight"):
             load(path, nn.Linear(3, 4))
 
     def test_no_backbone(self, path):

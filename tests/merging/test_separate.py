@@ -30,7 +30,7 @@ from merging.methods import (
 )
 from merging.neurons import Neurons
 from merging.qkv import Joined, join
-from merging.routed import install
+from merging.routing.install import install
 
 T = 3
 BLOCK = "visual.transformer.resblocks.1.attn."
@@ -183,7 +183,7 @@ class TestRouted:
             for task in range(T):
                 gate = merged.one_hot(task)
                 plain.load_state_dict(dict(merged.state(gate)))
-                torch.testing.assert_close(routed(images(), gate), plain(images()), atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(routed(images(), w=gate), plain(images()), atol=1e-5, rtol=1e-5)
 
     def test_saved_and_read_again(self, method, tmp_path):
         merged = method(experts())

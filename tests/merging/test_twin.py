@@ -8,7 +8,7 @@ from samples import BACKBONE, drawn, equal, family, merged_of, task_vectors
 from merging import UserError
 from merging.deltas import Dense, LowRank, Rows
 from merging.methods import Average, Base, Expert, Single, TaskArithmetic, Ties, Twin
-from merging.routed import install
+from merging.routing.install import install
 
 SHAPES = {
     "conv1.weight": (10, 3, 2, 2),
@@ -124,9 +124,9 @@ def test_a_bias_of_one_expert_acts_through_its_weight_alone():
     before, after = (install(BACKBONE.build(), merged_of(Twin(Base()), base, each)) for each in (experts, moved))
     images = drawn(4, 3, 16, 16, seed=2)
     for w in (torch.tensor([1.0, 0, 0]), torch.tensor([0.4, 0, 0.6])):
-        assert torch.equal(before(images, w), after(images, w))
+        assert torch.equal(before(images, w=w), after(images, w=w))
     some = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5], [0, 0, 1], [0, 1, 0]])
-    moved_rows = (before(images, some) - after(images, some)).abs().amax(1) > 1e-4
+    moved_rows = (before(images, w=some) - after(images, w=some)).abs().amax(1) > 1e-4
     assert moved_rows.tolist() == [False, True, False, True]
 
 

@@ -15,8 +15,8 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Routing
 from merging.methods import Average, Base, Expert, TaskArithmetic, Twin, Wemoe
-from merging.routed import install
 from merging.routing.gates import GateShape, answered, listening
+from merging.routing.install import install
 from tasks.data import SuiteData
 from tasks.engine import Engine
 from tasks.evaluate import Grid, Outcome, outcome, per_sample, routing_of

@@ -16,9 +16,9 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Average, Smile, Twin, Wemoe
 from merging.ops import generator
-from merging.routed import install
 from merging.routing.gates import Gate, GateShape, listening
 from merging.routing.groups import grouped, k_means
+from merging.routing.install import install
 from tasks.data import SuiteData
 from tasks.engine import Engine
 from tasks.evaluate import Grid
@@ -79,7 +79,7 @@ def by_hand(merged, suite, shared):
     splits = [task.split("test") for task in suite.tasks]
     images = small.TOWER.prepare(torch.cat([split.inputs for split in splits]))
     w = shared(model.weights(images))
-    features = functional.normalize(model(images, w), dim=1).split(EACH)
+    features = functional.normalize(model(images, w=w), dim=1).split(EACH)
     hits = {
         task.name: int(((some @ task.head().weight.T).argmax(1) == split.labels).sum()) / EACH
         for task, some, split in zip(suite.tasks, features, splits, strict=True)

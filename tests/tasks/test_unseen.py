@@ -13,8 +13,8 @@ from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Emr, Expert, Smile, TaskArithmetic, Twin
-from merging.routed import install
 from merging.routing.gates import GateShape
+from merging.routing.install import install
 from tasks.data import SuiteData
 from tasks.engine import Engine
 from tasks.evaluate import Grid
@@ -48,8 +48,8 @@ def fitted(method, experts, suite, shape=EARLY):
 
 
 @torch.no_grad()
-def share_right(model, task, *given):
-    logits = functional.normalize(model(images(task), *given), dim=1) @ task.head().weight.T
+def share_right(model, task, **given):
+    logits = functional.normalize(model(images(task), **given), dim=1) @ task.head().weight.T
     return int((logits.argmax(1) == task.split("test").labels).sum()) / 24
 
 
@@ -78,7 +78,7 @@ def test_a_router_lends_the_unseen_task_parts_of_the_others(suite, experts, gran
     w = w.expand(24, -1) if granularity == "mixed" else w
 
     found = score_unseen(grid(suite), merged, "test")
-    assert found.scores[UNSEEN].value == share_right(model, task, w)
+    assert found.scores[UNSEEN].value == share_right(model, task, w=w)
     assert found.weights[UNSEEN] == pytest.approx(w.mean(0).tolist(), abs=2e-6)
     assert sum(found.weights[UNSEEN]) == pytest.approx(1, abs=5e-6) and len(found.weights[UNSEEN]) == len(SEEN)
 

@@ -1,0 +1,143 @@
+"""What gates and heads see of calibration samples."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from threading import local
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from merging.calibration import Calibration
+from merging.errors import UserError
+from merging.merged import Merged
+from merging.routing.gates import Gate
+from merging.routing.routed import Reached, Routed
+from merging.threads import each
+
+
+def features_of(model: Routed, merged: Merged, calibration: Calibration, chosen: list[Tensor]) -> tuple[Tensor, ...]:
+    """Unit features [n, D] of some images of each task: all in one batch, unless a batch is to be of one task."""
+    images = [calibration.images(task, indices) for task, indices in enumerate(chosen)]
+    if merged.routing is not None and merged.routing.granularity == "batch":
+        return tuple(functional.normalize(model(some), dim=-1) for some in images)
+    return functional.normalize(model(torch.cat(images)), dim=-1).split([len(some) for some in images])
+
+
+def show_gates(model: Routed, calibration: Calibration, merged: Merged, act: Callable[[Gate, Tensor], object]) -> None:
+    """Show every gate its features on all calibration samples [n, F], in the order of the network.
+
+    `act` may train the gate: blocks behind it then see what it routes. A shared gate is shown all its blocks at once,
+    under the weights of the true task. Batches are spread over single-threaded workers.
+    """
+    batches, read = calibration.every(), calibration.images  # read when their turn comes: all at once may be gigabytes
+    gate = model.gate
+    assert gate is not None
+    if model.sees != "block":
+        act(gate, joined(over(lambda some: gate.features(*seen(model, read(*some))), batches)))
+        return
+    indices = [index for index, block in enumerate(model.blocks) if block.routed]
+    if len(model.gates) == 1 and len(indices) > 1:
+        truth = [merged.one_hot(task).to(calibration.device) for task, _ in batches]
+        visits = over(lambda some, w: under(model, read(*some), w), batches, truth)
+        act(gate, joined([features[index] for index in indices for features in visits]))
+        return
+    progress: list[Progress] = [Progress() for _ in batches]
+    with resumable(model) as current:
+        for index in indices:
+            show = lambda some, state, i=index: resumed(model, current, state, i, read(*some))  # noqa: E731
+            features = over(show, batches, progress)
+            act(model.gate_of(index), joined(features))
+
+
+def seen(model: Routed, inputs: Any) -> tuple[Tensor, Tensor | None]:
+    """The tokens that the one gate of a model is shown, and which of them are no padding."""
+    tokens = applied(model.seen, inputs)
+    return tokens, model.mask_of(tokens)
+
+
+def under(model: Routed, inputs: Any, w: Tensor) -> dict[int, Tensor]:
+    """The features that every block's gate is shown when all of them answer w."""
+    shown = {}
+
+    def observer(index: int, tokens: Tensor) -> Tensor:
+        shown[index] = model.gate_of(index).features(tokens, model.mask_of(tokens))
+        return w
+
+    applied(partial(model.observed, observer), inputs)
+    return shown
+
+
+class Progress:
+    """How far a batch has come: what its last finished block gave."""
+
+    done, output = 0, None
+
+
+class Current(local):
+    """The batch that this thread works on."""
+
+    progress: Progress | None = None
+
+
+def resumed(model: Routed, current: Current, progress: Progress, stop: int, inputs: Any) -> Tensor:
+    """The features that a block's gate is shown; the forward goes on from the last block that is finished."""
+
+    def observer(index: int, tokens: Tensor) -> Tensor:
+        gate, mask = model.gate_of(index), model.mask_of(tokens)
+        if index == stop:
+            raise Reached(gate.features(tokens, mask))
+        return gate(tokens, mask)
+
+    current.progress = progress
+    try:
+        applied(partial(model.observed, observer), inputs)
+    except Reached as reached:
+        return reached.tokens
+    finally:
+        current.progress = None
+    raise UserError(f"The model's forward did not pass block {stop}, which has a gate.")
+
+
+@contextmanager
+def resumable(model: Routed) -> Iterator[Current]:
+    """Blocks that a batch is through give what they gave: the last of them its output, which is all that goes on."""
+    current = Current()
+    for index, block in enumerate(model.blocks):
+        block.module.forward = partial(_resume, current, index, block.module.forward)
+    try:
+        yield current
+    finally:
+        for block in model.blocks:
+            del block.module.forward
+
+
+def _resume(current: Current, index: int, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    progress = current.progress
+    assert progress is not None
+    if index >= progress.done:
+        progress.output, progress.done = forward(*args, **kwargs), index + 1
+    return progress.output
+
+
+def applied(function: Callable, inputs: Any) -> Any:
+    """`function` of what a backbone prepared: a tensor, or named ones."""
+    return function(**inputs) if isinstance(inputs, Mapping) else function(inputs)
+
+
+def over(function: Callable[..., Any], *items: list) -> list:
+    """`function` of every item, in order, without autograd."""
+    return each(torch.no_grad()(function), *items)  # in the workers, which start with autograd on
+
+
+def joined(features: list[Tensor]) -> Tensor:
+    """Raises UserError for what is not finite."""
+    every = torch.cat(features)
+    if not every.isfinite().all():
+        raise UserError(
+            "The merged model gives NaN or Inf on the samples that train its gates. Lower the scale or check the "
+            "experts."
+        )
+    return every
