@@ -128,13 +128,14 @@ def adaptation(opened: Mapping[str, Sequence[str]], selection: Collection[str] =
 
 def splits_of(method: object) -> tuple[str, ...]:
     """The splits that a method and those inside it may open: `splits`, or calibration where it needs any data."""
-    opened = (getattr(part, "splits", () if part.needs == "nothing" else ("calibration",)) for part in nested(method))
+    parts = [*nested(method)]
+    opened = (getattr(part, "splits", () if needs_of(part) == "nothing" else ("calibration",)) for part in parts)
     return tuple(dict.fromkeys(split for splits in opened for split in splits))
 
 
 def needs_of(method: object) -> str:
     """What a method and those inside it ask for besides weights: nothing | inputs | labels, the most of all."""
-    return max((part.needs for part in nested(method)), key=NEEDS.index)
+    return max((getattr(part, "needs", "nothing") for part in nested(method)), key=NEEDS.index)
 
 
 def nested(method: Any) -> Iterator[Any]:

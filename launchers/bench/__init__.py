@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m launchers.bench forward|merge|factor|clip`."""
+"""Benchmarks: `python -m launchers.bench forward|gpu|merge|factor|clip`."""

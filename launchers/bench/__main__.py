@@ -1,12 +1,12 @@
-"""Benchmarks: `python -m launchers.bench forward|merge|factor|clip` prints a markdown table."""
+"""Benchmarks: `python -m launchers.bench forward|gpu|merge|factor|clip` prints a markdown table."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.bench import clip, factor, forward, merge
+from launchers.bench import clip, factor, forward, gpu, merge
 
-BENCHMARKS = {"forward": forward, "merge": merge, "factor": factor, "clip": clip}
+BENCHMARKS = {"forward": forward, "gpu": gpu, "merge": merge, "factor": factor, "clip": clip}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -31,7 +31,7 @@ class Models:
         with torch.device("meta"):
             _ = self.backbone.macs  # is kept; counted on no memory
         torch.manual_seed(0)
-        self.tower: nn.Module = self.backbone.build()
+        self.tower: Any = self.backbone.build()
         self.weights = {key: tensor.detach() for key, tensor in self.tower.state_dict().items()}
         self.width, self.blocks, self.image = width, layers, image
 
