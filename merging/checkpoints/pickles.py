@@ -16,13 +16,13 @@ from torch import Tensor
 from merging.cache import Cache
 from merging.checkpoints import Spec
 from merging.checkpoints.file_kinds import WORKS, expect, reading
-from merging.checkpoints.inert import Unsupported
+from merging.checkpoints.inert import Broken, Unsupported
 from merging.checkpoints.levels import weights
 from merging.checkpoints.torch_files import Map, Reader
 from merging.content import Content
 from merging.errors import UserError
 
-DAMAGES = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, struct.error,
+DAMAGES = (Broken, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, struct.error,
            zipfile.BadZipFile, NotImplementedError, EOFError)  # fmt: skip
 
 

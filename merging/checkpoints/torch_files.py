@@ -6,8 +6,7 @@ import mmap
 import struct
 import zipfile
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,8 +97,8 @@ class Reader:
     nested: bool = False
     storages: dict[str, Storage] = field(default_factory=dict)
 
-    @cached_property
-    def machine(self) -> Machine:
+    def run(self, stream: BinaryIO) -> Any:
+        """The object of the next pickle in a stream."""
         constructors: dict[Global, Constructor] = {
             Global("torch._utils", "_rebuild_tensor"): _view,
             Global("torch._utils", "_rebuild_tensor_v2"): _view,
@@ -107,16 +106,19 @@ class Reader:
             Global("torch._utils", "_rebuild_parameter_with_state"): _first,
             Global("torch", "Size"): tuple,
             Global("torch.storage", "_load_from_bytes"): self._inner,
-            Global("torch._tensor", "_rebuild_from_type_v2"): self._typed,
+            Global("torch._tensor", "_rebuild_from_type_v2"): lambda function, _, made_of, __: machine.call(
+                function, made_of
+            ),
         }
-        return Machine(constructors, self._persistent)
+        machine = Machine(stream, constructors, self._persistent)
+        return machine.load()
 
     def root(self) -> object:
         """The object in the file, with a View for every tensor."""
         if bytes(self.memory[:4]) == b"PK\x03\x04":
             return self._zip()
         stream = io.BytesIO(self.memory) if isinstance(self.memory, memoryview) else self.memory
-        value = self.machine.run(stream)  # type: ignore[arg-type]
+        value = self.run(stream)  # type: ignore[arg-type]
         return self._legacy(stream) if value == MAGIC else value  # type: ignore[arg-type]
 
     def _persistent(self, name: object) -> object:
@@ -144,9 +146,6 @@ class Reader:
             raise ValueError("it holds numbers in something that is no bytes")
         return Reader(memoryview(content), nested=True).root()
 
-    def _typed(self, function: object, _type: object, arguments: object, _state: object) -> object:
-        return self.machine.call(function, arguments)
-
     def _zip(self) -> object:
         if self.nested:
             raise ValueError("it hides an archive in a pickle")
@@ -156,7 +155,7 @@ class Reader:
                 raise Unsupported("it was written on a big-endian machine")
             if records["data.pkl"].compress_type != zipfile.ZIP_STORED:
                 raise Unsupported("its records are compressed, which torch.save never does")
-            root = self.machine.run(io.BytesIO(archive.read(records["data.pkl"])))
+            root = self.run(io.BytesIO(archive.read(records["data.pkl"])))
         for key, storage in self.storages.items():
             storage.memory, storage.start = self.memory, self._start(records[f"data/{key}"], storage)
         return root
@@ -170,10 +169,8 @@ class Reader:
 
     def _legacy(self, stream: BinaryIO) -> object:
         """After the magic number: protocol, system, the object, the storages' keys, then count and bytes of each."""
-        self.machine.run(stream)
-        self.machine.run(stream)
-        root, keys = self.machine.run(stream), self.machine.run(stream)
-        for key in keys:  # type: ignore[attr-defined]
+        _, _, root, keys = (self.run(stream) for _ in range(4))
+        for key in keys:
             storage = self.storages[key]
             (count,) = struct.unpack("<q", stream.read(8))
             if count != storage.count:
