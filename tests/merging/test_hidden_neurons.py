@@ -23,14 +23,14 @@ GATED = {f"model.layers.0.mlp.{name}_proj.weight": shape for name, shape in
 GATED_T5 = {f"{stack}.DenseReluDense.{name}.weight": shape
             for stack in ("encoder.block.0.layer.1", "decoder.block.0.layer.2") for name, shape in
             (("wi_0", (WIDE, NARROW)), ("wi_1", (WIDE, NARROW)), ("wo", (NARROW, WIDE)))}  # fmt: skip
-METHODS = [
-    Duet(ranks=Ranks("absolute", 4, in_value=2)),
-    Duet(ranks=Ranks("fraction", 0.6)),
-    Duet(ranks=Ranks("fraction", 0.6), factors="svd"),
-    Duet(ranks=Ranks("fraction", 0.6), unit="block"),
-    NeuronMask(),
-]
-methods = pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{type(method).__name__} {id(method) % 997}")
+METHODS = {
+    "ranks of either side": Duet(ranks=Ranks("absolute", 4, in_value=2)),
+    "tucker": Duet(ranks=Ranks("fraction", 0.6)),
+    "svd": Duet(ranks=Ranks("fraction", 0.6), factors="svd"),
+    "blocks": Duet(ranks=Ranks("fraction", 0.6), unit="block"),
+    "masks": NeuronMask(),
+}
+methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 def named(state):
