@@ -15,18 +15,14 @@ def macs(merged: Merged, backbone: Backbone) -> int:
     return static + second_pass + added + gate_macs(merged, backbone)
 
 
-def tokens_of(key: str, backbone: Backbone) -> int:
-    """Tokens that a parameter acts on: the projection works on the class token alone, the patches lack it."""
-    if key.endswith("proj") or key.startswith("proj"):
-        return 1
-    return backbone.tokens - key.endswith("conv1.weight")
-
-
 def delta_macs(key: str, delta: Delta, backbone: Backbone, routing: Routing) -> int:
     """What one delta adds to a sample's forward."""
-    tokens, by_token = tokens_of(key, backbone), routing.granularity == "token"
-    if key.endswith("embedding"):  # added to the tokens, so it is mixed, not applied
-        return delta.mix_macs()
+    info, by_token = backbone.param(key), routing.granularity == "token"
+    tokens, patches = 1 if info.pooled else backbone.tokens, len(delta.shape) == 4  # which lack the class token
+    if info.kind == "embedding" and not patches:  # added to the tokens, so it is mixed, not applied
+        rows = delta.shape[0] if len(delta.shape) == 2 else 1
+        return delta.mix_macs() * min(tokens, rows) // rows
+    tokens -= patches
     if routing.router == "subspace":
         return subspace_macs(delta, tokens, routing)
     used = routing.gate.used(delta.parts) if routing.gate is not None else None

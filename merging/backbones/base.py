@@ -19,6 +19,7 @@ KINDS = (
     *("norm", "embedding", "projection", "head", "other"),
 )
 FAMILIES = ("ffn", "attention")
+FLAGS = ("transposed", "after", "pooled")  # of a row of a table
 HIDDEN_AXIS = {"ffn_in": 0, "ffn_gate": 0, "ffn_up": 0, "ffn_out": 1}  # of matrices [out, in]
 ARCHITECTURES = Path(__file__).with_name("architectures")
 
@@ -32,7 +33,7 @@ class ParamInfo:
     belongs to one task and never is. depth, block: index and name of the transformer block, None outside. hidden_axis:
     where hidden neurons of an FFN lie, of the matrix as [out, in]. module: name of the module that owns it. transposed:
     stored as [in, out]. tied: the parameter whose tensor it shares where a model ties them. after: outside the blocks
-    and behind them.
+    and behind them. pooled: acts on one token of a sample, not on all.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class ParamInfo:
     transposed: bool = False
     tied: str | None = None
     after: bool = False
+    pooled: bool = False
 
     @property
     def family(self) -> str:
@@ -138,6 +140,7 @@ class Row(NamedTuple):
     kind: str
     transposed: bool
     after: bool
+    pooled: bool
     tied: str | None
 
 
@@ -186,6 +189,7 @@ def _info(key: str, row: Row, match: re.Match[str]) -> ParamInfo:
         transposed=row.transposed and not bias,
         tied=None if row.tied is None else groups.get("prefix", "") + row.tied,
         after=row.after,
+        pooled=row.pooled,
     )
 
 
@@ -207,7 +211,7 @@ def _row(prefix: str, name: str, line: str) -> Row:
     kind, *flags = line.split()
     pattern = name.replace(".", r"\.").replace("{i}", r"(?P<i>\d+)")
     tied = next((flag.removeprefix("tied=") for flag in flags if flag.startswith("tied=")), None)
-    return Row(re.compile(prefix + pattern), kind, "transposed" in flags, "after" in flags, tied)
+    return Row(re.compile(prefix + pattern), kind, *(flag in flags for flag in FLAGS), tied)
 
 
 def table(name: str) -> Table:

@@ -212,3 +212,22 @@ def test_the_true_task_costs_nothing_more():
 def test_what_a_parameter_outside_the_blocks_acts_on(key, shape, expected):
     delta = LowRank(empty(shape[0], 16), empty(16, torch.Size(shape[1:]).numel()), T, torch.Size(shape))
     assert macs(merged({key: delta}), backbone("b32")) - backbone("b32").macs == expected
+
+
+def test_an_embedding_is_mixed_for_the_rows_that_are_looked_up():
+    """Of a vocabulary those of a text's tokens, of positions all; a pooler acts on one token, patches lack one."""
+    pytest.importorskip("transformers")
+    from tiny_models import backbone as tiny
+
+    def added(name, key, *shape):
+        whole = tiny(name, "first", length=6)
+        return macs(merged({key: Dense(empty(T, *shape))}), whole) - whole.macs
+
+    texts, images = "BertForSequenceClassification", "ViTForImageClassification"
+    assert added(texts, "bert.embeddings.word_embeddings.weight", 30, 8) == T * 6 * 8
+    assert added(texts, "bert.pooler.dense.weight", 8, 8) == T * 8 * 8 * 1
+    assert added(images, "vit.embeddings.position_embeddings", 1, 5, 8) == T * 5 * 8
+    assert added(images, "vit.embeddings.patch_embeddings.projection.weight", 8, 3, 4, 4) == T * 8 * 48
+    low = tiny(images, "first")
+    delta = low_rank(8, 8, 2)
+    assert macs(merged({"vit.layers.0.attention.q_proj.weight": delta}), low) - low.macs == 5 * T * 2 * 16

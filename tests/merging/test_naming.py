@@ -39,9 +39,10 @@ GPT2, T5, CLIP = "transformer.h.2", "decoder.block.1", "vision_model.encoder.lay
     ("key", "info"),
     [
         ("visual.conv1.weight", ParamInfo("embedding", None, None, None, "visual.conv1")),
-        ("visual.proj", ParamInfo("projection", None, None, None, "visual", transposed=True, after=True)),
-        ("text_projection", ParamInfo("projection", None, None, None, "", transposed=True, after=True)),
-        ("text_projection.weight", ParamInfo("projection", None, None, None, "text_projection", after=True)),
+        ("visual.proj", ParamInfo("projection", None, None, None, "visual", transposed=True, after=True, pooled=True)),
+        ("text_projection", ParamInfo("projection", None, None, None, "", transposed=True, after=True, pooled=True)),
+        ("text_projection.weight",
+         ParamInfo("projection", None, None, None, "text_projection", after=True, pooled=True)),
         ("logit_scale", ParamInfo("other", None, None, None, "")),
         ("ln_final.weight", ParamInfo("norm", None, None, None, "ln_final", after=True)),
         (f"{BLOCK}.attn.in_proj_bias", ParamInfo("attention_qkv", 3, BLOCK, None, f"{BLOCK}.attn")),
