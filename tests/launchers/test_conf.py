@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from launchers.tracking.tracker import NoTracker
 from merging import methods
 from merging.adapt import Learned, Oracle
+from merging.backbones.hugging_face import HuggingFace
 from merging.backbones.open_clip import OpenClip
 from tasks.mini.experts import FineTuned
 from tasks.scales import Fixed, Search
@@ -25,7 +26,7 @@ CHOICES = sorted(
     if path.parent.name not in ("local", "hydra", "recipe")
 )
 KINDS = {
-    "backbone": OpenClip,
+    "backbone": (OpenClip, HuggingFace),
     "suite": Suite,
     "scale": (Fixed, Search),
     "router": (Learned, Oracle),

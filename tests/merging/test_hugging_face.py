@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from samples import drawn
 from tiny_models import MODELS, backbone
 from torch import nn
@@ -155,3 +157,20 @@ def test_a_decoder_generates():
     written = tiny.generate(model, {"input_ids": IDS[:1]}, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert torch.equal(written[:, :6], IDS[:1]) and written.shape[1] <= 9
     assert tiny.outputs(model, {"input_ids": IDS[:1]}).shape == (1, 6, 30)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "tokens", "giga_macs"),
+    [
+        ("vit_b16", 85_798_656, 197, 17.56),
+        ("roberta_base", 124_645_632 - 590_592, 128, 11.17),
+    ],  # its pooler is not used
+)
+def test_the_files_of_conf_are_the_published_models(name, numbers, tokens, giga_macs):
+    """Parameters as published, without heads; multiply-accumulates against a count by hand."""
+    facts = yaml.safe_load((Path(__file__).parents[2] / f"conf/backbone/{name}.yaml").read_text())
+    built = HuggingFace(**{key: value for key, value in facts.items() if key != "_target_"})
+    with torch.device("meta"):
+        assert sum(tensor.numel() for tensor in built.build().parameters()) == numbers
+    by_hand = 12 * (tokens * 12 * 768**2 + 2 * tokens**2 * 768) + (196 * 768**2 if name == "vit_b16" else 0)
+    assert built.tokens == tokens and built.macs == by_hand and round(by_hand / 1e9, 2) == giga_macs
