@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from merging.cache import code, key_of
-from merging.calibration import STATISTICS, TOKENS, activations
 from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import check_range
+from merging.statistics import STATISTICS, TOKENS, activations
 
 Masks = Mapping[str, Tensor]  # name of the block -> boolean [T, hidden]
-CODE, LIBRARIES = ("merging.calibration", "merging.backbones"), ("open_clip_torch",)  # what activations were made by
+CODE, LIBRARIES = ("merging.statistics", "merging.backbones"), ("open_clip_torch",)  # what activations were made by
 KNOWN = {
     "scope": ("layer", "model", "mass"),
     "scale": ("inverse_density", "energy", "density", "none", "learned"),

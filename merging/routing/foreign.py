@@ -141,7 +141,7 @@ TOKENS = {  # class -> parameters that are added or put in front, in the modules
 GAINS = ("RMSNorm", "T5LayerNorm", "LayerScale")  # how the names of classes end that multiply by their parameters
 
 
-def substituted(module: nn.Module, deltas: Mapping[str, Delta], holder: Holder, name: str) -> nn.Module | None:
+def substituted(module: nn.Module, deltas: Mapping[str, Delta | None], holder: Holder, name: str) -> nn.Module | None:
     """The module itself, of a class that reads mixed parameters; None for one that nothing is written for."""
     kind, names = type(module).__name__, set(deltas)
     if isinstance(module, nn.Embedding) and module.max_norm is None:
@@ -156,7 +156,9 @@ def substituted(module: nn.Module, deltas: Mapping[str, Delta], holder: Holder, 
         names |= {"positional_embedding"}
         module.projection = None
         if "proj" in deltas:
-            module.projection = Linear(module.proj.T, None, deltas["proj"].transposed(), None, holder, f"{name}.proj")
+            delta = deltas["proj"]
+            delta = None if delta is None else delta.transposed()
+            module.projection = Linear(module.proj.T, None, delta, None, holder, f"{name}.proj")
             module._parameters["proj"] = None
             deltas = {key: delta for key, delta in deltas.items() if key != "proj"}
     module.deltas, module.holder, module.name, module.values = nn.ModuleDict(deltas), holder, name, Values()

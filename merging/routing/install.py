@@ -1,7 +1,6 @@
 """Puts a merge into any module, by exchanging the modules that own its changed parameters."""
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from torch import nn
@@ -9,9 +8,10 @@ from torch import nn
 from merging.deltas import Delta, LowRank, OnDemand, Rows, rebuild
 from merging.errors import UserError
 from merging.merged import Merged, Routing
-from merging.routing.foreign import Attention, Substituted, route_relative_bias, substituted
+from merging.routing.exchange import attention_leaf, duplicate, leaf, replace
+from merging.routing.foreign import Attention, Substituted, route_relative_bias
 from merging.routing.gates import Subspace
-from merging.routing.leaves import Conv, LayerNorm, Linear, Split
+from merging.routing.leaves import Linear, Split
 from merging.routing.mixing import Holder
 from merging.routing.routed import Block, Routed
 
@@ -47,12 +47,6 @@ def repeated(module: nn.Module) -> list[nn.Module]:
         alike = isinstance(child, nn.ModuleList) and len({type(block) for block in child}) == 1
         blocks += list(child) if alike else repeated(child)
     return blocks
-
-
-def duplicate(module: nn.Module) -> nn.Module:
-    """The same modules over the same tensors: what is exchanged or moved in the one stays in the other."""
-    tensors = (*module.parameters(), *module.buffers())
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def tied_names(module: nn.Module) -> list[list[str]]:
@@ -144,47 +138,6 @@ def attentions(module: nn.Module, owners: Deltas) -> list[str]:
 def holder_of(routed: Routed, path: str) -> Holder:
     """The holder of the block that a module lies in, or that of all outside the blocks."""
     return next((block.holder for block in routed.blocks if f"{path}.".startswith(f"{block.name}.")), routed.outer)
-
-
-def replace(module: nn.Module, path: str, new: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, new)
-
-
-def attention_leaf(module: nn.Module, path: str, owners: Deltas, holder: Holder) -> Attention:
-    """In place of nn.MultiheadAttention."""
-    old, inner, outer = module.get_submodule(path), owners.get(path, {}), owners.get(f"{path}.out_proj", {})
-    assert isinstance(old, nn.MultiheadAttention)
-    if not old._qkv_same_embed_dim or old.bias_k is not None or old.add_zero_attn:
-        raise UserError(f"{path} has keys or values of a width or a bias of their own: it cannot be routed.")
-    into = Linear(
-        old.in_proj_weight, old.in_proj_bias, inner.get("in_proj_weight"), inner.get("in_proj_bias"), holder,
-        f"{path}.in_proj",
-    )  # fmt: skip
-    weight, bias = old.out_proj.weight, old.out_proj.bias
-    return Attention(
-        old, into, Linear(weight, bias, outer.get("weight"), outer.get("bias"), holder, f"{path}.out_proj")
-    )
-
-
-def leaf(old: nn.Module, deltas: Mapping[str, Delta], holder: Holder, name: str) -> nn.Module:
-    """What takes the place of a module. Raises UserError for a class that nothing is written for."""
-    kind, weight, bias = type(old), deltas.get("weight"), deltas.get("bias")
-    if kind is nn.Linear or kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
-        return Linear(old.weight, old.bias, weight, bias, holder, name)
-    if kind.__name__ == "Conv1D":  # of transformers: a linear layer that is stored as [in, out]
-        return Linear(old.weight.T, old.bias, None if weight is None else weight.transposed(), bias, holder, name)
-    if kind is nn.Conv2d:
-        return Conv(old, deltas, holder, name)
-    if isinstance(old, nn.LayerNorm) and kind.__name__ in ("LayerNorm", "LayerNormFp32"):
-        return LayerNorm(old, deltas, holder, name)
-    new = substituted(old, deltas, holder, name)
-    if new is None:
-        raise UserError(
-            f"{name or 'The model'} is a {kind.__name__}, whose {' and '.join(deltas)} cannot be mixed per input: "
-            f"nothing is written for this class. Keep them static, or choose a method that does not route them."
-        )
-    return new
 
 
 def find_parts(routed: Routed, paths: list[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from launchers import gates
 from launchers.expert_scores import expert_scores
-from merging import Cache, Experts, calibration, neurons
+from merging import Cache, Experts, neurons, statistics
 from merging import cache as caching
 from merging.adapt import Learned
 from merging.backbones.open_clip import OpenClip
@@ -197,7 +197,7 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
     "tucker": (tucker, {"stack": 2.0, "ranks": (1, 2, 3), "engine": "hosvd"},
                (*DECOMPOSITION, "merging.decompose.tucker")),
     "activations": (activations, {"expert": 2, "images": 1, "device": "meta", "source": "base", "statistic": "rms",
-                                  "tokens": "class", "at": "input", "count": 3, **OTHER}, ("merging.calibration",)),
+                                  "tokens": "class", "at": "input", "count": 3, **OTHER}, ("merging.statistics",)),
     "similarity": (similarity, {"base": 3, "expert": 2, "only": frozenset(KEYS[:1])}, ("merging.similarity",)),
     "expert": (expert, {"base": 1, "task": "tints", "images": 1, "head": 2.0, "recipe": Recipe(steps=3), "seed": 1,
                         **OTHER}, ("tasks.training", "tasks.recipes")),
@@ -291,6 +291,6 @@ def test_masks_of_another_backbone_are_measured_anew(tmp_path):
         seen = suite.calibration(tasks, backbone(**{**BACKBONE, **changed}), "calibration")
         context = Context(SimpleNamespace(unlabelled=lambda _, seen=seen: seen))
         (found[name],) = Neurons().measured(experts, context).values()
-        fresh = calibration.activations(seen, experts.checkpoints, (KEYS[1],))[KEYS[1]]
+        fresh = statistics.activations(seen, experts.checkpoints, (KEYS[1],))[KEYS[1]]
         assert torch.equal(found[name], fresh)
     assert all(not torch.equal(found["plain"], other) for name, other in found.items() if name != "plain")

@@ -8,10 +8,10 @@ from ffns import GIVEN, close
 from samples import context, drawn, family, merged_of
 
 from merging import Experts
-from merging.calibration import linear_statistics
 from merging.decompose.ranks import Ranks
 from merging.methods import Duet, NeuronMask, Twin
 from merging.neurons import Neurons
+from merging.statistics import linear_statistics
 
 TASKS, WIDE, NARROW = 3, 12, 5
 W = torch.tensor([0.7, -1.3, 2.1])

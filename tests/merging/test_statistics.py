@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from architectures import inputs, model
 from ffns import close, small_towers
 from samples import BACKBONE, IMAGES, context, opened
 from torch.nn import functional
 
-from merging.calibration import STATISTICS, activations, linear_statistics
+from merging.errors import UserError
+from merging.statistics import STATISTICS, activations, grams, linear_statistics, observe
 
 NAMES = tuple(f"visual.transformer.resblocks.{block}.mlp.c_proj.weight" for block in (0, 1))
 MEASURES = {
@@ -89,3 +91,67 @@ def test_every_expert_sees_its_own_images(found):
     for name in NAMES:
         moved = (own[name] - other[name]).abs().amax(1)
         assert moved[0] > 1e-3 and moved[2] > 1e-3 and moved[1] == 0
+
+
+MATRICES = {
+    "open_clip": (
+        "visual.conv1.weight",
+        "visual.proj",
+        "attn.in_proj_weight",
+        "attn.out_proj.weight",
+        "mlp.c_fc.weight",
+    ),
+    "CLIPVision with projection": ("patch_embedding.weight", "visual_projection.weight", "q_proj.weight", "fc2.weight"),
+    "GPT-2": ("attn.c_attn.weight", "mlp.c_proj.weight", "lm_head.weight"),
+    "T5": ("SelfAttention.q.weight", "EncDecAttention.v.weight", "DenseReluDense.wo.weight"),
+    "Llama": ("self_attn.o_proj.weight", "mlp.gate_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@torch.no_grad()
+def test_every_matrix_is_seen(name):
+    """y = W x + b of what is seen to go in and to come out, whatever applies the matrix; the model is left alone."""
+    module, kwargs, seen = model(name), inputs(name), {}
+    names = [key for key, _ in module.named_parameters(remove_duplicate=False)]
+    keys = [key for key in names if key.endswith(MATRICES[name])]
+    assert {part for part in MATRICES[name] for key in keys if key.endswith(part)} == set(MATRICES[name])
+    kinds = [type(child) for child in module.modules()]
+    for side in ("input", "output"):
+        observe(
+            module, keys, [kwargs], lambda key, rows, side=side: seen.update({(key, side): rows.double()}), side=side
+        )
+    assert [type(child) for child in module.modules()] == kinds
+    for key in keys:
+        weight, bias = module.get_parameter(key).double(), key.replace("weight", "bias")
+        transposed = "proj" in key.split(".")[-1:] or (name == "GPT-2" and not key.startswith("lm_head"))
+        weight = weight.T if transposed else weight.flatten(1)
+        shift = module.get_parameter(bias).double() if bias in names and bias != key else 0
+        torch.testing.assert_close(seen[key, "input"] @ weight.T + shift, seen[key, "output"], rtol=1e-4, atol=1e-4)
+
+
+def test_grams_are_those_of_all_inputs_block_by_block_too(found):
+    calibration, keys = context(found).unlabelled(), (*NAMES, "visual.proj", "visual.conv1.weight")
+    whole = grams(calibration, found.checkpoints, keys, 7)
+    assert whole.sums[NAMES[0]].shape == (3, 64, 64) and whole.sums["visual.conv1.weight"].shape == (3, 192, 192)
+    for task, checkpoint in enumerate(found.checkpoints):
+        state = {key: checkpoint.tensor(key) for key in BACKBONE.build().state_dict()}
+        for name, x in zip(NAMES, hidden(state, calibration.images(task, torch.arange(7))), strict=True):
+            x = x.flatten(0, 1)
+            assert whole.rows[name][task] == len(x) == 35 and close(whole.sums[name][task], x.T @ x, 1e-5)
+    assert whole.rows["visual.proj"].tolist() == [7, 7, 7]
+    for key in keys:
+        assert close(grams(calibration, found.checkpoints, (key,), 7).sums[key], whole.sums[key], 1e-5)
+
+
+def test_padding_does_not_count():
+    module, kwargs = model("RoBERTa"), inputs("RoBERTa")
+    key, rows = "roberta.encoder.layer.1.output.dense.weight", []
+    observe(module, [key], [kwargs], lambda _, some: rows.append(len(some)))
+    assert rows == [int(kwargs["attention_mask"].sum())]
+
+
+@pytest.mark.parametrize("key", ["visual.positional_embedding", "visual.ln_pre.weight"])
+def test_what_is_no_matrix_of_features_is_refused(key):
+    with pytest.raises(UserError, match="is not a matrix that is applied to features"):
+        observe(model("open_clip"), [key], [inputs("open_clip")], lambda *_: None)
