@@ -228,3 +228,50 @@ def read(hidden: Tensor, readout: str, mask: Tensor | None) -> Tensor:
         return (hidden * share).sum(1) / share.sum(1)
     last = mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
     return hidden[torch.arange(len(hidden)), last]
+
+
+def head_of(state: Mapping[str, Tensor]) -> nn.Module:
+    """The head in an expert's tensors, features [N, D] -> outputs [N, C]: linear, or dense, tanh and out_proj.
+
+    The names may start with that of the module (`classifier.`, `score.`). Raises UserError for any other head.
+    """
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        owner, _, kind = key.rpartition(".")
+        layers.setdefault(owner.rpartition(".")[2] if "." in owner else "", {})[kind] = tensor
+    if set(layers) == {""}:
+        return linear(layers[""])
+    if set(layers) == {"dense", "out_proj"}:
+        return nn.Sequential(linear(layers["dense"]), nn.Tanh(), linear(layers["out_proj"]))
+    raise UserError(
+        f"A head of the tensors {', '.join(state) or '(none)'} is not known: it is one linear layer, or two named "
+        f"dense and out_proj with tanh between. Give the head as a module of its own."
+    )
+
+
+def linear(tensors: Mapping[str, Tensor]) -> nn.Linear:
+    weight, bias = tensors["weight"], tensors.get("bias")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.load_state_dict(dict(tensors), assign=True)
+    return layer.requires_grad_(False).eval()
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes of a model's config.json in the order of its outputs, none where it does not say."""
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    ordered = tuple(names[index] for index in sorted(names))
+    unnamed = ordered == tuple(f"LABEL_{index}" for index in sorted(names))  # transformers' default
+    return () if unnamed else ordered
+
+
+def check_class_order(task: str, first: Sequence[str], second: Sequence[str], where: str) -> None:
+    """Raises UserError where both name their classes, and in another order or others."""
+    if not first or not second or tuple(first) == tuple(second):
+        return
+    index = next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), None)
+    index = min(len(first), len(second)) if index is None else index
+    one, other = (names[index] if index < len(names) else "nothing" for names in (first, second))
+    raise UserError(
+        f"{task}: output {index} is {one}, and in the head of {where} it is {other}. Heads are scored by the order of "
+        f"their outputs: give the classes in the order of each head's id2label."
+    )

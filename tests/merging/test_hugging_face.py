@@ -13,7 +13,7 @@ from torch import nn
 
 from merging import UserError
 from merging.backbones.base import from_facts
-from merging.backbones.hugging_face import HuggingFace, read
+from merging.backbones.hugging_face import HuggingFace, check_class_order, class_names, head_of, read
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -174,3 +174,27 @@ def test_the_files_of_conf_are_the_published_models(name, numbers, tokens, giga_
         assert sum(tensor.numel() for tensor in built.build().parameters()) == numbers
     by_hand = 12 * (tokens * 12 * 768**2 + 2 * tokens**2 * 768) + (196 * 768**2 if name == "vit_b16" else 0)
     assert built.tokens == tokens and built.macs == by_hand and round(by_hand / 1e9, 2) == giga_macs
+
+
+@pytest.mark.parametrize(("name", "readout", "head", "inputs"), HEADS)
+def test_a_head_is_rebuilt_from_its_tensors(name, readout, head, inputs):
+    """What an expert's file holds of it, behind any prefix, maps features to the whole model's answers."""
+    tiny = backbone(name, readout)
+    whole = tiny._built().eval()
+    body = tiny.build()
+    body.load_state_dict(whole.state_dict(), strict=False)
+    state = {key: tensor for key, tensor in whole.state_dict().items() if key in tiny.head_keys(whole.state_dict())}
+    logits = head_of(state)(tiny.features(body, inputs))
+    torch.testing.assert_close(logits, tiny.outputs(whole, inputs), atol=1e-6, rtol=0)
+    with pytest.raises(UserError, match=r"A head of the tensors score.first.weight, score.bias is not known"):
+        head_of({"score.first.weight": drawn(2, 3), "score.bias": drawn(2)})
+
+
+def test_classes_in_another_order_are_refused():
+    names = class_names({"id2label": {"1": "dog", "0": "cat"}})
+    assert names == ("cat", "dog") and class_names({"id2label": {0: "LABEL_0", 1: "LABEL_1"}}) == class_names({}) == ()
+    check_class_order("pets", names, (), "b")
+    with pytest.raises(UserError, match=r"pets: output 0 is cat, and in the head of b it is dog"):
+        check_class_order("pets", names, ("dog", "cat"), "b")
+    with pytest.raises(UserError, match=r"output 2 is nothing, and in the head of b it is fox"):
+        check_class_order("pets", names, ("cat", "dog", "fox"), "b")
