@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from merging.cache import Cache
 from merging.content import Content
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3  # of a whole download; within one, huggingface_hub resumes several times
 PASSING = (408, 429, 500, 502, 503, 504)  # HTTP statuses worth another attempt
 FULL = (errno.ENOSPC, errno.EDQUOT)
-GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,29 @@ class Wanted:
 
     def __str__(self) -> str:
         return f"{self.repo}/{self.filenames[0]}"
+
+    @property
+    def each(self) -> "list[Wanted]":
+        """The same for every name by itself."""
+        return [replace(self, filenames=(name,)) for name in self.filenames]
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """As huggingface_hub takes it."""
+        named = {"repo_id": self.repo, "filename": self.filenames[0]}
+        return {**named, "revision": self.revision, "repo_type": self.repo_type}
+
+    @property
+    def cached(self) -> Path | None:
+        """The file under the first name, if it is in the local cache."""
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(**self.where)
+        return Path(path) if isinstance(path, str) else None
+
+    @property
+    def page(self) -> str:
+        return f"{_constants().ENDPOINT}/{'' if self.repo_type == 'model' else f'{self.repo_type}s/'}{self.repo}"
 
 
 class Download(NamedTuple):
@@ -64,13 +86,13 @@ def fetch(
 
     problem, wanted = "", Wanted(repo, (filename,), revision, repo_type)
     for attempt in range(ATTEMPTS):
-        before = _cached(wanted)
+        before = wanted.cached
         if before is None:
             [announced] = told = plan([wanted])
             check_room(told)
             log.info("downloading %s (%s) to %s", wanted, size_of(announced.bytes), announced.where)
         try:
-            path = Path(hf_hub_download(repo, filename, revision=revision, repo_type=repo_type))
+            path = Path(hf_hub_download(**wanted.where))
         except _errors() as error:
             problem = _passing(wanted, error)
             time.sleep(2**attempt)
@@ -78,22 +100,24 @@ def fetch(
         if (path == before and cache is None) or _is_whole(path, cache):
             return path
         problem = "what came has another sha256 than the hub announces"
-        _discard(path)
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     raise UserError(
-        f"{wanted} could not be downloaded from {_endpoint()} in {ATTEMPTS} attempts: {problem}. Nothing of it was "
-        f"kept. Run the same command again later; if it stays so, fetch the file by other means into {_folder()}."
+        f"{wanted} could not be downloaded from {_constants().ENDPOINT} in {ATTEMPTS} attempts: {problem}. Nothing of "
+        f"it was kept. Run the same command again later; if it stays so, fetch it by other means into {_folder()}."
     )
 
 
 def fetch_first(wanted: Wanted, cache: Cache | None = None) -> Path:
     """`fetch` for the first of its names that is cached, else that the repository has; Missing if there is none."""
-    names = [name for name in wanted.filenames if _cached(replace(wanted, filenames=(name,)))] or wanted.filenames
-    for name in names[:-1]:
+    names = [one for one in wanted.each if one.cached] or wanted.each
+    for one in names:
         try:
-            return fetch(wanted.repo, name, wanted.revision, wanted.repo_type, cache)
+            return fetch(one.repo, one.filenames[0], one.revision, one.repo_type, cache)
         except Missing:
-            continue
-    return fetch(wanted.repo, names[-1], wanted.revision, wanted.repo_type, cache)
+            if one == names[-1]:
+                raise
+    raise AssertionError("a file has at least one name")
 
 
 def plan(wanted: Iterable[Wanted]) -> list[Download]:
@@ -105,7 +129,7 @@ def size_of(count: int | None) -> str:
     """Bytes as a person reads them."""
     if count is None:
         return "size unknown"
-    return f"{count / GB:.2f} GB" if count >= GB / 10 else f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def check_room(downloads: Sequence[Download]) -> None:
@@ -120,36 +144,25 @@ def check_room(downloads: Sequence[Download]) -> None:
 
 
 def _planned(wanted: Wanted) -> Download:
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    if (path := _cached(wanted)) is not None:
-        return Download(str(wanted), path.stat().st_size, True, path)
-    if constants.HF_HUB_OFFLINE:
+    for one in wanted.each:
+        if (path := one.cached) is not None:
+            return Download(str(one), path.stat().st_size, True, path)
+    if _constants().HF_HUB_OFFLINE:
         raise _offline(wanted)
-    for last, name in enumerate(wanted.filenames, 1 - len(wanted.filenames)):
-        one = Wanted(wanted.repo, (name,), wanted.revision, wanted.repo_type)
-        url = hf_hub_url(wanted.repo, name, revision=wanted.revision, repo_type=wanted.repo_type)
+    for one in wanted.each:
         try:
-            return Download(str(one), get_hf_file_metadata(url).size, False, _folder())
+            return Download(str(one), get_hf_file_metadata(hf_hub_url(**one.where)).size, False, _folder())
         except _errors() as error:
             try:
                 _passing(one, error)
             except Missing:
-                if last == 0:
+                if one == wanted.each[-1]:
                     raise
             else:  # out of order for the moment: the download itself tries longer
                 return Download(str(one), None, False, _folder())
     raise AssertionError("a file has at least one name")
-
-
-def _cached(wanted: Wanted) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in wanted.filenames:
-        found = try_to_load_from_cache(wanted.repo, name, revision=wanted.revision, repo_type=wanted.repo_type)
-        if isinstance(found, str):
-            return Path(found)
-    return None
 
 
 def _errors() -> tuple[type[Exception], ...]:
@@ -163,78 +176,59 @@ def _passing(wanted: Wanted, error: Exception) -> str:
     """What went wrong, if another attempt makes sense; raises UserError if not."""
     from huggingface_hub import errors
 
-    revision = wanted.revision or "main"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    revision, login = wanted.revision or "main", "log in (`hf auth login`) or set HF_TOKEN"
     if isinstance(error, OSError) and error.errno in FULL:
         raise UserError(f"No space is left in {_folder()} for {wanted}. Free some, or set HF_HUB_CACHE.") from error
-    if isinstance(error, errors.GatedRepoError) or _status(error) == 403:
-        raise UserError(
-            f"{wanted} is not open to you. Accept its conditions at {_endpoint()}/{_page(wanted)}, then log in "
-            f"(`hf auth login`) or set HF_TOKEN."
-        ) from error
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        why = f"{wanted} is not open to you. Accept its conditions at {wanted.page}, then {login}."
+        raise UserError(why) from error
     if isinstance(error, errors.RevisionNotFoundError):
         raise UserError(f"{wanted.repo} has no revision {revision}. Name a branch, tag or commit of it.") from error
-    if isinstance(error, errors.RepositoryNotFoundError) or _status(error) == 401:
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         raise UserError(
-            f"There is no {wanted.repo_type} {wanted.repo} at {_endpoint()} that you may see ({wanted}). Check the "
-            f"name; for a private one log in (`hf auth login`) or set HF_TOKEN."
+            f"There is no {wanted.repo_type} {wanted.repo} at {_constants().ENDPOINT} that you may see ({wanted}). "
+            f"Check the name; for a private one {login}."
         ) from error
     if isinstance(error, errors.LocalEntryNotFoundError):  # the client has tried for long
         raise _offline(wanted, error.__cause__) from error
-    if isinstance(error, errors.EntryNotFoundError) or _status(error) == 404:
+    if isinstance(error, errors.EntryNotFoundError) or status == 404:
         raise Missing(
-            f"{wanted.repo} ({revision}) has no file {wanted.filenames[0]}. See {_endpoint()}/{_page(wanted)}/tree/"
-            f"{revision} for what it has."
+            f"{wanted.repo} ({revision}) has no file {wanted.filenames[0]}. See {wanted.page}/tree/{revision} for what "
+            f"it has."
         ) from error
-    if _status(error) not in (None, *PASSING):
-        raise UserError(f"{_endpoint()} refuses {wanted}: {error}") from error
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    if status not in (None, *PASSING):
+        raise UserError(f"{_constants().ENDPOINT} refuses {wanted}: {error}") from error
+    return _first_line(error)
 
 
 def _offline(wanted: Wanted, cause: BaseException | None = None) -> UserError:
-    from huggingface_hub import constants
-
     options = "" if wanted.repo_type == "model" else f" --repo-type {wanted.repo_type}"
     options += "" if wanted.revision is None else f" --revision {wanted.revision}"
     why = "HF_HUB_OFFLINE forbids to download it"
-    if not constants.HF_HUB_OFFLINE:
-        why = f"{_endpoint()} cannot be reached ({str(cause).strip().partition(chr(10))[0] or type(cause).__name__})"
+    if not _constants().HF_HUB_OFFLINE:
+        why = f"{_constants().ENDPOINT} cannot be reached ({_first_line(cause)})"
     return UserError(
         f"{wanted} is not in the cache {_folder()}, and {why}. Fetch it where there is a connection, with "
         f"`hf download {wanted.repo} {wanted.filenames[0]}{options}`, and copy that machine's cache here."
     )
 
 
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+def _first_line(error: BaseException | None) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _page(wanted: Wanted) -> str:
-    return wanted.repo if wanted.repo_type == "model" else f"{wanted.repo_type}s/{wanted.repo}"
+def _constants() -> Any:
+    from huggingface_hub import constants
+
+    return constants
 
 
 def _folder() -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
-
-
-def _blob(path: Path) -> Path:
-    """Where the content of a file in the cache lies; its name there is the sha256 of an LFS file."""
-    return path.parent / os.readlink(path) if path.is_symlink() else path
+    return Path(_constants().HF_HUB_CACHE)
 
 
 def _is_whole(path: Path, cache: Cache | None) -> bool:
-    expected = _blob(path).name
-    return not re.fullmatch("[0-9a-f]{64}", expected) or Content(path, cache).id == expected
-
-
-def _discard(path: Path) -> None:
-    blob = _blob(path)
-    path.unlink(missing_ok=True)
-    blob.unlink(missing_ok=True)
+    """Whether a file has the content that its name in the cache says, which of an LFS file is its sha256."""
+    blob = os.path.basename(os.readlink(path)) if path.is_symlink() else path.name
+    return not re.fullmatch("[0-9a-f]{64}", blob) or Content(path, cache).id == blob
