@@ -19,7 +19,7 @@ from merging.cache import Cache, code, key_of
 from merging.checkpoints import Checkpoint
 from merging.errors import UserError
 from tasks.heads.head import ZeroShot
-from tasks.vision.known import read
+from tasks.vision.dataset_registry import read
 from tasks.vision.reading import read_clip
 
 TOWERS = Path(__file__).with_name("towers.yaml")

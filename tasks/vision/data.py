@@ -13,8 +13,8 @@ from merging.errors import UserError
 from tasks.heads.text import TextHead, check_prompts
 from tasks.split import Split
 from tasks.task import LabelledTask
+from tasks.vision.dataset_registry import DEFAULT, Facts, check_order
 from tasks.vision.images import FORMAT, Images, StoredSplit
-from tasks.vision.known import DEFAULT, Facts, check_order
 from tasks.vision.parts import Rule
 from tasks.vision.sources import Source
 from tasks.vision.tables import Table

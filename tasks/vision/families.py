@@ -17,7 +17,7 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
 from tasks.suite import Suite
-from tasks.vision.catalogue import Family, base_model, family, weights
+from tasks.vision.expert_registry import base_model, family, weights
 from tasks.vision.fitting import TEXT, assembled
 from tasks.vision.hub import Wanted, fetch_first
 
@@ -49,10 +49,10 @@ class HubFamily:
 
     def wanted(self, suite: Suite, backbone: Backbone) -> list[Wanted]:
         """The base, then the files of every expert. Raises UserError for what the family does not have."""
-        said = family(self.family)
-        said.check(backbone, suite.names)
-        files = ((CONFIG,), (WEIGHTS,)) if said.adapter else (weights(),)
-        repos = [said.repository(backbone, task) for task in suite.names]
+        facts = family(self.family)
+        facts.check(backbone, suite.names)
+        files = ((CONFIG,), (WEIGHTS,)) if facts.adapter else (weights(),)
+        repos = [facts.repository(backbone, task) for task in suite.names]
         experts = [Wanted(repo, names, self.revision) for repo in repos for names in files]
         return [base_model(backbone, self.base_revision), *experts]
 
@@ -98,52 +98,46 @@ class EncoderFamily:
 
         Raises UserError for what the family does not have and what is not below the root.
         """
-        said = family(self.family)
-        said.check(backbone, suite.names)
+        facts = family(self.family)
+        facts.check(backbone, suite.names)
         if self.root is not None:
-            base, _ = self._local(said, suite, backbone)
-            return [base_model(backbone)] if base is None else []
-        if said.repo is None:
+            return [] if "the base" in self._local(suite, backbone) else [base_model(backbone)]
+        if facts.repo is None:
             raise UserError(
-                f"The experts of the family {said.name} are not on the Hub. Download them ({said.source}) and name the "
-                f"folder with {said.folders(backbone)[0]} in it: experts.root=<folder>."
+                f"The experts of the family {facts.name} are not on the Hub. Download them ({facts.source}) and name "
+                f"the folder with {facts.folders(backbone)[0]} in it: experts.root=<folder>."
             )
-        groups = [] if said.openai else [said.base_paths(backbone, suite.names)]
-        groups += [said.expert_paths(backbone, task) for task in suite.names]
-        files = [Wanted(said.repo, tuple(said.below + each for each in names), self.revision) for names in groups]
-        return [base_model(backbone), *files] if said.openai else files
+        base, *experts = facts.files(backbone, suite.names).values()
+        first, *rest = [
+            Wanted(facts.repo, tuple(facts.below + name for name in names), self.revision) for names in (base, *experts)
+        ]
+        return [base_model(backbone) if facts.openai else first, *rest]
 
     def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
         """Reads the pickles inertly. Raises UserError for what is missing or does not fit."""
-        fetched = [fetch_first(each, cache) for each in self.wanted(suite, backbone)]
-        said, paths, first = family(self.family), fetched[1:], None
+        facts, files = family(self.family), [fetch_first(each, cache) for each in self.wanted(suite, backbone)]
         if self.root is not None:
-            first, paths = self._local(said, suite, backbone)
-        elif not said.openai:
-            first = fetched[0]
-        experts = [from_image_encoder(open_file(path, cache), self.text) for path in paths]
-        if first is not None:
-            base = from_image_encoder(open_file(first, cache), self.text)
-        else:
-            base = as_encoder(from_hugging_face(open_file(fetched[0], cache)), self.text)
+            files = [*files, *self._local(suite, backbone).values()]
+        published = facts.openai and (self.root is None or len(files) > len(self._local(suite, backbone)))
+        first, *experts = [open_file(path, cache) for path in files]
+        base = as_encoder(from_hugging_face(first), self.text) if published else from_image_encoder(first, self.text)
+        experts = [from_image_encoder(expert, self.text) for expert in experts]
         return assembled(base, experts, suite, backbone, cache, self.qkv, self.text)
 
-    def _local(self, said: Family, suite: Suite, backbone: Backbone) -> tuple[Path | None, list[Path]]:
-        """The base (None: openai's own) and the experts below the root. Raises UserError naming what is not there."""
-        root = Path(str(self.root)).expanduser()
-        groups = {"the base": said.base_paths(backbone, suite.names)}
-        groups |= {f"the expert for {task}": said.expert_paths(backbone, task) for task in suite.names}
+    def _local(self, suite: Suite, backbone: Backbone) -> dict[str, Path]:
+        """The base, unless it is openai's own, and the experts below the root; UserError naming what is not there."""
+        facts, root = family(self.family), Path(str(self.root)).expanduser()
+        places = facts.files(backbone, suite.names)
         found = {who: next((root / each for each in names if (root / each).is_file()), None)
-                 for who, names in groups.items()}  # fmt: skip
-        missing = [who for who, path in found.items() if path is None and not (who == "the base" and said.openai)]
+                 for who, names in places.items()}  # fmt: skip
+        missing = [who for who, path in found.items() if path is None and not (who == "the base" and facts.openai)]
         if missing:
             raise UserError(
-                f"{root} lacks {some(missing)} of the family {said.name}: {missing[0]} should be "
-                f"{root / groups[missing[0]][0]}. {there_is(root)} Its files come from "
-                f"{said.source or f'the repository {said.repo} of the Hub'}."
+                f"{root} lacks {some(missing)} of the family {facts.name}: {missing[0]} should be "
+                f"{root / places[missing[0]][0]}. {there_is(root)} Its files come from "
+                f"{facts.source or f'the repository {facts.repo} of the Hub'}."
             )
-        first, *experts = found.values()
-        return first, [path for path in experts if path is not None]
+        return {who: path for who, path in found.items() if path is not None}
 
 
 def as_encoder(whole: Checkpoint, text: bool, remarks: tuple[str, ...] = ()) -> Checkpoint:

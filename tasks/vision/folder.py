@@ -25,7 +25,7 @@ from tasks.heads.text_towers import has_text_tower, left_out
 from tasks.multitask import TASKS
 from tasks.suite import Suite, unread
 from tasks.task import LabelledTask
-from tasks.vision.catalogue import base_model, weights
+from tasks.vision.expert_registry import base_model, weights
 from tasks.vision.families import as_encoder, open_base, there_is, with_projection
 from tasks.vision.fitting import assembled, is_clip, tower_shapes
 from tasks.vision.hub import Wanted

@@ -11,7 +11,7 @@ from merging.preflight import some
 from tasks.heads.text import TextHead
 from tasks.suite import Suite, divided, unread
 from tasks.vision.data import Store, VisionData, VisionTask
-from tasks.vision.known import DEFAULT, Facts, facts, names
+from tasks.vision.dataset_registry import DEFAULT, Facts, facts, names
 from tasks.vision.layout import USUAL, part_of
 from tasks.vision.parts import Rule
 from tasks.vision.sources import Plain

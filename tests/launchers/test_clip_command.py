@@ -11,7 +11,7 @@ from hub import Hub
 from PIL import Image
 
 from launchers import rows
-from tasks.vision.known import facts
+from tasks.vision.dataset_registry import facts
 
 EIGHT = ["SUN397", "Cars", "RESISC45", "EuroSAT", "SVHN", "GTSRB", "MNIST", "DTD"]
 TOWER = f"{{layers: {BLOCKS}, width: {WIDTH}, head_width: 64, patch_size: 32, image_size: 224}}".replace(" ", "")

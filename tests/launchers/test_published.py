@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from repeated import KNOWN, SUITES, names, published_row
 
 from launchers.results.published import _about, method_of
-from tasks.vision.known import VARIANTS, facts
+from tasks.vision.dataset_registry import VARIANTS, facts
 
 CONF = Path(__file__).parents[2] / "conf"
 CELLS = [(row, task) for row in KNOWN for task in row.accuracy]

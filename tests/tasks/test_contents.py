@@ -17,7 +17,7 @@ from tasks.split import Split
 from tasks.suite import Suite, absent, content, contents, remarks
 from tasks.vision import digests as module
 from tasks.vision.data import Store
-from tasks.vision.known import VARIANTS, facts, names
+from tasks.vision.dataset_registry import VARIANTS, facts, names
 from tasks.vision.suite import build
 
 SPLITS = ("train", "val", "calibration", "test")

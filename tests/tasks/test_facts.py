@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from merging.errors import UserError
-from tasks.vision import known
-from tasks.vision.known import check_order, facts
+from tasks.vision import dataset_registry as known
+from tasks.vision.dataset_registry import check_order, facts
 
 # task: classes, templates, training images, test images (Tang et al. 2024, fusion_bench)
 PUBLISHED = {

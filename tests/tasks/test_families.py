@@ -22,7 +22,7 @@ from served import FOLDERS, TASKS, assert_fits, assert_is, assert_opens, clip, s
 
 from merging.errors import UserError
 from merging.methods import TaskArithmetic
-from tasks.vision import catalogue
+from tasks.vision import expert_registry
 from tasks.vision.families import EncoderFamily, HubFamily, open_base
 from tasks.vision.hub import plan
 
@@ -214,11 +214,11 @@ def test_a_custom_backbone_has_no_published_experts(cache):
 
 
 def test_facts_cover_the_published_names():
-    known = catalogue.read()
+    known = expert_registry.read()
     assert known["tasks"] == SUFFIXES
     assert set(known["families"]) == {"hub_a", "lora_a", "task_vectors", "tall_masks_v1", "tall_masks_v2", "atlas"}
     for name in known["families"]:
-        family = catalogue.family(name)
+        family = expert_registry.family(name)
         assert set(family.tasks) <= set(SUFFIXES) and len(family.tasks) in (8, 20)
         assert set(family.backbones) <= set(FOLDERS)
         assert json.dumps(family.about).isascii()

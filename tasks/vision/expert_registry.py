@@ -37,10 +37,8 @@ class Family:
     def check(self, backbone: Backbone, tasks: Sequence[str]) -> None:
         """Raises UserError, listing what there is, unless the family has these tasks for this backbone."""
         if backbone.name not in self.backbones:
-            raise UserError(
-                f"The family {self.name} has no experts for backbone={backbone.name}. It has: "
-                f"{', '.join(self.backbones)}."
-            )
+            has = ", ".join(self.backbones)
+            raise UserError(f"The family {self.name} has no experts for backbone={backbone.name}. It has: {has}.")
         if missing := [task for task in tasks if task not in self.tasks]:
             raise UserError(
                 f"The family {self.name} has no expert for {some(missing)}. It has: {', '.join(self.tasks)}. Name "
@@ -50,23 +48,22 @@ class Family:
 
     def repository(self, backbone: Backbone, task: str) -> str:
         """The repository of one expert."""
-        assert self.repo is not None
-        return self.repo.format(hub=_backbone(backbone)["hub"], suffix=read()["tasks"].get(task, ""))
+        return str(self.repo).format(hub=_published(backbone)["hub"], suffix=read()["tasks"].get(task, ""))
 
     def folders(self, backbone: Backbone) -> list[str]:
         """How its folders may be spelt, its own way first."""
-        usual = _backbone(backbone)["folder"]
+        usual = _published(backbone)["folder"]
         return list(dict.fromkeys((self.spelling.get(backbone.name, usual), usual)))
 
-    def base_paths(self, backbone: Backbone, tasks: Sequence[str]) -> tuple[str, ...]:
-        """Where the base may lie: the copies beside all experts are the same."""
-        paths = (each.format(folder=folder, task=task) for folder in self.folders(backbone)
-                 for each in self.pretrained for task in tasks)  # fmt: skip
-        return tuple(dict.fromkeys(paths))
-
-    def expert_paths(self, backbone: Backbone, task: str) -> tuple[str, ...]:
-        """Where one expert may lie."""
-        return tuple(self.expert.format(folder=folder, task=task) for folder in self.folders(backbone))
+    def files(self, backbone: Backbone, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Where the base and each task's expert may lie; the copies of the base beside all experts are the same."""
+        folders = self.folders(backbone)
+        base = [
+            path.format(folder=folder, task=task) for folder in folders for path in self.pretrained for task in tasks
+        ]
+        paths = {task: tuple(self.expert.format(folder=folder, task=task) for folder in folders) for task in tasks}
+        experts = {f"the expert for {task}": places for task, places in paths.items()}
+        return {"the base": tuple(dict.fromkeys(base)), **experts}
 
 
 @cache
@@ -77,18 +74,18 @@ def read() -> Mapping[str, Any]:
 
 def family(name: str) -> Family:
     """Raises UserError, listing those there are, for an unknown name."""
-    said = read()
-    if name not in said["families"]:
+    families = read()["families"]
+    if name not in families:
         raise UserError(
-            f"experts.family={name} is no published family. There are: {', '.join(said['families'])}; for your own "
-            f"choose experts=folder."
+            f"experts.family={name} is no published family. There are: {', '.join(families)}; for your own choose "
+            f"experts=folder."
         )
-    return Family(**{"name": name, "tasks": tuple(said["tasks"]), **said["families"][name]})
+    return Family(**{"name": name, "tasks": tuple(read()["tasks"]), **families[name]})
 
 
 def base_model(backbone: Backbone, revision: str | None = None) -> Wanted:
     """The pretrained CLIP of a published backbone. Raises UserError for another backbone."""
-    return Wanted(_backbone(backbone)["openai"], weights(), revision)
+    return Wanted(_published(backbone)["openai"], weights(), revision)
 
 
 def weights() -> tuple[str, ...]:
@@ -96,7 +93,7 @@ def weights() -> tuple[str, ...]:
     return tuple(read()["weights"])
 
 
-def _backbone(backbone: Backbone) -> Mapping[str, str]:
+def _published(backbone: Backbone) -> Mapping[str, str]:
     known = read()["backbones"]
     if backbone.name not in known:
         raise UserError(f"backbone={backbone.name} has no published base. Those that have: {', '.join(known)}.")
