@@ -5,14 +5,12 @@
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from launchers.bench.measure import MIB, machine, report
+from launchers.bench.measure import MIB, machine, measure, report, spawned
 
 HELP = "the whole chain at ViT-B/32 size, with random weights and images"
 TASKS, CLASSES, SIDE = 8, 10, 256
@@ -87,23 +85,14 @@ def command(folder: Path, output: Path, method: str) -> list[str]:
     ]  # fmt: skip
 
 
-def measured(folder: Path, method: str) -> Run:
-    """Run one method in a fresh process. Raises RuntimeError if it fails."""
-    output, start = folder / "outputs", time.perf_counter()
-    with subprocess.Popen(
-        command(folder, output, method), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stderr is not None
-        said = process.stderr.read().decode()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"duet method={method} ended with exit status {process.returncode}:\n{said}")
+def run(folder: Path, method: str) -> Run:
+    """One method in a fresh process."""
+    output = folder / "outputs"
+    process, _ = spawned(command(folder, output, method))
     rows = [json.loads(path.read_text()) for path in (output / "results").glob("*.json")]
     row = max((row for row in rows if row["method"] == method), key=lambda row: row["created"])
     images = sum(split["size"] for split in row["splits"].values())
-    wall = time.perf_counter() - start
-    return Run(method, wall, usage.ru_maxrss * 1024, row["seconds"], images / row["seconds"]["score"])
+    return Run(method, process.wall, process.peak, row["seconds"], images / row["seconds"]["score"])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,17 +102,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     folder = options.folder.absolute()
-    code = "import sys; from launchers.bench.clip import prepare; prepare(*sys.argv[1:])"
-    subprocess.run([sys.executable, "-c", code, str(folder), str(options.images)], check=True)
+    measure("launchers.bench.clip:prepare", folder, options.images)
     runs = []
     for method in METHODS:
-        runs.append(measured(folder, method))
+        runs.append(run(folder, method))
         print(f"{method}: {runs[-1].wall:.0f} s, {runs[-1].peak / MIB:.0f} MiB", file=sys.stderr)
-    text = f"{caption(options)}\n\n{listed(runs)}"
+    text = f"{caption(options)}\n\n{table(runs)}"
     report(options, "clip", text)
 
 
-def listed(runs: list[Run]) -> str:
+def table(runs: list[Run]) -> str:
     """Markdown, a line per process."""
     phases = ("merge", "router", "score")
     lines = ["| | seconds | merge | router | score | images a second | peak memory, MiB |", "|---" + "|---:" * 6 + "|"]

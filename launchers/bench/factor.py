@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from merging.decompose.tucker import Tucker
 
 HELP = "Tucker decompositions"
-TASKS, BLOCKS, RANKS = 8, 12, (8, 160, 160)
+TASKS, BLOCKS = 8, 12
 TRIPLES = [(8, rank, rank) for rank in (16, 32, 48, 64, 80, 96, 112, 128, 144, 160)]
 TITLES = {
     "tensorly": "tensorly, tucker",

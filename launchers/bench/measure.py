@@ -32,17 +32,22 @@ def measure(call: str, *arguments: object) -> Measured:
     """
     module, function = call.split(":")
     code = f"import sys; from {module} import {function}; print(); print({function}(*sys.argv[1:]))"
+    measured, printed = spawned([sys.executable, "-c", code, *map(str, arguments)])
+    return measured._replace(work=json.loads(printed.splitlines()[-1]))
+
+
+def spawned(command: Sequence[str]) -> tuple[Measured, str]:
+    """What a command costs, and what it prints. Raises RuntimeError if it fails."""
     start = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         printed = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - start
     if process.returncode != 0:
-        raise RuntimeError(f"{call}({', '.join(map(str, arguments))}) ended with exit status {process.returncode}")
-    work = json.loads(printed.splitlines()[-1])
-    return Measured(wall, work, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        raise RuntimeError(f"{' '.join(command)} ended with exit status {process.returncode}")
+    return Measured(wall, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024), printed
 
 
 def table(measured: Sequence[tuple[str, Measured]]) -> str:

@@ -1,7 +1,6 @@
 """How many bytes of tensors a computation makes: alive at once, or kept for a backward pass."""
 
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,32 +16,23 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._holders: Counter[int] = Counter()  # storage -> tensors over it
-        self._before: set[int] = set()
+        self._known: set[int] = set()  # storages that exist
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for each in tree_leaves((args, kwargs)):
-            if isinstance(each, Tensor) and key_of(each) not in self._holders:
-                self._before.add(key_of(each))
+        self._known |= {key_of(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         result = func(*args, **(kwargs or {}))
-        for each in tree_leaves(result):
-            if isinstance(each, Tensor) and key_of(each) not in self._before:
-                self._note(each)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and key_of(tensor) not in self._known:
+                storage = tensor.untyped_storage()
+                self._known.add(key_of(tensor))
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._drop, key_of(tensor), storage.nbytes())
         return result
 
-    def _note(self, tensor: Tensor) -> None:
-        key, size = key_of(tensor), tensor.untyped_storage().nbytes()
-        if not self._holders[key]:
-            self.now += size
-            self.peak = max(self.peak, self.now)
-        self._holders[key] += 1
-        weakref.finalize(tensor, self._drop, key, size)
-
     def _drop(self, key: int, size: int) -> None:
-        self._holders[key] -= 1
-        if not self._holders[key]:
-            del self._holders[key]
-            self.now -= size
+        self._known.discard(key)
+        self.now -= size
 
 
 def key_of(tensor: Tensor) -> int:

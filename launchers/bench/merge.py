@@ -5,61 +5,35 @@ nothing else here imports torch.
 """
 
 import argparse
-import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from launchers.bench.measure import MIB, Measured, machine, measure, report, table
+from launchers.bench.models import SIZES, TASKS, Models
 
 HELP = "methods, from files to one file"
-EXPERTS = 8
 METHODS = ("Average", "TaskArithmetic", "Ties", "Dare", "IsoC", "TsvM", "IsoCts")
 MADE = {"made_by": "launchers.bench"}  # in the header of the inputs
 DECOMPOSING = ("IsoC", "IsoCts", "TsvM")  # these have a cold and a warm row
 
 
-class Tower(NamedTuple):
-    """Sizes of a CLIP image tower; the defaults are ViT-B/32, 87,456,000 parameters."""
-
-    width: int = 768
-    depth: int = 12
-    patch: int = 32
-    tokens: int = 50
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Parameters under the names of Hugging Face transformers."""
-        wide, narrow = 4 * self.width, self.width
-        linear = {f"self_attn.{part}_proj": (narrow, narrow) for part in "qkv"} | {
-            "self_attn.out_proj": (narrow, narrow)
-        }
-        linear |= {"mlp.fc1": (wide, narrow), "mlp.fc2": (narrow, wide)}
-        shapes: dict[str, tuple[int, ...]] = {
-            "embeddings.class_embedding": (narrow,),
-            "embeddings.patch_embedding.weight": (narrow, 3, self.patch, self.patch),
-            "embeddings.position_embedding.weight": (self.tokens, narrow),
-        }
-        for block in range(self.depth):
-            for name, shape in linear.items():
-                shapes |= {
-                    f"encoder.layers.{block}.{name}.weight": shape,
-                    f"encoder.layers.{block}.{name}.bias": shape[:1],
-                }
-        norms = [f"encoder.layers.{block}.layer_norm{i}" for block in range(self.depth) for i in (1, 2)]
-        for norm in ("pre_layrnorm", "post_layernorm", *norms):
-            shapes |= {f"{norm}.weight": (narrow,), f"{norm}.bias": (narrow,)}
-        return {f"vision_model.{key}": shape for key, shape in sorted(shapes.items())}
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, default=Path("outputs/.cache/bench"), help="where the inputs are kept")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="NAME",
+                        help=", ".join(METHODS))  # fmt: skip
+    parser.add_argument("--repeat", type=int, default=1, help="processes per row, the fastest counts")
+    parser.add_argument("--arch", choices=SIZES, default="b32", help="shapes of the parameters")
 
 
 def inputs(folder: Path) -> list[Path]:
     """The base, then the experts."""
-    return [folder / "base.safetensors", *(folder / f"expert{task}.safetensors" for task in range(EXPERTS))]
+    return [folder / "base.safetensors", *(folder / f"expert{task}.safetensors" for task in range(TASKS))]
 
 
-def write_inputs(folder: Path, tower: Tower) -> None:
+def write_inputs(folder: Path, arch: str) -> None:
     """A base of N(0, 0.02) and experts that differ by N(0, 0.002), seeded, in fp32; files that exist are kept.
 
     Raises UserError rather than overwrite a file that it did not make.
@@ -71,8 +45,7 @@ def write_inputs(folder: Path, tower: Tower) -> None:
     from merging.errors import UserError
     from merging.ops import generator
 
-    specs = {key: Spec(torch.Size(shape), torch.float32) for key, shape in tower.shapes().items()}
-    normal = lambda key, who: torch.randn(specs[key].shape, generator=generator("bench", who, key))  # noqa: E731
+    specs = {key: Spec(weight.shape, torch.float32) for key, weight in Models(arch).weights.items()}
     for path in inputs(folder):
         if path.exists():
             there = SafetensorsFile(path)
@@ -80,11 +53,10 @@ def write_inputs(folder: Path, tower: Tower) -> None:
                 continue
             if there.metadata != MADE:
                 raise UserError(f"{path} is there and was not made by this benchmark. Choose another --folder.")
-        if path.stem == "base":
-            tensors = ((key, 0.02 * normal(key, "base")) for key in specs)
-        else:
-            base = SafetensorsFile(inputs(folder)[0])
-            tensors = ((key, base.tensor(key) + 0.002 * normal(key, path.stem)) for key in specs)
+        base, size = (None, 0.02) if path.stem == "base" else (SafetensorsFile(inputs(folder)[0]), 0.002)
+        noise = ((key, size * torch.randn(spec.shape, generator=generator("bench", path.stem, key)))
+                 for key, spec in specs.items())  # fmt: skip
+        tensors = ((key, change if base is None else base.tensor(key) + change) for key, change in noise)
         write_safetensors(path, specs, tensors, MADE)
 
 
@@ -109,52 +81,45 @@ def floor(folder: Path, output: Path) -> None:
     write_safetensors(output, specs, tensors(), {})
 
 
-def identify(folder: Path, cache_folder: Path) -> None:
-    """The content ids of all inputs."""
-    from merging import Cache
-    from merging.checkpoints import SafetensorsFile
-
-    for path in inputs(folder):
-        _ = SafetensorsFile(path, Cache(cache_folder)).id
-
-
-def job(name: str, folder: str, cache_folder: str, width: str, depth: str) -> float:
+def job(name: str, folder: str, cache_folder: str, arch: str) -> float:
     """Runs in the measured process: a merge, or "inputs", "floor" or "ids". Returns seconds, imports left out."""
     from merging import Cache, merge, methods
+    from merging.checkpoints import SafetensorsFile
 
-    where, cache, output = Path(folder), Path(cache_folder), Path(folder) / "merged-by-bench.safetensors"
+    cache, output = Cache(Path(cache_folder)), Path(folder) / "merged-by-bench.safetensors"
+    base, *experts = inputs(Path(folder))
     start = time.perf_counter()
     if name == "inputs":
-        write_inputs(where, Tower(int(width), int(depth)))
+        write_inputs(Path(folder), arch)
     elif name == "floor":
-        floor(where, output)
+        floor(Path(folder), output)
     elif name == "ids":
-        identify(where, cache)
+        _ = [SafetensorsFile(path, cache).id for path in (base, *experts)]
     else:
-        base, *experts = inputs(where)
-        merge(getattr(methods, name)(), base, experts, cache=Cache(cache)).save(output)
+        merge(getattr(methods, name)(), base, experts, cache=cache).save(output)
     seconds = time.perf_counter() - start
     output.unlink(missing_ok=True)
     return seconds
 
 
-def rows(names: Sequence[str], folder: Path, tower: Tower, repeat: int) -> Iterator[tuple[str, Measured]]:
+def rows(options: argparse.Namespace) -> Iterator[tuple[str, Measured]]:
     """(title, the fastest of `repeat` processes): the floor, the ids, then every method."""
+    folder = options.folder.resolve()
     known, scratch = folder / "ids", folder / "cache"
 
     def process(name: str, cache: Path = scratch) -> Measured:
-        return measure("launchers.bench.merge:job", name, folder, cache, tower.width, tower.depth)
+        return measure("launchers.bench.merge:job", name, folder, cache, options.arch)
 
     def fastest(name: str, prepare: Callable[[], object]) -> Measured:
-        found = []
-        for _ in range(repeat):
+        processes = []
+        for _ in range(options.repeat):
             prepare()
             for path in inputs(folder):  # into the file cache, which may have dropped some
                 with path.open("rb") as file:
                     while file.read(MIB):
                         pass
-            found.append(process(name))
-        return min(found)
+            processes.append(process(name))
+        return min(processes)
 
     def forget() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -163,7 +128,7 @@ def rows(names: Sequence[str], folder: Path, tower: Tower, repeat: int) -> Itera
     process("ids", known)
     yield "floor: read all, write one", fastest("floor", forget)
     yield "content ids, once per file", fastest("ids", forget)
-    for name in names:
+    for name in options.methods:
         cold = fastest(name, lambda: (forget(), shutil.copytree(known, scratch)))
         yield (f"{name}, cold" if name in DECOMPOSING else name), cold
         if name in DECOMPOSING:
@@ -173,33 +138,22 @@ def rows(names: Sequence[str], folder: Path, tower: Tower, repeat: int) -> Itera
     forget()
 
 
-def caption(tower: Tower, repeat: int) -> str:
-    """What was measured, where and how."""
-    count = sum(math.prod(shape) for shape in tower.shapes().values())
-    return (
-        f"A base and {EXPERTS} experts of {count:,} parameters each (fp32 safetensors, CLIP image tower of width "
-        f"{tower.width} and depth {tower.depth}), merged from files to one file. {machine()}; "
-        f"{time.strftime('%Y-%m-%d', time.gmtime())}; every row is the fastest of {repeat} fresh processes.\n\n"
-        "Seconds are those of the whole process, Python and torch included; `merge + save` leaves imports out. Peak "
-        "memory is the largest resident set, with the touched pages of mapped files. Inputs are in the file cache and "
-        "their content ids (sha256) remembered from an earlier run, as in any sweep; the second row is what that costs "
-        "once, alone, and `of new files` is a merge that computes them too, beside its own work. `cold` decomposes, "
-        "`warm` finds the factors in the cache."
-    )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--folder", type=Path, default=Path("outputs/.cache/bench"), help="where the inputs are kept")
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="NAME",
-                        help=", ".join(METHODS))  # fmt: skip
-    parser.add_argument("--repeat", type=int, default=1, help="processes per row, the fastest counts")
-    parser.add_argument("--width", type=int, default=Tower().width, help="of the tower")
-    parser.add_argument("--depth", type=int, default=Tower().depth, help="blocks of the tower")
-
-
 def main(options: argparse.Namespace) -> None:
-    tower, measured = Tower(options.width, options.depth), []
-    for title, row in rows(options.methods, options.folder.resolve(), tower, options.repeat):
+    measured = []
+    for title, row in rows(options):
         print(f"{title}: {row.wall:.2f} s, {row.cpu:.2f} CPU s, {row.peak / MIB:.0f} MiB", file=sys.stderr)
         measured.append((title, row))
-    report(options, "merge", f"{caption(tower, options.repeat)}\n\n{table(measured)}")
+    report(options, "merge", f"{caption(options)}\n\n{table(measured)}")
+
+
+def caption(options: argparse.Namespace) -> str:
+    """What was measured, where and how."""
+    return (
+        f"A base and {TASKS} experts of {options.arch} shapes (fp32 safetensors), merged from files to one file. "
+        f"{machine()}; {time.strftime('%Y-%m-%d', time.gmtime())}; every row is the fastest of {options.repeat} fresh "
+        "processes.\n\nSeconds are those of the whole process, Python and torch included; `merge + save` leaves out "
+        "imports. Peak memory is the largest resident set, with the touched pages of mapped files. Inputs are in the "
+        "file cache and their content ids (sha256) remembered from an earlier run, as in any sweep; the second row is "
+        "what that costs once, alone, and `of new files` is a merge that computes them too, beside its own work. `cold` "
+        "decomposes, `warm` finds the factors in the cache."
+    )

@@ -1,24 +1,19 @@
 """The benchmark measures real processes: a tiny tower goes the whole way."""
 
-import math
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from launchers.bench.__main__ import main
 from launchers.bench.measure import write_section
-from launchers.bench.merge import Tower, write_inputs
+from launchers.bench.merge import MADE, write_inputs
+from launchers.bench.models import Models
 from merging import UserError
-
-
-def test_default_tower_is_vit_b_32():
-    assert sum(map(math.prod, Tower().shapes().values())) == 87_456_000
 
 
 def test_floor_and_methods_are_measured_and_printed(tmp_path, capsys):
     page = tmp_path / "performance.md"
-    command = ["merge", "--folder", str(tmp_path), "--width", "16", "--depth", "1", "--output", str(page)]
+    command = ["merge", "--folder", str(tmp_path), "--arch", "tiny", "--output", str(page)]
     main([*command, "--methods", "Ties", "TsvM"])
     text = capsys.readouterr().out
     lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
@@ -47,15 +42,15 @@ def test_section_is_replaced_and_the_rest_of_the_page_kept(tmp_path):
 
 def test_files_of_others_are_not_written_over(tmp_path, capsys):
     """Inputs that it made for another size are made again, those of somebody else are kept."""
-    mine, small = tmp_path / "base.safetensors", Tower(8, 1, 4, 5)
+    mine = tmp_path / "base.safetensors"
     save_file({"w": torch.ones(2)}, mine)
     with pytest.raises(UserError, match=r"base.safetensors is there and was not made by this benchmark"):
-        write_inputs(tmp_path, small)
+        write_inputs(tmp_path, "tiny")
     assert torch.equal(load_file(mine)["w"], torch.ones(2))
-    mine.unlink()
-    for tower in (small, Tower(16, 1, 4, 5)):
-        write_inputs(tmp_path, tower)
-        assert {key: tuple(each.shape) for key, each in load_file(mine).items()} == tower.shapes()
+    save_file({"w": torch.ones(2)}, mine, MADE)
+    write_inputs(tmp_path, "tiny")
+    shapes = {key: weight.shape for key, weight in Models("tiny").weights.items()}
+    assert {key: tensor.shape for key, tensor in load_file(mine).items()} == shapes
     with pytest.raises(SystemExit):
         main(["merge", "--output", str(mine)])
     assert "is no markdown file" in capsys.readouterr().err
