@@ -238,9 +238,9 @@ def head_of(state: Mapping[str, Tensor]) -> nn.Module:
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         owner, _, kind = key.rpartition(".")
-        layers.setdefault(owner.rpartition(".")[2] if "." in owner else "", {})[kind] = tensor
-    if set(layers) == {""}:
-        return linear(layers[""])
+        layers.setdefault(owner.rpartition(".")[2], {})[kind] = tensor
+    if len(layers) == 1 and "weight" in (only := next(iter(layers.values()))) and only["weight"].ndim == 2:
+        return linear(only)
     if set(layers) == {"dense", "out_proj"}:
         return nn.Sequential(linear(layers["dense"]), nn.Tanh(), linear(layers["out_proj"]))
     raise UserError(

@@ -14,8 +14,8 @@ from tasks.suite import Suite
 from tasks.task import array_task
 
 transformers = pytest.importorskip("transformers")
-CONFIG = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-          "max_position_embeddings": 20}  # fmt: skip
+CONFIG = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+          "intermediate_size": 32, "max_position_embeddings": 20}  # fmt: skip
 BACKBONE = HuggingFace("tiny", "RobertaForSequenceClassification", {"model_type": "roberta", **CONFIG}, "first")
 OUTPUTS = {"cola": 2, "mnli": 3, "stsb": 1}
 METRICS = {"cola": ("matthews", "accuracy"), "mnli": ("accuracy",), "stsb": ("pearson", "spearman")}
