@@ -1,12 +1,16 @@
 """The tables of parameters against the modules of transformers' own classes, in memory and as they are saved."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from samples import BACKBONE
 from tiny_models import GATED, HIDDEN, MODELS, backbone
 
+from merging.backbones import base
 from merging.backbones.base import table_for
 from merging.backbones.hugging_face import HuggingFace
 
@@ -93,3 +97,23 @@ def test_gated_ffns_of_t5():
         module = HuggingFace("x", "T5ForConditionalGeneration", GATED)._built()
     kinds = {table_for("t5", ()).param(key).kind for key in module.state_dict()}
     assert {"ffn_gate", "ffn_up", "ffn_out"} <= kinds and "ffn_in" not in kinds
+
+
+def test_the_guide_adds_an_architecture_in_two_files(tmp_path, monkeypatch):
+    guide = (Path(__file__).parents[2] / "docs" / "adding-a-method.md").read_text("utf-8")
+    added, config = re.findall(r"```yaml\n(.*?)```", guide.partition("# Adding an architecture")[2], re.DOTALL)[:2]
+    shutil.copytree(base.ARCHITECTURES, tmp_path / "architectures")
+    (tmp_path / "architectures" / "opt.yaml").write_text(added)
+    monkeypatch.setattr(base, "ARCHITECTURES", tmp_path / "architectures")
+    base.tables.cache_clear()
+    facts = {key: value for key, value in yaml.safe_load(config).items() if key != "_target_"}
+    small = {"hidden_size": 8, "ffn_dim": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 30}
+    facts["config"] |= {**small, "word_embed_proj_dim": 8, "max_position_embeddings": 40, "pad_token_id": 1}
+    try:
+        opt = HuggingFace(**facts | {"tokenizer": None, "length": 6})
+        check(opt.build(), opt.param, HIDDEN)
+        assert opt.table == "opt" and opt.head_keys(opt._built().state_dict()) == ("score.weight",)
+        model = opt.build()
+        assert opt.features(model, opt.prepare(opt.example(3))).shape == (3, 8) and len(opt.blocks(model)) == 2
+    finally:
+        base.tables.cache_clear()

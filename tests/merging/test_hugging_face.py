@@ -11,9 +11,10 @@ from samples import drawn
 from tiny_models import MODELS, backbone
 from torch import nn
 
-from merging import UserError
+from merging import UserError, load, merge
 from merging.backbones.base import from_facts
 from merging.backbones.hugging_face import HuggingFace, check_class_order, class_names, head_of, read
+from merging.methods import FfnOracle, Ties, Twin
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -198,3 +199,20 @@ def test_classes_in_another_order_are_refused():
         check_class_order("pets", names, ("dog", "cat"), "b")
     with pytest.raises(UserError, match=r"output 2 is nothing, and in the head of b it is fox"):
         check_class_order("pets", names, ("cat", "dog", "fox"), "b")
+
+
+@pytest.mark.parametrize("method", [Ties(), Twin(keep=1.0), FfnOracle()], ids=lambda method: type(method).__name__)
+def test_experts_with_heads_of_their_own_merge_and_load(method, tmp_path):
+    """From random models to a loaded one: body and head answer as the whole model with folded weights."""
+    sizes, config = {"a": 2, "b": 5, "c": 1}, MODELS["RobertaForSequenceClassification"]
+    tiny = backbone("RobertaForSequenceClassification", "first")
+    kinds = {task: HuggingFace(task, tiny.model, {**config, "num_labels": size}) for task, size in sizes.items()}
+    whole = {task: kind._built().eval() for task, kind in kinds.items()}
+    base = {f"roberta.{key}": drawn(*tensor.shape) for key, tensor in whole["a"].roberta.state_dict().items()}
+    merged = merge(method, base, [model.state_dict() for model in whole.values()], list(sizes))
+    loaded = load(merged.save(tmp_path / "merged.safetensors", backbone=tiny.facts()))
+    for index, (task, model) in enumerate(whole.items()):
+        gate = merged.one_hot(index) if merged.deltas else None
+        features = tiny.features(loaded, TEXTS | ({} if gate is None else {"w": gate}))
+        model.load_state_dict({**dict(merged.state(gate)), **merged.heads[task]})
+        torch.testing.assert_close(head_of(merged.heads[task])(features), tiny.outputs(model, TEXTS), atol=1e-5, rtol=0)
