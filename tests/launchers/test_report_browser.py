@@ -65,7 +65,7 @@ ORDER = "(column) => [...document.querySelector('.summary').tBodies[0].rows].map
 def test_a_browser_shows_it_on_phones_and_desks_light_and_dark(opened, width, scheme):
     page = opened(width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width and page.evaluate(WIDER) == []
-    assert page.evaluate("document.querySelectorAll('svg').length") == 13
+    assert page.evaluate("document.querySelectorAll('svg').length") == 11
     assert page.evaluate(BROKEN) == 0 and page.evaluate(CUT) == []
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("L")
     shades = picture.histogram()
