@@ -192,7 +192,7 @@ def bytes_figure(summary: Summary) -> Drawn | None:
                 best["stored_bytes"] / 1e6, best[measure], dashes, where="post", color=INK, lw=0.9, zorder=1, label=name
             )
     scale(ax, lines["stored_mb"])
-    ax.set(xlabel=MEASURES["stored_mb"], ylabel=MEASURES[measure])
+    ax.set(xlabel="stored, MB (base included)", ylabel=MEASURES[measure])
     ax.grid(True)
     figure.legend(loc="outside right upper")
     caption = f"Front: {', '.join(named(line.label, line.Index) for line in fair.itertuples()) or 'no fair line'}."

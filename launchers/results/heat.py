@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 NAMES = 1.9  # inches for the names of lines
 ROW = 0.2  # inches a line is high
 WIDEST, READABLE = 0.55, 0.2  # inches a cell is wide at most; narrower cells carry no number
-LONG = 25  # lines from which on columns are named at both ends
 ENERGIES = 24  # columns of the map of energies at most
 OUTSIDE = "other"  # column of what lies in no layer
 
@@ -138,11 +137,6 @@ def _mark_kinds(ax: Axes, summary: Summary, table: "DataFrame") -> None:
             ax.axhline(first, color=MISSING, lw=3)
             ax.axhline(last, color=MISSING, lw=3)
             ax.text(columns + 0.1, (first + last) / 2, SAYS[kind].replace(" ", "\n", 1), va="center", style="italic")
-    if len(lines) > LONG:
-        top = ax.secondary_xaxis("top")
-        top.set_xticks(ax.get_xticks(), map(str, table.columns), rotation=40, ha="left", rotation_mode="anchor")
-        top.tick_params(length=0)
-        top.spines[:].set_visible(False)
 
 
 @styled
@@ -278,7 +272,7 @@ def _column(key: str, depth: int | None) -> str:
 def grids(panels: Sequence[tuple[str, "DataFrame"]], measures: Sequence[str], xlabel: str, ylabel: str) -> Figure:
     """A map for each title and measure beside each other; the frames have x, hue, the measures and their deviations."""
     shown = [(title, frame, measure) for title, frame in panels for measure in measures]
-    tables = [[frame.pivot(index="hue", columns="x", values=f"{measure}{what}") for what in ("", " sd")]
+    tables = [[frame.pivot_table(f"{measure}{what}", "hue", "x", dropna=False) for what in ("", " sd")]
               for _, frame, measure in shown]  # fmt: skip
     across = max(table.shape[1] for table, _ in tables)
     wide = PAGE if len(shown) > 1 or across > 5 else COLUMN

@@ -28,7 +28,6 @@ MEASURES = {
     "unseen": "mean accuracy on unseen tasks, %",
     "routed_right": "images routed right, %",
     "energy": "energy kept, %",
-    "stored_mb": "stored, MB (base included)",
 }
 RC: Any = {
     **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize"), TEXT),

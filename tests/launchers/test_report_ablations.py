@@ -152,3 +152,13 @@ def test_the_other_figures_are_there():
     assert "Pareto front" in [text.get_text() for text in pareto.figure.legends[0].get_texts()]
     (scores,) = drawings(PLOTS["mini8"], "mini8", [summary])
     assert scores.name == "heatmap"
+
+
+def test_a_pool_of_lines_that_fill_no_axis_has_no_figure():
+    apart = [make_row(method, 0.5, knobs={"scale": scale}) for method, scale in (("ties", 0.3), ("tsv_m", 1.0))]
+    assert drawn(apart, kind="curve", x="method.scale", hue="method") == [], "a value a curve is none"
+    twice = [make_row("ties", 0.5, knobs={"out": out, "in": 1}, checkpoints={"base": base})
+             for out in (1, 2) for base in "ab"]  # fmt: skip
+    (found,) = drawn(twice, kind="grid", x="method.out", hue="method.in")
+    assert len(found.figure.axes[0].texts) == 2, "merged from other checkpoints: their mean"
+    assert drawn([make_row("base", 0.3)], kind="bars", x="method.rule") == []
