@@ -239,7 +239,7 @@ def said(row: Row) -> str:
         text += f", of unseen tasks {100 * sum(known) / len(known):.1f} %"
     if row.routing:
         routed = row.routing["accuracy"].values()
-        text += f", routed right {100 * sum(routed) / len(routed):.1f} %"
+        text += f", routing accuracy {100 * sum(routed) / len(routed):.1f} %"
     if row.collapsed:
         text += f", suspected of collapse: {', '.join(row.collapsed)}"
     return text + f", {', '.join(f'{phase} {seconds:.1f} s' for phase, seconds in row.seconds.items())}"

@@ -98,7 +98,7 @@ def sections(rows: Iterable[Row]) -> list[Section]:
 def counterparts(rows: tuple[Row, ...], measured: Mapping[str, float]) -> tuple[Comparison, ...]:
     """Of every published table the row nearest in its settings, those without a reason against them first."""
     row = rows[0]
-    nearest: dict[str, tuple[tuple[float, ...], Comparison]] = {}
+    nearest: dict[tuple[str, str], tuple[tuple[float, ...], Comparison]] = {}
     for known in published() if row.status == "ok" else ():
         there = known.on(row.suite, row.tasks)
         if there is None or known.method != method_of(row.method) or known.backbone != backbone_of(row):
@@ -113,23 +113,23 @@ def counterparts(rows: tuple[Row, ...], measured: Mapping[str, float]) -> tuple[
 
 def _reasons(row: Row, there: Published) -> list[str]:
     """What makes the published row another experiment than this one."""
-    said = []
+    reasons = []
     if not _same_family(row, there):
-        said.append(f"experts of {there.family} there, of {row.family} here")
+        reasons.append(f"experts of {there.family} there, of {row.family} here")
     variant = _look(row.config, "suite.variant")
     if variant != there.variant:
-        said.append(f"prompts and test sets of {there.variant} there, of {variant or 'an unknown code base'} here")
+        reasons.append(f"prompts and test sets of {there.variant} there, of {variant or 'an unknown code base'} here")
     if names := sorted({str(split.get("name")) for split in row.splits.values()} - {"test"}):
-        said.append(f"scored on the {' and '.join(names)} split here")
+        reasons.append(f"scored on the {' and '.join(names)} split here")
     if (limit := _look(row.config, "suite.limit")) is not None:
-        said.append(f"at most {limit} images per split here")
+        reasons.append(f"at most {limit} images per split here")
     here = {task: row.splits.get(task, {}).get("size") for task in row.tasks if task in there.test_images}
     if sizes := [f"{task} {there.test_images[task]} / {'?' if size is None else size}"
                  for task, size in here.items() if size != there.test_images[task]]:  # fmt: skip
-        said.append(f"other test images (there / here): {', '.join(sizes)}")
+        reasons.append(f"other test images (there / here): {', '.join(sizes)}")
     if settings := _settings(row, there):
-        said.append(f"other settings (there / here): {', '.join(settings)}")
-    return said
+        reasons.append(f"other settings (there / here): {', '.join(settings)}")
+    return reasons
 
 
 def _same_family(row: Row, there: Published) -> bool:
@@ -138,20 +138,20 @@ def _same_family(row: Row, there: Published) -> bool:
 
 def _settings(row: Row, there: Published) -> list[str]:
     """The published settings that the row does not share; how the experts are read is no matter among families."""
-    said = []
+    reasons = []
     for name, wanted in there.settings.items():
         if name.startswith("experts.") and not _same_family(row, there):
             continue
         if name.startswith("search.") and not row.scale_source.startswith("search"):
             continue  # a method without a scale, or told as a scale that was not searched
         if name == "scale":
-            said += _scale(row, wanted)
+            reasons += _scale(row, wanted)
         elif (here := _here(row, name)) != wanted:
-            said.append(f"{name} {_short(wanted)} / {_short(here)}")
+            reasons.append(f"{name} {_short(wanted)} / {_short(here)}")
     if (scored := row.search.get("scored", 0)) < (listed := len(row.search.get("scales", ()))):
-        said.append(f"all scales scored / {scored} of {listed}")
+        reasons.append(f"all scales scored / {scored} of {listed}")
     precision = _look(row.config, "engine.precision")
-    return said if precision in (None, PRECISION) else [*said, f"precision {PRECISION} / {precision}"]
+    return reasons if precision in (None, PRECISION) else [*reasons, f"precision {PRECISION} / {precision}"]
 
 
 def _scale(row: Row, wanted: Any) -> list[str]:
@@ -229,9 +229,9 @@ def _sheet(section: Section) -> Sheet:
             dim |= {len(lines), len(lines) + 1}
             known = {name: f"{value:.1f}" for name, value in there.scores.items()}
             lines.append(_printed(f"  {there.table}", known, Cell(_marks(there.notes, footnotes))))
-            told = f"{comparison.verdict} {_marks(comparison.reasons, footnotes)}".strip()
+            text = f"{comparison.verdict} {_marks(comparison.reasons, footnotes)}".strip()
             gaps = {name: signed(gap) for name, gap in comparison.gaps.items()}
-            lines.append(_printed("    difference", gaps, Cell(told, bold=comparison.within)))
+            lines.append(_printed("    difference", gaps, Cell(text, bold=comparison.within)))
         breaks.append(len(lines) - 1)
     norm = ["norm"] if any("norm" in line for line in lines) else []
     headers = ["method", *section.summary.tasks, "mean", *norm, "verdict"]

@@ -15,12 +15,12 @@ from launchers.results.pareto import front_of, level
 from launchers.results.style import (
     COLUMN,
     INK,
+    KIND_NAMES,
     LOOKS,
     MARKERS,
     MEASURES,
     OKABE_ITO,
     PAGE,
-    SAYS,
     STYLES,
     TEXT,
     Drawn,
@@ -146,7 +146,7 @@ def level_figure(summary: Summary) -> Drawn | None:
     for kind, alike in lines.groupby("kind", sort=False):
         marker, colour = LOOKS[str(kind)]
         ax.errorbar(alike[measure], [places[number] for number in alike.index], xerr=alike[f"{measure} sd"], fmt=marker,
-                    color=colour, ms=4, lw=1, capsize=2, label=SAYS[str(kind)])  # fmt: skip
+                    color=colour, ms=4, lw=1, capsize=2, label=KIND_NAMES[str(kind)])  # fmt: skip
     ax.grid(True, axis="y")
     ax.set_yticks(range(len(lines)), [named(line.label, line.Index) for line in lines.itertuples()])
     ax.set(xlabel=MEASURES[measure], ylim=(len(lines) - 0.4, -0.6))
@@ -160,7 +160,7 @@ def level_figure(summary: Summary) -> Drawn | None:
 def bytes_figure(summary: Summary) -> Drawn | None:
     """Accuracy against stored megabytes with the Pareto front; None where fewer than two lines have both.
 
-    A colour and marker a method, hollow where the true task is told.
+    A colour and marker a method, hollow for oracles.
     """
     measure, scored = level(summary), summary.scored
     lines = scored[(scored["stored_bytes"] > 0) & scored[measure].notna()]
@@ -174,18 +174,19 @@ def bytes_figure(summary: Summary) -> Drawn | None:
     for method, marker, colour in zip(methods, cycle(MARKERS), cycle(OKABE_ITO[:5]), strict=False):
         for line in lines[lines["method"] == method].assign(sd=lines[f"{measure} sd"]).itertuples():
             score, gid = getattr(line, measure), f"point-{line.Index}"
-            hollow = {"markerfacecolor": "none"} if line.kind == "oracle" else {}
             if not math.isnan(line.sd):
                 ax.errorbar(line.stored_mb, score, line.sd, color=colour, lw=0.7, capsize=2, fmt="none", alpha=0.7)
-            (point,) = ax.plot(line.stored_mb, score, marker, color=colour, ms=4.5, ls="none", zorder=3, **hollow)
+            (point,) = ax.plot(line.stored_mb, score, marker, color=colour, ms=4.5, ls="none", zorder=3)
+            if line.kind == "oracle":
+                point.set_markerfacecolor("none")
             point.set_gid(gid)
             tips[gid] = f"{line.label}: {score:.1f} %, {line.stored_mb:.1f} MB"
-            told = " (true task)" if line.kind == "oracle" else ""
+            told = " (oracle)" if line.kind == "oracle" else ""
             point.set_label(f"{method}{told}" if f"{method}{told}" not in ax.get_legend_handles_labels()[1] else "_")
     fair = front_of(summary)
     for best, dashes, name in (
         (fair, "-", "Pareto front"),
-        (front_of(summary, ("oracle",)), ":", "when told the task"),
+        (front_of(summary, ("oracle",)), ":", "front of oracles"),
     ):
         if len(best) > 1:
             ax.step(

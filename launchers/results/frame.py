@@ -27,7 +27,7 @@ class Summary:
     """The lines of one suite, numbered from 1, in the order of KINDS and by rising mean within a kind.
 
     `lines` has a column for each fact of `_facts` and, in percent, for each quantity: "task <task>", "unseen <task>",
-    "norm <task>" (percent of the expert's score), their means "mean", "unseen" and "norm", "routed_right", "energy".
+    "norm <task>" (percent of the expert's score), their means "mean", "unseen", "norm"; "routing_accuracy", "energy".
     A quantity is a mean over seeds; "<quantity> sd" is the sample standard deviation, NaN for a single seed.
     """
 
@@ -164,7 +164,7 @@ def _quantities(rows: Sequence[Row], tasks: Sequence[str], unseen: Sequence[str]
     kept = {row.run_id: statistics.fmean(chain(*row.energy.values())) for row in rows if any(row.energy.values())}
     means = DataFrame({"mean": scores.mean(axis=1, skipna=False), "norm": ratios.mean(axis=1),
                        "unseen": others.astype(float).mean(axis=1, skipna=False),
-                       "routed_right": right.mean(axis=1), "energy": scores.index.map(kept.get)})  # fmt: skip
+                       "routing_accuracy": right.mean(axis=1), "energy": scores.index.map(kept.get)})  # fmt: skip
     named = scores.add_prefix("task ").join(means).join(others.add_prefix("unseen ")).join(ratios.add_prefix("norm "))
     return 100 * named.astype(float)
 
@@ -176,7 +176,7 @@ def _over_seeds(runs: "DataFrame", groups: Sequence[Sequence[Row]]) -> "DataFram
     lines = Series({row.run_id: number for number, group in enumerate(groups) for row in group})
     seeds = runs.groupby(lines)
     whole = seeds.count().eq(seeds.size(), axis=0)
-    whole[["routed_right", "energy"]] = True
+    whole[["routing_accuracy", "energy"]] = True
     both = seeds.mean().where(whole).join(seeds.std().where(whole).add_suffix(" sd"))
     return both[[name for quantity in runs for name in (quantity, f"{quantity} sd")]]
 

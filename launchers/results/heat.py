@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launchers.results.frame import Summary
-from launchers.results.style import COLOURS, COLUMN, MEASURES, MISSING, PAGE, SAYS, TEXT, Drawn, named, styled
+from launchers.results.style import COLOURS, COLUMN, KIND_NAMES, MEASURES, MISSING, PAGE, TEXT, Drawn, named, styled
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -35,12 +35,8 @@ class Scale:
         return low, max([low + self.least, *known])
 
 
-SCORES, ABLATION, WEIGHTS, COSINES = (
-    Scale(10),
-    Scale(4),
-    Scale(100, 0.0),
-    Scale(0.2, 0.0),
-)  # so that noise does not look like a difference
+# so that noise does not look like a difference
+SCORES, ABLATION, WEIGHTS, COSINES = Scale(10), Scale(4), Scale(100, 0.0), Scale(0.2, 0.0)
 
 
 def paint(ax: Axes, values: "DataFrame", scale: Scale, digits: int | None, size: float = TEXT,
@@ -116,8 +112,8 @@ def _scores(summary: Summary) -> tuple["DataFrame", bool]:
     experts = lines[lines["kind"] == "expert"]
     if relative and len(experts) < len(lines):
         lines = lines.drop(index=experts.index)
-    told = relative and len(experts) == 1
-    units = {task: f"{task} ({experts[f'task {task}'].iloc[0]:.1f})" if told else task for task in summary.tasks}
+    has_units = relative and len(experts) == 1
+    units = {task: f"{task} ({experts[f'task {task}'].iloc[0]:.1f})" if has_units else task for task in summary.tasks}
     kind, mean = ("norm", "norm") if relative else ("task", "mean")
     table = lines[[*(f"{kind} {task}" for task in summary.tasks), mean]].set_axis([*units.values(), mean], axis=1)
     return table, relative
@@ -136,7 +132,8 @@ def _mark_kinds(ax: Axes, summary: Summary, table: "DataFrame") -> None:
             first, last = kinds.index(kind), kinds.index(kind) + kinds.count(kind)
             ax.axhline(first, color=MISSING, lw=3)
             ax.axhline(last, color=MISSING, lw=3)
-            ax.text(columns + 0.1, (first + last) / 2, SAYS[kind].replace(" ", "\n", 1), va="center", style="italic")
+            name = KIND_NAMES[kind].replace(" ", "\n", 1)
+            ax.text(columns + 0.1, (first + last) / 2, name, va="center", style="italic")
 
 
 @styled
@@ -149,8 +146,8 @@ def routing_map(pairs: Sequence[tuple[Summary, Any]]) -> Drawn:
     tall = side * max(len(table) / table.shape[1] for table in tables) + 0.2
     figure = Figure(figsize=(side * across, tall * down), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).flatten()
-    told = [f"{line.label}: {_plus_minus(line.routed_right, getattr(line, 'right_sd', np.nan))} %" for _, line in pairs]
-    for ax, table, title in zip(axes, tables, told, strict=False):
+    titles = [f"{line.label}: {_plus_minus(line.routing_accuracy, line.sd)} %" for _, line in pairs]
+    for ax, table, title in zip(axes, tables, titles, strict=False):
         square(ax, 100 * table, WEIGHTS, 0, "mean weight of the part of, %", "images of")
         if len(pairs) > 1:
             ax.set_title(title)
@@ -159,7 +156,7 @@ def routing_map(pairs: Sequence[tuple[Summary, Any]]) -> Drawn:
     line = pairs[0][1]
     name = "routing" if len(pairs) > 1 else f"routing-{line.method}-{line.Index}"
     title = "Mean weight of each task's part" if len(pairs) > 1 else named(line.label, line.Index)
-    caption = f"Largest weight on the own task, in percent of the images: {'; '.join(told)}."
+    caption = f"Largest weight on the own task, in percent of the images: {'; '.join(titles)}."
     return Drawn(name, title, figure, caption)
 
 
@@ -169,8 +166,8 @@ def _plus_minus(mean: float, deviation: float) -> str:
 
 def routed(summary: Summary) -> list[tuple[Summary, Any]]:
     """The lines whose gates left a routing matrix."""
-    lines = summary.lines.rename(columns={"routed_right sd": "right_sd"})
-    return [(summary, line) for line in lines[lines["routed_right"].notna()].itertuples()]
+    lines = summary.lines.rename(columns={"routing_accuracy sd": "sd"})
+    return [(summary, line) for line in lines[lines["routing_accuracy"].notna()].itertuples()]
 
 
 def weights(summary: Summary, rows: Sequence[Any]) -> "DataFrame":
@@ -217,9 +214,9 @@ def _similarity(cosines: "DataFrame", number: str) -> Drawn:
     square(figure.subplots(), apart, COSINES, digits, "cosine of the task vector with that of", "task vector of")
     largest = f", largest {others.max():.3f}: {' and '.join(map(str, others.idxmax()))}" if len(others) else ""
     still = [task for task in cosines if cosines.loc[task, task] == 0]
-    told = f"Mean {others.mean() if len(others) else 0:.3f}{largest}."
-    told += f" Experts that equal the base have no direction: {', '.join(still)}." if still else ""
-    return Drawn(f"similarity{number}", "Similarity of task vectors, cosine", figure, told)
+    caption = f"Mean {others.mean() if len(others) else 0:.3f}{largest}."
+    caption += f" Experts that equal the base have no direction: {', '.join(still)}." if still else ""
+    return Drawn(f"similarity{number}", "Similarity of task vectors, cosine", figure, caption)
 
 
 @styled
@@ -243,9 +240,9 @@ def energy_map(summary: Summary) -> Drawn | None:
         captured[name] = {column: 100 * float(np.mean(each)) if each else np.nan for column, each in shares.items()}
     figure, _ = page_wide([DataFrame.from_dict(captured, orient="index", columns=list(columns))], 0,
                           "layer and what in it")  # fmt: skip
-    told = "Share of the squared norm of the task vectors, mean over tasks, seeds and a layer's matrices."
-    told += " (+n): n more lines hold the same parts." if len(alike) < summary.lines["energy"].count() else ""
-    return Drawn("energy", "Energy captured per layer, %", figure, told)
+    caption = "Share of the squared norm of the task vectors, mean over tasks, seeds and a layer's matrices."
+    caption += " (+n): n more lines hold the same parts." if len(alike) < summary.lines["energy"].count() else ""
+    return Drawn("energy", "Energy captured per layer, %", figure, caption)
 
 
 def _columns(keys: Sequence[str]) -> dict[str, list[str]]:

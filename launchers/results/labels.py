@@ -9,14 +9,14 @@ from typing import Any
 from launchers.rows import Row
 
 Identity = dict[str, Any]
-MANY = 4  # hyperparameters in a name, and values of one, that are always told
-KINDS = ("name", "_target_")  # of a part of the config; what unlike parts hold need not be told one by one
+MANY = 4  # hyperparameters in a name, and values of one, that are always named
+KINDS = ("name", "_target_")  # of a part of the config; what unlike parts hold need not be named one by one
 
 
 def identity(row: Row) -> Identity:
     """What makes a row another line of the table: dotted options, and as row.* what they led to; no seeds."""
-    told = {name: getattr(row, name) for name in ("method", "family", "needs", "router", "granularity")}
-    return {**_flat(row.config), **{f"row.{name}": value for name, value in told.items()}}
+    facts = {name: getattr(row, name) for name in ("method", "family", "needs", "router", "granularity")}
+    return {**_flat(row.config), **{f"row.{name}": value for name, value in facts.items()}}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Identity:
@@ -75,7 +75,7 @@ def _differing(own: Identity, rival: Identity) -> list[str]:
 
 
 def _explained(key: str, own: Identity, rival: Identity) -> bool:
-    """Whether a part around the hyperparameter is of another kind, which is told instead."""
+    """Whether a part around the hyperparameter is of another kind, which is named instead."""
     parts = key.split(".")
     for depth in range(1, len(parts)):
         for kind in (".".join([*parts[:depth], name]) for name in KINDS):

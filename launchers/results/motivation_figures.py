@@ -33,8 +33,8 @@ def _active(measured: "Measured") -> Drawn:
 
     shares = {f"block {block}": facts["active"] for block, facts in measured.blocks.items()}
     figure, _ = page_wide([100 * DataFrame(shares, measured.tasks)], 1 if len(shares) <= 12 else 0, "FFN")
-    told = f"The fewest hidden neurons that hold {100 * measured.mass:g} % of a task's activity, of its own expert."
-    return Drawn("active", "Active neurons, % of a block", figure, told)
+    caption = f"The fewest hidden neurons that hold {100 * measured.mass:g} % of a task's activity, of its own expert."
+    return Drawn("active", "Active neurons, % of a block", figure, caption)
 
 
 def _overlap(measured: "Measured") -> Drawn:
@@ -48,9 +48,9 @@ def _overlap(measured: "Measured") -> Drawn:
     by_block = ", ".join(f"{statistics.fmean(measured.pairs(block) or [0]):.2f}" for block in measured.blocks)
     chance = statistics.fmean(facts["chance"] for facts in measured.blocks.values())
     others = apart.stack().mean() if len(apart) > 1 else 0.0
-    told = f"Masks of {100 * measured.ratio:g} % of the neurons, mean over blocks: {others:.3f}; of random masks "
+    caption = f"Masks of {100 * measured.ratio:g} % of the neurons, mean over blocks: {others:.3f}; of random masks "
     return Drawn("overlap", "Overlap of the tasks' neurons", figure,
-                 f"{told}{chance:.3f}. From the first block to the last: {by_block}.")  # fmt: skip
+                 f"{caption}{chance:.3f}. From the first block to the last: {by_block}.")  # fmt: skip
 
 
 def _energies(measured: "Measured") -> Drawn:
@@ -73,8 +73,8 @@ def _energies(measured: "Measured") -> Drawn:
         ax.grid(True)
     axes[0].set_ylabel("energy held, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds) + 1)
-    told = (
+    caption = (
         "A line an FFN matrix, blue in the first block to yellow in the last. On the dotted line no direction matters "
     )
     return Drawn("spectra", "Energy of Tucker's modes, %", figure,
-                 f"{told}more than another, and a smaller rank loses in proportion.")  # fmt: skip
+                 f"{caption}more than another, and a smaller rank loses in proportion.")  # fmt: skip

@@ -27,10 +27,10 @@ def notes(summary: Summary) -> list[str]:
             scales[source].append(label)
     metrics = summary.metrics
     plain = {*metrics.values()} <= {"accuracy"}
-    told = ", ".join(f"{task}: {metric}" for task, metric in metrics.items())
+    listed = ", ".join(f"{task}: {metric}" for task, metric in metrics.items())
     text = render(
         "notes.txt", summary=summary, scored=summary.scored, runs=_runs(summary.lines), splits=_splits(summary),
-        what="Accuracy" if plain else f"Scores ({told})", unit="accuracy" if plain else "score",
+        what="Accuracy" if plain else f"Scores ({listed})", unit="accuracy" if plain else "score",
         undefined=_undefined(summary), scales=scales, adapted=sorted(adapted.items()), origins=_origins(summary),
         twice=max(Counter((label, row.seed) for label, row in scored).values(), default=0) > 1, first_line=first_line,
     )  # fmt: skip
@@ -41,9 +41,9 @@ def numbered(summary: Summary) -> list[str]:
     """The same; below a long table with the numbers of lines in place of their names, without routing accuracies."""
     if len(summary.lines) <= FEW:
         return notes(summary)
-    lines = summary.lines.assign(label=[f"#{number}" for number in summary.lines.index], routed_right=float("nan"))
-    said = notes(Summary(summary.suite, summary.tasks, summary.unseen, lines))
-    return [re.sub(r"#\d+(, #\d+)*", lambda listed: _ranges(listed[0]), note) for note in said]
+    lines = summary.lines.assign(label=[f"#{number}" for number in summary.lines.index], routing_accuracy=float("nan"))
+    repeated = notes(Summary(summary.suite, summary.tasks, summary.unseen, lines))
+    return [re.sub(r"#\d+(, #\d+)*", lambda listed: _ranges(listed[0]), note) for note in repeated]
 
 
 def _ranges(listed: str) -> str:
@@ -54,8 +54,8 @@ def _ranges(listed: str) -> str:
             runs[-1].append(number)
         else:
             runs.append([number])
-    told = ", ".join("-".join(dict.fromkeys((run[0], run[-1]))) for run in runs)
-    return f"{'lines' if ',' in listed else 'line'} {told}"
+    joined = ", ".join("-".join(dict.fromkeys((run[0], run[-1]))) for run in runs)
+    return f"{'lines' if ',' in listed else 'line'} {joined}"
 
 
 def warnings(summary: Summary) -> list[str]:

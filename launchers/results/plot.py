@@ -34,7 +34,7 @@ class Plot:
     """What is drawn: lines alike in everything but the options of x, hue, facet and along make one figure.
 
     x: an option such as method.keep, "stored_mb", or "tasks" (how many were merged; sets of as many are averaged).
-    y: a panel each of score (norm, without experts mean), routed_right, energy.
+    y: a panel each of score (norm, without experts mean), routing_accuracy, energy.
     hue: options, or parts such as method, that tell curves apart or make the rows of a grid.
     facet: an option whose values have a panel each. along: the option along which a curve is joined, if it is not x.
     """
@@ -52,13 +52,15 @@ def declared(text: Mapping[str, Any] | str, where: str) -> Plot:
     try:
         values = dict(yaml.safe_load(text) if isinstance(text, str) else text)
         names = {name: values[name] for name in ("y", "hue") if name in values}
-        lists = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in names.items()}
+        lists: dict[str, Any] = {
+            name: (value,) if isinstance(value, str) else tuple(value) for name, value in names.items()
+        }
         plot = Plot(**(values | lists))
     except (yaml.YAMLError, ValidationError, ValueError, TypeError) as error:
         problems = error.errors() if isinstance(error, ValidationError) else []
-        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems) or str(error)
+        listed = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems) or str(error)
         raise UserError(
-            f"The plot of {where} cannot be drawn: {told}. Write e.g. {{kind: curve, x: method.keep}}."
+            f"The plot of {where} cannot be drawn: {listed}. Write e.g. {{kind: curve, x: method.keep}}."
         ) from error
     if not plot.x and plot.kind in ("curve", "grid", "bars"):
         raise UserError(f"The plot of {where} has no x. Name an option, as in {{kind: {plot.kind}, x: method.keep}}.")
@@ -167,9 +169,9 @@ def _curves(plot: Plot, lines: "DataFrame", measures: Sequence[str]) -> tuple["F
     from launchers.results.curves import curves
 
     first = lines.drop_duplicates("curve")
-    told = labels([_rest(own, [plot.x, plot.along, plot.facet]) for own in first["own"]])
-    names = {curve: label + " (told the true task)" * (kind == "oracle")
-             for curve, label, kind in zip(first["curve"], told, first["kind"], strict=True)}  # fmt: skip
+    shown = labels([_rest(own, [plot.x, plot.along, plot.facet]) for own in first["own"]])
+    names = {curve: label + " (oracle)" * (kind == "oracle")
+             for curve, label, kind in zip(first["curve"], shown, first["kind"], strict=True)}  # fmt: skip
     meeting = lines.assign(curve=lines["curve"].map(names)).groupby(["curve", "facet", "x"])
     points, several = (
         meeting[[name for measure in measures for name in (measure, f"{measure} sd")]].mean(),
@@ -201,9 +203,9 @@ def _bars(plot: Plot, lines: "DataFrame", measures: Sequence[str]) -> tuple["Fig
     headings = labels([_rest(group["own"].iloc[0], [plot.x]) for group in groups])
     made, last = [], plot.x.rpartition(".")[2]
     for heading, group in zip(headings, groups, strict=True):
-        told = [label.partition(" ")[2].removeprefix(f"{last}=") for label in labels(list(group["own"]))]
-        words = [own.get(plot.x, name) for own, name in zip(group["own"], told, strict=True)]
-        named = group.assign(name=list(map(str, words)) if len({*map(str, words)}) == len(words) else told)
+        parts = [label.partition(" ")[2].removeprefix(f"{last}=") for label in labels(list(group["own"]))]
+        words = [own.get(plot.x, name) for own, name in zip(group["own"], parts, strict=True)]
+        named = group.assign(name=list(map(str, words)) if len({*map(str, words)}) == len(words) else parts)
         records = [record for _, line in named.iterrows() for record in (line, *_alone(plot, line))]
         made.append((heading, DataFrame(records)))
     alone = any(str(name).startswith("alone: ") for _, frame in made for name in frame["name"])

@@ -52,8 +52,8 @@ def explain(row: Row, rows: Sequence[Row], console: Console, output: str = "outp
     """Print what was merged, how, with which data, what it cost, what came out and how to repeat it."""
     line = _line(row, rows)
     console.print(Text.assemble((f"\n{row.method}", "bold"), f" on {row.suite}, run {row.run_id}: {_verdict(line)}\n"))
-    for told in _facts(row, rows).splitlines():
-        name, _, sentence = told.partition("|")
+    for line_text in _facts(row, rows).splitlines():
+        name, _, sentence = line_text.partition("|")
         if name:
             console.print(Text.assemble((f"{name:6}", "bold cyan"), sentence))
         elif sentence:
@@ -116,17 +116,17 @@ def _changes(overrides: Sequence[str]) -> Table:
         config = composed(choices(overrides))
     except (UserError, HydraException):  # a choice that is gone
         config = composed(())
-    told = {override.get_key_element(): override.get_value_element_as_str() for override in parsed(overrides)}
-    defaults = [usual.get(key) if is_group(key) else OmegaConf.select(config, key.lstrip("+~")) for key in told]
+    chosen = {override.get_key_element(): override.get_value_element_as_str() for override in parsed(overrides)}
+    defaults = [usual.get(key) if is_group(key) else OmegaConf.select(config, key.lstrip("+~")) for key in chosen]
     texts = ["-" if default is None else str(default) for default in defaults]
-    return _table("choice or option", list(told), {"this run": list(told.values()), "default": texts})
+    return _table("choice or option", list(chosen), {"this run": list(chosen.values()), "default": texts})
 
 
 def _scores(row: Row, line: Mapping[str, Any]) -> Table:
     """Per task: accuracy, share of the expert's, images that went to their own part; the last line is their mean."""
     shares = {task: line[f"norm {task}"] / 100 for task in row.tasks if not isnan(line["norm"])}
     columns = {"accuracy %": row.accuracy, "of the expert %": shares, "validation %": row.validation,
-               "routed right %": row.routing.get("accuracy")}  # fmt: skip
+               "routing accuracy %": row.routing.get("accuracy")}  # fmt: skip
     known = {name: [scores.get(task) for task in row.tasks] for name, scores in columns.items() if scores}
     means = {name: _percents([*shares, statistics.fmean(share for share in shares if share is not None)])
              for name, shares in known.items()}  # fmt: skip
@@ -147,8 +147,8 @@ def _unseen(row: Row, rows: Sequence[Row]) -> Table | None:
 
 
 def _table(first: str, names: Sequence[str], columns: Mapping[str, Sequence[str]], **options: Any) -> Table:
-    told = {first: names, **columns}
-    return draw([Column(header, tuple(map(Cell, texts))) for header, texts in told.items()], **options)
+    chosen = {first: names, **columns}
+    return draw([Column(header, tuple(map(Cell, texts))) for header, texts in chosen.items()], **options)
 
 
 def _percents(shares: Sequence[float | None]) -> list[str]:

@@ -18,15 +18,16 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  
 MARKERS = "osD^vPX"
 STYLES = ("-", "--", "-.", ":")
 NAME = 34  # characters of a line's name in a figure
-SAYS = {"base": "base", "static": "static", "routed": "routed per input", "oracle": "told the true task",
-        "multitask": "one model trained on all", "expert": "experts"}  # fmt: skip
+KIND_NAMES = {"base": "base", "static": "static", "routed": "routed per input",
+              "oracle": "oracle (task identity given)", "multitask": "one model trained on all",
+              "expert": "experts"}  # fmt: skip
 LOOKS = {kind: (marker, colour) for kind, marker, colour in
-         zip(SAYS, "Xos^vP", (INK, *OKABE_ITO[:3], INK, INK), strict=True)}  # fmt: skip
+         zip(KIND_NAMES, "Xos^vP", (INK, *OKABE_ITO[:3], INK, INK), strict=True)}  # fmt: skip
 MEASURES = {
     "norm": "mean accuracy, % of the experts'",
     "mean": "mean accuracy, %",
     "unseen": "mean accuracy on unseen tasks, %",
-    "routed_right": "images routed right, %",
+    "routing_accuracy": "routing accuracy, %",
     "energy": "energy kept, %",
 }
 RC: Any = {

@@ -38,13 +38,14 @@ def sheet(summary: Summary) -> Sheet:
 def columns(summary: Summary, wide: bool = False) -> tuple[Column, ...]:
     """The printed columns, scores in percent, the best of each kind in COMPETE in bold.
 
-    `wide` adds what a page has room for: kind, images routed right, energy, granularity, all work and all time.
+    `wide` adds what a page has room for: kind, routing accuracy, energy, granularity, all work and all time.
     """
     lines = summary.lines
     means = ["mean", "norm", *["unseen"] * bool(summary.unseen)]
-    scores = {task: f"task {task}" for task in summary.tasks}
+    named = {task: "" if metric == "accuracy" else f" ({metric})" for task, metric in summary.metrics.items()}
+    scores = {f"{task}{named.get(task, '')}": f"task {task}" for task in summary.tasks}
     scores |= {f"{task} unseen": f"unseen {task}" for task in summary.unseen} | {name: name for name in means}
-    extra = {"routed right": "routed_right", "energy kept": "energy"} if wide else {}
+    extra = {"routing accuracy": "routing_accuracy", "energy kept": "energy"} if wide else {}
     known = {header: name for header, name in extra.items() if lines[name].notna().any()}
     return (
         _plain("method", lines, lambda line: line.label),

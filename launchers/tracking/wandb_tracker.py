@@ -170,8 +170,8 @@ class WandbTracker(Tracker):
         summary |= {f"seconds/{phase}": seconds for phase, seconds in row.seconds.items()}
         summary |= {f"accuracy/{task}": accuracy for task, accuracy in row.accuracy.items()}
         summary |= {f"unseen/{task}": score.value for task, score in row.unseen.items() if score is not None}
-        summary |= {f"routed_right/{task}": share for task, share in row.routing.get("accuracy", {}).items()}
-        summary |= {name: own[name] / 100 for name in ("routed_right", "energy") if name in own}
+        summary |= {f"routing_accuracy/{task}": share for task, share in row.routing.get("accuracy", {}).items()}
+        summary |= {name: own[name] / 100 for name in ("routing_accuracy", "energy") if name in own}
         means = {f"accuracy/{name}": own[name] / 100 for name in ("mean", "norm") if name in own}
         self._run.config.update({"row": {name: getattr(row, name) for name in ROW_CONFIG}}, allow_val_change=True)
         self._run.log(means)

@@ -54,7 +54,7 @@ def test_routed_and_oracle_lines_say_what_they_are():
     names = [label.get_text() for label in ax.get_yticklabels()]
 
     assert names == ["average", "ties", "duet", "twin", "ffn_oracle", "tsv_m"]  # what may be compared is together
-    assert texts[-2:] == ["routed\nper input", "told\nthe true task"]
+    assert texts[-2:] == ["routed\nper input", "oracle\n(task identity given)"]
 
 
 def test_the_routing_figure_is_the_mean_over_seeds_in_the_order_of_the_tasks():

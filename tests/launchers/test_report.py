@@ -211,7 +211,7 @@ def test_notes_of_a_long_table_give_the_numbers_of_lines():
     told = " ".join(numbered(summary))
     assert (
         "search on the val split for lines 1-22." in told
-        and "(oracle; no fair rival, never bold): lines 21-22." in told
+        and "(task identity given; no fair rival, never bold): lines 21-22." in told
     )
     assert "line 23 failed (seed 0): ValueError: rank 0" in told
     (short,) = summarise(some[:3])

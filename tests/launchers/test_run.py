@@ -125,7 +125,7 @@ def test_a_routed_run_says_where_the_images_went(output, duet_here):
     assert ffn == list(gated.energy) and all(0 < share <= 1 for key in ffn for share in gated.energy[key])
     assert gated.config["router"]["name"] == "task_id" and told.config["router"]["name"] == "oracle"
 
-    assert "\nduet router=task_id " in page and "\nduet router=oracle " in page and "routed right" in errors
+    assert "\nduet router=task_id " in page and "\nduet router=oracle " in page and "routing accuracy" in errors
     assert "never bold): duet router=oracle." in page and "x1.00" in page
     (sweep,) = (output / "runs").iterdir()
     pictures = {path.relative_to(sweep).as_posix() for path in sweep.rglob("routing.png")}

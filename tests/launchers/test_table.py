@@ -3,16 +3,18 @@
 import csv
 import io
 import statistics
+from dataclasses import replace
 
 import pytest
 from cells import TASKS, failed_row, make_row, routed_row
 
 from launchers import rows
 from launchers.results import writers
-from launchers.results.frame import summarise
+from launchers.results.frame import of_rows, summarise
 from launchers.results.notes import notes
 from launchers.results.table import columns, main, records, sheets
 from merging.errors import UserError
+from tasks.score import Score
 
 REFERENCES = [make_row("base", 0.3), make_row("expert", 0.9)]
 
@@ -44,6 +46,23 @@ def test_norm_is_the_mean_of_ratios_beside_the_plain_mean():
 
     assert printed([merged, expert], "norm") == {"ties": "75.0", "expert": "100.0"}  # not 0.55 / 0.65
     assert printed([merged, expert], "mean") == {"ties": "55.0", "expert": "65.0"}
+
+
+def test_scores_of_other_metrics_are_named_and_those_without_a_ratio_are_left_out_of_norm():
+    def scores(cars, signs, digits):
+        return {"cars": Score("matthews", cars, 50, 0.1), "signs": Score("accuracy", signs, 50, 0.1),
+                "digits": Score("error", digits, 50, 0.1, higher_is_better=False)}  # fmt: skip
+
+    results = [replace(make_row(method, tasks=["cars", "signs", "digits"]), scores=scores(*values))
+               for method, values in (("ties", (0.3, 0.4, 0.5)), ("expert", (0.6, 0.8, 0.25)))]  # fmt: skip
+    assert printed(results, "cars (matthews)") == {"ties": "30.0", "expert": "60.0"} and printed(results, "signs")
+    assert printed(results, "norm") == {"ties": "50.0", "expert": "100.0"}, "an error has no share of the expert's"
+    said = notes(summarise(results)[0])
+    assert said[0].startswith("Scores (cars: matthews, signs: accuracy, digits: error) in percent on the test split")
+    assert "Not in norm: digits." in said[1]
+    frame = of_rows(results).set_index(["method", "task"])
+    assert frame.loc[("ties", "cars"), ["metric", "score", "count", "standard_error", "normalised"]].tolist() == [
+        "matthews", 0.3, 50, 0.1, 0.5]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -87,9 +106,9 @@ def test_static_routed_and_oracle_lines_are_ordered_and_judged_apart():
     assert summarise([*REFERENCES, make_row(), failed_row()])[0].breaks == []
     said = " ".join(notes(summary))
     assert "Bold: best static and best routed line." in said
-    assert "Told the true task of every image (oracle; no fair rival, never bold): ffn_oracle, emr." in said
+    assert "Oracle (task identity given; no fair rival, never bold): ffn_oracle, emr." in said
     assert "Saw the unlabelled calibration images: duet, twin." in said
-    assert "Routed right (largest weight on the own task), in percent: duet 93.5, twin 93.5." in said
+    assert "Routing accuracy (largest weight on the own task), in percent: duet 93.5, twin 93.5." in said
 
 
 def test_what_saw_the_test_images_is_marked_and_never_bold():
@@ -241,15 +260,16 @@ def test_markdown_latex_and_csv_carry_the_same_numbers():
     assert "| **63.5** | **67.9** |" in markdown and markdown.count("|\n") == 7
     assert r"\textbf{63.5} & \textbf{67.9} & 0.3" in latex and r"iso\_c &" in latex and r"\toprule" in latex
     assert float(table["iso_c"]["mean"]) == 63.5 and float(table["iso_c"]["norm"]) == pytest.approx(67.9, abs=0.05)
-    assert table["iso_c"]["routed_right"] == table["iso_c"]["energy"] == "" and table["iso_c"]["adaptation"] == "none"
+    assert table["iso_c"]["routing_accuracy"] == table["iso_c"]["energy"] == ""
+    assert table["iso_c"]["adaptation"] == "none"
     assert table["a_b"]["status"] == "error" and table["a_b"]["error"] == "ValueError: rank 0"
 
 
 def test_csv_tells_routing_and_energy():
     results = [routed_row(sure=sure, seed=seed, collapsed=["cars"]) for seed, sure in enumerate((0.9, 0.7))]
     (line,) = csv.DictReader(io.StringIO(writers.comma_separated(records(results))))
-    assert float(line["routed_right"]) == pytest.approx(83.5) and float(line["energy"]) == pytest.approx(60)
-    assert float(line["routed_right sd"]) == pytest.approx(100 * statistics.stdev([0.935, 0.735]), abs=1e-3)
+    assert float(line["routing_accuracy"]) == pytest.approx(83.5) and float(line["energy"]) == pytest.approx(60)
+    assert float(line["routing_accuracy sd"]) == pytest.approx(100 * statistics.stdev([0.935, 0.735]), abs=1e-3)
     assert line["collapsed"] == "cars" and line["params"] == "100000" and line["router_seconds"] == "6.08"
     assert line["adaptation"] == "calibration"
 

@@ -62,7 +62,8 @@ def test_a_routed_run_is_tracked_with_its_gates(tmp_path):
     assert {name: config["row"][name] for name in ("router", "adaptation", "collapsed")} == {
         "router": "task_id", "adaptation": "calibration", "collapsed": ["cars"]
     }  # fmt: skip
-    assert summary["routed_right"] == pytest.approx(0.935) and summary["routed_right/cars"] == pytest.approx(0.91)
+    assert summary["routing_accuracy"] == pytest.approx(0.935)
+    assert summary["routing_accuracy/cars"] == pytest.approx(0.91)
     assert summary["energy"] == pytest.approx(0.6) and summary["params"] == 100_000
     assert summary["seconds/router"] == 6.08
     (folder,) = tmp_path.glob("wandb/offline-run-*/files")

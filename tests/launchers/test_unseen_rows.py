@@ -16,7 +16,7 @@ CHECKPOINTS = {name: name for name in ["base", *SEEN, *UNSEEN]}
 
 
 def some_rows():
-    """Two references, a static and a routed merge, one that is told the true task."""
+    """Two references, a static and a routed merge, an oracle."""
     splits = {task: {"name": "test", "id": task, "size": 40} for task in [*SEEN, *UNSEEN]}
     same = {"tasks": SEEN, "checkpoints": CHECKPOINTS, "splits": splits}
     routed = routed_row("duet", 0.8, **same, unseen={"signs": 0.3, "digits": 0.4})
