@@ -11,19 +11,19 @@ from typing import Any
 
 from launchers import rows
 from launchers.claims import Taken, claim
-from launchers.clock import Clock
 from launchers.code_version import code_version
 from launchers.expert_scores import expert_scores
-from launchers.gates import Fitted, content, fitted
-from launchers.opened import SCALE, splits_read
+from launchers.router_cache import Fitted, content, fitted
 from launchers.rows import Row
+from launchers.timer import Timer
 from merging.accounting import macs
 from merging.adapt import Learned, Router
 from merging.api import describe
 from merging.cache import Cache, code, modules_of
-from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, silent
+from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, silent, splits_of
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.identity import fingerprint, identity
 from merging.merged import Merged
 from merging.methods import Expert, Multitask
 from merging.methods.method import Method, call
@@ -37,6 +37,7 @@ from tasks.unseen import Unseen, score_unseen
 log = logging.getLogger(__name__)
 Config = dict[str, Any]
 OnTask = Callable[[str, float], object]
+SCALE = "scale"  # who picks a coefficient by labelled scores: selection, not adaptation
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Setup:
 
     experts: Experts
     grid: Grid
-    family: str
+    source: Any  # where base and experts come from
     context: Context = ALONE  # the data of the tasks
     unfinished: Path | None = None  # folder for what a cell has done so far
     remarks: tuple[str, ...] = ()  # on the experts
@@ -63,7 +64,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method in a setup. `config` is what changes the numbers, and nothing else."""
+    """A method in a setup. `config` is how a row tells what was chosen; the `identity` names the row."""
 
     label: str
     method: Method
@@ -81,12 +82,29 @@ class Cell:
 
     @property
     def run_id(self) -> str:
-        return rows.run_id(self.config, self.checkpoints, self.contents)
+        return fingerprint(self.identity, 12)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the numbers: what computes them, and the contents of what they are computed from."""
+        setup, granularity = self.setup, getattr(getattr(self.router, "gate", None), "granularity", None)
+        engine = identity(setup.grid.engine)
+        if granularity not in ("batch", "mixed"):
+            engine.pop("batch")  # a sample then does not depend on those beside it
+        parts = {"method": self.method, "scale": self.scale, "router": self.router, "experts": setup.source}
+        return identity(parts) | {
+            "backbone": identity(setup.grid.backbone),
+            "engine": engine,
+            "suite": [setup.grid.suite.name, *setup.grid.suite.names],
+            "checkpoints": self.checkpoints,
+            "contents": self.contents,
+            **{name: self.config.get(name) for name in ("seed", "split", "save_dtype")},
+        }
 
     @cached_property
     def contents(self) -> dict[str, dict[str, str]]:
         """Task -> ids of its head and of the splits that are read."""
-        read = splits_read(self.method, self.scale, self.router, self.config)
+        read = splits_read(self.method, self.scale, self.router)
         return contents(self.setup.grid.suite, self.split, read)
 
     @property
@@ -112,7 +130,7 @@ class Cell:
             needs=self.method.needs,
             router="none",
             granularity="none",
-            family=self.setup.family,
+            family=self.setup.source.family,
             checkpoints=self.checkpoints,
             splits={name: {"name": self.split, "id": split.id, "size": len(split)} for name, split in scored.items()},
             seed=self.config["seed"],
@@ -146,25 +164,25 @@ class Cell:
         `on_task` hears each accuracy, `log_step` the losses of a gate in training. Scores and trained gates of a run
         that was killed are used again.
         """
-        grid, clock, journal, opened = self.setup.grid, Clock(), self.journal, Opened()
+        grid, timer, journal, opened = self.setup.grid, Timer(), self.journal, Opened()
         context = replace(self.setup.context, seed=self.config["seed"], log=log_step, opened=opened)
         merged = call(self.method, self.setup.experts, context.acting(f"method={self.label}", self.method))
         if "save_dtype" in self.config:
             merged = merged.cast(self.config["save_dtype"])
-        clock.lap("merge")
+        timer.ends("merge")
         references = partial(expert_scores, setup=self.setup, journal=journal)
         chosen = self.scale.choose(merged, grid, references, journal)
         merged, validation = chosen.merged, chosen.validation
         if validation is not None and isinstance(self.scale, Search):
             opened.note(SCALE, self.scale.split)
-        clock.lap("search")
+        timer.ends("search")
         collapsed: list[str] = []
         if merged.routing is not None and merged.routing.router == "learned":
             merged, collapsed, _, spent = self._fitted(merged, journal, context)
-            clock.lap("router", spent)
+            timer.ends("router", spent)
         scored = grid.score(merged, self.split, on_task, journal)
         unseen = self._unseen(merged, journal)
-        clock.lap("score")
+        timer.ends("score")
         if save is not None:
             about = {"method": describe(self.method), "run_id": self.run_id, "opened": opened.splits}
             merged = replace(merged, provenance=about, inputs=self.setup.experts.inputs)
@@ -177,7 +195,7 @@ class Cell:
             scale=merged.scale,
             scale_source="-" if merged.scale is None else "fixed" if validation is None else self.scale.source,
             search=chosen.search,
-            seconds=clock.seconds,
+            seconds=timer.seconds,
             unseen=dict(unseen.scores),
             **self.told(merged, scored.routing, unseen, opened.splits),
         )
@@ -190,7 +208,7 @@ class Cell:
         if setup.gates is not None and isinstance(router, Learned):
             made_by = code(("merging", *modules_of(self.method)))
             looked = context.opened.by(f"method={self.label}")
-            key = content(router, merged, context, self.config, setup.checkpoints, made_by, looked)
+            key = content(router, merged, context, self.identity, made_by, looked)
             keep = partial(setup.gates.tensors, key)
         found = fitted(router, merged, setup.experts, context, keep)
         for split in found.splits:
@@ -230,6 +248,13 @@ class Cell:
     def _similarity(self) -> list[list[float]]:
         """Cosines between the task vectors, in the rows of the experts alone: they are the same for every method."""
         return [[round(cosine, 5) for cosine in line] for line in cosines(self.setup.experts).tolist()]
+
+
+def splits_read(method: Method, scale: Fixed | Search, router: Router) -> list[str]:
+    """What a cell reads beside the split that it scores, known before: it searches on some, or learns from some."""
+    searched = [scale.split] if isinstance(scale, Search) else []
+    learned = [router.split] if isinstance(router, Learned) else []
+    return [*dict.fromkeys([*searched, *learned, *splits_of(method)])]
 
 
 def said(row: Row) -> str:

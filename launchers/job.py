@@ -16,27 +16,27 @@ from omegaconf import DictConfig, OmegaConf
 
 from launchers import rows
 from launchers.callback import LISTED, check_writable, draw
-from launchers.cells import Cell, Setup, finish
+from launchers.cells import Cell, Setup, finish, splits_read
 from launchers.claims import Taken, owner
 from launchers.found import ELSEWHERE, is_local, named, remember, state
-from launchers.opened import splits_read
 from launchers.preflight import foresee
 from launchers.rows import Row
 from launchers.sweeps.group import group_of
 from launchers.tracking.tracker import Tracker
-from merging.adapt import Oracle
+from merging.adapt import Oracle, Router
 from merging.backbones.base import Backbone
 from merging.cache import GIB, Cache
 from merging.checkpoints import Checkpoint, Known
-from merging.context import Context
+from merging.context import Context, nested
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.files import write_text
-from merging.methods import Base, Expert
+from merging.methods import Base, Expert, Multitask
+from merging.methods.method import Method
 from merging.saving import check_target
 from tasks.data import SuiteData
 from tasks.evaluate import Grid
-from tasks.scales import Fixed
+from tasks.scales import Fixed, Search
 from tasks.suite import Suite
 
 log = logging.getLogger(__name__)
@@ -98,10 +98,17 @@ def cell(config: DictConfig) -> Cell:
     """The cell that the configuration names."""
     label = HydraConfig.get().runtime.choices["method"]
     decides = config_of(config, label)
-    method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
     setup = setup_for(label, with_heads(config, label), decides)
     setup = replace(setup, gates=None) if config.redo else setup
-    return Cell(label, method, scale, router, decides, setup, overrides())
+    return Cell(label, *built(config), decides, setup, overrides())
+
+
+def built(config: DictConfig) -> tuple[Method, Fixed | Search, Router]:
+    """The method, and who chooses its scale and its gating weights where it leaves that open."""
+    method = instantiate(config.method)
+    scale = Fixed() if isinstance(method, (Base, Expert, Multitask)) else instantiate(config.scale)
+    routed = any(getattr(each, "routed", False) for each in nested(method))
+    return method, scale, instantiate(config.router) if routed else Oracle()
 
 
 def reference(config: DictConfig, label: str) -> Cell:
@@ -180,7 +187,7 @@ def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -
         files = state(config)
         suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
         source = instantiate(config.experts)
-        foresee(suite, source, backbone, engine, looked_at(config, decides))
+        foresee(suite, source, backbone, engine, [config.split, *splits_read(*built(config))])
         suite = source.headed(suite, backbone, store) if hasattr(source, "headed") else suite
         data = SuiteData(suite, backbone, engine, partial(multitask_of, source, suite, backbone, store))
         experts, context = source.open(suite, backbone, store), Context(data, engine.place)
@@ -192,7 +199,7 @@ def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -
             log.info("%s", remark)
         remarks = (*getattr(source, "remarks", ()), *more, *dict.fromkeys(read))
         files = files if is_local(suite, source, backbone) else None
-        _SETUPS[key] = Setup(experts, grid, source.family, context, unfinished, remarks, store, unseen, files)
+        _SETUPS[key] = Setup(experts, grid, source, context, unfinished, remarks, store, unseen, files)
     return _SETUPS[key]
 
 
@@ -218,9 +225,3 @@ def multitask_of(source: Any, suite: Suite, backbone: Backbone, store: Cache) ->
 
 
 _SETUPS: dict[str, Setup] = {}
-
-
-def looked_at(config: DictConfig, decides: dict[str, Any]) -> list[str]:
-    """The splits that this job reads."""
-    method, scale, router = (instantiate(config[part]) for part in ("method", "scale", "router"))
-    return [*dict.fromkeys([config.split, *splits_read(method, scale, router, decides)])]

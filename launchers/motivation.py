@@ -17,10 +17,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launchers import rows
 from launchers.program import Program
 from merging.errors import UserError
 from merging.files import write_text
+from merging.identity import fingerprint
 
 FOLDER = "motivation"  # below output
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def run(config: DictConfig) -> Measured:
     blocks = motivation.blocks(setup.experts, setup.context, method.neurons, config.mass)
     matrices = motivation.matrices(setup.experts)
     found = Measured(
-        run_id=rows.run_id(named, setup.checkpoints),
+        run_id=fingerprint([named, setup.checkpoints], 12),
         suite=setup.grid.suite.name,
         family=setup.family,
         tasks=list(setup.experts.tasks),

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from merging.errors import UserError
 from merging.files import write_atomically
-from merging.identity import fingerprint, identity
+from merging.identity import identity
 from tasks.score import Score
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 VERSION = 2  # of the files
-PLACES = {"suite": ("sources", "text"), "experts": ("base", "experts", "multitask", "paths")}  # options that name files
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # of a file name that is no UTF-8
 Whole = Annotated[int, Gt(-(1 << 63)), Lt(1 << 63)]
 Fraction = Annotated[float, Ge(0), Le(1)]
@@ -56,7 +55,7 @@ class Row:
 
     __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
-    run_id: str  # 12 hex digits of config, checkpoints and contents, see run_id()
+    run_id: str  # 12 hex digits of the identity of its cell
     status: Literal["ok", "error"]
     method: str  # label in tables: "ties", "base", "expert", ...
     config: dict[str, Any]  # the resolved Hydra config
@@ -102,24 +101,6 @@ class Row:
 def value(score: Score | None) -> float | None:
     """The value of a score, where there is one."""
     return None if score is None else score.value
-
-
-def run_id(
-    config: Mapping[str, Any],
-    checkpoints: Mapping[str, str],
-    contents: Mapping[str, Mapping[str, str]] | None = None,
-) -> str:
-    """Name a cell by content: 12 hex digits of SHA-256 over the resolved config and the ids of weights and images.
-
-    The order of keys does not matter, nor do the options that say where weights and images lie (PLACES): their ids
-    count. Pass only what changes the numbers: no output folders, no tracker.
-    """
-    plain = {name: _without(part, PLACES.get(name, ())) for name, part in config.items()}
-    return fingerprint({"config": plain, "checkpoints": checkpoints, "contents": contents or {}}, digits=12)
-
-
-def _without(part: Any, names: Sequence[str]) -> Any:
-    return {key: value for key, value in part.items() if key not in names} if isinstance(part, Mapping) else part
 
 
 def write(row: Row, folder: str | Path) -> Path:

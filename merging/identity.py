@@ -13,6 +13,7 @@ from typing import Any
 from merging.errors import UserError
 
 OURS = ("merging.", "tasks.", "launchers.")  # no two of their classes share a name, so that modules may be moved
+WHERE = {"identity": False}  # metadata of a field that says where something lies or runs
 Json = Any  # None, booleans, finite numbers, text, lists and mappings
 
 

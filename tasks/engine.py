@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from merging.errors import UserError
+from merging.identity import WHERE
 from merging.preflight import check_range
 from tasks.split import Inputs, count_of, mapped, take
 
@@ -32,7 +33,7 @@ class Engine:
     weights while it runs, which a compiled one cannot). batch: images at a time.
     """
 
-    device: str = "auto"
+    device: str = field(default="auto", metadata=WHERE)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     batch: int = 100

@@ -8,6 +8,7 @@ from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile
 from merging.checkpoints.views import Part
 from merging.experts import Experts
+from merging.identity import WHERE
 from tasks.finetune import Recipe, make_experts, make_multitask
 from tasks.mini.model import BASE
 from tasks.suite import Suite
@@ -20,7 +21,7 @@ class FineTuned:
     family: str = "mini8"
     recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
-    workers: int | None = None
+    workers: int | None = field(default=None, metadata=WHERE)
 
     def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
         """Experts for the tasks of `suite`, from the cache or trained now."""

@@ -1,7 +1,7 @@
 """Published CLIP experts: one dataclass per kind of source. The facts of each family are in families.yaml."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from merging.checkpoints.opening import open_file
 from merging.checkpoints.views import Made, Overlay, View
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.identity import WHERE
 from merging.preflight import some
 from tasks.suite import Suite
 from tasks.vision.expert_registry import base_model, family, weights
@@ -39,8 +40,8 @@ class HubFamily:
 
     family: str
     qkv: Literal["fused", "separate"] = "separate"
-    revision: str | None = None
-    base_revision: str | None = None
+    revision: str | None = field(default=None, metadata=WHERE)
+    base_revision: str | None = field(default=None, metadata=WHERE)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -83,10 +84,10 @@ class EncoderFamily:
     """
 
     family: str
-    root: str | None = None
+    root: str | None = field(default=None, metadata=WHERE)
     qkv: Literal["fused", "separate"] = "fused"
     text: bool = False
-    revision: str | None = None
+    revision: str | None = field(default=None, metadata=WHERE)
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from merging.checkpoints.lora import CONFIG, open_lora
 from merging.checkpoints.opening import open_file
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.identity import WHERE
 from merging.preflight import some
 from tasks.heads.classifier import check_order, classes_in
 from tasks.heads.head import Given, HeadSource
@@ -57,14 +58,14 @@ class Folder:
     multitask: path of one model trained on all tasks, for method=multitask.
     """
 
-    base: str
-    experts: str | None = None
-    paths: Mapping[str, str] = field(default_factory=dict)
+    base: str = field(metadata=WHERE)
+    experts: str | None = field(default=None, metadata=WHERE)
+    paths: Mapping[str, str] = field(default_factory=dict, metadata=WHERE)
     family: str = "folder"
     qkv: Literal["fused", "separate"] = "fused"
     text: bool = False
     heads: str = "suite"
-    multitask: str | None = None
+    multitask: str | None = field(default=None, metadata=WHERE)
     remarks = ()
 
     def wanted(self, suite: Suite, backbone: Backbone) -> list[Wanted]:

@@ -3,10 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from launchers.rows import Row, run_id
+from launchers.rows import Row
+from merging.identity import fingerprint
 from tasks.score import Score
 
 TASKS = ["scenes", "cars", "aerial", "land", "street", "signs", "digits", "textures"]
+
+
+def run_id(config: Any, checkpoints: Any) -> str:
+    """A name that differs where these do."""
+    return fingerprint([config, checkpoints], 12)
 
 
 def make_row(method: str = "ties", level: float = 0.6, tasks: list[str] = TASKS, **changes: Any) -> Row:

@@ -6,11 +6,10 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
-from cells import make_row, routed_row
+from cells import make_row, routed_row, run_id
 from omegaconf import OmegaConf
 
 import conf
-from launchers import rows
 from launchers.job import resolved, targets
 from launchers.sweeps.axes import composed, is_group, read, value_of
 
@@ -67,4 +66,4 @@ def _row(make, label, level, config, seed):
     tasks = config["suite"]["tasks"]
     checkpoints = {"base": "b", **{task: f"{task}{seed}" for task in tasks}}
     row = make(label, level, tasks=list(tasks), checkpoints=checkpoints, seed=seed)
-    return replace(row, config=config, run_id=rows.run_id(config, checkpoints))
+    return replace(row, config=config, run_id=run_id(config, checkpoints))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from launchers import gates
+from launchers import router_cache
 from launchers.expert_scores import expert_scores
 from merging import Cache, Experts, neurons, statistics
 from merging import cache as caching
@@ -130,9 +130,8 @@ def tuned_text(cache, patch, base=0.0, expert=1.0):
 def trained_gates(
     cache, patch, images=0, head=1.0, scale=0.3, base="x", device="cpu", made_by="code", dtype="fp32", masks=0, **how
 ):
-    config = {
-        name: how.pop(name, name) for name in ("router", "suite", "seed", "engine", "method", "experts", "backbone")
-    }
+    names = ("router", "suite", "seed", "engine", "method", "experts", "backbone")
+    cell = {name: how.pop(name, name) for name in names} | {"checkpoints": {"base": base}}
 
     def seen(split):
         first = Shades("a", images, head) if split == "test" else Shades("a", masks)
@@ -142,7 +141,7 @@ def trained_gates(
 
     merged, router = TaskArithmetic(scale=scale)(opened(cache)).cast(dtype), Learned(split="test")
     context = Context(SimpleNamespace(unlabelled=seen))
-    cache.keys.append(gates.content(router, merged, context, config, {"base": base}, made_by, ["calibration"]))
+    cache.keys.append(router_cache.content(router, merged, context, cell, made_by, ["calibration"]))
 
 
 def scored(cache, patch, task="a", images=0, head=1.0, split="val", scale=0.3, batch=100, code="code", device="cpu"):

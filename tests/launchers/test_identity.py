@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from launchers import rows
-from launchers.rows import run_id
 
 TOWER = f"{{layers: {BLOCKS}, width: {WIDTH}, head_width: 64, patch_size: 32, image_size: 64}}".replace(" ", "")
 
@@ -103,20 +102,6 @@ def test_a_row_says_how_its_images_were_read(data, computed):
             "fruit: test has no image of 1 of 2 classes (b).",
         ]  # fmt: skip
         assert row.contents["pets"].keys() == {"head", "test"}
-
-
-def test_ids_name_contents_and_no_places():
-    config = {"suite": {"name": "mine", "sources": {"pets": {"folder": "a"}}, "text": "b"}, "experts": {"base": "c"}}
-    moved = {"suite": {"name": "mine", "sources": {}, "text": "e"}, "experts": {"base": "f", "paths": {"pets": "g"}}}
-    ids = {"pets": {"head": "1", "test": "2"}}
-    assert run_id(config, {"base": "x"}, ids) == run_id(moved, {"base": "x"}, ids)
-    others = [
-        run_id(config, {"base": "x"}, {"pets": {"head": "1", "test": "3"}}),
-        run_id(config, {"base": "y"}, ids),
-        run_id(config | {"suite": {"name": "yours"}}, {"base": "x"}, ids),
-        run_id(config, {"base": "x"}),
-    ]
-    assert len({run_id(config, {"base": "x"}, ids), *others}) == 5
 
 
 @pytest.mark.parametrize("which", ["text.safetensors", "all.safetensors"])

@@ -1,6 +1,7 @@
 """A row names the splits that were really opened, and who opened them, whatever a method says or a cache holds."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 import merging
 from launchers import job, rows
-from launchers.cells import Cell, Setup
+from launchers.cells import Cell, Setup, splits_read
 from launchers.results.frame import summarise
 from launchers.results.notes import notes
 from merging import Cache
@@ -49,9 +50,11 @@ class Noises:
         )
 
 
-def Noise(name):
-    head = functional.normalize(torch.randn(2, 8, generator=torch.Generator().manual_seed(len(name))), dim=-1)
-    return LabelledTask(name, Noises(name), Given(ZeroShot(head)))
+def Noise(name, classes=("a", "b")):
+    head = functional.normalize(
+        torch.randn(len(classes), 8, generator=torch.Generator().manual_seed(len(name))), dim=-1
+    )
+    return LabelledTask(name, Noises(name, classes), Given(ZeroShot(head)))
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ def setup(tmp_path):
     store = Cache(tmp_path / "cache")
     experts = Experts.open(states[0], states[1:], suite.names, store)
     context = Context(SuiteData(suite, TOWER))
-    return Setup(experts, Grid(suite, TOWER), "noise", context, store.folder / "unfinished", gates=store)
+    return Setup(
+        experts, Grid(suite, TOWER), SimpleNamespace(family="noise"), context, store.folder / "unfinished", gates=store
+    )
 
 
 def computed(setup, method, router=None, scale=None, split="test"):
@@ -193,7 +198,7 @@ def test_the_split_that_is_scored_need_not_be_test(setup):
 def test_what_is_foreseen_is_what_will_be_opened(overrides, read):
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("config", ["scale=fixed", *overrides] if "scale=search" not in overrides else overrides)
-    assert job.looked_at(config, job.resolved(config)) == read
+    assert [config.split, *splits_read(*job.built(config))] == read
 
 
 def test_openings_survive_the_disk_and_older_rows_have_none(tmp_path):

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import replace
 
 import pytest
-from cells import TASKS, failed_row, make_row, routed_row
+from cells import TASKS, failed_row, make_row, routed_row, run_id
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
@@ -31,8 +31,8 @@ def row_of(overrides):
     method = next((each.partition("=")[2] for each in overrides if each.startswith("method=")), "task_arithmetic")
     row = make_row(method, seed=config["seed"])
     config = json.loads(json.dumps(config))  # as read from its file
-    run_id = rows.run_id(config, CHECKPOINTS)
-    return replace(row, config=config, checkpoints=CHECKPOINTS, run_id=run_id, overrides=list(overrides))
+    name = run_id(config, CHECKPOINTS)
+    return replace(row, config=config, checkpoints=CHECKPOINTS, run_id=name, overrides=list(overrides))
 
 
 def test_the_command_survives_a_shell_and_hydra():

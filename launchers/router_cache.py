@@ -53,10 +53,9 @@ def fitted(
 
 
 def content(
-    router: Learned, merged: Merged, context: Context, config: Mapping[str, Any], ids: Mapping[str, str], made_by: str,
-    looked: Iterable[str] = (),
-) -> str:  # fmt: skip
-    """The cache key of gates: equal keys are equal gates. `config` is the cell's, `ids` name its checkpoints.
+    router: Learned, merged: Merged, context: Context, cell: Mapping[str, Any], made_by: str, looked: Iterable[str] = ()
+) -> str:
+    """The cache key of gates: equal keys are equal gates. `cell` is the identity of the cell.
 
     `looked` are the splits that the merge was made from.
 
@@ -64,12 +63,12 @@ def content(
     """
     data = replace(context.acting(f"router={router.name}"), opened=Opened())  # naming opens nothing
     seen = data.unlabelled(router.split)
-    made = {"method": config["method"], "scale": merged.scale, "checkpoints": ids, "experts": config["experts"]}
+    made = {name: cell[name] for name in ("method", "checkpoints", "experts")} | {"scale": merged.scale}
     made |= {"images": [data.unlabelled(split).ids for split in looked]}
     made |= {"dtypes": sorted({str(spec.dtype) for spec in merged.specs.values()})}
     init = merged.routing.init if merged.routing is not None else None
     learned_from = made if router.sees_own else [_shared(merged), sorted(merged.deltas), init]
-    how = {name: config[name] for name in ("router", "backbone", "suite", "seed", "engine")}
+    how = {name: cell[name] for name in ("router", "backbone", "suite", "seed", "engine")}
     images = (seen.ids, [digest(head) for head in seen.heads], seen.backbone, seen.device.type)
     return key_of("fitted gates", made_by, learned_from, how, merged.parts, *images)
 
