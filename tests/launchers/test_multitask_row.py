@@ -26,7 +26,7 @@ def test_mini8_trains_it(output, duet_here):
     assert status == 0, errors
     found = by_method(output)
     row, base = found["multitask"], found["base"]
-    assert row.needs == "labels" and row.opened == {"train": ["method=multitask"]} and row.router == "none"
+    assert row.needs == "labels" and row.opened == {"train": ["method=multitask with labels"]} and row.router == "none"
     assert row.stored_bytes == base.stored_bytes and row.macs == base.macs and row.scale is None
     assert {name: row.checkpoints[name] for name in base.checkpoints} == base.checkpoints
     assert row.checkpoints["multitask"] not in base.checkpoints.values()
