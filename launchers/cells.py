@@ -1,6 +1,5 @@
 """One cell: merge with one method, choose its scale, score every task, write the row."""
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from launchers import rows
-from launchers.claims import Taken, claim
 from launchers.code_version import code_version
 from launchers.expert_scores import expert_scores
 from launchers.router_cache import Fitted, content, fitted
@@ -21,7 +18,6 @@ from merging.adapt import Learned, Router
 from merging.api import describe
 from merging.cache import Cache, code, modules_of
 from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, silent, splits_of
-from merging.errors import UserError
 from merging.experts import Experts
 from merging.identity import fingerprint, identity
 from merging.merged import Merged
@@ -268,53 +264,3 @@ def said(row: Row) -> str:
     if row.collapsed:
         text += f", suspected of collapse: {', '.join(row.collapsed)}"
     return text + f", {', '.join(f'{phase} {seconds:.1f} s' for phase, seconds in row.seconds.items())}"
-
-
-def finish(
-    cell: Cell,
-    folder: Path,
-    on_task: OnTask,
-    redo: bool = False,
-    save: str | None = None,
-    found_level: int = logging.INFO,
-    log_step: Log = silent,
-) -> Row:
-    """The cell's row: found if finished before, else computed and written. A failure is written too, then raised.
-
-    Raises Taken where another process computes it just now.
-    """
-    anew = redo or save is not None
-    done = None if anew else rows.find(folder, cell.run_id)
-    if done is None:
-        with claim(folder, cell.run_id):
-            done = None if anew else rows.find(folder, cell.run_id, logging.DEBUG)  # finished since by another process
-            if done is None:
-                return _computed(cell, folder, lambda: cell.compute(on_task, save, log_step))
-    where = folder / f"{cell.run_id}.json"
-    log.log(found_level, "%s: found in %s (redo=true computes it again)", cell.label, where)
-    _tidy(cell, folder)
-    return done
-
-
-def _computed(cell: Cell, folder: Path, compute: Callable[[], Row]) -> Row:
-    """The row, written to its file. A failure is written too, unless a good row is there, then raised."""
-    try:
-        row = compute()
-    except Exception as error:
-        if rows.find(folder, cell.run_id, logging.DEBUG) is None:
-            try:
-                rows.write(replace(cell.row(), status="error", error=f"{type(error).__name__}: {error}"), folder)
-            except UserError as unwritten:
-                log.error("The failure of %s has no row: %s", cell.label, unwritten)
-        raise
-    rows.write(row, folder)
-    cell.journal.close()
-    return row
-
-
-def _tidy(cell: Cell, folder: Path) -> None:
-    """Remove what a process left behind that was killed just after it wrote the row."""
-    journal = cell.journal.folder
-    if (folder / f"{cell.run_id}.claim").exists() or (journal is not None and journal.exists()):
-        with contextlib.suppress(Taken), claim(folder, cell.run_id):
-            cell.journal.close()

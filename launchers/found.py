@@ -1,6 +1,6 @@
 """Rows that are there already, found without torch: by the files and the code that decided their names the last time.
 
-A row is named by contents (launchers.rows.run_id), and knowing these takes torch and seconds. What the names were is
+A row is named by contents (launchers.cells.Cell.identity), and knowing them takes torch and seconds. The names are
 remembered in the cache under everything that they came from: the configuration, the code, and path, size, time and
 inode of every file that the configuration names. Where the Hub is asked nothing is remembered.
 """

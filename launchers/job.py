@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from launchers import rows
 from launchers.callback import LISTED, check_writable, draw
-from launchers.cells import Cell, Setup, finish, splits_read
+from launchers.cells import Cell, Setup, splits_read
 from launchers.claims import Taken, owner
+from launchers.finishing import finish
 from launchers.found import ELSEWHERE, is_local, named, remember, state
 from launchers.preflight import foresee
 from launchers.rows import Row

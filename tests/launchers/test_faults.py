@@ -13,9 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from launchers import cells, claims, rows
-from launchers.cells import finish
+from launchers import claims, finishing, rows
+from launchers.finishing import finish
 from launchers.results import table
+from merging.errors import UserError
 from merging.methods import Average
 from tasks.journal import Journal
 
@@ -220,13 +221,13 @@ def test_a_failure_without_room_for_its_row(tmp_path, monkeypatch, caplog):
     """The failure itself is what is raised."""
 
     def full(*_):
-        raise cells.UserError("Cannot write it: No space left on device.")
+        raise UserError("Cannot write it: No space left on device.")
 
     def fails(*_):
         raise ZeroDivisionError("nothing to merge by")
 
     monkeypatch.setattr(rows, "write", full)
-    monkeypatch.setattr(cells, "replace", lambda row, **_: row)
+    monkeypatch.setattr(finishing, "replace", lambda row, **_: row)
     cell = SimpleNamespace(run_id="0" * 12, label="ties", compute=fails, journal=Journal(), row=lambda: None)
     with pytest.raises(ZeroDivisionError):
         finish(cell, tmp_path, lambda *_: None)
@@ -234,5 +235,5 @@ def test_a_failure_without_room_for_its_row(tmp_path, monkeypatch, caplog):
 
 
 def test_a_claim_that_cannot_be_written(unwritable):
-    with pytest.raises(cells.UserError, match=r"Cannot claim cell in .*folder: .*run the same command again"):
+    with pytest.raises(UserError, match=r"Cannot claim cell in .*folder: .*run the same command again"):
         claims.claim(unwritable, "cell").__enter__()
