@@ -14,11 +14,10 @@ from tasks.heads.text import TextHead, check_prompts
 from tasks.split import Split
 from tasks.task import LabelledTask
 from tasks.vision.dataset_registry import DEFAULT, Facts, check_order
-from tasks.vision.images import FORMAT, Images, StoredSplit
+from tasks.vision.images import FORMAT, Images, StoredSplit, Wanted
 from tasks.vision.parts import Rule
 from tasks.vision.sources import Source
 from tasks.vision.tables import Table
-from tasks.vision.writing import Wanted
 
 SCORED = ("val", "calibration", "test")  # what a run needs that trains no expert
 log = logging.getLogger(__name__)

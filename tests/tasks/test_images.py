@@ -16,11 +16,10 @@ from PIL import Image
 
 from merging.errors import UserError
 from tasks.split import Split, gather
-from tasks.vision import writing as module
+from tasks.vision import images as module
 from tasks.vision.decode import Damaged, decode
-from tasks.vision.images import Images, open_split
+from tasks.vision.images import Images, Wanted, open_split
 from tasks.vision.tables import Encoded, FileTable
-from tasks.vision.writing import Wanted
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
