@@ -4,7 +4,7 @@ import contextlib
 import json
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -21,21 +21,6 @@ NAMES: dict[Kind, str] = {
 LONGEST_HEADER = 100_000_000  # bytes; safetensors itself accepts no longer one
 ZIP, TENSORFLOW = b"PK\x03\x04", bytes.fromhex("57fb808b247547db")  # the latter ends the index of a checkpoint
 LEGACY = b"L119547037146038801333356L\n"  # how torch before 1.6 begins a file of protocol 0 or 1
-MAGICS = (
-    (b"version https://git-lfs", "a git-LFS pointer instead of the weights", "Fetch them with: git lfs pull"),
-    (b"GGUF", "a GGUF file of llama.cpp", CONVERT),
-    (b"\x93NUMPY", "an array of NumPy", CONVERT),
-    (b"\x89HDF", "an HDF5 file, as Keras and TensorFlow write", CONVERT),
-    (b"\x1f\x8b", "compressed with gzip", UNPACK),
-    (b"BZh", "compressed with bzip2", UNPACK),
-    (b"\xfd7zXZ", "compressed with xz", UNPACK),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
-    (b"Rar!", "a RAR archive", UNPACK),
-    (b"\x89PNG", "a picture", WORKS),
-    (b"\xff\xd8\xff", "a picture", WORKS),
-    (b"%PDF", "a PDF document", WORKS),
-)
 TORCHSCRIPT = (
     "It holds a program, and no program in a file is run here. Save its weights in Python, "
     "torch.save(torch.jit.load(path).state_dict(), new), and give that file; OpenAI's published CLIP is there without "
@@ -49,6 +34,52 @@ class Ends(NamedTuple):
     head: bytes
     tail: bytes
     size: int
+
+    @property
+    def text(self) -> str | None:
+        """The beginning as text, None for what is none."""
+        text = self.head.decode("utf-8", errors="ignore")
+        whole = len(text.encode()) >= len(self.head) - 3 and all(each.isprintable() or each.isspace() for each in text)
+        return " ".join(text.split()) if whole else None
+
+
+def begins(*magics: bytes) -> Callable[[Ends], bool]:
+    """Whether a file begins with one of these, up to white space and case."""
+    return lambda ends: ends.head.startswith(magics) or ends.head.lstrip().lower().startswith(magics)
+
+
+FOREIGN: tuple[tuple[Callable[[Ends], object], str, str], ...] = (  # how it is told, what it is, what to do
+    (lambda ends: not ends.size, "empty (0 bytes)", "Copy or download it again."),
+    (begins(b"version https://git-lfs"), "a git-LFS pointer instead of the weights", "Fetch them with: git lfs pull"),
+    (begins(b"GGUF"), "a GGUF file of llama.cpp", CONVERT),
+    (begins(b"\x93NUMPY"), "an array of NumPy", CONVERT),
+    (begins(b"\x89HDF"), "an HDF5 file, as Keras and TensorFlow write", CONVERT),
+    (begins(b"\x1f\x8b"), "compressed with gzip", UNPACK),
+    (begins(b"BZh"), "compressed with bzip2", UNPACK),
+    (begins(b"\xfd7zXZ"), "compressed with xz", UNPACK),
+    (begins(b"\x28\xb5\x2f\xfd"), "compressed with zstd", UNPACK),
+    (begins(b"7z\xbc\xaf\x27\x1c"), "a 7z archive", UNPACK),
+    (begins(b"Rar!"), "a RAR archive", UNPACK),
+    (begins(b"\x89PNG", b"\xff\xd8\xff"), "a picture", WORKS),
+    (begins(b"%PDF"), "a PDF document", WORKS),
+    (begins(b"<!doctype", b"<html", b"<?xml"), "a web page instead of the weights", "Open the link in a browser: it "
+     "may need a login."),
+    (lambda ends: ends.head[257:262] == b"ustar", "a tar archive", UNPACK),
+    (lambda ends: ends.tail == TENSORFLOW, "the index of a TensorFlow checkpoint", CONVERT),
+    (lambda ends: ends.head[0] in (*range(0x81, 0x90), 0xDE, 0xDF) and b"params" in ends.head, "weights in msgpack, as "
+     "Flax writes them", CONVERT),
+    (lambda ends: (ends.text or "")[:1] in tuple("{["), "JSON, such as a configuration, not weights", WORKS),
+    (lambda ends: ends.text, "text that begins with {text!r}, not weights", WORKS),
+    (lambda _: True, "of no kind that is known here: it begins with {start!r}, as no checkpoint does", WORKS),
+)  # fmt: skip
+ARCHIVES: tuple[tuple[Callable[[set[str], list[str]], object], str, str], ...] = (  # from records and names of a zip
+    (lambda records, _: "constants.pkl" in records or any(name.startswith("code/") for name in records),
+     "a TorchScript archive, as torch.jit.save writes", TORCHSCRIPT),
+    (lambda _, names: names and all(name.endswith(".npy") for name in names),
+     "an archive of NumPy arrays (.npz)", CONVERT),
+    (lambda records, _: "archive_format" in records, "a program of torch.export", CONVERT),
+    (lambda records, _: "data.pkl" not in records, "a zip archive with {held} in it, not one of torch.save", UNPACK),
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -82,13 +113,18 @@ def kind_of(path: str | Path) -> Kind:
             return "pickle"
         if ends.head.lstrip()[:1] == b"{" and ends.size <= LONGEST_HEADER and _is_index(path):
             return "index"
-        _refuse(path, ends)
+        what, advice = next((what, advice) for matches, what, advice in FOREIGN if matches(ends))
+        _refuse(path, what.format(text=(ends.text or "")[:30], start=ends.head[:8]), advice)
 
 
 def expect(path: Path, wanted: Kind) -> None:
     """Raises UserError, saying what the file is, unless it is of this kind."""
     if (kind := kind_of(path)) != wanted:
-        raise UserError(f"{path} is {NAMES[kind]}, not {NAMES[wanted]}. Open it as what it is.")
+        _refuse(path, f"{NAMES[kind]}, not {NAMES[wanted]}", "Open it as what it is.")
+
+
+def _refuse(path: Path, what: str, advice: str) -> NoReturn:
+    raise UserError(f"{path} is {what}. {advice}")
 
 
 def _ends(path: Path) -> Ends:
@@ -113,39 +149,6 @@ def is_pickle(ends: Ends) -> bool:
     return head.startswith(LEGACY) or (head[:1] in (b"(", b"c", b"}", b"]", b"L") and ends.tail[-1:] == b".")
 
 
-def _refuse(path: Path, ends: Ends) -> NoReturn:
-    head, tail, size = ends
-    text = head.lstrip().lower()
-    if not size:
-        raise UserError(f"{path} is empty (0 bytes). Copy or download it again.")
-    for magic, what, advice in MAGICS:
-        if head.startswith(magic):
-            raise UserError(f"{path} is {what}. {advice}")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(
-            f"{path} is a web page instead of the weights. Open the link in a browser: it may need a login."
-        )
-    if head[257:262] == b"ustar":
-        raise UserError(f"{path} is a tar archive. {UNPACK}")
-    if tail == TENSORFLOW:
-        raise UserError(f"{path} is the index of a TensorFlow checkpoint. {CONVERT}")
-    if head[0] in (*range(0x81, 0x90), 0xDE, 0xDF) and b"params" in head:
-        raise UserError(f"{path} holds weights in msgpack, as Flax writes them. {CONVERT}")
-    if (written := _text(head)) is not None:
-        what = "JSON, such as a configuration" if text[:1] in (b"{", b"[") else f"text that begins with {written!r}"
-        raise UserError(f"{path} is {what}, not weights. {WORKS}")
-    raise UserError(
-        f"{path} is of no kind that is known here: it begins with {head[:8]!r}, as no checkpoint does. {WORKS}"
-    )
-
-
-def _text(head: bytes) -> str | None:
-    """The first words of a text, None for what is none."""
-    text = head.decode("utf-8", errors="ignore")
-    whole = len(text.encode()) >= len(head) - 3 and all(each.isprintable() or each.isspace() for each in text)
-    return " ".join(text.split())[:30] if whole else None
-
-
 def _zip_kind(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -153,16 +156,11 @@ def _zip_kind(path: Path) -> Kind:
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error):
         return "pickle"  # whose reader says that it is damaged
     records = {name.partition("/")[2] for name in names}
-    if "constants.pkl" in records or any(name.startswith("code/") for name in records):
-        raise UserError(f"{path} is a TorchScript archive, as torch.jit.save writes. {TORCHSCRIPT}")
-    if "data.pkl" in records:
-        return "pickle"
-    if names and all(name.endswith(".npy") for name in names):
-        raise UserError(f"{path} is an archive of NumPy arrays (.npz). {CONVERT}")
-    if "archive_format" in records:
-        raise UserError(f"{path} is a program of torch.export. {CONVERT}")
-    held = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    raise UserError(f"{path} is a zip archive with {held or 'nothing'} in it, not one of torch.save. {UNPACK}")
+    for matches, what, advice in ARCHIVES:
+        if matches(records, names):
+            held = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            _refuse(path, what.format(held=held or "nothing"), advice)
+    return "pickle"
 
 
 def _is_index(path: Path) -> bool:
