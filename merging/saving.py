@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from merging.checkpoints import Identified, SafetensorsFile, Spec
+from merging.checkpoints.views import Made, View
 from merging.checkpoints.writing import write_safetensors
 from merging.deltas import Delta, below, identity, rebuild
 from merging.errors import UserError
@@ -175,7 +176,7 @@ def _read(file: SafetensorsFile) -> "Merged":
     extra = {key: file.tensor(key).clone() for key in file.specs() if key not in specs}
     extra |= {key: extra[known] for key, known in json.loads(file.metadata.get("same", "{}")).items()}
     heads = {task: head for task in tasks if (head := below(extra, f"{HEAD}{task}/"))}
-    merged = Merged(_Dense(file, specs), tasks, floating, provenance=record, heads=heads)
+    merged = Merged(_Dense(file, {key: Made((key,)) for key in specs}), tasks, floating, provenance=record, heads=heads)
     if "banks" not in file.metadata:
         return merged
     facts = json.loads(file.metadata["banks"])  # named so in all formats
@@ -214,29 +215,8 @@ def rebuilt_gates(
     return gates.eval().requires_grad_(False)
 
 
-class _Dense:
-    """The dense tensors of a saved merge as a checkpoint."""
-
-    def __init__(self, file: SafetensorsFile, specs: Mapping[str, Spec]):
-        self._file, self._specs = file, specs
-
-    @property
-    def name(self) -> str:
-        return self._file.name
-
-    @property
-    def id(self) -> str:
-        return self._file.id
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return self._file.files
-
-    def specs(self) -> Mapping[str, Spec]:
-        return self._specs
+class _Dense(View):
+    """The dense tensors of a saved merge; what is loaded does not hang on its file."""
 
     def tensor(self, key: str) -> Tensor:
-        return self._file.tensor(key).clone()  # what is loaded does not hang on its file
-
-    def release(self) -> None:
-        self._file.release()
+        return super().tensor(key).clone()

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from merging.cache import Cache
+from merging.content import Content
 from merging.errors import UserError
 
 MERGED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what stands for the numbers it holds
@@ -45,6 +47,51 @@ class Checkpoint(Protocol):
     def specs(self) -> Mapping[str, Spec]: ...
     def tensor(self, key: str) -> Tensor: ...
     def release(self) -> None: ...
+
+
+class OneFile:
+    """What checkpoints in a single file have in common; `id` raises UserError for one changed since it was opened."""
+
+    def __init__(self, path: str | Path, cache: Cache | None):
+        self.path = Path(path)
+        self._content = Content(self.path, cache)
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    @property
+    def id(self) -> str:
+        """sha256 of the file, see Content."""
+        return self._content.id
+
+
+class Over:
+    """What a checkpoint that is made of others has from them: name and id of the first, the files of all."""
+
+    def __init__(self, *below: "Checkpoint"):
+        self.below = below
+
+    @property
+    def name(self) -> str:
+        return self.below[0].name
+
+    @property
+    def id(self) -> str:
+        return self.below[0].id
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(path for checkpoint in self.below for path in checkpoint.files)
+
+    def release(self) -> None:
+        """Hand the pages read so far back to the system; a later use reads them again."""
+        for checkpoint in self.below:
+            checkpoint.release()
 
 
 class Change(NamedTuple):

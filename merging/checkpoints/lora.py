@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from merging.cache import Cache
-from merging.checkpoints.base import Change, Checkpoint, Spec, no_change
+from merging.checkpoints.base import Change, Checkpoint, Over, Spec, no_change
 from merging.checkpoints.opening import open_file
 from merging.checkpoints.views import remarks_of
 from merging.errors import UserError
@@ -118,7 +118,7 @@ class Factors(NamedTuple):
     turned: bool  # whether the weight is stored as [in, out]: of an embedding, and with fan_in_fan_out
 
 
-class Lora:
+class Lora(Over):
     """`adapts` plus an adapter, under the base's names; only the factors of the tensor asked for are read.
 
     Raises UserError, from headers alone, for a module that the base lacks, factors that do not fit it, anything in the
@@ -126,6 +126,7 @@ class Lora:
     """
 
     def __init__(self, base: Checkpoint, adapter: Checkpoint, config: LoraConfig):
+        super().__init__(adapter, base)
         self.adapts, self._adapter, self._config, self.remarks = base, adapter, config, remarks_of(adapter)
         self._factors: dict[str, Factors] = {}
         for module, names in self._modules().items():
@@ -214,12 +215,8 @@ class Lora:
             )
 
     @property
-    def name(self) -> str:
-        return self._adapter.name
-
-    @property
     def files(self) -> tuple[Path, ...]:
-        return (*self.adapts.files, *self._adapter.files, *(path.parent / CONFIG for path in self._adapter.files))
+        return (*super().files, *(path.parent / CONFIG for path in self._adapter.files))
 
     @property
     def id(self) -> str:
@@ -254,10 +251,6 @@ class Lora:
         up, down = (self._adapter.tensor(name).to(dtype) for name in (factors.up, factors.down))
         change = Change(factors.scale * up, down)
         return change.T if factors.turned else change
-
-    def release(self) -> None:
-        self.adapts.release()
-        self._adapter.release()
 
 
 def is_adapter(source: object) -> bool:

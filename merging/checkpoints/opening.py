@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile, Spec, StateDict
+from merging.checkpoints.base import Over
 from merging.checkpoints.file_kinds import kind_of
 from merging.checkpoints.pickles import PickleFile
 from merging.checkpoints.wrappers import unwrapped
@@ -47,7 +48,7 @@ def open_file(path: str | Path, cache: Cache | None = None) -> Checkpoint:
     return opened[kind_of(path)](path, cache)
 
 
-class Sharded:
+class Sharded(Over):
     """A checkpoint in several files, by the index that Hugging Face's libraries write beside them.
 
     `id` is the sha256 of the files' ids. Raises UserError for a file or a tensor that the index names and is not there.
@@ -62,6 +63,7 @@ class Sharded:
                 f"{self.path} says that {names[missing[0]]} holds {some(missing)}, which it does not. Index and files "
                 f"are not of the same checkpoint: copy or download them again."
             )
+        super().__init__(*self._files.values())
         self._of = {key: self._files[name] for key, name in names.items()}
 
     @property
@@ -70,7 +72,7 @@ class Sharded:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (self.path, *(path for file in self._files.values() for path in file.files))
+        return (self.path, *super().files)
 
     @property
     def id(self) -> str:
@@ -85,10 +87,6 @@ class Sharded:
 
     def tensor(self, key: str) -> Tensor:
         return self._of[key].tensor(key)
-
-    def release(self) -> None:
-        for file in self._files.values():
-            file.release()
 
 
 def open_alike(base: Source, experts: Sequence[Source], cache: Cache | None) -> list[Checkpoint]:

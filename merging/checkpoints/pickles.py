@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from merging.cache import Cache
-from merging.checkpoints import Spec
+from merging.checkpoints.base import OneFile, Spec
 from merging.checkpoints.file_kinds import WORKS, expect, reading
 from merging.checkpoints.inert import Broken, Unsupported
 from merging.checkpoints.levels import weights
 from merging.checkpoints.torch_files import Map, Reader
-from merging.content import Content
 from merging.errors import UserError
 
 DAMAGES = (Broken, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, struct.error,
@@ -51,7 +50,7 @@ def inert_state(path: str | Path) -> dict[str, Tensor]:
     return {key: file.tensor(key) for key in file.specs()}
 
 
-class PickleFile:
+class PickleFile(OneFile):
     """A pickle as a checkpoint: its instructions are read at once, its numbers on demand from a private map.
 
     `remarks` say in which level of a training script's dict the weights were. `id` is the sha256 of the file. Raises
@@ -61,24 +60,12 @@ class PickleFile:
     def __init__(self, path: str | Path, cache: Cache | None = None):
         self.path = Path(path)
         with _mapped(self.path) as self._map:
-            self._content = Content(self.path, cache)
+            super().__init__(path, cache)
             self._views, self.remarks = weights(Reader(self._map).root())
             if not self._views:
                 raise Unsupported("it holds no tensors with names")
             for view in self._views.values():
                 view.check()
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.path,)
-
-    @property
-    def id(self) -> str:
-        return self._content.id
 
     def specs(self) -> Mapping[str, Spec]:
         return {key: Spec(torch.Size(view.shape), view.storage.dtype) for key, view in self._views.items()}

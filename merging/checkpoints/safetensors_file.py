@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from merging.cache import Cache
-from merging.checkpoints.base import Spec
+from merging.checkpoints.base import OneFile, Spec
 from merging.checkpoints.file_kinds import expect, reading
-from merging.content import Content
 from merging.errors import UserError
 
 DTYPES = {
@@ -25,7 +24,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class SafetensorsFile:
+class SafetensorsFile(OneFile):
     """A safetensors file, memory mapped.
 
     Tensors are views of a private map: valid as long as they live, and writing to one never reaches the file.
@@ -38,7 +37,7 @@ class SafetensorsFile:
         self._starts: dict[str, int] = {}
         try:
             with reading(self.path):
-                self._content = Content(self.path, cache)
+                super().__init__(path, cache)
                 self._read_header()
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             if self.path.stat().st_size not in range(1, 9):  # long enough to tell what it is, or empty
@@ -47,14 +46,6 @@ class SafetensorsFile:
                 f"{self.path} is not a readable safetensors file ({error}). It may be truncated or damaged: "
                 f"copy or download it again, or convert the weights with safetensors.torch.save_file."
             ) from error
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.path,)
 
     def _read_header(self) -> None:
         size, *_ = self._content.facts
@@ -99,8 +90,3 @@ class SafetensorsFile:
         """Hand the pages read so far back to the system; a later use reads them again."""
         if "_map" in self.__dict__:
             self._map.madvise(mmap.MADV_DONTNEED)
-
-    @property
-    def id(self) -> str:
-        """sha256 of the file, see Content. Raises UserError for a file that was changed since it was opened."""
-        return self._content.id

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import reduce
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from merging.checkpoints.base import Adapted, Change, Checkpoint, Spec
+from merging.checkpoints.base import Adapted, Change, Checkpoint, Over, Spec
 from merging.errors import UserError
 from merging.preflight import some
 
@@ -36,13 +35,14 @@ def all_remarks(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> tupl
     return tuple(f"{', '.join(those)}: {remark}" for remark, those in of.items())
 
 
-class View:
+class View(Over):
     """A checkpoint in another layout. Nothing is read before `tensor`; specs come from the header, the id is its own.
 
     `remarks`: what is to be said of how it was read. Raises UserError for tensors that cannot be joined or cut.
     """
 
     def __init__(self, whole: Checkpoint, made: Mapping[str, Made], remarks: tuple[str, ...] = ()):
+        super().__init__(whole)
         self.whole, self.made, self.remarks = whole, dict(made), remarks_of(whole) + remarks
         specs = whole.specs()
         self._specs = {key: self._spec(each, [specs[name] for name in each.keys]) for key, each in self.made.items()}
@@ -70,18 +70,6 @@ class View:
         return Spec(torch.Size(sizes), dtype)
 
     @property
-    def name(self) -> str:
-        return self.whole.name
-
-    @property
-    def id(self) -> str:
-        return self.whole.id
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return self.whole.files
-
-    @property
     def adapts(self) -> Checkpoint | None:
         return getattr(self.whole, "adapts", None)
 
@@ -106,9 +94,6 @@ class View:
         if made.how == "joined":
             return join(below, made.axis)
         return below[0].T if made.how == "transposed" else below[0]
-
-    def release(self) -> None:
-        self.whole.release()
 
 
 def _third(whole: Checkpoint, made: Made, read: Callable[[Any, str], Any]) -> Any:
@@ -156,13 +141,14 @@ class Part(View):
         super().__init__(whole, {key: Made((key,)) for key in whole.specs() if key.startswith(prefix)})
 
 
-class Overlay:
+class Overlay(Over):
     """`first`, and of `keys` those that it lacks from `second`: the Hub's experts have no projection, the base has.
 
     Raises UserError for a key that neither has.
     """
 
     def __init__(self, first: Checkpoint, second: Checkpoint, keys: Iterable[str]):
+        super().__init__(first, second)
         self._first, self._second, self.remarks = first, second, remarks_of(first)
         self._taken = frozenset(keys) - first.specs().keys()
         if missing := sorted(self._taken - second.specs().keys()):
@@ -171,17 +157,9 @@ class Overlay:
             )
 
     @property
-    def name(self) -> str:
-        return self._first.name
-
-    @property
     def id(self) -> str:
         """Both ids where something is taken from the second."""
         return f"{self._first.id}+{self._second.id}" if self._taken else self._first.id
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (*self._first.files, *self._second.files)
 
     def specs(self) -> Mapping[str, Spec]:
         second = self._second.specs()
@@ -189,7 +167,3 @@ class Overlay:
 
     def tensor(self, key: str) -> Tensor:
         return (self._second if key in self._taken else self._first).tensor(key)
-
-    def release(self) -> None:
-        self._first.release()
-        self._second.release()
