@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from samples import BACKBONE, context, drawn, equal, family, opened, tower
+from samples import BACKBONE, applied, context, drawn, equal, family, opened, tower
 from torch import nn
 
 from merging import UserError, load, merge, open_merged
@@ -59,7 +59,7 @@ def made(method, shape=None):
     for state in (base, *experts):
         del state["position_ids"]  # which the tower has not
     found = opened(base, experts, ["cars", "signs", "digits"])
-    merged = method(found)
+    merged = applied(method, found)
     if shape is None:
         return merged
     return Learned("task_id", shape, TaskId(steps=5), "test").fit(merged, found, context(found))[0]
