@@ -14,6 +14,7 @@ from merging.checkpoints import Checkpoint, SafetensorsFile
 from merging.checkpoints.key_maps import from_hugging_face, to_hugging_face
 from merging.checkpoints.lora import CONFIG, open_lora
 from merging.checkpoints.opening import open_file
+from merging.checkpoints.views import Overlay
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.identity import WHERE
@@ -28,7 +29,7 @@ from tasks.suite import Suite, unread
 from tasks.task import LabelledTask
 from tasks.vision.expert_registry import base_model, weights
 from tasks.vision.families import as_encoder, open_base, there_is, with_projection
-from tasks.vision.fitting import assembled, is_clip, tower_shapes
+from tasks.vision.fitting import assembled, check_tower, is_clip, tower_shapes
 from tasks.vision.hub import Wanted
 from tasks.vision.reading import in_module, in_open_clip
 
@@ -86,7 +87,11 @@ class Folder:
         """Raises UserError for what is missing, of another family or layout, or does not fit the backbone."""
         base, opened = self._opened_all(suite, backbone, cache)
         if not is_clip(backbone):
-            return assembled(base.model, [expert.model for expert in opened.values()], suite, backbone, cache, self.qkv)
+            for file in (base, *opened.values()):
+                check_tower(file.model, tower_shapes(backbone), backbone)
+            whole = [file.model if file.beside is None else Overlay(file.model, file.beside, [*file.beside.specs()])
+                     for file in opened.values()]  # fmt: skip
+            return Experts.open(base.model, whole, suite.names, cache, table=backbone.table)
         experts = [as_encoder(expert.model, self.text, self._notes(expert, base, cache)) for expert in opened.values()]
         return assembled(as_encoder(base.model, self.text), experts, suite, backbone, cache, self.qkv, self.text)
 
