@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +19,6 @@ KINDS = (
     *("norm", "embedding", "projection", "head", "other"),
 )
 FAMILIES = ("ffn", "attention")
-FLAGS = ("transposed", "after", "pooled")  # of a row of a table
 HIDDEN_AXIS = {"ffn_in": 0, "ffn_gate": 0, "ffn_up": 0, "ffn_out": 1}  # of matrices [out, in]
 ARCHITECTURES = Path(__file__).with_name("architectures")
 
@@ -111,7 +110,7 @@ class Backbone(Protocol):
 
     def head_keys(self, keys: Iterable[str]) -> tuple[str, ...]:
         """Those of the names that belong to a task's head, which is never merged."""
-        return head_keys(keys, table(self.table))
+        return table(self.table).head_keys(keys)
 
     @cached_property
     def macs(self) -> int:
@@ -134,22 +133,18 @@ def from_facts(facts: Mapping[str, Any]) -> Backbone:
 
 
 class Row(NamedTuple):
-    """One line of a table."""
+    """One line of a table: names, and what their parameters are apart from where they lie."""
 
-    pattern: re.Pattern[str]
-    kind: str
-    transposed: bool
-    after: bool
-    pooled: bool
-    tied: str | None
+    names: re.Pattern[str]
+    info: ParamInfo
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What every parameter of an architecture is, by name."""
+    """What every parameter of an architecture is, by name. models: Hugging Face's model types that it holds for."""
 
     name: str
-    models: tuple[str, ...]  # Hugging Face's model types
+    models: tuple[str, ...]
     rows: tuple[Row, ...]
 
     def find(self, key: str) -> ParamInfo | None:
@@ -163,6 +158,11 @@ class Table:
             raise UserError(f"{key} is not in the table {self.name} ({self.name}.yaml), {CONSEQUENCE}")
         return info
 
+    def head_keys(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Those of the names that belong to a task's head, which is never merged."""
+        infos = ((key, self.find(key)) for key in keys)
+        return tuple(key for key, info in infos if info is not None and info.kind == "head")
+
 
 CONSEQUENCE = (
     "so that its kind, block and hidden neurons are not known. Give checkpoints of an architecture that has a table, "
@@ -173,23 +173,22 @@ CONSEQUENCE = (
 
 @lru_cache(maxsize=1 << 16)
 def _find(table: Table, key: str) -> ParamInfo | None:
-    matches = ((row, row.pattern.fullmatch(key)) for row in table.rows)
-    return next((_info(key, row, match) for row, match in matches if match), None)
+    matches = ((row.info, row.names.fullmatch(key)) for row in table.rows)
+    return next((_placed(info, key, match) for info, match in matches if match), None)
 
 
-def _info(key: str, row: Row, match: re.Match[str]) -> ParamInfo:
+def _placed(info: ParamInfo, key: str, match: re.Match[str]) -> ParamInfo:
+    """What a row says, of one name."""
     groups, bias = match.groupdict(), key.endswith("bias")
     inside = groups.get("i") is not None
-    return ParamInfo(
-        kind=row.kind,
+    return replace(
+        info,
         depth=int(match["i"]) if inside else None,
         block=key[: match.end("i")] if inside else None,
-        hidden_axis=None if bias and row.kind == "ffn_out" else HIDDEN_AXIS.get(row.kind),
+        hidden_axis=None if bias and info.kind == "ffn_out" else info.hidden_axis,
         module=key.rpartition(".")[0],
-        transposed=row.transposed and not bias,
-        tied=None if row.tied is None else groups.get("prefix", "") + row.tied,
-        after=row.after,
-        pooled=row.pooled,
+        transposed=info.transposed and not bias,
+        tied=info.tied and groups.get("prefix", "") + info.tied,
     )
 
 
@@ -209,9 +208,9 @@ def _read(path: Path) -> Table:
 
 def _row(prefix: str, name: str, line: str) -> Row:
     kind, *flags = line.split()
+    options: dict[str, Any] = {flag: value or True for flag, _, value in (each.partition("=") for each in flags)}
     pattern = name.replace(".", r"\.").replace("{i}", r"(?P<i>\d+)")
-    tied = next((flag.removeprefix("tied=") for flag in flags if flag.startswith("tied=")), None)
-    return Row(re.compile(prefix + pattern), kind, *(flag in flags for flag in FLAGS), tied)
+    return Row(re.compile(prefix + pattern), ParamInfo(kind, None, None, HIDDEN_AXIS.get(kind), "", **options))
 
 
 def table(name: str) -> Table:
@@ -249,12 +248,6 @@ def _table_of(keys: tuple[str, ...]) -> Table:
                 f"{differing[0]}. Name the one that is meant: Experts.open(..., table={first.name!r})."
             )
     return first
-
-
-def head_keys(keys: Iterable[str], table: Table) -> tuple[str, ...]:
-    """Those of the names that belong to a task's head, which is never merged."""
-    infos = ((key, table.find(key)) for key in keys)
-    return tuple(key for key, info in infos if info is not None and info.kind == "head")
 
 
 def count_macs(module: nn.Module, inputs: Any) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merging.backbones.base import Backbone, count_macs, head_keys, normalised, tables
+from merging.backbones.base import Backbone, Table, count_macs, normalised, tables
 from merging.errors import UserError
 
 READOUTS = ("pooled", "first", "mean", "last")
@@ -44,15 +44,17 @@ class HuggingFace(Backbone):
     @property
     def table(self) -> str:
         """Raises UserError for a model type that no table is for."""
-        kind = self.config.get("model_type")
-        name = next((each.name for each in tables().values() if kind in each.models), None)
-        if name is None:
+        if self._table is None:
             known = sorted(model for each in tables().values() for model in each.models)
             raise UserError(
-                f"There is no table of the parameters of {kind}, which backbone.config.model_type names. There are "
-                f"some for {', '.join(known)}; merging/backbones/architectures takes another."
+                f"There is no table of the parameters of {self.config.get('model_type')}, which backbone.config."
+                f"model_type names. There are some for {', '.join(known)}; merging/backbones/architectures takes more."
             )
-        return name
+        return self._table.name
+
+    @property
+    def _table(self) -> Table | None:
+        return next((each for each in tables().values() if self.config.get("model_type") in each.models), None)
 
     def facts(self) -> dict[str, object]:
         named = {"model": self.model, "config": dict(self.config), "readout": self.readout}
@@ -67,16 +69,12 @@ class HuggingFace(Backbone):
 
     @cached_property
     def _config(self) -> Any:
-        transformers = library()
-        options = dict(self.config)
-        if "model_type" not in options:
+        if "model_type" not in self.config:
             raise UserError("backbone.config names no model_type, such as bert, gpt2 or vit.")
         try:
-            return transformers.AutoConfig.for_model(**options)
+            return library().AutoConfig.for_model(**self.config)
         except ValueError as error:
-            raise UserError(
-                f"backbone.config.model_type={options['model_type']} is none of transformers: {error}"
-            ) from error
+            raise UserError(f"backbone.config names a model_type that transformers does not know: {error}") from error
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -93,13 +91,11 @@ class HuggingFace(Backbone):
     def _heads(self) -> tuple[str, ...]:
         """The names of the modules that are a task's head."""
         with torch.device("meta"):
-            names = self._built().state_dict()
-        known = next((each for each in tables().values() if self.config.get("model_type") in each.models), None)
-        keys = () if known is None else head_keys(names, known)
-        return tuple(dict.fromkeys(key.partition(".")[0] for key in keys))
+            keys = self._built().state_dict() if self._table is not None else ()
+        return tuple(dict.fromkeys(key.partition(".")[0] for key in keys and self.head_keys(keys)))
 
     def _built(self) -> nn.Module:
-        made, config = getattr(library(), self.model, None), copy.deepcopy(self._config)
+        made, config = getattr(library(), self.model, None), copy.deepcopy(self._config)  # models write into theirs
         if made is None:
             raise UserError(f"backbone.model={self.model} is no class of transformers {library().__version__}.")
         return made.from_config(config) if self.model.startswith("Auto") else made(config)
@@ -151,7 +147,8 @@ class HuggingFace(Backbone):
     def macs(self) -> int:
         """Multiply-accumulates of one sample; where a head is left off, of what is in front of it."""
         with torch.device("meta"):
-            module, inputs = self.build(), self.prepare(self.example(1))
+            module: Any = self.build()
+            inputs = self.prepare(self.example(1))
             module.config.pad_token_id = None  # or some warn of padding, for which they read numbers
             if self._heads and self._config.is_encoder_decoder:
                 inputs["decoder_input_ids"] = inputs["input_ids"]
@@ -185,18 +182,19 @@ class HuggingFace(Backbone):
         return dict(self._tokenizer(*parts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"))
 
     def features(self, module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        """Raises UserError where the model gives no hidden states, or nothing pooled and readout=pooled."""
+        """Raises UserError where the model gives nothing that `readout` reads."""
         answer = module(**inputs)
-        hidden = answer.get("logits") if self._heads else answer.get("last_hidden_state")
-        pooled = next((answer[name] for name in POOLED if answer.get(name) is not None), None)
-        if self.readout == "pooled" or (hidden is not None and hidden.ndim == 2):
-            pooled = hidden if pooled is None and hidden is not None and hidden.ndim == 2 else pooled
-            if pooled is None:
-                raise UserError(f"{self.model} pools nothing. Set backbone.readout to first, mean or last.")
-            return pooled
-        if hidden is None:
-            raise UserError(f"{self.model} gives no hidden states for a head to read. Choose its class without a head.")
-        return read(hidden, self.readout, inputs.get("attention_mask"))
+        tokens = answer.get("logits" if self._heads else "last_hidden_state")  # logits of the head that is left off
+        if tokens is not None and tokens.ndim == 2:  # pooled by the model in front of its head
+            return tokens
+        if self.readout == "pooled":
+            tokens = next((answer[name] for name in POOLED if answer.get(name) is not None), None)
+        if tokens is None:
+            raise UserError(
+                f"{self.model} gives nothing that backbone.readout={self.readout} reads. Choose another of "
+                f"{', '.join(READOUTS)}, or its class without a language head."
+            )
+        return tokens if self.readout == "pooled" else read(tokens, self.readout, inputs.get("attention_mask"))
 
     def outputs(self, module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         return module(**inputs).logits
@@ -219,15 +217,11 @@ def library() -> Any:
 
 def read(hidden: Tensor, readout: str, mask: Tensor | None) -> Tensor:
     """Features [N, D] of hidden states [N, L, D]; mask [N, L] is 0 for padding, on whichever side."""
-    if readout == "first":
-        return hidden[:, 0] if mask is None else hidden[torch.arange(len(hidden)), mask.long().argmax(1)]
-    if mask is None:
-        return hidden.mean(1) if readout == "mean" else hidden[:, -1]
+    mask = hidden.new_ones(hidden.shape[:2]) if mask is None else mask.to(hidden)
     if readout == "mean":
-        share = mask.to(hidden.dtype)[..., None]
-        return (hidden * share).sum(1) / share.sum(1)
-    last = mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
-    return hidden[torch.arange(len(hidden)), last]
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    place = mask.argmax(1) if readout == "first" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), place]
 
 
 def head_of(state: Mapping[str, Tensor]) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from merging.backbones.base import head_keys, table_for
+from merging.backbones.base import table_for
 from merging.checkpoints.base import Checkpoint
 from merging.checkpoints.views import Made, View
 from merging.errors import UserError
@@ -26,7 +26,7 @@ def _split(checkpoint: Checkpoint, table: str | None) -> tuple[Checkpoint, Check
         if table is not None:
             raise
         return checkpoint, View(checkpoint, {})
-    inside = frozenset(head_keys(keys, known))
+    inside = frozenset(known.head_keys(keys))
     if not inside or len(inside) == len(keys):
         return checkpoint, View(checkpoint, {})
     body = View(checkpoint, {key: Made((key,)) for key in keys if key not in inside})

@@ -67,7 +67,7 @@ def test_what_the_tables_say(key, info):
 
 
 def test_every_row_is_of_a_kind():
-    assert {row.kind for each in tables().values() for row in each.rows} == set(KINDS)
+    assert {row.info.kind for each in tables().values() for row in each.rows} == set(KINDS)
     assert not set(KINDS) & set(FAMILIES)
 
 
