@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from merging.backbones.base import head_keys, table
+from merging.backbones.base import table
 from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
@@ -83,7 +83,7 @@ def in_module(
             f"{checkpoint.name} does not fit the backbone: it lacks {some(least or list(names))}, and has "
             f"{some(list(keys))}. Choose the backbone that it was made with, or another checkpoint."
         )
-    return View(bare, made), View(bare, {key: Made((key,)) for key in head_keys(keys, table(architecture))})
+    return View(bare, made), View(bare, {key: Made((key,)) for key in table(architecture).head_keys(keys)})
 
 
 def _before(checkpoint: Checkpoint) -> str:
