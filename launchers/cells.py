@@ -14,11 +14,11 @@ from launchers.router_cache import Fitted, content, fitted
 from launchers.rows import Row
 from launchers.timer import Timer
 from merging.accounting import macs
-from merging.adapt import Learned, Router
 from merging.api import describe
 from merging.cache import Cache, code, modules_of
 from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, silent, splits_of
 from merging.experts import Experts
+from merging.fit.gates import Learned, Router
 from merging.identity import fingerprint, identity
 from merging.merged import Merged
 from merging.methods import Expert, Multitask

@@ -24,7 +24,6 @@ from launchers.preflight import foresee
 from launchers.rows import Row
 from launchers.sweeps.group import group_of
 from launchers.tracking.tracker import Tracker
-from merging.adapt import Oracle, Router
 from merging.backbones.base import Backbone
 from merging.cache import GIB, Cache
 from merging.checkpoints import Checkpoint, Known
@@ -32,6 +31,7 @@ from merging.context import Context, nested
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.files import write_text
+from merging.fit.gates import Oracle, Router
 from merging.methods import Base, Expert, Multitask
 from merging.methods.method import Method
 from merging.saving import check_target

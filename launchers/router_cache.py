@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from merging.adapt import Learned, Router
 from merging.cache import key_of
 from merging.checkpoints import digest
 from merging.context import Context, Opened
 from merging.experts import Experts
+from merging.fit.gates import Learned, Router
 from merging.merged import Merged
 
 Make = Callable[[], dict[str, Tensor]]
@@ -69,7 +69,7 @@ def content(
     init = merged.routing.init if merged.routing is not None else None
     learned_from = made if router.sees_own else [_shared(merged), sorted(merged.deltas), init]
     how = {name: cell[name] for name in ("router", "backbone", "suite", "seed", "engine")}
-    images = (seen.ids, [digest(head) for head in seen.heads], seen.backbone, seen.device.type)
+    images = (seen.ids, seen.head_ids, seen.backbone, seen.device.type)
     return key_of("fitted gates", made_by, learned_from, how, merged.parts, *images)
 
 

@@ -1,29 +1,38 @@
 """What may be learned without labels: images whose task is known, and what they say about an expert."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from merging.backbones.open_clip import ImageTower
+from merging.checkpoints import Checkpoint
 from merging.ops import generator
+from merging.threads import each
 
 BATCH, CPU = 64, torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Unlabelled images of every task, in the order of the experts, and the frozen heads that score them."""
+    """Unlabelled inputs of every task, in the order of the experts, and the frozen heads that score them."""
 
     split: str
     ids: tuple[str, ...]  # content of the images of each task
     sizes: tuple[int, ...]
     images: Callable[[int, Tensor], Tensor]  # (task, indices) -> normalised images [n, 3, H, W]
-    heads: tuple[Tensor, ...]  # [classes, D]: logits = unit features @ head.T
-    tower: Callable[[], ImageTower]  # an empty backbone, in main memory
+    heads: tuple[Callable[[Tensor], Tensor] | None, ...]  # features [n, D] -> logits [n, C], frozen, on the device
+    tower: Callable[[], nn.Module]  # an empty backbone, in main memory
     backbone: Mapping[str, object]  # its identity, as JSON: what it is and how its images are normalised
     device: torch.device = CPU  # where images and heads lie, and towers are to run
+    head_ids: tuple[str, ...] = ()  # content of the heads
+    features: Callable[[nn.Module, Any], Tensor] = lambda module, inputs: module(inputs)  # what heads read, [n, D]
+
+    def outputs(self, task: int, features: Tensor) -> Tensor:
+        """What the task's frozen head makes of features [n, D]; themselves where it has none."""
+        head = self.heads[task]
+        return features if head is None else head(features)
 
     def batches(self, task: int, count: int | None = None, batch: int = BATCH) -> Iterator[Tensor]:
         """The first `count` images of a task (default: all) in order."""
@@ -43,3 +52,16 @@ class Calibration:
                 left = torch.cat([left, torch.randperm(self.sizes[task], generator=rng)])
             yield left[:batch]
             left = left[batch:]
+
+
+@torch.inference_mode()
+def expert_features(checkpoints: Sequence[Checkpoint], calibration: Calibration) -> list[Tensor]:
+    """What heads read of every expert on the inputs of its own task, [n, D] each."""
+
+    def one(task: int) -> Tensor:
+        module = calibration.tower()
+        module.load_state_dict({key: checkpoints[task].tensor(key).float() for key in module.state_dict()})
+        module = module.to(calibration.device)
+        return torch.cat([calibration.features(module, inputs) for inputs in calibration.batches(task)])
+
+    return [features.clone() for features in each(one, range(len(checkpoints)))]

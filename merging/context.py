@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from merging.cache import Cache
 from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint
 from merging.errors import UserError
@@ -59,6 +60,7 @@ class Context:
     device: torch.device = CPU
     seed: int = 0
     log: Log = silent
+    unfinished: Cache | None = None  # for states of this piece of work alone, so that it goes on after a kill
     opened: Opened = field(default_factory=Opened)
     who: str = "the method"
     needs: str | None = None
@@ -81,6 +83,8 @@ class Context:
         """The inputs of a split and their labels [n] per task. Raises UserError as `unlabelled`."""
         data = self._data(f"labelled {split} inputs of every task")
         self._check("labels", split)
+        if not hasattr(data, "labels"):
+            raise UserError(f"{self.who} uses labelled {split} inputs of every task, and there are no labels here.")
         self.opened.note(self.who + LABELS, split)
         return data.unlabelled(split), data.labels(split)
 

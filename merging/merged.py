@@ -66,6 +66,7 @@ class Merged:
     )  # key -> share of ||tau_t||^2 that delta_t holds
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # of tasks whose experts came with one
     inputs: tuple[Identified, ...] = ()  # the experts in task order; none where they are not known
+    remarks: tuple[str, ...] = ()  # what a reader of its scores should know
     remade: Callable[[float], "Merged"] | None = None  # the merge at another coefficient, if more than `shared` follows
 
     @property

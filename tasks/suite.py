@@ -120,7 +120,9 @@ def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.devi
         images=lambda task, indices: backbone.prepare(
             mapped(lambda tensor: tensor.to(device), take(splits[task].inputs, indices))
         ),
-        heads=tuple(task.head().weight.to(device) for task in suite.tasks),
+        heads=tuple(None if (head := task.head()) is None else head.to(device) for task in suite.tasks),
+        head_ids=tuple(head_id(task) for task in suite.tasks),
+        features=backbone.features,
         tower=backbone.build,
         backbone=backbone.identity(),
         device=device,

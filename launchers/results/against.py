@@ -186,7 +186,7 @@ def routed_by(row: Row) -> str:
     if str(train["_target_"]).endswith("TaskId"):
         return "task_id"
     terms = ["task_id"] if train.get("warm_up") else []
-    return " + ".join([*terms, *(term for term in ("entropy", "marginal", "distillation") if train.get(term))])
+    return " + ".join([*terms, *(name for name, term in (train.get("objectives") or {}).items() if term["weight"])])
 
 
 def _look(config: Any, name: str) -> Any:

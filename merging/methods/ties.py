@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
@@ -82,3 +83,24 @@ class Piece(NamedTuple):
     merged: Tensor
     cancelled: Tensor  # entries whose task vectors sum to zero
     positive: Tensor  # their values under a positive sign
+
+
+def agreeing(experts: Experts, density: float) -> Iterator[tuple[str, Tensor]]:
+    """(key, tau [T, *shape]): task vectors trimmed to a share of the model and to the entries of the elected sign.
+
+    All of them are in memory.
+    """
+    specs = experts.specs()
+    total = sum(spec.shape.numel() for spec in specs.values())
+    trim = KeepLargest.find(partial(sweep, experts), min(int(total * density) + 1, total))
+    kept = {key: torch.empty(len(experts.tasks), spec.shape.numel()) for key, spec in specs.items()}
+
+    def work(name: Entry, tau: Tensor) -> int:
+        kept[name.key][:, name.first : name.first + tau.shape[1]] = trim(name, tau)
+        return int(tau.sum(0).sign().sum())
+
+    majority = 1 if sum(sweep(experts, work)) > 0 else -1
+    for key, tau in kept.items():
+        votes = tau.sum(0).sign()
+        elected = torch.where(votes == 0, torch.tensor(float(majority)), votes)
+        yield key, (tau * (tau * elected > 0)).view(len(tau), *specs[key].shape)

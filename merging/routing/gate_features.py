@@ -1,6 +1,6 @@
 """What gates and heads see of calibration samples."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import local
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from merging.calibration import Calibration
 from merging.errors import UserError
@@ -18,12 +17,29 @@ from merging.routing.routed import Reached, Routed
 from merging.threads import each
 
 
-def features_of(model: Routed, merged: Merged, calibration: Calibration, chosen: list[Tensor]) -> tuple[Tensor, ...]:
-    """Unit features [n, D] of some images of each task: all in one batch, unless a batch is to be of one task."""
-    images = [calibration.images(task, indices) for task, indices in enumerate(chosen)]
-    if merged.routing is not None and merged.routing.granularity == "batch":
-        return tuple(functional.normalize(model(some), dim=-1) for some in images)
-    return functional.normalize(model(torch.cat(images)), dim=-1).split([len(some) for some in images])
+def features_of(model: Routed, merged: Merged, calibration: Calibration, inputs: Sequence[Any]) -> Sequence[Tensor]:
+    """What heads read of some samples of each task, [n, D]: all in one batch, unless a batch is to be of one task.
+
+    Inputs that do not fit into one batch, such as texts padded to different lengths, are run task by task too.
+    """
+    single = merged.routing is not None and merged.routing.granularity == "batch"
+    batch = None if single else batched(inputs)
+    if batch is None:
+        return [calibration.features(model, some) for some in inputs]
+    together, sizes = batch
+    return calibration.features(model, together).split(sizes)
+
+
+def batched(inputs: Sequence[Any]) -> tuple[Any, list[int]] | None:
+    """Tensors, or mappings of tensors, as one batch, and how many samples each has; None where their shapes differ."""
+    if isinstance(inputs[0], Mapping):
+        parts = {name: batched([some[name] for some in inputs]) for name in inputs[0]}
+        if any(part is None for part in parts.values()):
+            return None
+        return {name: part[0] for name, part in parts.items() if part}, next(part[1] for part in parts.values() if part)
+    if len({some.shape[1:] for some in inputs}) > 1:
+        return None
+    return torch.cat(list(inputs)), [len(some) for some in inputs]
 
 
 def show_gates(model: Routed, calibration: Calibration, merged: Merged, act: Callable[[Gate, Tensor], object]) -> None:

@@ -102,15 +102,17 @@ def test_another_experiment_is_never_a_repetition(there, changes, said):
     assert there.accuracy == {} or found.gaps["mean"] == pytest.approx(0, abs=1e-9)  # shown all the same
 
 
-GATES = {"_target_": "merging.adapt.Gradient", "entropy": 1.0, "marginal": 0.0, "distillation": 0.0, "warm_up": None}
+def learning(warm_up=None, **weights):
+    objectives = {name: {"weight": weight} for name, weight in weights.items()}
+    return {"_target_": "merging.fit.gates.Gradient", "objectives": objectives, "warm_up": warm_up}
 
 
 @pytest.mark.parametrize(("train", "told"), [
-    (GATES, None),
-    (GATES | {"marginal": 0.5}, "router entropy / entropy + marginal"),
-    (GATES | {"entropy": 0.0, "distillation": 10.0}, "router entropy / distillation"),
-    (GATES | {"warm_up": {"_target_": "merging.adapt.TaskId"}}, "router entropy / task_id + entropy"),
-    ({"_target_": "merging.adapt.TaskId"}, "router entropy / task_id"),
+    (learning(entropy=1.0, marginal=0.0), None),
+    (learning(entropy=1.0, marginal=0.5), "router entropy / entropy + marginal"),
+    (learning(entropy=0.0, distillation=10.0), "router entropy / distillation"),
+    (learning({"_target_": "merging.fit.gates.TaskId"}, entropy=1.0), "router entropy / task_id + entropy"),
+    ({"_target_": "merging.fit.gates.TaskId"}, "router entropy / task_id"),
 ])  # fmt: skip
 def test_gates_are_compared_by_what_they_learned_from_and_not_by_their_name(train, told):
     row = measured(WEMOE, router="my_gates", config={f"router.train.{name}": value for name, value in train.items()})

@@ -13,12 +13,12 @@ from launchers import router_cache
 from launchers.expert_scores import expert_scores
 from merging import Cache, Experts, neurons, statistics
 from merging import cache as caching
-from merging.adapt import Learned
 from merging.backbones.open_clip import OpenClip
 from merging.cache import modules_of
 from merging.checkpoints import SafetensorsFile, StateDict
 from merging.checkpoints.writing import write_safetensors
 from merging.context import Context
+from merging.fit.gates import Learned
 from merging.methods import Average, Dare, TaskArithmetic
 from merging.neurons import Neurons
 from merging.similarity import cosines

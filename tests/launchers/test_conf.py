@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from launchers.tracking.tracker import NoTracker
 from merging import methods
-from merging.adapt import Learned, Oracle
 from merging.backbones.hugging_face import HuggingFace
 from merging.backbones.open_clip import OpenClip
+from merging.fit.gates import Learned, Oracle
 from tasks.mini.experts import FineTuned
 from tasks.scales import Fixed, Search
 from tasks.suite import Suite

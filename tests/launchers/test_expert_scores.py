@@ -8,7 +8,7 @@ from launchers.cells import Cell
 from launchers.expert_scores import expert_scores
 from launchers.results.frame import summarise
 from launchers.results.notes import notes
-from merging.adapt import Oracle
+from merging.fit.gates import Oracle
 from merging.methods import Expert, TaskArithmetic, TsvM
 from tasks.evaluate import Grid
 from tasks.journal import NOWHERE

@@ -4,7 +4,7 @@ import pytest
 from console import by_method
 
 from launchers import rows
-from merging.adapt import Learned
+from merging.fit.gates import Learned
 
 FEW = "router.train.steps=5"  # the tests share a cache: each trains gates that no other one has
 

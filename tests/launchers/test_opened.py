@@ -16,11 +16,11 @@ from launchers.cells import Cell, Setup, splits_read
 from launchers.results.frame import summarise
 from launchers.results.notes import notes
 from merging import Cache
-from merging.adapt import Learned, Oracle, TaskId
 from merging.backbones.open_clip import OpenClip
 from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.fit.gates import Learned, Oracle, TaskId
 from merging.methods import Duet, NeuronMask, TaskArithmetic, Twin
 from merging.routing.gates import GateShape
 from tasks.data import SuiteData

@@ -13,7 +13,7 @@ from repeated import KNOWN, published_row
 
 from launchers.results.against import routed_by
 from launchers.results.published import method_of
-from merging.adapt import Gradient, Learned, TaskId
+from merging.fit.gates import Gradient, Learned, TaskId
 from merging.methods import Smile, Twin
 from merging.routing.gates import GateShape
 
@@ -81,7 +81,7 @@ def test_twins_table_routes_everything_by_the_papers_router():
     )
 
 
-ENTROPY = Gradient(entropy=1.0, steps=1000, batch=16, lr=1e-4, schedule="constant")
+ENTROPY = Gradient(steps=1000, batch=16, lr=1e-4, schedule="constant")
 WEMOE = GateShape("block", 2, "mean", "after", activation="none", granularity="batch", standardise=False)
 
 

@@ -175,9 +175,9 @@ def test_what_overflows_stands_beside_the_mean_scores():
 
 def test_routers_of_one_method_are_told_apart_by_name():
     gate = {"_target_": "merging.routing.gates.GateShape", "depth": 1}
-    learned = {"_target_": "merging.adapt.Learned", "name": "task_id", "gate": gate}
+    learned = {"_target_": "merging.fit.gates.Learned", "name": "task_id", "gate": gate}
     configs = [{"router": learned}, {"router": learned | {"gate": gate | {"depth": 2}}},
-               {"router": {"_target_": "merging.adapt.Oracle", "name": "oracle"}}]  # fmt: skip
+               {"router": {"_target_": "merging.fit.gates.Oracle", "name": "oracle"}}]  # fmt: skip
     results = [routed_row(config=config, run_id=str(index)) for index, config in enumerate(configs[:2])]
     results.append(make_row("duet", 0.9, config=configs[2], run_id="2", router="oracle"))
     assert set(labels(summarise(results)[0])) == {

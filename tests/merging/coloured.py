@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from samples import IMAGES, Noise, context, drawn, family, opened, tower
 
-from merging.adapt import Learned, TaskId
+from merging.fit.gates import Learned, TaskId
 from merging.methods import Wemoe
 from merging.methods.method import call
 from merging.routing.gates import GateShape

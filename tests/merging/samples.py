@@ -11,6 +11,7 @@ from merging.backbones.open_clip import OpenClip
 from merging.calibration import Calibration
 from merging.context import Context
 from merging.methods.method import call
+from tasks.heads.head import ZeroShot
 
 SHAPES = {
     "tall.weight": (24, 9),
@@ -93,7 +94,7 @@ class Noise:
 
     def unlabelled(self, split):
         tasks, sizes = self.experts.tasks, (IMAGES,) * len(self.images)
-        heads = tuple(drawn(5, 8, seed=crc32(name.encode()) + 1) for name in tasks)
+        heads = tuple(ZeroShot(drawn(5, 8, seed=crc32(name.encode()) + 1)) for name in tasks)
         build = BACKBONE.build if "visual.proj" in self.experts.origin.specs() else nn.Identity
         images = lambda task, some: self.images[task][some]  # noqa: E731
         return Calibration(split, tasks, sizes, images, heads, build, BACKBONE.identity())

@@ -10,14 +10,16 @@ from coloured import BLOCK, EARLY, NAMES, PARTS, PASS, QUICK, SHARED, TWIN, WEMO
 from samples import BACKBONE, IMAGES, Made
 from torch.nn import functional
 
-from merging.adapt import Gradient, Learned, Oracle, TaskId
+from merging.calibration import expert_features
 from merging.context import ALONE, Context
 from merging.errors import UserError
-from merging.losses import expert_features, marginal_entropy, mean_entropy
+from merging.fit.gates import Gradient, Learned, Oracle, TaskId
+from merging.fit.objectives import Entropy, FeatureDistillation, MarginalEntropy, marginal_entropy, mean_entropy
 from merging.merged import Routing
 from merging.methods import Duet, RankOneMoe, Twin, Wemoe
 from merging.routing.gates import Gate, listening
 from merging.routing.install import install
+from tasks.heads.head import ZeroShot
 
 SHAPES = [pytest.param(shape, id=shape.sees + shape.shared * " shared") for shape in (BLOCK, EARLY, PASS, SHARED)]
 
@@ -117,7 +119,8 @@ class TestPasses:
             assert torch.allclose(model(x, w=expected), features, rtol=0, atol=1e-5)
 
 
-TRAINED = [QUICK, Gradient(steps=3, lr=0.01, batch=4), Gradient(1, 0.5, 1, QUICK, 3, 4, 0.01)]
+ALL = [Entropy(1), MarginalEntropy(0.5), FeatureDistillation(1)]
+TRAINED = [QUICK, Gradient(steps=3, lr=0.01, batch=4), Gradient(ALL, 3, 4, 0.01, warm_up=QUICK)]
 
 
 @pytest.mark.parametrize("train", TRAINED, ids=["task id", "entropy", "all"])
@@ -162,14 +165,11 @@ def frozen(merged, experts):
 
 
 class TestGradient:
-    @pytest.mark.parametrize("term", ["entropy", "marginal", "distillation"])
-    def test_every_term_lowers_itself(self, term):
-        heard = []
-        weights = dict.fromkeys(("entropy", "marginal", "distillation"), 0.0) | {term: 1.0}
-        train = Gradient(**weights, steps=40, batch=IMAGES, lr=0.03)
-        fitted(
-            replace(BLOCK, activation="none"), train, log=lambda values, step: heard.append(values[f"router/{term}"])
-        )
+    @pytest.mark.parametrize("objective", [Entropy(), MarginalEntropy(), FeatureDistillation()])
+    def test_every_objective_lowers_itself(self, objective):
+        heard, train = [], Gradient([objective], steps=40, batch=IMAGES, lr=0.03)
+        log = lambda values, step: heard.append(values[f"router/{objective.name}"])  # noqa: E731
+        fitted(replace(BLOCK, activation="none"), train, log=log)
         assert len(heard) == 40 and heard[-1] < heard[0] - 1e-3
         assert sum(later < earlier for earlier, later in pairwise(heard)) > 30
 
@@ -178,15 +178,15 @@ class TestGradient:
         """Terms of the first step, by separate passes; batch: a w for each task's images, mixed: one for all."""
         (experts, context), heard = separable(), []
         shape = replace(BLOCK, granularity=granularity, features="mean")
-        train = Gradient(1, 1, 1, QUICK, steps=1, batch=IMAGES, lr=1e-9)
+        train = Gradient([Entropy(), MarginalEntropy(), FeatureDistillation()], 1, IMAGES, 1e-9, warm_up=QUICK)
         merged = fitted(shape, train, log=lambda values, step: heard.append(values), given=(experts, context))
         model, calibration = install(BACKBONE.build(), merged), context.unlabelled()
-        targets, images = expert_features(experts, calibration), [coloured(task) for task in range(PARTS)]
+        targets, images = expert_features(experts.checkpoints, calibration), [coloured(task) for task in range(PARTS)]
         with torch.inference_mode():
             together = model(torch.cat(images)).split(IMAGES)
             found = together if granularity == "mixed" else [model(each) for each in images]
         found = [functional.normalize(each, dim=1) for each in found]
-        logits = [each @ head.T for each, head in zip(found, calibration.heads, strict=True)]
+        logits = [calibration.outputs(task, each) for task, each in enumerate(found)]
         gaps = [1 - functional.cosine_similarity(*pair).mean() for pair in zip(found, targets, strict=True)]
         assert heard[-1]["router/entropy"] == pytest.approx(float(sum(map(mean_entropy, logits))), abs=1e-4)
         assert heard[-1]["router/marginal"] == pytest.approx(-float(sum(map(marginal_entropy, logits))), abs=1e-4)
@@ -217,8 +217,8 @@ class TestGradient:
 
         def unlabelled(split):
             made = context.unlabelled(split)
-            means = [each.mean(0) for each in expert_features(experts, made)]
-            return replace(made, heads=tuple(torch.stack([2 * mean, -2 * mean]) for mean in means))
+            means = [each.mean(0) for each in expert_features(experts.checkpoints, made)]
+            return replace(made, heads=tuple(ZeroShot(torch.stack([2 * mean, -2 * mean])) for mean in means))
 
         router = Learned(gate=replace(BLOCK, activation="none"), train=Gradient(steps=20, lr=0.03, batch=8))
         told = router.fit(Wemoe()(experts), experts, Context(Made(unlabelled)))
@@ -240,9 +240,9 @@ class TestBadInput:
 
     def test_a_loss_that_is_not_finite(self):
         experts, context = separable()
-        heads = (torch.full((5, 8), torch.nan),) * 3
+        heads = (ZeroShot(torch.full((5, 8), torch.nan)),) * 3
         broken = Context(Made(lambda split: replace(context.unlabelled(split), heads=heads)))
-        with pytest.raises(UserError, match=r"loss is nan at step 0: lower router.train.lr=0.0001"):
+        with pytest.raises(UserError, match=r"is nan at step 0: lower train.lr=0.0001"):
             fitted(train=Gradient(steps=2), given=(experts, broken))
 
     @pytest.mark.parametrize("shape", SHAPES)
@@ -260,7 +260,7 @@ class TestBadInput:
     @pytest.mark.parametrize("kind", [TaskId, Gradient])
     @pytest.mark.parametrize(("wrong", "value"), [("steps", 0), ("batch", 0), ("lr", 0.0), ("lr", 1.5)])
     def test_numbers_out_of_range(self, kind, wrong, value):
-        with pytest.raises(UserError, match=rf"router.train.{wrong}={value} is out of range"):
+        with pytest.raises(UserError, match=rf"train.{wrong}={value} is out of range"):
             kind(**{wrong: value})
 
     def test_unknown_schedule(self):

@@ -18,8 +18,8 @@ from samples import (
 from torch.nn import functional
 
 from merging import UserError
-from merging.adapt import Learned, TaskId
 from merging.decompose.ranks import Ranks
+from merging.fit.gates import Learned, TaskId
 from merging.methods import Dare, Duet, Expert, FfnOracle, RankOneMoe, Smile, Twin, Wemoe
 from merging.routing.gates import Gate, GateShape
 from merging.routing.install import install

@@ -6,8 +6,8 @@ import torch
 from coloured import BLOCK, PARTS, fitted, separable
 from samples import Made
 
-from merging.adapt import Gradient
 from merging.context import Context
+from merging.fit.gates import Gradient
 from merging.routing.gates import Gate, GateShape
 
 RAW = replace(BLOCK, activation="none", granularity="batch", features="mean", standardise=False)

@@ -11,9 +11,9 @@ from samples import BACKBONE, applied, context, drawn, equal, family, opened, to
 from torch import nn
 
 from merging import UserError, load, merge, open_merged
-from merging.adapt import Learned, TaskId
 from merging.backbones.open_clip import OpenClip
 from merging.decompose.ranks import Ranks
+from merging.fit.gates import Learned, TaskId
 from merging.methods import Duet, Emr, RankOneMoe, Smile, TallMask, Ties, Twin, Wemoe
 from merging.neurons import Neurons
 from merging.routing.gates import GateShape

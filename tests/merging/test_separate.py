@@ -7,10 +7,10 @@ import torch
 from samples import BACKBONE, applied, context, drawn, equal, every_method, family, models, opened, tower
 
 from merging import Experts, open_merged
-from merging.adapt import Learned, TaskId
 from merging.checkpoints import StateDict
 from merging.decompose.ranks import Ranks
 from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows
+from merging.fit.gates import Learned, TaskId
 from merging.methods import (
     Average,
     Dare,

@@ -8,10 +8,10 @@ import torch
 from samples import drawn, equal, every_method, family, merged_of, models, suited, tower
 
 from merging import UserError, merge, open_merged
-from merging.adapt import Learned, TaskId
 from merging.checkpoints import SafetensorsFile
 from merging.deltas import Dense, Rows, Sparse, rebuild
 from merging.deltas.bits import packed, unpacked
+from merging.fit.gates import Learned, TaskId
 from merging.methods import Average, Emr, Twin, Wemoe
 from merging.routing.gates import GateShape
 

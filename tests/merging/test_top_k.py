@@ -7,8 +7,8 @@ import torch
 from coloured import BLOCK, QUICK, fitted, separable
 from torch import nn
 
-from merging.adapt import Gradient, Learned
 from merging.errors import UserError
+from merging.fit.gates import Gradient, Learned
 from merging.methods import RankOneMoe
 from merging.routing.gates import Gate, GateShape
 from merging.routing.groups import grouped

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from merging import Cache
-from merging.adapt import Learned, Oracle, TaskId
 from merging.backbones.open_clip import OpenClip
 from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.fit.gates import Learned, Oracle, TaskId
 from merging.merged import Routing
 from merging.methods import Average, Base, Expert, TaskArithmetic, Twin, Wemoe
 from merging.routing.gates import GateShape, answered, listening

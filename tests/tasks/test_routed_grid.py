@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional
 
 from merging import Cache
-from merging.adapt import Gradient, Learned, Oracle, TaskId
 from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.fit import Entropy, FeatureDistillation, MarginalEntropy
+from merging.fit.gates import Gradient, Learned, Oracle, TaskId
 from merging.methods import Average, Smile, Twin, Wemoe
 from merging.ops import generator
 from merging.routing.gates import Gate, GateShape, listening
@@ -245,7 +246,10 @@ class TestOtherTasks:
         assert all(found[name] == expected[name] for name in ("shades", "hues"))
 
 
-@pytest.mark.parametrize("train", [TaskId(steps=5), Gradient(1, 0.5, 1, steps=3, batch=4, lr=0.01)])
+@pytest.mark.parametrize(
+    "train",
+    [TaskId(steps=5), Gradient([Entropy(), MarginalEntropy(0.5), FeatureDistillation()], steps=3, batch=4, lr=0.01)],
+)
 def test_labels_play_no_role_in_training(experts, suite, train):
     """Any labels at all give the same gates."""
 

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional
 
 from merging import Cache
-from merging.adapt import Learned, Oracle, TaskId
 from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.fit.gates import Learned, Oracle, TaskId
 from merging.methods import Emr, Expert, Smile, TaskArithmetic, Twin
 from merging.routing.gates import GateShape
 from merging.routing.install import install

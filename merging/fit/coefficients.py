@@ -1,0 +1,71 @@
+"""Free coefficients of task vectors, W_0 + sum_t lambda_t tau_t: one per task, or one per task and parameter."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merging.calibration import Calibration
+from merging.experts import Experts
+
+Stream = Callable[[], Iterator[tuple[str, Tensor]]]  # (key, tau [T, *shape]) in a fixed order; a buffer used again
+
+
+class Coefficients:
+    """Learnable (merging.fit): `values` [T, 1], or [T, L] with one column for each of `keys`.
+
+    clamp: keep them in [0, 1]. A step folds them into one model, and after the backward pass projects the gradient of
+    every weight onto its task vectors: beside the model and its gradients one parameter of all experts is in memory.
+    """
+
+    def __init__(
+        self, experts: Experts, data: Calibration, stream: Stream, init: float, by_parameter: bool, clamp: bool = False
+    ):
+        self.experts, self.data, self.stream, self.tasks, self.clamp = experts, data, stream, experts.tasks, clamp
+        tied = experts.tied()
+        self.keys = [key for key in experts.specs() if key not in tied]
+        self.column = {key: index if by_parameter else 0 for index, key in enumerate(self.keys)}
+        self.column |= {key: self.column[first] for key, first in tied.items() if first in self.column}
+        columns = len(self.keys) if by_parameter else 1
+        self.values = torch.full((len(self.tasks), columns), init, device=data.device, requires_grad=True)
+        self.module = data.tower().to(data.device)
+        self._weights = dict(self.module.named_parameters(remove_duplicate=False))
+        for name, weight in self._weights.items():
+            weight.requires_grad_(name in self.column)
+
+    def parameters(self) -> list[Tensor]:
+        return [self.values]
+
+    def before(self) -> None:
+        """Put W_0 + sum_t lambda_t tau_t into the module."""
+        state = self.module.state_dict()
+        with torch.no_grad():
+            if self.clamp:
+                self.values.clamp_(0, 1)
+            for key, tau in self.stream():
+                if key in state:
+                    state[key].copy_(self.weight(key, tau))
+        for weight in self._weights.values():
+            weight.grad = None
+
+    def weight(self, key: str, tau: Tensor) -> Tensor:
+        """One folded parameter in fp32."""
+        return self.experts.base(key).to(self.values.device) + self.change(key, tau)
+
+    def change(self, key: str, tau: Tensor) -> Tensor:
+        """sum_t lambda_t tau_t of [T, *shape]."""
+        return torch.tensordot(self.values.detach()[:, self.column[key]], tau.to(self.values.device), 1)
+
+    def features(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
+        """[n, D] of the inputs of every task, one task after the other."""
+        return [self.data.features(self.module, some) for some in inputs]
+
+    def after(self) -> None:
+        """The gradient of lambda[t, l]: the inner product of that of the weight with tau_t."""
+        gradient = torch.zeros_like(self.values)
+        for key, tau in self.stream():
+            weight = self._weights.get(key)
+            if weight is not None and weight.grad is not None:
+                gradient[:, self.column[key]] += tau.flatten(1).to(gradient.device) @ weight.grad.flatten()
+        self.values.grad = gradient

@@ -1,0 +1,125 @@
+"""What learning minimises, one small object each: a weight, a name, and a loss of one task's batch."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of one task as the model in training sees them, and what is known about them; all made on demand."""
+
+    features: Tensor  # [n, D]
+    head: Callable[[Tensor], Tensor]
+    labels: Callable[[], Tensor]  # [n]
+    expert: Callable[[], Tensor]  # features [n, D] of the task's own expert
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """[n, C], through the task's frozen head."""
+        return self.head(self.features)
+
+    @cached_property
+    def expert_logits(self) -> Tensor:
+        """[n, C] of the task's own expert."""
+        return self.head(self.expert())
+
+
+class Objective(Protocol):
+    """needs: "inputs", or "labels" where it compares with them. expert: whether it compares with the experts."""
+
+    weight: float
+    name: ClassVar[str]
+    needs: ClassVar[str]
+    expert: ClassVar[bool]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The loss of one batch, a scalar."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Mean Shannon entropy (nats) of the predictions: AdaMerging, WEMoE, DuetMerging."""
+
+    weight: float = 1.0
+    name: ClassVar[str] = "entropy"
+    needs: ClassVar[str] = "inputs"
+    expert: ClassVar[bool] = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return mean_entropy(batch.logits)
+
+
+@dataclass(frozen=True)
+class MarginalEntropy:
+    """Minus the entropy of the mean prediction: against the collapse onto few classes."""
+
+    weight: float = 1.0
+    name: ClassVar[str] = "marginal"
+    needs: ClassVar[str] = "inputs"
+    expert: ClassVar[bool] = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return -marginal_entropy(batch.logits)
+
+
+@dataclass(frozen=True)
+class FeatureDistillation:
+    """1 - cosine of the features to those of the task's own expert, mean over the samples."""
+
+    weight: float = 1.0
+    name: ClassVar[str] = "distillation"
+    needs: ClassVar[str] = "inputs"
+    expert: ClassVar[bool] = True
+
+    def __call__(self, batch: Batch) -> Tensor:
+        ours, theirs = (functional.normalize(found, dim=-1) for found in (batch.features, batch.expert()))
+        return 1 - (ours * theirs).sum(-1).mean()
+
+
+@dataclass(frozen=True)
+class LogitDistillation:
+    """KL divergence of the expert's predictions from ours at a temperature, times its square (Hinton et al., 2015)."""
+
+    weight: float = 1.0
+    temperature: float = 1.0
+    name: ClassVar[str] = "logit_distillation"
+    needs: ClassVar[str] = "inputs"
+    expert: ClassVar[bool] = True
+
+    def __call__(self, batch: Batch) -> Tensor:
+        ours, theirs = (
+            (logits.float() / self.temperature).log_softmax(-1) for logits in (batch.logits, batch.expert_logits)
+        )
+        return self.temperature**2 * functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy with the labels."""
+
+    weight: float = 1.0
+    name: ClassVar[str] = "cross_entropy"
+    needs: ClassVar[str] = "labels"
+    expert: ClassVar[bool] = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return functional.cross_entropy(batch.logits.float(), batch.labels())
+
+
+def mean_entropy(logits: Tensor) -> Tensor:
+    """Mean Shannon entropy (nats) of softmax over [B, C], from log_softmax in fp32."""
+    logs = logits.float().log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1).mean()
+
+
+def marginal_entropy(logits: Tensor) -> Tensor:
+    """Entropy (nats) of the mean prediction over [B, C]: log C when all classes are used alike, 0 after collapse."""
+    logs = logits.float().log_softmax(-1).logsumexp(0) - math.log(len(logits))
+    return -(logs.exp() * logs).sum(-1)
