@@ -154,6 +154,6 @@ def caption(options: argparse.Namespace) -> str:
         "processes.\n\nSeconds are those of the whole process, Python and torch included; `merge + save` leaves out "
         "imports. Peak memory is the largest resident set, with the touched pages of mapped files. Inputs are in the "
         "file cache and their content ids (sha256) remembered from an earlier run, as in any sweep; the second row is "
-        "what that costs once, alone, and `of new files` is a merge that computes them too, beside its own work. `cold` "
-        "decomposes, `warm` finds the factors in the cache."
+        "what that costs once, alone, and `of new files` is a merge that computes them too, beside its own work. "
+        "`cold` decomposes, `warm` finds the factors in the cache."
     )
