@@ -183,7 +183,7 @@ class HuggingFace(Backbone):
 
     def features(self, module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """Raises UserError where the model gives nothing that `readout` reads."""
-        answer = module(**inputs)
+        answer = module(**beside(module, inputs))
         tokens = answer.get("logits" if self._heads else "last_hidden_state")  # logits of the head that is left off
         if tokens is not None and tokens.ndim == 2:  # pooled by the model in front of its head
             return tokens
@@ -197,11 +197,17 @@ class HuggingFace(Backbone):
         return tokens if self.readout == "pooled" else read(tokens, self.readout, inputs.get("attention_mask"))
 
     def outputs(self, module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        return module(**inputs).logits
+        return module(**beside(module, inputs)).logits
 
     def generate(self, module: Any, inputs: Mapping[str, Any], **options: Any) -> Tensor:
         """Ids [N, L] that a language model writes; of a decoder the prompt comes first. Options are transformers'."""
-        return module.generate(**inputs, **options)
+        return module.generate(**beside(module, inputs), **options)
+
+
+def beside(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs on the module's device: those of texts are made on the CPU."""
+    device = next(module.parameters()).device
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 def library() -> Any:
