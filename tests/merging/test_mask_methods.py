@@ -147,9 +147,9 @@ def test_neurons_are_measured_once_and_only_where_there_are_any():
 def test_pruned_wemoe_keeps_exactly_the_largest_entries(density):
     """Also among entries of few different magnitudes: then the first of equals stay."""
     shapes = {
-        "transformer.resblocks.0.mlp.fc1.weight": (12, 7),
-        "transformer.resblocks.0.mlp.fc1.bias": (12,),
-        "transformer.resblocks.0.mlp.fc2.bias": (1,),
+        "transformer.resblocks.0.mlp.c_fc.weight": (12, 7),
+        "transformer.resblocks.0.mlp.c_fc.bias": (12,),
+        "transformer.resblocks.0.mlp.c_proj.bias": (1,),
     }
     base = {key: drawn(*shape) for key, shape in shapes.items()}
     generator = torch.Generator().manual_seed(0)

@@ -4,12 +4,14 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from samples import family, tower
 
 from merging import Experts
 from merging.checkpoints import StateDict
 from merging.checkpoints.key_maps import from_hugging_face, to_hugging_face
-from merging.methods import Average, Emr, IsoC, TsvM
+from merging.deltas import Rows
+from merging.methods import Average, Emr, IsoC, TsvM, Twin
 
 T = 3
 
@@ -42,3 +44,17 @@ def test_each_stored_tensor_is_read_once_a_merge(method, separate):
     method(replace(opened, separate_qkv=separate))
     for each in stored:
         assert each.read == dict.fromkeys(each.specs(), 1)
+
+
+def test_columns_of_gpt2_are_seen_as_three_parameters():
+    """Its fused matrix is [in, 3 out]: what is merged is that of three matrices, side by side again."""
+    shapes = {"h.0.attn.c_attn.weight": (8, 24), "h.0.attn.c_attn.bias": (24,), "h.0.ln_1.weight": (8,)}
+    base, tuned = family(T, shapes)
+    found = replace(Experts.open(base, tuned), separate_qkv=True)
+    assert found.keys("attention_k") == ("h.0.attn.c_attn.k.bias", "h.0.attn.c_attn.k.weight")
+    merged = TsvM()(found)
+    fused, columns = "h.0.attn.c_attn.weight", slice(8, 16)
+    apart = TsvM()(Experts.open({"k": base[fused][:, columns]}, [{"k": each[fused][:, columns]} for each in tuned]))
+    assert torch.equal(merged.static(fused)[:, columns], apart.static("k")) and merged.static(fused).shape == (8, 24)
+    routed = Twin(keep=0.5)(found).deltas[fused]
+    assert isinstance(routed, Rows) and routed.axis == 1 and routed.shape == (8, 24)
