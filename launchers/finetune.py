@@ -3,7 +3,6 @@
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ from launchers.program import Program
 from merging.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch, which `--help` does without
-    from tasks.engine import Engine
     from tasks.expert_files import Bench, Made
     from tasks.multitask import Together
     from tasks.suite import Suite, Task
@@ -71,7 +69,7 @@ def bench_of(config: DictConfig, suite: "Suite") -> "Bench":
     from tasks.bases import pretrained
     from tasks.expert_files import Bench
 
-    engine, backbone = engine_of(config), instantiate(config.backbone, _convert_="all")
+    engine, backbone = instantiate(config.engine), instantiate(config.backbone, _convert_="all")
     recipe, source = instantiate(config.recipe, _convert_="all"), instantiate(config.experts)
     cache = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
     return Bench(
@@ -87,14 +85,6 @@ def bench_of(config: DictConfig, suite: "Suite") -> "Bench":
     )
 
 
-def engine_of(config: DictConfig) -> "Engine":
-    """The engine; precision=auto is bf16 on a GPU and fp32 on a CPU."""
-    if config.engine.precision != "auto":
-        return instantiate(config.engine)
-    engine = instantiate(config.engine, precision="fp32")
-    return replace(engine, precision="bf16") if engine.place.type == "cuda" else engine
-
-
 def show(made: "list[Made]") -> None:
     """Print what there is now."""
     page = Table("expert", "val before", "val after", "file", box=box.HORIZONTALS)
@@ -105,21 +95,13 @@ def show(made: "list[Made]") -> None:
         Console(width=None if sys.stdout.isatty() else 200).print(page)
 
 
-def _with_precision(config: DictConfig) -> DictConfig:
-    """The same with a precision of the engine's own in place of "auto"."""
-    known = config.copy()
-    if config.engine.precision == "auto":
-        known.engine.precision = "fp32"
-    return known
-
-
 @hydra.main(config_path="pkg://conf", config_name="finetune", version_base="1.3")
 def job(config: DictConfig) -> None:
     """What Hydra calls."""
     from launchers.options import FinetuneOptions, check
 
     def checked() -> None:
-        check(_with_precision(config), HydraConfig.get().overrides.task, FinetuneOptions)
+        check(config, HydraConfig.get().overrides.task, FinetuneOptions)
         run(config)
 
     PROGRAM.attempt(checked)

@@ -23,8 +23,12 @@ from launchers.sweeps.axes import GROUPS, names, unknown
 from launchers.sweeps.check import PARTS
 from merging.errors import UserError
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
-MANY = {int: "whole numbers", float: "numbers", str: "texts"}
+WORDS = {  # of pydantic, in those of YAML
+    "a valid integer": "a whole number", "a valid number": "a number", "a finite number": "a number",
+    "a valid boolean": "true or false", "a valid string": "a text", "a valid array": "a list",
+    "an object": "a group of options",
+}  # fmt: skip
+PLAIN = (int, float, bool, str, NoneType)
 BY_TASK = ("experts.paths", "suite.sources")  # mappings from tasks
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -131,7 +135,7 @@ def options(target: str) -> dict[str, Any] | None:
 def _in_yaml(annotation: Any) -> Any:
     """The type of what YAML can hold for an annotation: a group of options for an object; Any is not checked."""
     origin = get_origin(annotation)
-    if annotation in WORDS or origin is Literal:
+    if annotation in PLAIN or origin is Literal:
         return annotation
     inner = tuple(each if each is ... else _in_yaml(each) for each in get_args(annotation))
     if origin in (Union, UnionType):
@@ -143,19 +147,18 @@ def _in_yaml(annotation: Any) -> Any:
 
 
 def check_value(path: str, value: Any, annotation: Any) -> None:
-    """Raises UserError unless the value is of the type."""
-    if _fits(value, annotation):
-        return
-    if isinstance(value, dict) and (inner := _inner(annotation)) is not None:
-        for name, each in value.items():
-            check_value(f"{path}.{name}", each, inner)
-    choices, others = _choices(annotation)
-    if choices and not others - {NoneType}:
-        listed = [*choices, *(["null"] if others else [])]
-        choose = f"Choose {' or '.join(listed)}" if len(listed) == 2 else f"Choose one of {', '.join(listed)}"
-        raise UserError(f"{path}={value!r} is unknown. {choose}.")
-    right = f"it must be {described(annotation)}.{_instead(path, value, annotation)}"
-    raise UserError(f"{path}={spelled(value)} cannot be used: {right}")
+    """Raises UserError unless the value is of the type, naming what is wrong inside a mapping or a list."""
+    try:
+        _adapter(annotation).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        first, *others = error.errors()
+        if first["loc"] and get_origin(annotation) not in (Union, UnionType):  # of a union it names the alternatives
+            path, value, others, annotation = ".".join([path, *map(str, first["loc"])]), first["input"], [], Any
+        asked = [each["msg"].removeprefix("Input should be ") for each in (first, *others)]
+        null = ["null"] if NoneType in get_args(annotation) else []
+        known = " or ".join(dict.fromkeys([*(WORDS.get(each, each) for each in asked), *null]))
+        said = f"{path}={spelled(value)} cannot be used: it must be {known}.{_instead(path, value, annotation)}"
+        raise UserError(said) from error
 
 
 def spelled(value: Any) -> str:
@@ -165,20 +168,6 @@ def spelled(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{spelled(each)}" for key, each in value.items()) + "}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def described(annotation: Any) -> str:
-    """What values a type has, in words."""
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        return " or ".join(map(described, inner))
-    if origin is Literal:
-        return " or ".join(map(str, inner))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a mapping of names" + (f" to {MANY.get(inner[1], described(inner[1]))}" if inner else "")
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"a list of {MANY.get(inner[0], described(inner[0]))}"
-    return WORDS.get(annotation, "a group of options" if annotation is Mapping else "another value")
 
 
 def _fits(value: Any, annotation: Any) -> bool:
@@ -192,19 +181,6 @@ def _fits(value: Any, annotation: Any) -> bool:
 @lru_cache(maxsize=256)
 def _adapter(annotation: Any) -> TypeAdapter:
     return TypeAdapter(annotation, config=STRICT)
-
-
-def _inner(annotation: Any) -> Any:
-    """What the values of a mapping must be; None where it is no mapping."""
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return next((get_args(kind)[1] for kind in kinds if get_origin(kind) is Mapping and get_args(kind)), None)
-
-
-def _choices(annotation: Any) -> tuple[list[str], set[Any]]:
-    """The literal values of a type, and what else it may be."""
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    literal = [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
-    return literal, {kind for kind in kinds if get_origin(kind) is not Literal}
 
 
 def _instead(path: str, value: Any, annotation: Any) -> str:

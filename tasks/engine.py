@@ -29,18 +29,21 @@ class Engine:
     """What decides the speed of scoring and training, and at most the last digits of a result.
 
     device: "auto" is the first GPU, or the CPU where there is none. precision: "fp32", or "bf16", autocast, which moves
-    a few images across a decision boundary. compile: torch.compile for towers without gates (a routed tower reports its
+    a few images across a decision boundary, or "auto", bf16 on a GPU. compile: torch.compile for towers without gates (a routed tower reports its
     weights while it runs, which a compiled one cannot). batch: images at a time.
     """
 
     device: str = field(default="auto", metadata=WHERE)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     compile: bool = False
     batch: int = 100
 
     def __post_init__(self) -> None:
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", "bf16" if self.place.type == "cuda" else "fp32")
         if self.precision not in PRECISIONS:
-            raise UserError(f"engine.precision={self.precision!r} is unknown. Choose one of {', '.join(PRECISIONS)}.")
+            known = ", ".join(["auto", *PRECISIONS])
+            raise UserError(f"engine.precision={self.precision!r} is unknown. Choose one of {known}.")
         check_range("engine.batch", self.batch, 1, 10**6)
         place = self.place
         if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():

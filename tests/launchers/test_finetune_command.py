@@ -95,8 +95,8 @@ def refusing(honest, task):
     [
         (["folder={unwritable}"], "Cannot write to folder="),
         (["recipe.accumulate=9"], "recipe: accumulate=9 is out of range"),
-        (["recipe.optimizer=sgd"], "recipe.optimizer='sgd' is unknown. Choose adamw or adam."),
-        (["engine.precision=fp8"], "engine.precision='fp8' is unknown"),
+        (["recipe.optimizer=sgd"], "recipe.optimizer=sgd cannot be used: it must be 'adamw' or 'adam'."),
+        (["engine.precision=fp8"], "engine.precision=fp8 cannot be used: it must be "),
         (["experts.base=nowhere.safetensors"], "There is no nowhere.safetensors"),
         (["suite.tasks=[trucks]"], "There is no task 'trucks'"),
     ],
@@ -113,6 +113,7 @@ def test_experts_that_make_themselves_name_no_base(cache):
 
 def test_auto_is_bf16_on_a_gpu_only(monkeypatch):
     from hydra import compose, initialize_config_module
+    from hydra.utils import instantiate
 
     with initialize_config_module("conf", version_base="1.3"):
         automatic, chosen = (compose("finetune", given) for given in ([], ["engine.precision=fp32"]))
@@ -120,7 +121,7 @@ def test_auto_is_bf16_on_a_gpu_only(monkeypatch):
     for place, want in ((Engine("cpu").place, "fp32"), (gpu, "bf16")):
         monkeypatch.setattr(Engine, "place", property(lambda self, place=place: place))
         monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-        assert finetune.engine_of(automatic).precision == want and finetune.engine_of(chosen).precision == "fp32"
+        assert instantiate(automatic.engine).precision == want and instantiate(chosen.engine).precision == "fp32"
 
 
 def test_the_published_families_start_from_the_published_base(monkeypatch, cache):

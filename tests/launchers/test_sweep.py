@@ -96,7 +96,7 @@ def merged(value, told):
             "no method.ranks.vaule. Did you mean value?",
         ),
         ("hydra: {sweeper: {params: {method: 'duet,ties', method.density: '0.1,1'}}}", "There is no method.density."),
-        ("hydra: {sweeper: {params: {method: twin, method.sparsify: 'svd,sdv'}}}", "sparsify='sdv' is unknown"),
+        ("hydra: {sweeper: {params: {method: twin, method.sparsify: 'svd,sdv'}}}", "sparsify=sdv cannot be used"),
         ("hydra: {sweeper: {params: {suite.tasks: '[cars],[karts]'}}}", "no task 'karts'"),
     ],
 )

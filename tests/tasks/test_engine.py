@@ -42,7 +42,7 @@ def test_bf16_rounds_and_compiled_towers_do_not(monkeypatch):
     [
         ({"device": "gpu"}, r"engine.device='gpu' cannot be used. Choose auto, cpu, cuda or cuda:1"),
         ({"device": "mps"}, r"engine.device='mps' cannot be used. Choose auto, cpu, cuda or cuda:1"),
-        ({"precision": "fp16"}, r"engine.precision='fp16' is unknown. Choose one of fp32, bf16"),
+        ({"precision": "fp16"}, r"engine.precision='fp16' is unknown. Choose one of auto, fp32, bf16"),
         ({"batch": 0}, r"engine.batch=0 is out of range"),
         ({"device": "cuda:99"}, r"engine.device=cuda:99 is not there: torch sees \d+ GPUs. Set engine.device=cpu"),
     ],
