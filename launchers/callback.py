@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from launchers import rows
 from launchers.live import ENDED, LISTED, watch
 from launchers.results import table, writers
 from launchers.results.frame import summarise
+from launchers.results.plot import Plot, declared, drawings
 from launchers.rows import Row
 from merging.errors import UserError
 from merging.files import write_text
@@ -39,10 +39,12 @@ class Report(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         check_output(Path(config.output))
+        plot_of(config)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         check_output(Path(config.output))
         check_saves(config)
+        plot_of(config)
         if self.live:
             watch.start(config)
 
@@ -67,6 +69,15 @@ def check_output(folder: Path) -> None:
         check_writable("output", folder)
         if (results := folder / "results").exists():  # it may be a disk of its own
             check_writable("output", results)
+    except UserError as error:
+        sys.exit(str(error))
+
+
+def plot_of(config: DictConfig) -> Plot | None:
+    """The figure that the configuration declares. Exits with one paragraph for one that cannot be drawn."""
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    try:
+        return None if raw.get("plot") is None else declared(raw["plot"], "this command")
     except UserError as error:
         sys.exit(str(error))
 
@@ -105,12 +116,12 @@ def check_writable(knob: str, folder: Path) -> None:
 def shown(folder: Path, config: DictConfig) -> None:
     """As `show`. Exits with one paragraph where the table cannot be written; Hydra would only warn."""
     try:
-        show(folder, OmegaConf.to_container(config.plot) if config.get("plot") else None)
+        show(folder, plot_of(config))
     except UserError as error:
         sys.exit(str(error))
 
 
-def show(folder: Path, plot: Any = None) -> None:
+def show(folder: Path, plot: Plot | None = None) -> None:
     """Print one table of all rows made under `folder`, failed ones too; write it and its figures there."""
     listed = sorted({file for found in folder.rglob(LISTED) for file in json.loads(found.read_text())})
     made: list[Row] = rows.read([file for file in listed if Path(file).exists()])
@@ -123,15 +134,15 @@ def show(folder: Path, plot: Any = None) -> None:
     log.info("table %s, %s, rows %s", folder / "table.md", pictures, Path(listed[0]).parent)
 
 
-def draw(made: list[Row], folder: Path, plot: Mapping[str, Any] | None = None) -> dict[str, Path]:
+def draw(made: list[Row], folder: Path, plot: Plot | None = None) -> dict[str, Path]:
     """The figures of a table, by name: heatmap.png, routing.png where gates routed, plot.png if one is declared."""
     from launchers.results import heat  # here: importing matplotlib takes longer than all of `duet --help`
-    from launchers.results.plot import declared, drawings
     from launchers.results.report import write_figure
 
     summaries = summarise(made)
     pairs = [pair for summary in summaries for pair in heat.routed(summary)]
     figures = {"heatmap": heat.score_map(summaries), **({"routing": heat.routing_map(pairs)} if pairs else {})}
-    for number, drawn in enumerate(drawings(declared(plot, "this run"), "plot", summaries) if plot else ()):
+    more = drawings(plot, "plot", summaries) if plot is not None and plot.kind != "scores" else []
+    for number, drawn in enumerate(more):
         figures[f"plot-{number}" if number else "plot"] = drawn
     return {name: write_figure(drawn, folder / f"{name}.png", dpi=200) for name, drawn in figures.items()}

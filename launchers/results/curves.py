@@ -103,9 +103,8 @@ def _name_values(ax: Axes, values: Sequence[float]) -> None:
 @styled
 def bars(groups: Sequence[tuple[str, "DataFrame"]], measures: Sequence[str]) -> Figure:
     """A bar a line below the heading of its group, a panel a measure; the frames have name, kind and the measures."""
-    listed = [(heading, None) for heading, _ in groups[:0]]
-    for heading, frame in groups:
-        listed += [(heading, None), *((str(line["name"]), line) for _, line in frame.iterrows())]
+    listed = [bar for heading, frame in groups
+              for bar in ((heading, None), *((line["name"], line) for _, line in frame.iterrows()))]  # fmt: skip
     wide = PAGE if len(measures) > 1 else COLUMN
     figure = Figure(figsize=(wide, 0.55 + BAR * len(listed)), layout="constrained")
     axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]

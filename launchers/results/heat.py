@@ -171,19 +171,20 @@ def routed(summary: Summary) -> list[tuple[Summary, Any]]:
 
 
 def weights(summary: Summary, rows: Sequence[Any]) -> "DataFrame":
-    """Mean over seeds of true task x mean weight, in the order of the table; unseen ones last."""
-    from pandas import DataFrame, concat
+    """Mean over seeds of true task x mean weight, in the order of the table; unseen tasks last."""
+    seeds = [(row, [*row.routing["matrix"], *(row.routing["unseen"][task] for task in summary.unseen)])
+             for row in rows if row.routing]  # fmt: skip
+    return _mean(summary, seeds, [f"{task} (unseen)" for task in summary.unseen])
 
-    seeds = []
-    for row in rows:
-        if row.routing:
-            merged = DataFrame(row.routing["matrix"], row.tasks, row.tasks).loc[
-                list(summary.tasks), list(summary.tasks)
-            ]
-            unseen = {f"{task} (unseen)": row.routing["unseen"][task] for task in summary.unseen}
-            others = DataFrame.from_dict(unseen, orient="index", columns=row.tasks, dtype=float)
-            seeds.append(concat([merged, others])[list(summary.tasks)])
-    return sum(seeds[1:], seeds[0]) / len(seeds)
+
+def _mean(summary: Summary, seeds: Sequence[tuple[Any, Any]], more: Sequence[str] = ()) -> "DataFrame":
+    """The mean of the seeds' matrices over the tasks of their rows, with more lines, in the order of the table."""
+    from pandas import DataFrame
+
+    order = list(summary.tasks)
+    ordered = [DataFrame(matrix, [*row.tasks, *more], row.tasks, dtype=float).loc[[*order, *more], order]
+               for row, matrix in seeds]  # fmt: skip
+    return sum(ordered[1:], ordered[0]) / len(ordered)
 
 
 @styled
@@ -197,12 +198,7 @@ def similarity_maps(summary: Summary) -> list[Drawn]:
 
 def similarity(summary: Summary, rows: Sequence[Any]) -> "DataFrame":
     """Mean over the seeds that know it, in the order of the table's tasks."""
-    from pandas import DataFrame
-
-    order = list(summary.tasks)
-    seeds = [DataFrame(row.similarity, row.tasks, row.tasks, dtype=float).loc[order, order]
-             for row in rows if row.similarity]  # fmt: skip
-    return sum(seeds[1:], seeds[0]) / len(seeds)
+    return _mean(summary, [(row, row.similarity) for row in rows if row.similarity])
 
 
 def _similarity(cosines: "DataFrame", number: str) -> Drawn:

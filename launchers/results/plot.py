@@ -3,12 +3,11 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import yaml
-from pydantic import ConfigDict, ValidationError
-from pydantic.dataclasses import dataclass as checked
 
 import conf
 from launchers.results.frame import REFERENCES, Summary
@@ -29,7 +28,7 @@ X = {"stored_mb": "stored, MB (base included)", "tasks": "number of tasks"}  # w
 MOST = 6  # curves, or groups of bars, in a figure
 
 
-@checked(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
 class Plot:
     """What is drawn: lines alike in everything but the options of x, hue, facet and along make one figure.
 
@@ -39,6 +38,8 @@ class Plot:
     facet: an option whose values have a panel each. along: the option along which a curve is joined, if it is not x.
     """
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
     kind: Literal["curve", "grid", "bars", "scores", "levels", "pareto"]
     x: str = ""
     y: Names = ("score",)
@@ -47,15 +48,17 @@ class Plot:
     along: str = ""
 
 
-def declared(text: Mapping[str, Any] | str, where: str) -> Plot:
-    """The plot of a mapping or of its YAML. Raises UserError naming `where`."""
+def declared(text: Any, where: str) -> Plot:
+    """The plot of a mapping, or of its YAML. Raises UserError naming `where`."""
+    from pydantic import TypeAdapter, ValidationError  # not needed by `duet --help`
+
     try:
-        values = dict(yaml.safe_load(text) if isinstance(text, str) else text)
+        values = yaml.safe_load(text) if isinstance(text, str) else text
+        if not isinstance(values, dict):
+            raise ValueError(f"{text} is no mapping")
         names = {name: values[name] for name in ("y", "hue") if name in values}
-        lists: dict[str, Any] = {
-            name: (value,) if isinstance(value, str) else tuple(value) for name, value in names.items()
-        }
-        plot = Plot(**(values | lists))
+        lists = {name: (value,) if isinstance(value, str) else tuple(value) for name, value in names.items()}
+        plot = TypeAdapter(Plot).validate_python(values | lists)
     except (yaml.YAMLError, ValidationError, ValueError, TypeError) as error:
         problems = error.errors() if isinstance(error, ValidationError) else []
         listed = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems) or str(error)

@@ -124,7 +124,7 @@ def _changes(overrides: Sequence[str]) -> Table:
 
 def _scores(row: Row, line: Mapping[str, Any]) -> Table:
     """Per task: accuracy, share of the expert's, images that went to their own part; the last line is their mean."""
-    shares = {task: line[f"norm {task}"] / 100 for task in row.tasks if not isnan(line["norm"])}
+    shares = {task: line[f"norm {task}"] / 100 for task in row.tasks if not isnan(line[f"norm {task}"])}
     columns = {"accuracy %": row.accuracy, "of the expert %": shares, "validation %": row.validation,
                "routing accuracy %": row.routing.get("accuracy")}  # fmt: skip
     known = {name: [scores.get(task) for task in row.tasks] for name, scores in columns.items() if scores}

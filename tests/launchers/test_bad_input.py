@@ -31,6 +31,11 @@ MISTAKES = {
     "device": (["engine.device=mps"], r"engine\.device='mps' cannot be used\. Choose auto, cpu, cuda or cuda:1\."),
     "added key": (["+sede=1"], r"There is no sede\. Did you mean seed\? .* Nothing reads it\."),
     "added option": (["+method.scal=1"], r"There is no method\.scal\. Did you mean scale\?"),
+    "plot": (
+        ["plot={kind: pie}"],
+        r"plot of this command cannot be drawn: kind: .* Write e\.g\. \{kind: curve, x: ",
+    ),
+    "plot of nothing": (["plot=curve"], r"plot of this command cannot be drawn: curve is no mapping\."),
     "environment": (["save=${oc.env:NOT_THERE}"], r"save has no value: Environment variable 'NOT_THERE' not found\."),
 }
 

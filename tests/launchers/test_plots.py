@@ -10,6 +10,7 @@ from launchers.callback import draw
 from launchers.results.frame import summarise
 from launchers.results.heat import WEIGHTS as SPAN
 from launchers.results.heat import paint, routed, routing_map, score_map, weights
+from launchers.results.plot import declared
 from merging.errors import UserError
 
 MERGED = [make_row("average", 0.5), make_row("ties", 0.7), failed_row()]
@@ -41,6 +42,8 @@ def test_the_files_are_whole_pictures(tmp_path):
     assert {name: path.name for name, path in files.items()} == {"heatmap": "heatmap.png", "routing": "routing.png"}
     assert all(imread(path).shape[1] > 1000 for path in files.values())
     assert len(list((tmp_path / "new").iterdir())) == 2
+    pareto = draw(many, tmp_path, declared({"kind": "pareto"}, "here"))
+    assert pareto["plot"].name == "plot.png" and imread(pareto["plot"]).shape[1] > 1000
     assert set(draw([failed_row()], tmp_path)) == {"heatmap"}  # nothing but a failure is still a picture
     assert set(draw([make_row("duet", router="oracle")], tmp_path)) == {"heatmap"}, "no gates, no routing"
     (tmp_path / "file").touch()
