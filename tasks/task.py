@@ -122,4 +122,5 @@ def head_id(task: Any) -> str:
     head = task.head()
     if head is None:
         return "none"
-    return StateDict({"head": head.weight} if isinstance(head, ZeroShot) else dict(head.state_dict())).id
+    state = {"head": head.weight} if isinstance(head, ZeroShot) else dict(head.state_dict())
+    return StateDict(state).id

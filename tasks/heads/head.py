@@ -14,6 +14,8 @@ from merging.errors import UserError
 class ZeroShot(nn.Module):
     """Cosine classifier: logits = unit features [N, D] @ weight.T, the weight [C, D] scaled by a temperature."""
 
+    weight: Tensor
+
     def __init__(self, weight: Tensor):
         super().__init__()
         self.register_buffer("weight", weight)

@@ -100,10 +100,10 @@ def text_of(given: str | Mapping[str, str | None] | OwnText, quick_gelu: bool) -
     if isinstance(given, OwnText):
         return given
     towers = read(TOWERS)
-    said: Mapping[str, Any] = towers.get(given, {"filename": given}) if isinstance(given, str) else given
-    if extra := sorted(set(said) - {"repo", "filename", "revision"}):
+    place: Mapping[str, Any] = towers.get(given, {"filename": given}) if isinstance(given, str) else given
+    if extra := sorted(set(place) - {"repo", "filename", "revision"}):
         raise UserError(f"suite.text has {', '.join(extra)}. Give filename and, on the Hub, repo and revision.")
-    text = Text(**{"filename": "model.safetensors", **said}, quick_gelu=quick_gelu)
+    text = Text(**{"filename": "model.safetensors", **place}, quick_gelu=quick_gelu)
     if text.repo is None and not Path(text.filename).expanduser().is_file():
         raise UserError(
             f"There is no text tower for {text.filename!r}. This suite needs a CLIP: choose backbone="
@@ -116,12 +116,12 @@ def check_prompts(task: str, classes: Sequence[str]) -> None:
     """Raises UserError where two class names are one prompt to the tokenizer, which knows no case, or differ by `_`."""
     first: dict[str, tuple[int, str]] = {}
     for index, name in enumerate(classes):
-        said = " ".join(html.unescape(name).replace("_", " ").lower().split())
-        other, before = first.setdefault(said, (index, name))
+        prompt = " ".join(html.unescape(name).replace("_", " ").lower().split())
+        other, before = first.setdefault(prompt, (index, name))
         if other != index:
             raise UserError(
                 f"The classes {before!r} (number {other}) and {name!r} (number {index}) of {task} give one prompt, "
-                f"{said!r}, so that no image could be told to be one or the other. Rename one, or name all classes "
+                f"{prompt!r}, so that no image could be told to be one or the other. Rename one, or name all classes "
                 f"in their order: suite.sources.{task}.classes=[...]."
             )
 

@@ -140,15 +140,15 @@ class VisionData:
         return Wanted(self.name, split, table, indices, self.size)
 
     def _check_classes(self) -> None:
-        found = self.source.classes()
+        names = self.source.classes()
         if self.known is not None and self.given == self.known.classes:
-            check_order(self.known, found)
-        if found is None or len(found) == len(self.classes):
+            check_order(self.known, names)
+        if names is None or len(names) == len(self.classes):
             return
-        said = f"{self.name} has {len(self.classes)} class names, its data set {self.source.name} has {len(found)}"
+        message = f"{self.name} has {len(self.classes)} class names, its data set {self.source.name} has {len(names)}"
         if self.known is None or self.known.hub is None or self.source.repo != self.known.hub["id"]:
-            raise UserError(f"{said}. Both need the same classes in the same order.")
-        log.warning("%s; its labels are checked against the former", said)
+            raise UserError(f"{message}. Both need the same classes in the same order.")
+        log.warning("%s; its labels are checked against the former", message)
 
     def _check_labels(self, table: Table, part: str) -> None:
         if len(table.labels) and not 0 <= int(table.labels.min()) <= int(table.labels.max()) < len(self.classes):

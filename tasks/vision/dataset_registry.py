@@ -42,12 +42,12 @@ def facts(task: str, variant: str = DEFAULT) -> Facts:
     known(task, names(), "of published data sets")
     if variant not in VARIANTS:
         raise UserError(f"suite.variant={variant} is not known. Choose one of {', '.join(VARIANTS)}.")
-    said = dict(read(FACTS / f"{task}.yaml"))
-    variants = said.pop("variants", {})
-    said |= variants.get(variant, {})
+    record = dict(read(FACTS / f"{task}.yaml"))
+    variants = record.pop("variants", {})
+    record |= variants.get(variant, {})
     for listed in ("classes", "templates", "labels"):
-        said[listed] = tuple(said.get(listed, ()))
-    return Facts(task, variant, **said)
+        record[listed] = tuple(record.get(listed, ()))
+    return Facts(task, variant, **record)
 
 
 @cache

@@ -23,12 +23,12 @@ def digests(paths: Sequence[Path], folder: str, cache: Cache | None) -> list[str
         states = [list(facts_of(path)) for path in paths]
         new = [path for path, state in zip(paths, states, strict=True) if known.get(str(path), [])[:-1] != state]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = dict(zip(new, pool.map(sha256, new), strict=True))
+            computed = dict(zip(new, pool.map(sha256, new), strict=True))
     except OSError as error:
         raise UserError(f"Cannot read {error.filename}: {error.strerror}. Put it back, or remove it.") from error
     for path, state in zip(paths, states, strict=True):
-        if path in found:
-            known[str(path)] = [*state, found[path]]
+        if path in computed:
+            known[str(path)] = [*state, computed[path]]
     if new and cache is not None:
         cache.put(key, json.dumps(known).encode())
     return [known[str(path)][-1] for path in paths]

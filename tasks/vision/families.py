@@ -129,16 +129,16 @@ class EncoderFamily:
         """The base, unless it is openai's own, and the experts below the root; UserError naming what is not there."""
         facts, root = family(self.family), Path(str(self.root)).expanduser()
         places = facts.files(backbone, suite.names)
-        found = {who: next((root / each for each in names if (root / each).is_file()), None)
+        paths = {who: next((root / each for each in names if (root / each).is_file()), None)
                  for who, names in places.items()}  # fmt: skip
-        missing = [who for who, path in found.items() if path is None and not (who == "the base" and facts.openai)]
+        missing = [who for who, path in paths.items() if path is None and not (who == "the base" and facts.openai)]
         if missing:
             raise UserError(
                 f"{root} lacks {some(missing)} of the family {facts.name}: {missing[0]} should be "
                 f"{root / places[missing[0]][0]}. {there_is(root)} Its files come from "
                 f"{facts.source or f'the repository {facts.repo} of the Hub'}."
             )
-        return {who: path for who, path in found.items() if path is not None}
+        return {who: path for who, path in paths.items() if path is not None}
 
 
 def as_encoder(whole: Checkpoint, text: bool, remarks: tuple[str, ...] = ()) -> Checkpoint:

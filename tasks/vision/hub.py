@@ -88,8 +88,8 @@ def fetch(
     for attempt in range(ATTEMPTS):
         before = wanted.cached
         if before is None:
-            [announced] = told = plan([wanted])
-            check_room(told)
+            [announced] = planned = plan([wanted])
+            check_room(planned)
             log.info("downloading %s (%s) to %s", wanted, size_of(announced.bytes), announced.where)
         try:
             path = Path(hf_hub_download(**wanted.where))

@@ -166,8 +166,8 @@ def provenance(wanted: Wanted, partial: Path) -> dict[str, object]:
 def open_split(folder: Path) -> StoredSplit:
     """Raises UserError for a folder whose files do not belong together."""
     try:
-        said = json.loads((folder / "split.json").read_text())
-        shape, count = (said["count"], 3, said["size"], said["size"]), said["count"]
+        stored = json.loads((folder / "split.json").read_text())
+        shape, count = (stored["count"], 3, stored["size"], stored["size"]), stored["count"]
         images = numpy.memmap(folder / "images.bin", numpy.uint8, "c", shape=shape)  # c: writing never reaches the file
         labels = torch.from_numpy(numpy.fromfile(folder / "labels.bin", numpy.int64))
         if (folder / "images.bin").stat().st_size != images.nbytes or len(labels) != count:
@@ -176,7 +176,7 @@ def open_split(folder: Path) -> StoredSplit:
         raise UserError(
             f"The decoded images in {folder} are damaged ({error}). Delete this folder: the next run decodes again."
         ) from error
-    return StoredSplit(said["split"], torch.from_numpy(images), labels, said["id"], folder)
+    return StoredSplit(stored["split"], torch.from_numpy(images), labels, stored["id"], folder)
 
 
 @contextmanager

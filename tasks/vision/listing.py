@@ -23,9 +23,9 @@ class Listing:
 
     def summary(self) -> str | None:
         """What was left out, counted and named, or None."""
-        told = [f"{len(paths)} {reason} ({some(sorted({os.path.basename(path) for path in paths}))})"
+        parts = [f"{len(paths)} {reason} ({some(sorted({os.path.basename(path) for path in paths}))})"
                 for reason, paths in self.skipped.items()]  # fmt: skip
-        return f"skipped {', '.join(told)}" if told else None
+        return f"skipped {', '.join(parts)}" if parts else None
 
     def check(self) -> None:
         """Raises UserError naming the links to nothing."""
@@ -91,7 +91,7 @@ def is_image(path: str) -> bool:
 
 def _images(folder: Path, seen: list[str], listing: Listing) -> list[Path]:
     """All image files below a class folder; `seen`: real paths of the folders that are read anyway."""
-    waiting, found = [str(folder)], []
+    waiting, read = [str(folder)], []
     while waiting:
         here, files = waiting.pop(), []
         for entry in listing.entries(here):
@@ -105,8 +105,8 @@ def _images(folder: Path, seen: list[str], listing: Listing) -> list[Path]:
                 files.append(Path(entry.path))
             else:
                 listing.skip("no image", entry.path)
-        found.append((here, files))
-    return [path for _, files in sorted(found) for path in files]
+        read.append((here, files))
+    return [path for _, files in sorted(read) for path in files]
 
 
 def _scan(folder: str | Path) -> list[os.DirEntry]:

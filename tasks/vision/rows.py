@@ -184,7 +184,7 @@ class RowSource:
         if offline():
             return concatenate_datasets([Dataset.from_file(str(path)) for path in files])
         paths = [file.partition("@")[2].partition("/")[2] for file in files]
-        facts = {"revision": _commit_in(files[0]), "verification_mode": "no_checks"}
+        facts: dict[str, Any] = {"revision": _commit_in(files[0]), "verification_mode": "no_checks"}
         return load_dataset(self.hub, data_files={split: paths}, split=split, **facts)
 
     def _values(self, split: str) -> list[Any]:

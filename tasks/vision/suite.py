@@ -60,7 +60,7 @@ def make(
     reads: Callable[[tuple[str, ...]], TextHead | None],
 ) -> VisionTask:
     """One task: what is published about it, overridden by what the user says."""
-    said = facts(task, variant) if own is None or task in names() else None
+    known = facts(task, variant) if own is None or task in names() else None
     own = own or {}
     allowed = {each.name for each in fields(Plain)} | set(OWN)
     if extra := sorted(set(own) - allowed):
@@ -68,17 +68,17 @@ def make(
             f"suite.sources.{task} has {', '.join(extra)}, which is no knob. Known are {', '.join(sorted(allowed))}."
         )
     where = {key: value for key, value in own.items() if key not in OWN}
-    if not where and said is not None:
-        where = published(said)
+    if not where and known is not None:
+        where = published(known)
     where["args"] = tuple(where.get("args", ()))
     if isinstance(where.get("parquet"), Mapping):
         check_parts(task, where)
-    classes = own.get("classes", None if said is None else said.classes)
-    templates = own.get("templates", TEMPLATES if said is None else said.templates)
+    classes = own.get("classes", None if known is None else known.classes)
+    templates = own.get("templates", TEMPLATES if known is None else known.templates)
     if "test_share" in own:
         rule = replace(rule, test_share=own["test_share"])
     source = Plain(**where).open(task, Cache(store.cache))
-    data = VisionData(task, source, said, None if classes is None else tuple(classes), rule, size, store)
+    data = VisionData(task, source, known, None if classes is None else tuple(classes), rule, size, store)
     return VisionTask(task, data, reads(tuple(templates)), tuple(own.get("metrics", ("accuracy",))))
 
 
@@ -93,15 +93,15 @@ def check_parts(task: str, where: Mapping[str, Any]) -> None:
         )
 
 
-def published(said: Facts) -> dict[str, Any]:
+def published(known: Facts) -> dict[str, Any]:
     """Where the published copy lies; validation is drawn from train even where a part for it is there."""
-    if said.hub is None:
+    if known.hub is None:
         raise UserError(
-            f"{said.name} of {said.variant} has no known copy on the Hub. Say where yours lies: "
-            f"+suite.sources.{said.name}.folder=<folder>."
+            f"{known.name} of {known.variant} has no known copy on the Hub. Say where yours lies: "
+            f"+suite.sources.{known.name}.folder=<folder>."
         )
-    rest = {key: value for key, value in said.hub.items() if key != "id"}
-    return {"hub": said.hub["id"], "val": False, **rest}
+    rest = {key: value for key, value in known.hub.items() if key != "id"}
+    return {"hub": known.hub["id"], "val": False, **rest}
 
 
 def plain(value: Any) -> Any:
