@@ -79,13 +79,6 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
         raise
 
 
-@lru_cache(maxsize=64)
-def alone(group: str, name: str) -> DictConfig:
-    """What one file of a group says, with the files that it names itself."""
-    with initialize_config_module("conf", version_base="1.3"):
-        return compose(f"{group}/{name}")[group]
-
-
 def value_of(text: str) -> Value:
     """A swept value as Python reads it."""
     return parsed([f"x={text}"])[0].value()  # type: ignore[return-value]

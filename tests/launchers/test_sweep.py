@@ -1,7 +1,6 @@
 """Every experiment file is checked before it runs, and becomes a W&B sweep of the same cells."""
 
 import random
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from omegaconf import OmegaConf
 
 from launchers.sweeps import __main__ as command
 from launchers.sweeps import agents
-from launchers.sweeps.axes import Sweep, _composed, alone, composed, read
-from launchers.sweeps.check import _exchanged, check, problem
+from launchers.sweeps.axes import Sweep, composed, read
+from launchers.sweeps.check import check, problem
 from merging.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "conf" / "experiment"
@@ -142,24 +141,6 @@ def test_every_task_is_equally_often_among_the_first(suite):
         assert often == dict.fromkeys(every, n // 2) and all(
             chosen[n, order] == chosen[n, order][:n] for order in "abcd"
         )
-
-
-def test_an_exchanged_choice_is_what_hydra_composes():
-    start = composed(["experiment=coefficient"])
-    for method in ("ties", "duet_svd_static", "twin_single"):
-        assert (
-            _exchanged(start, "method", method).method
-            == composed(["experiment=coefficient", f"method={method}"]).method
-        )
-
-
-def test_a_problem_is_found_in_a_second():
-    problem(["experiment=seeds"])  # imports
-    for cached in (_composed, alone):
-        cached.cache_clear()
-    begun = time.process_time()
-    assert problem(["experiment=bytes_duet"]) is None
-    assert time.process_time() - begun < 2  # 0.65 on an idle core
 
 
 @pytest.mark.parametrize("name", ["mini8_routers", "ranks_per_mode", "task_count", "task_rank", "twin_sparsity"])
