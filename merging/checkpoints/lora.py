@@ -32,7 +32,7 @@ WRITES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # tasks whose models end in a layer as l
 MERGE_IT = "merge the adapter with peft's merge_and_unload, save the model and use that as the expert"
 
 OTHER_KINDS = (
-    "use_dora", "lora_bias", "modules_to_save", "target_parameters", "layer_replication", "trainable_token_indices",
+    "use_dora", "lora_bias", "target_parameters", "layer_replication", "trainable_token_indices",
     "megatron_config", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
     "velora_config", "monteclora_config",
 )  # fmt: skip
@@ -50,6 +50,7 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] | None = None
     target_modules: tuple[str, ...] | str | None = None
     task_type: str | None = None
+    modules_to_save: tuple[str, ...] | None = None  # trained in full, such as a task's head
 
     @classmethod
     def read(cls, path: Path) -> "LoraConfig":
@@ -91,6 +92,10 @@ class LoraConfig:
             return self.target_modules == "all-linear" or bool(re.fullmatch(self.target_modules, module))
         return any(module == name or module.endswith(f".{name}") for name in self.target_modules)
 
+    def saves(self, key: str) -> bool:
+        """Whether a parameter belongs to a module that was trained in full."""
+        return any(f".{name}." in f".{key}" for name in self.modules_to_save or ())
+
 
 def unsupported(stored: Mapping[str, Any]) -> Iterator[str]:
     """What of a configuration makes the adapter something else than W_0 + scale * B A."""
@@ -121,6 +126,8 @@ class Factors(NamedTuple):
 class Lora(Over):
     """`adapts` plus an adapter, under the base's names; only the factors of the tensor asked for are read.
 
+    What the adapter holds in full takes the place of the base's, which may lack it: the head of a task.
+
     Raises UserError, from headers alone, for a module that the base lacks, factors that do not fit it, anything in the
     adapter that is no factor, and a change of a table of tokens that an output layer shares.
     """
@@ -129,6 +136,7 @@ class Lora(Over):
         super().__init__(adapter, base)
         self.adapts, self._adapter, self._config, self.remarks = base, adapter, config, remarks_of(adapter)
         self._factors: dict[str, Factors] = {}
+        self._full: dict[str, str] = {}  # name -> name in the adapter
         for module, names in self._modules().items():
             key, factors = self._checked(module, names)
             if key in self._factors:
@@ -143,6 +151,9 @@ class Lora(Over):
         for key in self._adapter.specs():
             match = FACTOR.fullmatch(key)
             if match is None and key.endswith(COPY) and self._is_copy(key):
+                continue
+            if match is None and self._config.saves(key):
+                self._full[self._base_name(key.removeprefix(WRAPPER)) or key.removeprefix(WRAPPER)] = key
                 continue
             if match is None:
                 raise UserError(
@@ -179,17 +190,20 @@ class Lora(Over):
 
     def _weight(self, module: str) -> str:
         """The base's name of a module's weight."""
-        base = self.adapts.specs()
-        known = [f"{name}.weight" for name in (module, SCOPE + module, module.removeprefix(SCOPE))]
-        if key := next((name for name in known if name in base), None):
-            return key
-        ends = [name for name in base if f".{known[0]}".endswith(f".{name}") or name.endswith(f".{known[0]}")]
-        if len(ends) != 1:
+        if (key := self._base_name(f"{module}.weight")) is None:
             raise UserError(
-                f"{self.name} changes {module}, and the base {self.adapts.name} has no {known[0]} (it has "
-                f"{some(ends or sorted(base))}). Use the base that the adapter was trained on."
+                f"{self.name} changes {module}, and the base {self.adapts.name} has no {module}.weight (it has "
+                f"{some(sorted(self.adapts.specs()))}). Use the base that the adapter was trained on."
             )
-        return ends[0]
+        return key
+
+    def _base_name(self, key: str) -> str | None:
+        """The base's name of a parameter: that name, or the only one that it ends in or that ends in it."""
+        base = self.adapts.specs()
+        if found := next((name for name in (key, SCOPE + key, key.removeprefix(SCOPE)) if name in base), None):
+            return found
+        ends = [name for name in base if f".{key}".endswith(f".{name}") or name.endswith(f".{key}")]
+        return ends[0] if len(ends) == 1 else None
 
     def _check_shapes(self, module: str, key: str, factors: Factors) -> None:
         adapter, shape = self._adapter.specs(), self.adapts.specs()[key].shape
@@ -221,12 +235,13 @@ class Lora(Over):
     @property
     def id(self) -> str:
         """sha256 of the ids of base and adapter and of the scales."""
-        facts = [self.adapts.id, self._adapter.id, sorted(self._factors.items())]
+        facts = [self.adapts.id, self._adapter.id, sorted(self._factors.items()), sorted(self._full.items())]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def specs(self) -> Mapping[str, Spec]:
         """As the base's; a changed weight has at least the precision of its factors."""
-        return {key: Spec(spec.shape, self._dtype(key, spec)) for key, spec in self.adapts.specs().items()}
+        specs = {key: Spec(spec.shape, self._dtype(key, spec)) for key, spec in self.adapts.specs().items()}
+        return specs | {key: self._adapter.specs()[name] for key, name in self._full.items()}
 
     def _dtype(self, key: str, spec: Spec) -> torch.dtype:
         factors = self._factors.get(key)
@@ -236,6 +251,8 @@ class Lora(Over):
 
     def tensor(self, key: str) -> Tensor:
         """The base's own tensor, or a new one where the adapter changes it; computed in fp32 at least."""
+        if key in self._full:
+            return self._adapter.tensor(self._full[key])
         weight = self.adapts.tensor(key)
         if key not in self._factors:
             return weight
@@ -244,6 +261,10 @@ class Lora(Over):
 
     def change(self, key: str) -> Change:
         """scale * B A of one weight, fp32 at least, of rank 0 where the adapter changes nothing."""
+        if key in self._full:
+            difference = self.tensor(key).float() - self.adapts.tensor(key).float()
+            matrix = difference.reshape(len(difference) if difference.ndim else 1, -1)
+            return Change(matrix, torch.eye(matrix.shape[1]))
         spec, factors = self.adapts.specs()[key], self._factors.get(key)
         if factors is None:
             return no_change(spec.shape)

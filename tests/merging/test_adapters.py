@@ -227,6 +227,25 @@ class TestAgainstPeft:
             with pytest.raises(UserError, match=rf"changes transformer\.wte\.weight, which {shared} shares"):
                 Experts.open(base, [folder])
 
+    def test_modules_trained_in_full(self, written):
+        """A projection that all have is merged; heads of different sizes, which peft saves too, belong to the tasks."""
+        transformers = pytest.importorskip("transformers")
+        sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = transformers.RobertaConfig(**sizes, vocab_size=11, max_position_embeddings=9)
+        states, folders = [], []
+        torch.manual_seed(0)
+        model = transformers.RobertaForSequenceClassification(config)
+        options = {"r": 2, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+        for folder, state in written(model, options, options | {"r": 3}):
+            folders.append(folder)
+            states.append(state)
+        base = {key: value for key, value in model.state_dict().items() if not key.startswith("classifier")}
+        experts = Experts.open(base, folders)
+        assert not any("classifier" in key for key in experts.specs())
+        assert {key for key in experts.left_out[0].specs()} == {key for key in states[0] if "classifier" in key}
+        for key, change in Average()(experts).shared.items():
+            near(change, sum(state[key] - base[key] for state in states) / 2, key, float(base[key].norm()))
+
     def test_an_adapter_cannot_be_the_base(self, written):
         ((folder, _),) = written(llama(), {"r": 2, "target_modules": ["q_proj"]})
         with pytest.raises(UserError, match="is an adapter, which cannot be the base"):

@@ -185,7 +185,6 @@ class TestRefusals:
         [
             {"use_dora": True},
             {"bias": "all"},
-            {"modules_to_save": ["visual_projection"]},
             {"peft_type": "LOHA"},
             {"init_lora_weights": "pissa"},
             {"lora_bias": True},
