@@ -29,8 +29,8 @@ class Engine:
     """What decides the speed of scoring and training, and at most the last digits of a result.
 
     device: "auto" is the first GPU, or the CPU where there is none. precision: "fp32", or "bf16", autocast, which moves
-    a few images across a decision boundary, or "auto", bf16 on a GPU. compile: torch.compile for towers without gates (a routed tower reports its
-    weights while it runs, which a compiled one cannot). batch: images at a time.
+    a few images across a decision boundary, or "auto", bf16 on a GPU. compile: torch.compile for models without gates
+    (a routed one reports its weights while it runs, which a compiled one cannot). batch: samples at a time.
     """
 
     device: str = field(default="auto", metadata=WHERE)

@@ -6,8 +6,13 @@ from PIL import Image
 
 from merging import Cache
 from merging.backbones.hugging_face import HuggingFace
+from merging.context import Context
 from merging.errors import UserError
-from merging.methods import Average, Base, Expert, Ties
+from merging.fit.gates import Learned, TaskId
+from merging.methods import Average, Base, Expert, Ties, Twin
+from merging.routing.gates import GateShape, listening
+from merging.routing.install import install
+from tasks.data import SuiteData
 from tasks.engine import Engine
 from tasks.evaluate import Grid
 from tasks.vision.data import Store
@@ -75,6 +80,29 @@ def test_experts_score_as_transformers_says(made):
     assert all(set(head) == {"classifier.weight", "classifier.bias"} for head in opened.heads.values())
     for method in (Base(), Average(), Ties()):
         assert set(Grid(headed, BACKBONE).score(method(opened), "test").scores) == set(TASKS)
+
+
+def test_a_gate_routes_every_image(made):
+    """Image by image: ask the gate, mix the weights it gives into a dense model, and read its own task's head."""
+    root, _ = made
+    headed = source(root).headed(suite(root), BACKBONE, Cache(root / "cache"))
+    opened = source(root).open(headed, BACKBONE, Cache(root / "cache"))
+    router = Learned(gate=GateShape(sees="early"), train=TaskId(steps=5))
+    merged, _ = router.fit(Twin(keep=1.0)(opened), opened, Context(SuiteData(headed, BACKBONE)))
+    model, dense, right = install(BACKBONE.build(), merged), BACKBONE.build(), {}
+    for task in headed.tasks:
+        hits, split = 0, task.split("test")
+        for image, label in zip(split.inputs, split.labels, strict=True):
+            inputs = BACKBONE.prepare(image[None])
+            with torch.no_grad(), listening() as recorded:
+                BACKBONE.features(model, inputs)
+            dense.load_state_dict(dict(merged.state(recorded[0][0])))
+            with torch.no_grad():
+                hits += int(task.head()(BACKBONE.features(dense, inputs)).argmax() == label)
+        right[task.name] = hits / len(split)
+    scored = Grid(headed, BACKBONE, Engine("cpu", batch=4)).score(merged, "test")
+    assert scored.values == right
+    assert [sum(row) for row in scored.routing.matrix] == pytest.approx([1, 1], abs=1e-5)
 
 
 def test_heads_by_a_probe_and_from_files(made):

@@ -5,8 +5,12 @@ import torch
 from scipy import stats
 
 from merging.backbones.hugging_face import HuggingFace, head_of
+from merging.context import Context
 from merging.experts import Experts
-from merging.methods import Average, Base, Expert, Ties
+from merging.fit.gates import Learned, TaskId
+from merging.methods import Average, Base, Expert, Ties, Twin
+from merging.routing.gates import GateShape
+from tasks.data import SuiteData
 from tasks.engine import Engine
 from tasks.evaluate import Grid
 from tasks.scales import Search
@@ -74,3 +78,14 @@ def test_merges_are_scored_and_searched(made):
     chosen = Search([0.2, 0.9], "mean").choose(Ties()(experts), grid, lambda split: {})
     alone = [grid.score(Ties()(experts).scaled(scale), "val").scores for scale in (0.2, 0.9)]
     assert chosen.validation == alone[[0.2, 0.9].index(chosen.merged.scale)]
+
+
+@pytest.mark.parametrize("granularity", ["sample", "mixed"])
+def test_a_router_serves_tasks_of_several_metrics(made, granularity):
+    _, suite, experts = made
+    shape = GateShape(sees="early", granularity=granularity)
+    router = Learned(gate=shape, train=TaskId(steps=3), split="val")
+    merged, _ = router.fit(Twin(keep=0.5)(experts), experts, Context(SuiteData(suite, BACKBONE)))
+    scored = Grid(suite, BACKBONE).score(merged, "test")
+    assert {task: score.metric for task, score in scored.scores.items()} == {task: METRICS[task][0] for task in OUTPUTS}
+    assert [sum(row) for row in scored.routing.matrix] == pytest.approx([1] * 3, abs=1e-5)
