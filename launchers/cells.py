@@ -193,9 +193,9 @@ class Cell:
             search=chosen.search,
             seconds=timer.seconds,
             unseen=dict(unseen.scores),
-            **self.told(merged, scored.routing, unseen, opened.splits),
+            **self.model_facts(merged, scored.routing, unseen, opened.splits),
         )
-        log.info("%s: %s", self.label, said(row))
+        log.info("%s: %s", self.label, summary_line(row))
         return row
 
     def _fitted(self, merged: Merged, journal: Journal, context: Context) -> Fitted:
@@ -203,13 +203,13 @@ class Cell:
         setup, router, keep = self.setup, self.router, partial(journal.tensors, "fitted gates")
         if setup.gates is not None and isinstance(router, Learned):
             made_by = code(("merging", *modules_of(self.method)))
-            looked = context.opened.by(f"method={self.label}")
-            key = content(router, merged, context, self.identity, made_by, looked)
+            seen = context.opened.by(f"method={self.label}")
+            key = content(router, merged, context, self.identity, made_by, seen)
             keep = partial(setup.gates.tensors, key)
-        found = fitted(router, merged, setup.experts, context, keep)
-        for split in found.splits:
+        gates = fitted(router, merged, setup.experts, context, keep)
+        for split in gates.splits:
             context.opened.note(f"router={router.name}", split)
-        return found
+        return gates
 
     def _unseen(self, merged: Merged, journal: Journal) -> Unseen:
         """Scores on the held-out tasks; in the expert row those of their own experts, where there are any."""
@@ -219,14 +219,14 @@ class Cell:
         turned = Grid(grid.suite.unseen, grid.backbone, grid.engine)
         return Unseen({**turned.score(call(self.method, own), self.split, journal=journal).scores}, {})
 
-    def told(
-        self, merged: Merged, found: Routing | None, unseen: Unseen, opened: dict[str, list[str]]
+    def model_facts(
+        self, merged: Merged, routed: Routing | None, unseen: Unseen, opened: dict[str, list[str]]
     ) -> dict[str, Any]:
         """What a row says of the merged model itself."""
         routing, adapted, declared = merged.routing, adaptation(opened, [SCALE]), needs_of(self.method)
-        looked = "nothing" if adapted == "none" else "inputs"
+        used = "nothing" if adapted == "none" else "inputs"
         return {
-            "needs": declared if declared == "labels" else looked,
+            "needs": declared if declared == "labels" else used,
             "opened": opened,
             "adaptation": adapted,
             "router": routing.router if routing else "none",
@@ -235,8 +235,8 @@ class Cell:
             "params": merged.params,
             "macs": macs(merged, self.setup.grid.backbone),
             "routing": {}
-            if found is None
-            else found._asdict() | ({"unseen": unseen.weights} if unseen.weights else {}),
+            if routed is None
+            else routed._asdict() | ({"unseen": unseen.weights} if unseen.weights else {}),
             "energy": {key: [round(share, 5) for share in shares] for key, shares in merged.energy.items()},
             "similarity": self._similarity() if isinstance(self.method, Expert) else [],
         }
@@ -253,13 +253,13 @@ def splits_read(method: Method, scale: Fixed | Search, router: Router) -> list[s
     return [*dict.fromkeys([*searched, *learned, *splits_of(method)])]
 
 
-def said(row: Row) -> str:
+def summary_line(row: Row) -> str:
     """One line about a finished row."""
     text = f"mean accuracy {100 * sum(row.accuracy.values()) / len(row.accuracy):.1f} %"
     if known := [score.value for score in row.unseen.values() if score is not None]:
         text += f", of unseen tasks {100 * sum(known) / len(known):.1f} %"
     if row.routing:
-        routed = row.routing["accuracy"].values()
+        routed = row.routing.get("accuracy", {}).values()
         text += f", routing accuracy {100 * sum(routed) / len(routed):.1f} %"
     if row.collapsed:
         text += f", suspected of collapse: {', '.join(row.collapsed)}"

@@ -59,9 +59,9 @@ def owner(folder: str | Path, run_id: str) -> str | None:
     """Who computes the cell now, such as "node7, process 4711, since 2026-01-01 12:00 UTC"; None for nobody."""
     path = Path(folder) / f"{run_id}.claim"
     try:
-        stat, found = path.stat(), json.loads(path.read_text())
-        host, space, pid, since = found["host"], found["space"], int(found["pid"]), found["since"]
-        job, life = found.get("job", ""), int(found.get("life", 0))
+        stat, content = path.stat(), json.loads(path.read_text())
+        host, space, pid, since = content["host"], content["space"], int(content["pid"]), content["since"]
+        job, life = content.get("job", ""), int(content.get("life", 0))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):  # its owner is just writing it, or died while it did

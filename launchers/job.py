@@ -47,52 +47,52 @@ REFERENCES = {"base": Base, "expert": Expert}
 
 def run(config: DictConfig) -> list[str]:
     """One Hydra job: the base, the chosen method and the experts. Returns the row files."""
-    folder, here = Path(config.output) / "results", Path(HydraConfig.get().runtime.output_dir)
+    folder, output_dir = Path(config.output) / "results", Path(HydraConfig.get().runtime.output_dir)
     if config.save is not None:
         check_writable("save", Path(config.save).parent)
     with instantiate(config.tracker) as tracker:
-        wanted = cell(config)
+        chosen = cell(config)
         if config.save is not None:
             others = Known("", tuple(map(Path, sorted(named(config)))))  # a text tower, a model of all tasks
-            check_target(config.save, [wanted.setup.experts.origin, *wanted.setup.experts.inputs, others])
-        references = [reference(config, label) for label in ("base", "expert") if label != wanted.label]
-        files = [str((folder / f"{each.run_id}.json").resolve()) for each in (wanted, *references)]
-        write_text(here / LISTED, json.dumps(files))
-        if wanted.setup.files is not None:
-            remember(config, wanted.setup.files, [each.run_id for each in (wanted, *references)])
-        if elsewhere(wanted, folder):
+            check_target(config.save, [chosen.setup.experts.origin, *chosen.setup.experts.inputs, others])
+        references = [reference(config, label) for label in REFERENCES if label != chosen.label]
+        ids = [cell.run_id for cell in (chosen, *references)]
+        files = [str((folder / f"{run_id}.json").resolve()) for run_id in ids]
+        write_text(output_dir / LISTED, json.dumps(files))
+        if chosen.setup.files is not None:
+            remember(config, chosen.setup.files, ids)
+        if elsewhere(chosen, folder):
             return files
-        title = f"{wanted.label} {wanted.setup.grid.suite.name}"
-        tracker.start(wanted.config, wanted.run_id, title, group_of(HydraConfig.get()))
-        found = list(beside(references, folder, tracker))
-        model = model_file(config, tracker, wanted, folder)
-        row = finish(wanted, folder, tracker.log_task, config.redo, model, log_step=tracker.log)
-        shown = sorted([row, *found], key=lambda each: each.created)
-        tracker.finish(row, shown, draw(shown, here) if tracker.pictures else {}, model)
+        title = f"{chosen.label} {chosen.setup.grid.suite.name}"
+        tracker.start(chosen.config, chosen.run_id, title, group_of(HydraConfig.get()))
+        beside = list(reference_rows(references, folder, tracker))
+        model = model_file(config, tracker, chosen, folder)
+        row = finish(chosen, folder, tracker.log_task, config.redo, model, log_step=tracker.log)
+        shown = sorted([row, *beside], key=lambda row: row.created)
+        tracker.finish(row, shown, draw(shown, output_dir) if tracker.pictures else {}, model)
     return files
 
 
-def beside(references: Iterable[Cell], folder: Path, tracker: Tracker) -> Iterator[Row]:
+def reference_rows(references: Iterable[Cell], folder: Path, tracker: Tracker) -> Iterator[Row]:
     """The rows of the reference cells, but for those that another process computes just now."""
-    for each in references:
+    for cell in references:
         with contextlib.suppress(Taken):  # between the look and the claim
-            if not elsewhere(each, folder):
-                yield finish(each, folder, partial(tracker.log_task, method=each.label), found_level=logging.DEBUG)
+            if not elsewhere(cell, folder):
+                yield finish(cell, folder, partial(tracker.log_task, method=cell.label), found_level=logging.DEBUG)
 
 
-def model_file(config: DictConfig, tracker: Tracker, wanted: Cell, folder: Path) -> str | None:
-    """Where the merged model is written: as told, else where the tracker wants it if there is no row yet."""
-    computed = config.redo or rows.find(folder, wanted.run_id, logging.DEBUG) is None
-    merged = wanted.label not in ("base", "expert")
-    return config.save or (tracker.model_file(wanted.run_id) if computed and merged else None)
+def model_file(config: DictConfig, tracker: Tracker, chosen: Cell, folder: Path) -> str | None:
+    """Where the merged model is written: by `save`, else where the tracker asks for it if there is no row yet."""
+    computed = config.redo or rows.find(folder, chosen.run_id, logging.DEBUG) is None
+    return config.save or (tracker.model_file(chosen.run_id) if computed and chosen.label not in REFERENCES else None)
 
 
-def elsewhere(wanted: Cell, folder: Path) -> bool:
-    """Whether another process computes the cell just now; says so."""
-    by = owner(folder, wanted.run_id)
-    if by is not None:
-        log.info("%s: being computed by %s; run the same command again for its row", wanted.label, by)
-    return by is not None
+def elsewhere(cell: Cell, folder: Path) -> bool:
+    """Whether another process computes the cell just now; logs by whom."""
+    holder = owner(folder, cell.run_id)
+    if holder is not None:
+        log.info("%s: being computed by %s; run the same command again for its row", cell.label, holder)
+    return holder is not None
 
 
 def cell(config: DictConfig) -> Cell:

@@ -141,7 +141,7 @@ def _in_yaml(annotation: Any) -> Any:
     if origin in (Union, UnionType):
         return Union[inner]  # noqa: UP007
     if isinstance(origin, type) and issubclass(origin, (Mapping, Sequence)):
-        return origin[inner]
+        return origin[inner]  # type: ignore[index]
     described = is_dataclass(annotation) or getattr(annotation, "_is_protocol", False)
     return Mapping if described and annotation is not Any else Any
 
@@ -157,8 +157,8 @@ def check_value(path: str, value: Any, annotation: Any) -> None:
         asked = [each["msg"].removeprefix("Input should be ") for each in (first, *others)]
         null = ["null"] if NoneType in get_args(annotation) else []
         known = " or ".join(dict.fromkeys([*(WORDS.get(each, each) for each in asked), *null]))
-        said = f"{path}={spelled(value)} cannot be used: it must be {known}.{_instead(path, value, annotation)}"
-        raise UserError(said) from error
+        message = f"{path}={spelled(value)} cannot be used: it must be {known}.{_instead(path, value, annotation)}"
+        raise UserError(message) from error
 
 
 def spelled(value: Any) -> str:

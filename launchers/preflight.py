@@ -24,21 +24,21 @@ def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine",
 
     Raises UserError where a file is missing from its repository and where a disk is too small.
     """
-    wanted = getattr(source, "wanted", None)
-    if wanted is not None:
-        downloads(wanted(suite, backbone))
+    needed = getattr(source, "wanted", None)
+    if needed is not None:
+        downloads(needed(suite, backbone))
     needs = [need for task in suite.every if hasattr(task, "needs") for need in task.needs(splits)]  # type: ignore[attr-defined]
     if needs:
         decoding([need for need in needs if need.kind != "model"], suite)
         duration(suite, backbone, engine)
 
 
-def downloads(wanted: list[Any]) -> None:
+def downloads(needed: list[Any]) -> None:
     """The files of base and experts that are not cached."""
     from merging.preflight import some
     from tasks.vision.hub import check_room, plan
 
-    missing = [each for each in plan(wanted) if not each.cached]
+    missing = [each for each in plan(needed) if not each.cached]
     if not missing:
         return
     sizes = [each.bytes for each in missing]

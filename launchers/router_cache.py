@@ -41,35 +41,35 @@ def fitted(
         gates = trained.routing.gates if trained.routing is not None else None  # an oracle has none
         suspected = torch.tensor([task in collapsed for task in merged.tasks])
         spent = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-        looked = torch.tensor(list(" ".join(opened.by(f"router={router.name}")).encode()), dtype=torch.uint8)
-        facts = {"collapsed": suspected, "splits": looked, "seconds": spent}
+        opened_splits = torch.tensor(list(" ".join(opened.by(f"router={router.name}")).encode()), dtype=torch.uint8)
+        facts = {"collapsed": suspected, "splits": opened_splits, "seconds": spent}
         return {**({} if gates is None else gates.state_dict()), **facts}
 
-    found = keep(fit)
-    suspected, looked = (found.pop(name).tolist() for name in ("collapsed", "splits"))
-    spent = float(found.pop("seconds"))
+    stored = keep(fit)
+    suspected, splits = (stored.pop(name).tolist() for name in ("collapsed", "splits"))
+    spent = float(stored.pop("seconds"))
     names = [task for task, collapsed in zip(merged.tasks, suspected, strict=True) if collapsed]
-    return Fitted(router.restored(merged, found), names, tuple(bytes(looked).decode().split()), spent)
+    return Fitted(router.restored(merged, stored), names, tuple(bytes(splits).decode().split()), spent)
 
 
 def content(
-    router: Learned, merged: Merged, context: Context, cell: Mapping[str, Any], made_by: str, looked: Iterable[str] = ()
+    router: Learned, merged: Merged, context: Context, cell: Mapping[str, Any], made_by: str, seen: Iterable[str] = ()
 ) -> str:
     """The cache key of gates: equal keys are equal gates. `cell` is the identity of the cell.
 
-    `looked` are the splits that the merge was made from.
+    `seen` are the splits that the merge was made from.
 
     Where no task-specific part is before a gate in training, the shared weights alone count, whatever made them.
     """
     data = replace(context.acting(f"router={router.name}"), opened=Opened())  # naming opens nothing
-    seen = data.unlabelled(router.split)
+    calibration = data.unlabelled(router.split)
     made = {name: cell[name] for name in ("method", "checkpoints", "experts")} | {"scale": merged.scale}
-    made |= {"images": [data.unlabelled(split).ids for split in looked]}
+    made |= {"images": [data.unlabelled(split).ids for split in seen]}
     made |= {"dtypes": sorted({str(spec.dtype) for spec in merged.specs.values()})}
     init = merged.routing.init if merged.routing is not None else None
     learned_from = made if router.sees_own else [_shared(merged), sorted(merged.deltas), init]
     how = {name: cell[name] for name in ("router", "backbone", "suite", "seed", "engine")}
-    images = (seen.ids, seen.head_ids, seen.backbone, seen.device.type)
+    images = (calibration.ids, calibration.head_ids, calibration.backbone, calibration.device.type)
     return key_of("fitted gates", made_by, learned_from, how, merged.parts, *images)
 
 

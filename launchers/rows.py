@@ -109,7 +109,7 @@ def write(row: Row, folder: str | Path) -> Path:
 
     path = Path(folder) / f"{row.run_id}.json"
     content = json.dumps(asdict(row) | {"config": identity(row.config)}, ensure_ascii=False, indent=1)
-    content = SURROGATE.sub(lambda found: rf"\\u{ord(found[0]):x}", content)
+    content = SURROGATE.sub(lambda match: rf"\\u{ord(match[0]):x}", content)
     try:
         _schema().validate_json(content)
     except ValidationError as error:

@@ -30,7 +30,7 @@ def row_files(config: DictConfig) -> list[str]:
 
     check_own(config)
     if (files := found(config)) is None:
-        with heard():
+        with interruptible():
             from launchers.job import run
 
         check(config, HydraConfig.get().overrides.task)
@@ -39,7 +39,7 @@ def row_files(config: DictConfig) -> list[str]:
 
 
 @contextmanager
-def heard() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ctrl-C while modules are loaded ends the command, also where one of them catches whatever is raised in it."""
     pressed, before = [], signal.getsignal(signal.SIGINT)
     if not callable(before) or threading.current_thread() is not threading.main_thread():

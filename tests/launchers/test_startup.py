@@ -8,7 +8,7 @@ import sys
 import console
 import pytest
 
-from launchers.run import heard
+from launchers.run import interruptible
 
 HEAVY = ("torch", "open_clip", "matplotlib", "sklearn", "scipy", "wandb", "datasets", "pandas")
 LOADED = """
@@ -58,8 +58,8 @@ def test_a_row_that_is_there_is_shown_without_torch(output):
 
 def test_an_interrupt_that_an_import_catches_still_ends_the_command():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), heard(), contextlib.suppress(BaseException):
+    with pytest.raises(KeyboardInterrupt), interruptible(), contextlib.suppress(BaseException):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-    with heard():
+    with interruptible():
         pass
