@@ -23,7 +23,7 @@ from merging.deltas import Delta, LowRank, OnDemand
 from merging.errors import UserError
 from merging.merged import Merged, Routing
 from merging.ops import rows
-from merging.preflight import check_experts, differing, listed, some
+from merging.preflight import check_experts, check_finite, differing, listed, some
 from merging.qkv import Joined, Separate, fused_name, join_deltas
 from merging.threads import each, workers
 
@@ -97,18 +97,18 @@ class Experts:
     @property
     def inputs(self) -> tuple[Identified, ...]:
         """What a merge remembers of the experts; of those in memory not their tensors."""
-        return tuple(each if each.files else Known(each.id) for each in self.checkpoints)
+        return tuple(expert if expert.files else Known(expert.id) for expert in self.checkpoints)
 
     @cached_property
     def _seen(self) -> tuple[Checkpoint, ...]:
         """Base and experts as methods see them."""
-        return tuple(Separate(each) if self.separate_qkv else each for each in (self.origin, *self.checkpoints))
+        return tuple(Separate(stored) if self.separate_qkv else stored for stored in (self.origin, *self.checkpoints))
 
     def specs(self) -> dict[str, Spec]:
         """Shape and widest dtype of every parameter, keys sorted."""
         base, *experts = (checkpoint.specs() for checkpoint in self._seen)
         return {
-            key: Spec(spec.shape, reduce(torch.promote_types, (each[key].dtype for each in experts), spec.dtype))
+            key: Spec(spec.shape, reduce(torch.promote_types, (expert[key].dtype for expert in experts), spec.dtype))
             for key, spec in sorted(base.items())
             if spec.merged and (self.only is None or key in self.only)
         }
@@ -146,12 +146,7 @@ class Experts:
 
     def check_finite(self, key: str, task: int, tau: Tensor) -> None:
         """Raises UserError, naming parameter and expert, for a piece of its task vector that holds NaN or Inf."""
-        if not tau.sum().isfinite() and not tau.isfinite().all():
-            raise UserError(
-                f"{key} is not finite (NaN or Inf) in the expert for {self.tasks[task]} "
-                f"({self.checkpoints[task].name}) or in the base ({self.origin.name}). Its training diverged or its "
-                f"file is damaged: use another checkpoint."
-            )
+        check_finite(tau, key, f"the expert for {self.tasks[task]}", self.checkpoints[task], self.origin)
 
     def tau(self, key: str, out: Tensor | None = None) -> Tensor:
         """Task vectors of one parameter, [T, *shape] fp32, in task order."""
@@ -180,7 +175,9 @@ class Experts:
     @cached_property
     def _adapted(self) -> bool:
         """Whether all experts are adapters of the base."""
-        return all(isinstance(each, Adapted) and same_source(each.adapts, self.origin) for each in self.checkpoints)
+        return all(
+            isinstance(expert, Adapted) and same_source(expert.adapts, self.origin) for expert in self.checkpoints
+        )
 
     def low_rank(self, key: str) -> LowRank | None:
         """The task vectors of one parameter as factors, where the experts are adapters of the base, else None.
@@ -189,12 +186,12 @@ class Experts:
         """
         if not self._adapted or self.sparsifier is not None:
             return None
-        changes: list[Change] = [each.change(key) for each in self._seen[1:]]  # type: ignore[attr-defined]
+        changes: list[Change] = [expert.change(key) for expert in self._seen[1:]]  # type: ignore[attr-defined]
         for task, change in enumerate(changes):
             for factor in change:
                 self.check_finite(key, task, factor)
         shape = self._seen[0].specs()[key].shape
-        return LowRank.of((each.up.float() for each in changes), (each.down.float() for each in changes), shape)
+        return LowRank.of((change.up.float() for change in changes), (change.down.float() for change in changes), shape)
 
     def delta(self, key: str) -> Delta:
         """The task vectors of one parameter: factors of adapters, else read one by one when mixed, keeping no pages."""

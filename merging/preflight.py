@@ -55,6 +55,15 @@ def check_experts(base: Checkpoint, experts: Sequence[Checkpoint], tasks: Sequen
                 )
 
 
+def check_finite(tau: Tensor, key: str, who: str, expert: Checkpoint, base: Checkpoint) -> None:
+    """Raises UserError, naming the parameter and both files, for a difference that holds NaN or Inf."""
+    if not tau.sum().isfinite() and not tau.isfinite().all():
+        raise UserError(
+            f"{key} is not finite (NaN or Inf) in {who} ({expert.name}) or in the base ({base.name}). Its training "
+            f"diverged or its file is damaged: use another checkpoint."
+        )
+
+
 def differing(base: Checkpoint, experts: Sequence[Checkpoint]) -> tuple[str, ...]:
     """Keys of tensors that are not merged (integers, booleans, float8, complex) and differ between the checkpoints.
 
@@ -64,7 +73,7 @@ def differing(base: Checkpoint, experts: Sequence[Checkpoint]) -> tuple[str, ...
     """
     found = []
     for key, spec in sorted(base.specs().items()):
-        if spec.merged or all(same(base, each, key) for each in experts):
+        if spec.merged or all(same(base, expert, key) for expert in experts):
             continue
         if len(spec.shape) > 1 or spec.dtype.is_floating_point or spec.dtype.is_complex:
             raise UserError(

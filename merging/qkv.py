@@ -106,7 +106,7 @@ class Joined(Merged):
             return super().pieces(key)
         apart = Merged(Separate(self.base), self.tasks, {}, self.shared, fixed=self.fixed)
         still, moves = zip(*map(apart.pieces, names), strict=True)
-        if all(each is None for each in moves):
+        if all(move is None for move in moves):
             return torch.cat(still, axis), None
         filled = (torch.zeros_like(weight) if each is None else each for weight, each in zip(still, moves, strict=True))
         return torch.cat(still, axis), torch.cat(list(filled), axis)

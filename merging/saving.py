@@ -52,7 +52,7 @@ def check_target(path: str | Path, inputs: Iterable[Identified]) -> None:
         raise UserError(
             f"{path} is a folder. Name a file in it for the merged model, such as {path / 'merged'}.safetensors."
         )
-    for file in (file for each in inputs for file in each.files):
+    for file in (file for checkpoint in inputs for file in checkpoint.files):
         if path.exists() and file.exists() and path.samefile(file):
             raise UserError(
                 f"{path} is one of the inputs ({file}): the result would overwrite it. Choose another name."
@@ -90,13 +90,13 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
     if merged.deltas:
         more["banks"] = json.dumps({key: delta.facts() for key, delta in deltas.items()})
         more["routing"] = json.dumps(_routing_facts(merged))
-    draft = header(["0" * 64 if isinstance(each, SafetensorsFile) else each.id for each in inputs])
+    draft = header(["0" * 64 if isinstance(checkpoint, SafetensorsFile) else checkpoint.id for checkpoint in inputs])
     return write_safetensors(path, specs, tensors(), draft, lambda: header(ids_of(inputs)))
 
 
 def ids_of(inputs: Sequence[Identified]) -> list[str]:
     """Their ids, asked for in reverse: a thread that computes them ahead comes from the front."""
-    return [each.id for each in reversed(inputs)][::-1]
+    return [checkpoint.id for checkpoint in reversed(inputs)][::-1]
 
 
 def written_by() -> str:

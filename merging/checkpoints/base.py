@@ -164,7 +164,7 @@ def identify_ahead(checkpoints: Iterable[Checkpoint]) -> None:
             with contextlib.suppress(Exception):  # said to whoever asks for the id
                 _ = checkpoint.id
 
-    threading.Thread(target=identify, daemon=all(each.files for each in checkpoints)).start()
+    threading.Thread(target=identify, daemon=all(checkpoint.files for checkpoint in checkpoints)).start()
 
 
 class StateDict:

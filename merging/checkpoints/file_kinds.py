@@ -39,7 +39,9 @@ class Ends(NamedTuple):
     def text(self) -> str | None:
         """The beginning as text, None for what is none."""
         text = self.head.decode("utf-8", errors="ignore")
-        whole = len(text.encode()) >= len(self.head) - 3 and all(each.isprintable() or each.isspace() for each in text)
+        whole = len(text.encode()) >= len(self.head) - 3 and all(
+            letter.isprintable() or letter.isspace() for letter in text
+        )
         return " ".join(text.split()) if whole else None
 
 
@@ -90,7 +92,7 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"There is no checkpoint at {path}. Give the path of a safetensors file or a pickle.") from None
     except IsADirectoryError:
-        held = sorted(each.name for each in path.iterdir() if each.is_file())
+        held = sorted(file.name for file in path.iterdir() if file.is_file())
         names = f": it holds {', '.join(held[:5])}{', ...' if len(held) > 5 else ''}" if held else ", which has none"
         raise UserError(f"{path} is a folder. Give the path of the weight file inside it{names}.") from None
     except OSError as error:
@@ -117,10 +119,10 @@ def kind_of(path: str | Path) -> Kind:
         _refuse(path, what.format(text=(ends.text or "")[:30], start=ends.head[:8]), advice)
 
 
-def expect(path: Path, wanted: Kind) -> None:
+def expect(path: Path, kind: Kind) -> None:
     """Raises UserError, saying what the file is, unless it is of this kind."""
-    if (kind := kind_of(path)) != wanted:
-        _refuse(path, f"{NAMES[kind]}, not {NAMES[wanted]}", "Open it as what it is.")
+    if (actual := kind_of(path)) != kind:
+        _refuse(path, f"{NAMES[actual]}, not {NAMES[kind]}", "Open it as what it is.")
 
 
 def _refuse(path: Path, what: str, advice: str) -> NoReturn:

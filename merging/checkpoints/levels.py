@@ -35,7 +35,7 @@ def weights(root: object) -> Weights:
     levels = dict(_levels(root, (), set())) or {(): root}
     if len(levels) > 1:
         raise Unsupported(
-            f"it holds weights more than once, as {some([said(path) for path in levels], 8)}, and which are meant is "
+            f"it holds weights more than once, as {some([label(path) for path in levels], 8)}, and which are meant is "
             f"not guessed. Save the right ones alone: torch.save(torch.load(path)[name], new)"
         )
     ((path, level),) = levels.items()
@@ -43,14 +43,14 @@ def weights(root: object) -> Weights:
     return Weights(views, (remark(path, root),) if path else ())
 
 
-def said(path: tuple[str, ...]) -> str:
+def label(path: tuple[str, ...]) -> str:
     return ".".join(path) or "its top level"
 
 
 def remark(path: tuple[str, ...], root: dict) -> str:
     """Which level was read, and what is beside it."""
     rest = [str(name) for name in root if name != path[0]]
-    return f"read from its level {said(path)}" + (f", without {some(rest, 8)} beside it" if rest else "")
+    return f"read from its level {label(path)}" + (f", without {some(rest, 8)} beside it" if rest else "")
 
 
 def _levels(holder: dict, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Level]]:

@@ -59,7 +59,7 @@ class LoraConfig:
             stored = json.loads(path.read_text("utf-8"))
             for what in unsupported(stored):
                 raise UserError(f"{path}: {what} is not supported: only plain LoRA is, W_0 + scale * B A; {MERGE_IT}.")
-            known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
+            known = {fact.name: stored[fact.name] for fact in fields(cls) if fact.name in stored}
             config = TypeAdapter(cls).validate_python(known)
             for pattern in (*(config.rank_pattern or ()), *(config.alpha_pattern or ())):
                 re.compile(pattern)
@@ -68,7 +68,9 @@ class LoraConfig:
             raise UserError(f"Cannot read {path}: {error.strerror or error}. An adapter needs its {CONFIG}.") from error
         except (ValueError, TypeError, AttributeError, re.error) as error:
             wrong = error.errors() if isinstance(error, ValidationError) else ()
-            reason = "; ".join(f"{'.'.join(map(str, each['loc']))!r}: {each['msg']}" for each in wrong) or repr(error)
+            reason = "; ".join(f"{'.'.join(map(str, detail['loc']))!r}: {detail['msg']}" for detail in wrong) or repr(
+                error
+            )
             raise UserError(
                 f"{path} is no configuration of a LoRA adapter ({reason}). Give the {CONFIG} that peft wrote."
             ) from error

@@ -99,7 +99,9 @@ def open_alike(base: Source, experts: Sequence[Source], cache: Cache | None) -> 
     if is_adapter(base):
         raise UserError(f"{base} is an adapter, which cannot be the base. Name the model that it was tuned from.")
     origin = open_checkpoint(base, cache)
-    opened = [origin, *(open_lora(origin, each, cache) if is_adapter(each) else open_checkpoint(each, cache)  # type: ignore[arg-type]
-                        for each in experts)]  # fmt: skip
-    same = all(each.specs().keys() == opened[0].specs().keys() for each in opened)
-    return opened if same else [unwrapped(each) for each in opened]
+    opened = [origin]
+    for expert in experts:
+        adapter = is_adapter(expert)
+        opened.append(open_lora(origin, expert, cache) if adapter else open_checkpoint(expert, cache))  # type: ignore[arg-type]
+    same = all(checkpoint.specs().keys() == opened[0].specs().keys() for checkpoint in opened)
+    return opened if same else [unwrapped(checkpoint) for checkpoint in opened]

@@ -25,7 +25,7 @@ def tied(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
     for key, spec in sorted(checkpoints[0].specs().items()):
         begin = bytes(raw_bytes(checkpoints[0].tensor(key).reshape(-1)[:64]))  # some are put together when asked for
         others = firsts.setdefault((spec.shape, spec.dtype, begin), [])
-        first = next((name for name in others if all(_same(each, name, key) for each in checkpoints)), None)
+        first = next((name for name in others if all(_same(checkpoint, name, key) for checkpoint in checkpoints)), None)
         if first is None:
             others.append(key)
         else:

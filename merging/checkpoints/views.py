@@ -45,7 +45,7 @@ class View(Over):
         super().__init__(whole)
         self.whole, self.made, self.remarks = whole, dict(made), remarks_of(whole) + remarks
         specs = whole.specs()
-        self._specs = {key: self._spec(each, [specs[name] for name in each.keys]) for key, each in self.made.items()}
+        self._specs = {key: self._spec(way, [specs[name] for name in way.keys]) for key, way in self.made.items()}
 
     def _spec(self, made: Made, below: list[Spec]) -> Spec:
         shape, dtype = below[0]

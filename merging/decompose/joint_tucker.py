@@ -30,7 +30,7 @@ def joint_deltas(experts: Experts, keys: Sequence[str], unit: str, decompose: De
 
     def one(group: Sequence[str]) -> dict[str, Tucker]:
         stacks = [upright(experts, key, experts.tau(key)) for key in group]
-        if len(shapes := {tuple(each.shape[1:]) for each in stacks}) > 1:
+        if len(shapes := {tuple(stack.shape[1:]) for stack in stacks}) > 1:
             raise UserError(
                 f"unit={unit} decomposes {some(group)} together, and they are not of one shape: "
                 f"{', '.join(map(str, sorted(shapes)))}. Set unit=matrix."
