@@ -69,7 +69,7 @@ def run(config: DictConfig) -> Measured:
     found = Measured(
         run_id=fingerprint([named, setup.checkpoints], 12),
         suite=setup.grid.suite.name,
-        family=setup.family,
+        family=setup.source.family,
         tasks=list(setup.experts.tasks),
         seed=config.seed,
         split="calibration",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from launchers.results.frame import MERGES, Summary
 from launchers.results.pareto import front_of, level
@@ -79,12 +79,9 @@ def scale(ax: Axes, places: Iterable[float]) -> None:
     low, high = min(places := list(places)), max(places)
     if low > 0 and high / low >= FAR:
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
-        if math.log10(high / low) < 2:  # else one tick or none would be named
-            decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            ticks = [n * 10.0**decade for decade in decades for n in (1, 2, 5)]
-            ax.set_xticks([tick for tick in ticks if low / 1.3 <= tick <= high * 1.3])
 
 
 def _name_values(ax: Axes, values: Sequence[float]) -> None:

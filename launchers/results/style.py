@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from pathlib import Path
 
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
@@ -30,23 +30,7 @@ MEASURES = {
     "routing_accuracy": "routing accuracy, %",
     "energy": "energy kept, %",
 }
-RC: Any = {
-    **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "xtick.labelsize", "ytick.labelsize"), TEXT),
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
-    "legend.fontsize": TEXT - 0.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "grid.color": RULE,
-    "grid.linewidth": 0.5,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text
-    "pdf.fonttype": 42,  # fonts that publishers accept
-    "svg.hashsalt": "report",
-}
-styled = rc_context(RC)  # decorates what draws
+styled = rc_context(fname=str(Path(__file__).parent / "page" / "figures.mplstyle"))  # decorates what draws
 
 
 @dataclass(frozen=True)
