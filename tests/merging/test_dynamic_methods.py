@@ -4,6 +4,7 @@ import pytest
 import torch
 from samples import (
     BACKBONE,
+    applied,
     context,
     drawn,
     equal,
@@ -47,7 +48,7 @@ def features(model, x, **weights):
 def trained(method, base, experts, shape):
     """A tower that routes by itself, its gates fitted for a few steps where they learn."""
     found = opened(base, experts)
-    merged = method(found)
+    merged = applied(method, found)
     if merged.routing.router == "learned":
         merged, _ = Learned(gate=shape, train=TaskId(steps=5)).fit(merged, found, context(found))
     return install(BACKBONE.build(), merged)
