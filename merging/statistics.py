@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "rms": torch.square,
 }
 TOKENS = ("all", "class")
+Add = Callable[[str, Tensor], None]  # what is done with the rows [R, n] of a key
 
 
 class Grams(NamedTuple):
@@ -27,12 +29,6 @@ class Grams(NamedTuple):
 
     sums: dict[str, Tensor]  # [T, n, n] fp64
     rows: dict[str, Tensor]  # [T]
-
-
-class Sum(Protocol):
-    """Adds the rows [R, n] that go into (or come out of) a matrix."""
-
-    def __call__(self, key: str, rows: Tensor) -> None: ...
 
 
 class Finished(Exception):
@@ -130,10 +126,11 @@ def model_of(calibration: Calibration, checkpoint: Checkpoint) -> nn.Module:
 
 @torch.inference_mode()
 def observe(
-    model: nn.Module, keys: Sequence[str], batches: Iterable[Any], add: Sum, tokens: str = "all", side: str = "input"
+    model: nn.Module, keys: Sequence[str], batches: Iterable[Any], add: Add, tokens: str = "all", side: str = "input"
 ) -> None:
     """Run batches (tensors, or named inputs) and hand to `add` what goes into the matrices `keys`, or comes out."""
-    copied, mask = duplicate(model), None
+    copied = duplicate(model)
+    mask: Tensor | None = None
     layers = {key: linear_in(copied, key) for key in keys}
     seen, calls, expected = set(), 0, None
 
@@ -161,15 +158,16 @@ def observe(
 @contextmanager
 def hooked(layers: Mapping[str, nn.Module], note: Callable[[str, tuple, Tensor], None]) -> Iterator[None]:
     """`note` is called with the inputs and outputs of the layers."""
-    hooks = [
-        layer.register_forward_hook(lambda _, inputs, output, key=key: note(key, inputs, output))
-        for key, layer in layers.items()
-    ]
+    hooks = [layer.register_forward_hook(partial(_called, note, key)) for key, layer in layers.items()]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _called(note: Callable[[str, tuple, Tensor], None], key: str, _: nn.Module, inputs: tuple, output: Tensor) -> None:
+    note(key, inputs, output)
 
 
 def rows_of(x: Tensor, mask: Tensor | None, tokens: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -43,7 +44,7 @@ def attention_leaf(
     )
 
 
-def leaf(old: nn.Module, deltas: Mapping[str, Delta], holder: Holder, name: str) -> nn.Module:
+def leaf(old: Any, deltas: Mapping[str, Delta], holder: Holder, name: str) -> nn.Module:
     """What takes the place of a module. Raises UserError for a class that nothing is written for."""
     kind, weight, bias = type(old), deltas.get("weight"), deltas.get("bias")
     if kind in LINEAR:

@@ -141,7 +141,7 @@ TOKENS = {  # class -> parameters that are added or put in front, in the modules
 GAINS = ("RMSNorm", "T5LayerNorm", "LayerScale")  # how the names of classes end that multiply by their parameters
 
 
-def substituted(module: nn.Module, deltas: Mapping[str, Delta | None], holder: Holder, name: str) -> nn.Module | None:
+def substituted(module: Any, deltas: Mapping[str, Delta | None], holder: Holder, name: str) -> nn.Module | None:
     """The module itself, of a class that reads mixed parameters; None for one that nothing is written for."""
     kind, names = type(module).__name__, set(deltas)
     if isinstance(module, nn.Embedding) and module.max_norm is None:
@@ -153,17 +153,22 @@ def substituted(module: nn.Module, deltas: Mapping[str, Delta | None], holder: H
     else:
         return None
     if mixin is SubstitutedVision:
-        names |= {"positional_embedding"}
-        module.projection = None
-        if "proj" in deltas:
-            delta = deltas["proj"]
-            delta = None if delta is None else delta.transposed()
-            module.projection = Linear(module.proj.T, None, delta, None, holder, f"{name}.proj")
-            module._parameters["proj"] = None
-            deltas = {key: delta for key, delta in deltas.items() if key != "proj"}
-    module.deltas, module.holder, module.name, module.values = nn.ModuleDict(deltas), holder, name, Values()
+        names.add("positional_embedding")
+        project(module, deltas, holder, name)
+        deltas = {key: delta for key, delta in deltas.items() if key != "proj"}
+    module.deltas, module.holder, module.name, module.values = nn.ModuleDict(deltas), holder, name, Values()  # type: ignore[arg-type]
     module.__class__ = routed_class(mixin, type(module), tuple(sorted(names)))
     return module
+
+
+def project(visual: Any, deltas: Mapping[str, Delta | None], holder: Holder, name: str) -> None:
+    """Have open_clip's projection, a bare parameter, be a linear layer that is called after the forward."""
+    visual.projection = None
+    if "proj" in deltas:
+        delta = deltas["proj"]
+        delta = None if delta is None else delta.transposed()
+        visual.projection = Linear(visual.proj.T, None, delta, None, holder, f"{name}.proj")
+        visual._parameters["proj"] = None
 
 
 @cache
@@ -207,7 +212,7 @@ class Attention(nn.Module):
         return (y if self.batch_first else y.transpose(0, 1)), None
 
 
-def route_relative_bias(attention: nn.Module) -> None:
+def route_relative_bias(attention: Any) -> None:
     """T5 looks its bias up without a batch axis and turns it around, an affine map: mixed part by part per sample."""
     attention.compute_bias = partial(_relative_bias, attention.compute_bias, attention.relative_attention_bias)
 

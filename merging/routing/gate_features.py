@@ -111,7 +111,7 @@ def resumed(model: Routed, current: Current, progress: Progress, stop: int, inpu
     try:
         applied(partial(model.observed, observer), inputs)
     except Reached as reached:
-        return reached.tokens
+        return reached.args[0]
     finally:
         current.progress = None
     raise UserError(f"The model's forward did not pass block {stop}, which has a gate.")

@@ -157,15 +157,13 @@ class Gate(nn.Module):
         """What the network sees: [B, F], or [B, N, F] token by token. mask [B, N]: 0 where a token is padding."""
         if self.shape.by_token:
             return tokens
-        if mask is not None and not mask.all():
-            return torch.cat([self.features(some[kept][None]) for some, kept in zip(tokens, mask.bool(), strict=True)])
         if self.shape.features == "cls":
-            return tokens[:, 0]
+            return tokens[:, 0] if mask is None else tokens[torch.arange(len(tokens)), mask.int().argmax(1)]
+        mean = averaged(tokens, mask)
         if self.shape.features == "mean":
-            return tokens.mean(1)
-        mean = tokens.mean(1, keepdim=True)
-        deviation = (tokens - mean).square().mean(1).add(1e-12).sqrt()  # several times faster than std
-        return torch.cat([mean[:, 0], deviation], -1)
+            return mean
+        variance = averaged((tokens - mean[:, None]).square(), mask)
+        return torch.cat([mean, variance.add(1e-12).sqrt()], -1)  # several times faster than std
 
     def standardise(self, features: Tensor) -> None:
         """Take mean and deviation from features [n, F], unless they are to be seen raw."""
@@ -179,7 +177,7 @@ class Gate(nn.Module):
         """Before the activation, [B, (N,) G]."""
         return self.net((features - self.mean) / self.std)
 
-    def of_all(self, logits: Tensor) -> Tensor:
+    def of_all(self, logits: Tensor, mask: Tensor | None = None) -> Tensor:
         """The weights of all parts: the activation of [B, (N,) G], averaged over tokens that share one w.
 
         soft_top_k is none here, as the published order is to average the real weights and then to choose.
@@ -187,7 +185,7 @@ class Gate(nn.Module):
         logits = logits / self.shape.temperature
         activate = {"softmax": lambda: logits.softmax(-1), "sigmoid": logits.sigmoid}
         weights = activate.get(self.shape.activation, lambda: logits)()
-        return weights.mean(1) if weights.ndim == 3 and self.shape.granularity != "token" else weights
+        return averaged(weights, mask) if weights.ndim == 3 and self.shape.granularity != "token" else weights
 
     def chosen(self, weights: Tensor, hard: bool = True) -> Tensor:
         """The `top_k` largest of [..., G]; without `hard` all but softly chosen ones, as a zero has no gradient."""
@@ -209,13 +207,18 @@ class Gate(nn.Module):
         return self.chosen(self.of_all(logits), hard)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        weights = self.of_all(self.logits(self.features(tokens, mask)))
+        weights = self.of_all(self.logits(self.features(tokens, mask)), mask)
         return answered(self.chosen(weights.mean(0) if self.shape.granularity in ("batch", "mixed") else weights))
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for one sample."""
         size = sum(layer.weight.numel() for layer in self.net if isinstance(layer, nn.Linear))
         return size * (tokens if self.shape.by_token else 1)
+
+
+def averaged(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over tokens of [B, N, d], padding (where mask [B, N] is 0) left out."""
+    return x.mean(1) if mask is None else (x * mask[..., None].to(x.dtype) / mask.sum(1)[:, None, None]).sum(1)
 
 
 def network(inputs: int, outputs: int, depth: int) -> nn.Sequential:

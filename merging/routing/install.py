@@ -44,8 +44,8 @@ def repeated(module: nn.Module) -> list[nn.Module]:
     """The modules of the outermost lists whose members are all of one class: transformer blocks, by structure."""
     blocks: list[nn.Module] = []
     for child in module.children():
-        alike = isinstance(child, nn.ModuleList) and len({type(block) for block in child}) == 1
-        blocks += list(child) if alike else repeated(child)
+        members = list(child) if isinstance(child, nn.ModuleList) else []
+        blocks += members if len({type(block) for block in members}) == 1 else repeated(child)
     return blocks
 
 

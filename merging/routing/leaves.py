@@ -200,7 +200,7 @@ class LayerNorm(nn.Module):
             y = functional.layer_norm(x, norm.normalized_shape, gain, shift, norm.eps)
         else:
             y = functional.layer_norm(x, norm.normalized_shape, eps=norm.eps)
-            y = y * gain if shift is None else torch.addcmul(shift, y, gain)
+            y = y * gain if shift is None else torch.addcmul(shift, y, gain)  # type: ignore[operator, arg-type]
         return y if type(norm) is nn.LayerNorm else y.to(x.dtype)  # as open_clip's casts back
 
     def _mixed(self, name: str, w: Tensor, x: Tensor) -> Tensor | None:

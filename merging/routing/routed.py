@@ -17,16 +17,13 @@ from merging.routing.leaves import LayerNorm, Linear
 from merging.routing.mixing import Holder, clustered, continued, first_tensor
 
 KERNELS = ("auto", "factored", "grouped", "folded", "materialised")
+NO_GATE = "This model has no gate: give the weights of its parts, model(inputs, w=w)."
 CACHES = ("past_key_values", "cache")
 Observer = Callable[[int, Tensor], Tensor]
 
 
 class Reached(Exception):
-    """Ends a forward at the tokens that were asked for."""
-
-    def __init__(self, tokens: Tensor):
-        super().__init__()
-        self.tokens = tokens
+    """Ends a forward at the tokens that were asked for, its one argument."""
 
 
 class State(threading.local):
@@ -64,7 +61,7 @@ class Routed(nn.Module):
     tokens of a static pass ("pass"); from a gate in every linear layer ("linear"); or they are given as w: [T] for all,
     [B, T] per sample, [B, N, T] per token. Made by merging.routing.install.
 
-    torch.compile: one graph with given w, early and block gates; a gate that sees a pass breaks it where the pass ends.
+    torch.compile makes one graph of it, whatever its gates, and then neither groups rows nor notices replaced modules.
     Threads may share a model. The libraries' activation checkpointing may recompute a block once, before the next
     forward and in the thread of the forward.
     """
@@ -124,41 +121,38 @@ class Routed(nn.Module):
         self._check_links()
         if w is None and any(continued(kwargs.get(name)) for name in CACHES):  # the prompt has decided
             return self.module(*inputs, **kwargs)
-        if w is None and self.sees == "pass":
-            w = self.weights(*inputs, **kwargs)
-        if w is None:
-            if self.sees == "given" and self.parts is not None:
-                raise UserError("This model has no gate: give the weights of its parts, model(inputs, w=w).")
-            return self._run(None, inputs, kwargs)
-        self._check(w, len(first_tensor(inputs, kwargs)))
-        if self._caches(kwargs):
+        w = self._decided(w, ("pass",), inputs, kwargs)
+        if w is None or self._caches(kwargs):
             return self._run(w, inputs, kwargs)
         return clustered(self._run, w, self.kernel, inputs, kwargs)
 
     def generate(self, *inputs: Any, w: Tensor | None = None, **kwargs: Any) -> Any:
         """As the module's own `generate`; w is given, or decided once for each prompt."""
         self._check_links()
-        given = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
-        if w is None and self.sees in ("early", "pass"):
-            w = self.weights(*inputs, **given)
-        if w is not None:
-            self._check(w, len(first_tensor(inputs, given)))
-        elif self.sees == "given" and self.parts is not None:
-            raise UserError("This model has no gate: give the weights of its parts, model.generate(inputs, w=w).")
+        tensors = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
+        w = self._decided(w, ("early", "pass"), inputs, tensors)
         with self._during(asks=w is None, generates=True):
             self.put(w)
             return self.module.generate(*inputs, **kwargs)  # type: ignore[operator]
 
+    def _decided(self, w: Tensor | None, before: tuple[str, ...], inputs: tuple, kwargs: dict) -> Tensor | None:
+        """The w of a forward: given, or asked of a gate that is asked before it; None where gates answer inside."""
+        if w is None and self.sees in before:
+            w = self.weights(*inputs, **kwargs)
+        if w is not None:
+            self._check(w, len(first_tensor(inputs, kwargs)))
+        elif self.sees == "given" and self.parts is not None:
+            raise UserError(NO_GATE)
+        return w
+
     def weights(self, *inputs: Any, **kwargs: Any) -> Tensor:
         """What the model's one gate answers for inputs, [B, T] (early and pass)."""
-        seen = self.seen(*inputs, **kwargs)
-        return self._one_gate(seen)
+        return self._one_gate(self.seen(*inputs, **kwargs))
 
     def seen(self, *inputs: Any, **kwargs: Any) -> Tensor:
         """The tokens [B, N, d] that the model's one gate is shown (early and pass)."""
-        return self.tokens(
-            ("leave", self.last) if self.sees == "pass" else ("enter", self.first_routed), *inputs, **kwargs
-        )
+        place = ("leave", self.last) if self.sees == "pass" else ("enter", self.first_routed)
+        return self.tokens(place, *inputs, **kwargs)
 
     def tokens(self, stop: tuple[str, int], *inputs: Any, **kwargs: Any) -> Tensor:
         """Tokens [B, N, d] of a static pass that ends where it enters or leaves a block."""
@@ -168,7 +162,7 @@ class Routed(nn.Module):
                 self.put(None)
                 self.module(*inputs, **kwargs)
         except Reached as reached:
-            return reached.tokens
+            return reached.args[0]
         raise UserError(f"The model's forward did not pass block {stop[1]}, where its tokens are looked at.")
 
     def observed(self, observer: Observer, *inputs: Any, **kwargs: Any) -> Any:
@@ -201,7 +195,7 @@ class Routed(nn.Module):
 
     def _one_gate(self, tokens: Tensor) -> Tensor:
         if self.gate is None:
-            raise UserError("This model has no gate: give the weights of its parts, model(inputs, w=w).")
+            raise UserError(NO_GATE)
         return self.gate(tokens, self.mask_of(tokens))
 
     def mask_of(self, tokens: Tensor) -> Tensor | None:
@@ -233,7 +227,6 @@ class Routed(nn.Module):
                     f"its weights would no longer be mixed. Change the model first, then call install."
                 )
 
-    # ------------------------------------------------------------------------------------------ hooks, in their order
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.state.mask = kwargs.get("attention_mask")
         w = self.outer.w
