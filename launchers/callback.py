@@ -95,11 +95,11 @@ def check_saves(config: DictConfig) -> None:
 
 def _swept(key: str, overrides: list[str]) -> bool:
     parsed = OverridesParser.create().parse_overrides(overrides)
-    return any(each.key_or_group == key and each.is_sweep_override() for each in parsed)
+    return any(override.key_or_group == key and override.is_sweep_override() for override in parsed)
 
 
-def check_writable(knob: str, folder: Path) -> None:
-    """Raises UserError naming the knob unless files can be made in `folder`."""
+def check_writable(option: str, folder: Path) -> None:
+    """Raises UserError naming the option unless files can be made in `folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -108,7 +108,7 @@ def check_writable(knob: str, folder: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise UserError(
-            f"Cannot write to {knob}={folder}: {error.strerror}. Free some space or name a folder that you may write "
+            f"Cannot write to {option}={folder}: {error.strerror}. Free some space or name a folder that you may write "
             "to, then run the same command again; finished rows are kept."
         ) from error
 
@@ -123,7 +123,7 @@ def shown(folder: Path, config: DictConfig) -> None:
 
 def show(folder: Path, plot: Plot | None = None) -> None:
     """Print one table of all rows made under `folder`, failed ones too; write it and its figures there."""
-    listed = sorted({file for found in folder.rglob(LISTED) for file in json.loads(found.read_text())})
+    listed = sorted({file for job in folder.rglob(LISTED) for file in json.loads(job.read_text())})
     made: list[Row] = rows.read([file for file in listed if Path(file).exists()])
     if not made:
         return

@@ -69,13 +69,13 @@ def job(name: str, wide: str) -> str:
         return json.dumps([*model(size)])
     stack, largest = sample(size), ranks(size)[-1]
     start = time.perf_counter()
-    found = tucker_many(stack, ranks(size))[-1] if name == "many" else tucker(stack, largest, engine=name)
-    return json.dumps([time.perf_counter() - start, relative_error(stack, found)])
+    factors = tucker_many(stack, ranks(size))[-1] if name == "many" else tucker(stack, largest, engine=name)
+    return json.dumps([time.perf_counter() - start, relative_error(stack, factors)])
 
 
-def relative_error(stack: "Tensor", found: "Tucker") -> float:
+def relative_error(stack: "Tensor", factors: "Tucker") -> float:
     """By Pythagoras: the approximation is a projection."""
-    return (1 - float(found.core.double().norm() / stack.double().norm()) ** 2) ** 0.5
+    return (1 - float(factors.core.double().norm() / stack.double().norm()) ** 2) ** 0.5
 
 
 def model(wide: int) -> tuple[float, float]:
@@ -105,9 +105,9 @@ def main(options: argparse.Namespace) -> None:
     for name, title in TITLES.items():
         if name == "tensorly" and not options.tensorly:
             continue
-        found = [measure("launchers.bench.factor:job", name, options.wide) for _ in range(options.repeat)]
-        seconds[name], error = min(row.work for row in found)  # pyright: ignore[reportGeneralTypeIssues]
-        peak = min(row.peak for row in found) / MIB
+        processes = [measure("launchers.bench.factor:job", name, options.wide) for _ in range(options.repeat)]
+        seconds[name], error = min(process.work for process in processes)  # pyright: ignore[reportGeneralTypeIssues]
+        peak = min(process.peak for process in processes) / MIB
         print(f"{title}: {seconds[name]:.2f} s, {peak:.0f} MiB", file=sys.stderr)
         ratio = f", {seconds['many'] / seconds['hooi']:.2f} times one" if name == "many" else ""
         lines.append(f"| {title}{ratio} | {seconds[name]:.2f} | {error:.4f} | {peak:.0f} |")

@@ -184,8 +184,8 @@ def training_memory(options: argparse.Namespace) -> str:
             w = bench.w.clone().requires_grad_()
             return saved(lambda: model(images, w=w).sum(), [*model.parameters(), *model.buffers()]) / MIB
 
-        found = [kept(deltas, kernel) - kept({}) for kernel in ("factored", "materialised")]
-        lines.append(f"| {batch} | {found[0]:.1f} | {found[1]:.1f} |")
+        sizes = [kept(deltas, kernel) - kept({}) for kernel in ("factored", "materialised")]
+        lines.append(f"| {batch} | {sizes[0]:.1f} | {sizes[1]:.1f} |")
     title = f"Duet, R = {DEFAULT}, {options.arch}: what autograd keeps for the gates beyond the static blocks' share."
     return f"{title}\n\n" + "\n".join(lines)
 

@@ -109,9 +109,9 @@ def decompose(experts: "Experts", device: "torch.device") -> tuple[float, float]
     sides = [min(experts.specs()[key].shape) for key in matrices]
     ranks = [(TASKS, *[max(1, side * 160 // 768)] * 2) for side in sides]
     run = lambda: [experts.tucker(experts.tau(key), triple) for key, triple in zip(matrices, ranks, strict=True)]  # noqa: E731
-    seconds, found = timed(run, device)
+    seconds, decomposed = timed(run, device)
     exact = on_cpu(experts).tucker(experts.tau(matrices[0]), ranks[0])
-    return seconds, abs(1 - float(found[0].core.double().norm() / exact.core.double().norm()))
+    return seconds, abs(1 - float(decomposed[0].core.double().norm() / exact.core.double().norm()))
 
 
 def synthetic(models: Models, device: "torch.device") -> "Experts":
@@ -153,10 +153,10 @@ def inferring(measure: Measure) -> Measure:
     return torch.inference_mode()(measure)
 
 
-def relative(found: "Tensor", exact: "Tensor") -> float:
-    """||found - exact|| / ||exact||, in double precision."""
-    found, exact = found.detach().cpu().double(), exact.detach().cpu().double()
-    return float((found - exact).norm() / exact.norm().clamp_min(1e-300))
+def relative(result: "Tensor", exact: "Tensor") -> float:
+    """||result - exact|| / ||exact||, in double precision."""
+    result, exact = result.detach().cpu().double(), exact.detach().cpu().double()
+    return float((result - exact).norm() / exact.norm().clamp_min(1e-300))
 
 
 def caption(options: argparse.Namespace) -> str:

@@ -55,7 +55,7 @@ def peak(run: Callable[[], object], device: str) -> int:
 
 def saved(run: Callable[[], object], weights: Iterable[Tensor]) -> int:
     """Bytes of the tensors that autograd keeps while `run` computes something to differentiate, `weights` left out."""
-    ignored = {key_of(each) for each in weights}
+    ignored = {key_of(weight) for weight in weights}
     kept: dict[int, Tensor] = {}  # held, so that no storage is freed and its key used again
 
     def pack(tensor: Tensor) -> Tensor:

@@ -73,11 +73,11 @@ class Results:
         for file in self._folder.glob("*.json"):
             if self._read.get(file, (0.0,))[0] != (time_of_change := file.stat().st_mtime):
                 self._read[file] = time_of_change, rows.read(file)
-        found = [row for _, (_, content) in sorted(self._read.items()) for row in content]
-        done = [Job((), "computed" if row.status == "ok" else "failed", 0.0, 0.0) for row in found]
+        known = [row for _, (_, content) in sorted(self._read.items()) for row in content]
+        done = [Job((), "computed" if row.status == "ok" else "failed", 0.0, 0.0) for row in known]
         owners = {claim.stem: owner(self._folder, claim.stem) for claim in sorted(self._folder.glob("*.claim"))}
         running = [Job(self._overrides(run_id), "running", None, owner=by) for run_id, by in owners.items() if by]
-        return View(Plan(), (*done, *running), tuple(found), self._started, time.time())
+        return View(Plan(), (*done, *running), tuple(known), self._started, time.time())
 
     def _overrides(self, run_id: str) -> Overrides:
         """Those of the newest job that computes a cell; its id where there is none."""

@@ -33,9 +33,9 @@ def definition(sweep: Sweep, method: str = "grid") -> dict[str, Any]:
         )
     tracker = composed(sweep.fixed).tracker
     parameters = {key: _parameter(key, values, key in sweep.intervals) for key, values in sweep.axes.items()}
-    place = {name: tracker[name] for name in ("project", "entity") if tracker[name] is not None}
-    name = _told(sweep.fixed).get("experiment", "sweep")
-    return {"name": name, **place, "method": method, "metric": dict(GOAL), "program": "duet",
+    owner = {name: tracker[name] for name in ("project", "entity") if tracker[name] is not None}
+    name = _fixed(sweep.fixed).get("experiment", "sweep")
+    return {"name": name, **owner, "method": method, "metric": dict(GOAL), "program": "duet",
             "command": command(sweep), "parameters": parameters}  # fmt: skip
 
 
@@ -65,16 +65,16 @@ def register(made: dict[str, Any]) -> str:
 
 def tracked(overrides: Sequence[str]) -> list[str]:
     """The overrides with the live tracker and its group, unless they say otherwise."""
-    told = _told(overrides)
-    wanted = {"tracker": "wandb", "tracker.group": told.get("experiment", "sweep")}
-    if told.get("tracker", "wandb") != "wandb":
+    chosen = _fixed(overrides)
+    if chosen.get("tracker", "wandb") != "wandb":
         raise UserError("The runs of a W&B sweep need the W&B tracker: leave tracker=... out, or set tracker=wandb.")
-    return [*overrides, *(f"{key}={value}" for key, value in wanted.items() if key not in told)]
+    defaults = {"tracker": "wandb", "tracker.group": chosen.get("experiment", "sweep")}
+    return [*overrides, *(f"{key}={value}" for key, value in defaults.items() if key not in chosen)]
 
 
-def _told(overrides: Sequence[str]) -> dict[str, str]:
-    single = {each.get_key_element(): each for each in parsed(overrides) if not each.is_sweep_override()}
-    return {key: each.get_value_element_as_str() for key, each in single.items()}
+def _fixed(overrides: Sequence[str]) -> dict[str, str]:
+    return {override.get_key_element(): override.get_value_element_as_str()
+            for override in parsed(overrides) if not override.is_sweep_override()}  # fmt: skip
 
 
 def _parameter(key: str, values: tuple[str, ...], interval: bool) -> dict[str, Any]:

@@ -37,16 +37,16 @@ def read(arguments: Sequence[str]) -> Sweep:
 
     Raises UserError where Hydra cannot compose it, with the nearest name.
     """
-    given = parsed(arguments)
-    fixed = [each for each in given if not each.is_sweep_override()]
-    told = tuple(each.input_line or "" for each in fixed)
-    params = composed(told).hydra.sweeper.get("params") or {}
-    axes = {_key(each): each for each in parsed([f"{key}={value}" for key, value in params.items()])}
-    for each in fixed:
-        axes.pop(_key(each), None)  # the command line wins, as in Hydra's sweeper
-    axes |= {_key(each): each for each in given if each.is_sweep_override()}
-    intervals = frozenset(key for key, each in axes.items() if isinstance(each.value(), IntervalSweep))
-    return Sweep(told, {key: _values(each) for key, each in axes.items()}, intervals)
+    overrides = parsed(arguments)
+    swept = {_key(override): override for override in overrides if override.is_sweep_override()}
+    fixed = [override for override in overrides if not override.is_sweep_override()]
+    lines, keys = tuple(override.input_line or "" for override in fixed), {*map(_key, fixed)}
+    params = composed(lines).hydra.sweeper.get("params") or {}
+    declared = parsed([f"{key}={values}" for key, values in params.items()])
+    axes = {_key(override): override for override in declared if _key(override) not in keys}
+    axes |= swept  # the command line wins, as in Hydra's sweeper
+    intervals = frozenset(key for key, override in axes.items() if isinstance(override.value(), IntervalSweep))
+    return Sweep(lines, {key: _values(override) for key, override in axes.items()}, intervals)
 
 
 def parsed(overrides: Iterable[str]) -> list[Override]:
@@ -73,9 +73,9 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
         groups = choices(overrides)
         if len(groups) < len(overrides):
             config = composed(groups)
-            for each in parsed(set(overrides) - set(groups)):
-                if not each.is_add():
-                    check_exists(config, _key(each))
+            for override in parsed(set(overrides) - set(groups)):
+                if not override.is_add():
+                    check_exists(config, _key(override))
         raise
 
 
@@ -127,9 +127,9 @@ def _key(override: Override) -> str:
 
 
 def choices(overrides: Iterable[str]) -> list[str]:
-    """Those that choose, and those that tell Hydra where."""
-    return [each.input_line or "" for each in parsed(overrides)
-            if is_group(_key(each)) or _key(each).startswith("hydra.")]  # fmt: skip
+    """Those that choose files of conf/, and Hydra's own."""
+    return [override.input_line or "" for override in parsed(overrides)
+            if is_group(_key(override)) or _key(override).startswith("hydra.")]  # fmt: skip
 
 
 def is_group(key: str) -> bool:

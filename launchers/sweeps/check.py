@@ -1,4 +1,4 @@
-"""Whether every axis of an experiment exists and every value builds, told before anything runs."""
+"""Whether every axis of an experiment exists and every value builds, before anything runs."""
 
 import itertools
 import json

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 LONGEST = 100  # characters; W&B takes 128
-WHEREABOUTS = {"hydra", "output", "save", "redo", "cache_gb", "tracker", "local"}  # what no sweep is named by
+PLACES = {"hydra", "output", "save", "redo", "cache_gb", "tracker", "local"}  # what no sweep is named by
 
 
 def group_of(hydra: HydraConf) -> str | None:
@@ -33,4 +33,4 @@ def _overrides(file: Path) -> list[str]:
 
 def _names(override: str) -> bool:
     key = OverridesParser.create().parse_override(override).key_or_group
-    return re.split("[.@/]", key)[0] not in WHEREABOUTS and key not in ("engine.device", "experts.workers")
+    return re.split("[.@/]", key)[0] not in PLACES and key not in ("engine.device", "experts.workers")

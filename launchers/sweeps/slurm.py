@@ -37,11 +37,11 @@ class Slurm(Callback):
         from submitit.slurm.slurm import SlurmJob
 
         if (missing := no_accounting()) is not None:
-            log.info("no accounting on this cluster (%s): the state of jobs is asked of squeue alone", missing)
+            log.info("no accounting on this cluster (%s): the state of jobs comes from squeue alone", missing)
         folder = Path(config.output) / "results"
         watched: Any = SlurmJob
         watched.watcher = Watcher(accounting=missing is None)
-        watched.results = lambda job: [outcome(job.task(each), folder) for each in range(job.num_tasks)]
+        watched.results = lambda job: [outcome(job.task(task), folder) for task in range(job.num_tasks)]
 
 
 def outcome(job: Any, folder: Path) -> JobReturn:
@@ -84,7 +84,7 @@ def logged(job: Any) -> str:
 
 
 class Watcher:
-    """The state of the jobs of this process, as squeue tells it, in the place of submitit's own watcher."""
+    """The state of the jobs of this process, by squeue, instead of submitit's own watcher."""
 
     def __init__(self, accounting: bool):
         self.accounting = accounting
@@ -112,13 +112,13 @@ class Watcher:
 
     def _ask(self) -> None:
         arrays = {job.partition("_")[0] for job in self.states}
-        found = answer("squeue", "-h", "-r", "-t", "all", "-j", ",".join(arrays), "-o", "%i|%T")
-        lost = isinstance(found, str) and "Invalid job id" not in found
+        lines = answer("squeue", "-h", "-r", "-t", "all", "-j", ",".join(arrays), "-o", "%i|%T")
+        lost = isinstance(lines, str) and "Invalid job id" not in lines
         if lost and not self._silent:
-            log.warning("the scheduler does not answer (%s); waiting for it", found)
+            log.warning("the scheduler does not answer (%s); waiting for it", lines)
         self._silent = lost
         if not lost:
-            self._note(dict(line.split("|") for line in found) if isinstance(found, list) else {})
+            self._note(dict(line.split("|") for line in lines) if isinstance(lines, list) else {})
 
     def _note(self, known: dict[str, str]) -> None:
         now = time.monotonic()
@@ -132,15 +132,15 @@ class Watcher:
 
     def _remembered(self, job: str) -> str:
         """squeue forgets a job some minutes after its end; accounting does not."""
-        found = answer("sacct", "-X", "-n", "-P", "-o", "State", "-j", job) if self.accounting else []
-        state = found[0].split()[0] if found and isinstance(found, list) else ""
+        lines = answer("sacct", "-X", "-n", "-P", "-o", "State", "-j", job) if self.accounting else []
+        state = lines[0].split()[0] if lines and isinstance(lines, list) else ""
         return state if state in ENDED else "GONE"
 
 
 def no_accounting() -> str | None:
-    """Why sacct cannot be asked; None if it can."""
-    found = answer("sacct", "-X", "-n", "-P", "-o", "JobID")
-    return found if isinstance(found, str) else None
+    """Why sacct does not answer; None if it does."""
+    lines = answer("sacct", "-X", "-n", "-P", "-o", "JobID")
+    return lines if isinstance(lines, str) else None
 
 
 def answer(*command: str) -> list[str] | str:
