@@ -182,7 +182,7 @@ def llama():
 
 
 class TestAgainstPeft:
-    """The mean of the merged models of peft, from folders that it wrote."""
+    """Its merged models, their mean and each of them, from folders that it wrote."""
 
     @pytest.mark.parametrize(
         ("model", "configs"),
@@ -195,7 +195,7 @@ class TestAgainstPeft:
         ],
         ids=["gpt2", "llama"],
     )  # fmt: skip
-    def test_average(self, written, model, configs):
+    def test_weights(self, written, model, configs):
         model = model()
         (one, first), (other, second) = written(model, *configs)
         base = {
@@ -207,6 +207,14 @@ class TestAgainstPeft:
         assert isinstance(merged.shared, Combined) and merged.shared.low_rank
         for key in merged.specs:
             near(merged.static(key), (first[key] + second[key]) / 2, key)
+        routed = Expert(), Twin(keep=1.0, start=None), Twin(Average(), keep=1.0, start=None)
+        full = Duet("all", Ranks("energy", 0.0), static=False, rest=Average())
+        for method in (*routed, full):  # nothing is lost: every task has its own expert back
+            merged = merge(method, base, [one, other])
+            for key, delta in merged.deltas.items():
+                for task, state in enumerate((first, second)):
+                    still, change = merged.static(key), delta.mix(torch.eye(2)[task])
+                    near(still + change, state[key], key, float(still.norm() + change.norm()))
 
     def test_fused_columns_of_gpt2_are_cut(self, written):
         model = gpt2()
