@@ -62,10 +62,10 @@ def _block(activity: Tensor, mask: Tensor, mass: float) -> Block:
 def matrices(experts: Experts) -> Mapping[str, Matrix]:
     """By name: how the energy of every FFN matrix spreads over the directions of its three unfoldings."""
     shapes = {key: spec.shape for key, spec in experts.specs().items()}
-    found: dict[str, Matrix] = {}
+    spectra: dict[str, Matrix] = {}
     for key, tau in experts.stream([key for key in experts.keys("ffn") if len(shapes[key]) == 2]):
-        found[key] = Matrix([*tau.shape], {name: curve(tau, mode) for mode, name in enumerate(MODES)})
-    return found
+        spectra[key] = Matrix([*tau.shape], {name: curve(tau, mode) for mode, name in enumerate(MODES)})
+    return spectra
 
 
 def curve(tau: Tensor, mode: int) -> Curve:

@@ -67,10 +67,12 @@ class Neurons:
         activity = self.measured(experts, context)
         if self.scope == "model":
             together = largest_share(torch.cat(list(activity.values()), 1), self.ratio)
-            masks = dict(zip(activity, together.split([each.shape[1] for each in activity.values()], 1), strict=True))
+            masks = dict(
+                zip(activity, together.split([values.shape[1] for values in activity.values()], 1), strict=True)
+            )
         else:
             choose = largest_mass if self.scope == "mass" else largest_share
-            masks = {block: choose(each, self.ratio) for block, each in activity.items()}
+            masks = {block: choose(values, self.ratio) for block, values in activity.items()}
         for block, mask in masks.items():
             if not mask.any(1).all():
                 task = experts.tasks[int((~mask.any(1)).nonzero()[0])]
@@ -92,13 +94,13 @@ class Neurons:
             return activations(calibration, models, names, self.images, self.statistic, self.tokens, side)
 
         if experts.cache is None:
-            found = make()
+            activity = make()
         else:
-            weights, images = [each.id for each in models], (calibration.ids, self.images, calibration.backbone)
+            weights, images = [model.id for model in models], (calibration.ids, self.images, calibration.backbone)
             how = (names, self.statistic, self.tokens, side, calibration.device.type)
             key = key_of("activations", code(CODE, LIBRARIES), weights, *images, *how)
-            found = experts.cache.tensors(key, make)
-        return {str(experts.param(name).block): found[name] for name in names}
+            activity = experts.cache.tensors(key, make)
+        return {str(experts.param(name).block): activity[name] for name in names}
 
     def apply(self, change: Tensor, mask: Tensor, axis: int) -> Tensor:
         """Changes [T, ...] with the neurons outside mask [T, hidden] set to zero along `axis`, and scaled."""
@@ -139,8 +141,8 @@ def largest_mass(values: Tensor, share: float) -> Tensor:
 def least_left(changes: Tensor, kept: Tensor) -> Tensor:
     """Factors s [T] for which C = mean_t s_t kept_t minimises sum_t ||changes_t - C||^2; of equals the smallest."""
     flat = kept.flatten(1).double()
-    wanted = flat @ changes.sum(0).flatten().double()
-    return torch.linalg.lstsq(flat @ flat.T, wanted[:, None], driver="gelsd").solution[:, 0].float()
+    target = flat @ changes.sum(0).flatten().double()
+    return torch.linalg.lstsq(flat @ flat.T, target[:, None], driver="gelsd").solution[:, 0].float()
 
 
 def jaccard(mask: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ def _read(path: Path) -> Table:
 
 def _row(prefix: str, name: str, line: str) -> Row:
     kind, *flags = line.split()
-    options: dict[str, Any] = {flag: value or True for flag, _, value in (each.partition("=") for each in flags)}
+    options: dict[str, Any] = {flag: value or True for flag, _, value in (text.partition("=") for text in flags)}
     pattern = name.replace(".", r"\.").replace("{i}", r"(?P<i>\d+)")
     return Row(re.compile(prefix + pattern), ParamInfo(kind, None, None, HIDDEN_AXIS.get(kind), "", **options))
 
@@ -231,7 +231,7 @@ def table_for(name: str | None, keys: Sequence[str]) -> Table:
 
 @lru_cache(maxsize=64)
 def _table_of(keys: tuple[str, ...]) -> Table:
-    missing = {name: [key for key in keys if each.find(key) is None] for name, each in tables().items()}
+    missing = {name: [key for key in keys if known.find(key) is None] for name, known in tables().items()}
     fitting = [name for name, lacking in missing.items() if not lacking]
     if not fitting:
         nearest = min(missing, key=lambda name: len(missing[name]))

@@ -45,7 +45,7 @@ class HuggingFace(Backbone):
     def table(self) -> str:
         """Raises UserError for a model type that no table is for."""
         if self._table is None:
-            known = sorted(model for each in tables().values() for model in each.models)
+            known = sorted(model for table in tables().values() for model in table.models)
             raise UserError(
                 f"There is no table of the parameters of {self.config.get('model_type')}, which backbone.config."
                 f"model_type names. There are some for {', '.join(known)}; merging/backbones/architectures takes more."
@@ -54,18 +54,19 @@ class HuggingFace(Backbone):
 
     @property
     def _table(self) -> Table | None:
-        return next((each for each in tables().values() if self.config.get("model_type") in each.models), None)
+        model_type = self.config.get("model_type")
+        return next((table for table in tables().values() if model_type in table.models), None)
 
     def facts(self) -> dict[str, object]:
         named = {"model": self.model, "config": dict(self.config), "readout": self.readout}
         return {"family": "hugging_face", **named}
 
     def identity(self) -> dict[str, object]:
-        found = {"length": self.length, "mean": list(self.mean), "std": list(self.std)}
+        settings = {"length": self.length, "mean": list(self.mean), "std": list(self.std)}
         if self.tokenizer is not None:
             words = [type(self._tokenizer).__name__, sorted(self._tokenizer.get_vocab().items())]
-            found["tokenizer"] = hashlib.sha256(json.dumps(words).encode()).hexdigest()
-        return self.facts() | found
+            settings["tokenizer"] = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+        return self.facts() | settings
 
     @cached_property
     def _config(self) -> Any:
@@ -119,7 +120,7 @@ class HuggingFace(Backbone):
             return str
         with torch.device("meta"):
             mapping = get_model_conversion_mapping(self._built())  # type: ignore[arg-type]
-        renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+        renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
         return lambda key: rename_source_key(key, renamings, [])[0]
 
     @property

@@ -24,7 +24,7 @@ class ImageTower(nn.Module):
         from open_clip.model import CLIPVisionCfg, _build_vision_tower  # here, because importing it takes seconds
 
         super().__init__()
-        known = {each.name for each in fields(CLIPVisionCfg)}
+        known = {option.name for option in fields(CLIPVisionCfg)}
         if unknown := sorted(set(vision_cfg) - known):
             raise UserError(
                 f"backbone.vision_cfg has {', '.join(unknown)}, which no tower of open_clip reads. Known are "
@@ -41,14 +41,14 @@ def check_activations(visual: nn.Module, quick_gelu: bool) -> None:
     """Raises UserError unless every block's activation is of the type that `quick_gelu` asks for."""
     from open_clip.transformer import QuickGELU
 
-    wanted = QuickGELU if quick_gelu else nn.GELU
-    found = {name: module for name, module in visual.named_modules() if name.endswith("mlp.gelu")}
-    wrong = [f"{name} is {type(module).__name__}" for name, module in found.items() if type(module) is not wanted]
-    if not found and quick_gelu:  # timm's towers and ResNets ignore the setting
+    expected = QuickGELU if quick_gelu else nn.GELU
+    activations = {name: type(module) for name, module in visual.named_modules() if name.endswith("mlp.gelu")}
+    wrong = [f"{name} is {kind.__name__}" for name, kind in activations.items() if kind is not expected]
+    if not activations and quick_gelu:  # timm's towers and ResNets ignore the setting
         wrong = [f"{type(visual).__name__} has none"]
     if wrong:
         raise UserError(
-            f"The tower should have {wanted.__name__} activations (quick_gelu={quick_gelu}), but {wrong[0]}. Set "
+            f"The tower should have {expected.__name__} activations (quick_gelu={quick_gelu}), but {wrong[0]}. Set "
             f"backbone.quick_gelu as the weights were trained: true for OpenAI's, which open_clip has as *-quickgelu."
         )
 
