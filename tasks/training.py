@@ -78,7 +78,7 @@ class Training:
         for some in torch.arange(len(labels)).chunk(recipe.accumulate):
             truth = labels[some]
             with self.engine.running():
-                features = self.tower(self.job.backbone.prepare(take(inputs, some)))
+                features = self.job.backbone.features(self.tower, self.job.backbone.prepare(take(inputs, some)))
             logits = self._head(features.float())
             if self._owners is not None:  # an image chooses among its own task's classes
                 logits = logits.masked_fill(self._owners != self._owners[truth][:, None], -torch.inf)
