@@ -66,8 +66,8 @@ def planned(config: DictConfig, suite: "Suite") -> "tuple[Bench, Sequence[Task |
 def bench_of(config: DictConfig, suite: "Suite") -> "Bench":
     """The typed objects that the configuration names; the base is opened, its weights are not read."""
     from merging.cache import GIB, Cache
-    from tasks.bases import pretrained
     from tasks.expert_files import Bench
+    from tasks.vision.folder import pretrained
 
     engine, backbone = instantiate(config.engine), instantiate(config.backbone, _convert_="all")
     recipe, source = instantiate(config.recipe, _convert_="all"), instantiate(config.experts)

@@ -9,12 +9,13 @@ from typing import Any, Literal, NamedTuple
 
 from merging.backbones.base import Backbone
 from merging.backbones.hugging_face import head_of
+from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile
 from merging.checkpoints.key_maps import from_hugging_face, to_hugging_face
 from merging.checkpoints.lora import CONFIG, open_lora
 from merging.checkpoints.opening import open_file
-from merging.checkpoints.views import Overlay
+from merging.checkpoints.views import Overlay, Part
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.identity import WHERE
@@ -28,7 +29,7 @@ from tasks.multitask import TASKS
 from tasks.suite import Suite, unread
 from tasks.task import LabelledTask
 from tasks.vision.expert_registry import base_model, weights
-from tasks.vision.families import as_encoder, open_base, there_is, with_projection
+from tasks.vision.families import EncoderFamily, HubFamily, as_encoder, open_base, there_is, with_projection
 from tasks.vision.fitting import assembled, check_tower, is_clip, tower_shapes
 from tasks.vision.hub import Wanted
 from tasks.vision.reading import in_module, in_open_clip
@@ -233,3 +234,22 @@ def file_in(path: Path) -> Path:
     if file := next((path / name for name in names if (path / name).exists()), None):
         return file
     raise UserError(f"{path} has none of {', '.join(weights())} and no {CONFIG}. {there_is(path)} Name the file.")
+
+
+def pretrained(source: object, suite: Suite, backbone: Backbone, cache: Cache) -> Checkpoint:
+    """The model that `experts=...` names as its base, of a CLIP the image tower; of published families OpenAI's.
+
+    Raises UserError for what is missing or does not fit the backbone, and for sources that make their own experts.
+    """
+    if isinstance(source, Folder) and source.base != OPENAI:
+        alone = replace(source, experts=None, paths=dict.fromkeys(suite.names, source.base))
+        origin = alone.open(suite, backbone, cache).origin
+        return Part(origin, PREFIX) if is_clip(backbone) else origin
+    if not isinstance(source, Folder | HubFamily | EncoderFamily):
+        raise UserError(
+            f"experts={getattr(source, 'family', type(source).__name__)} makes its own experts. Say what to start "
+            f"from: experts=folder experts.base=<path of a CLIP>, or experts.base=openai."
+        )
+    base = open_base(backbone, cache, getattr(source, "base_revision", None))
+    check_tower(base, tower_shapes(backbone), backbone)
+    return Part(base, PREFIX)

@@ -9,12 +9,12 @@ from launchers import finetune
 from launchers.claims import claim
 from merging.checkpoints import SafetensorsFile
 from merging.errors import UserError
-from tasks.bases import pretrained
 from tasks.engine import Engine
 from tasks.expert_files import Bench
 from tasks.mini.experts import FineTuned
 from tasks.mini.model import BASE
 from tasks.vision.families import HubFamily
+from tasks.vision.folder import pretrained
 
 TINY = ["backbone=mini_clip", "suite=mini8", *console.TINY[:5], "recipe.steps=3", "recipe.batch=8", "recipe.warmup=1",
         f"experts.base={BASE}"]  # fmt: skip
@@ -126,10 +126,10 @@ def test_auto_is_bf16_on_a_gpu_only(monkeypatch):
 
 def test_the_published_families_start_from_the_published_base(monkeypatch, cache):
     asked, base = [], object()
-    monkeypatch.setattr("tasks.bases.open_base", lambda *given: asked.append(given) or base)
-    monkeypatch.setattr("tasks.bases.check_tower", lambda *given: None)
-    monkeypatch.setattr("tasks.bases.tower_shapes", lambda *given: {})
-    monkeypatch.setattr("tasks.bases.Part", lambda whole, prefix: (whole, prefix))
+    monkeypatch.setattr("tasks.vision.folder.open_base", lambda *given: asked.append(given) or base)
+    monkeypatch.setattr("tasks.vision.folder.check_tower", lambda *given: None)
+    monkeypatch.setattr("tasks.vision.folder.tower_shapes", lambda *given: {})
+    monkeypatch.setattr("tasks.vision.folder.Part", lambda whole, prefix: (whole, prefix))
     found = pretrained(HubFamily("hub_a", base_revision="abc"), None, "backbone", cache)  # type: ignore[arg-type]
     assert found == (base, "visual.") and asked == [("backbone", cache, "abc")]
 
