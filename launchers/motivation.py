@@ -66,7 +66,7 @@ def run(config: DictConfig) -> Measured:
     named = {"motivation": [decides["method"]["neurons"], config.mass], "suite": decides["suite"], "seed": config.seed}
     blocks = motivation.blocks(setup.experts, setup.context, method.neurons, config.mass)
     matrices = motivation.matrices(setup.experts)
-    found = Measured(
+    measured = Measured(
         run_id=fingerprint([named, setup.checkpoints], 12),
         suite=setup.grid.suite.name,
         family=setup.source.family,
@@ -75,29 +75,31 @@ def run(config: DictConfig) -> Measured:
         split="calibration",
         ratio=method.neurons.ratio,
         mass=config.mass,
-        blocks={block: asdict(each) for block, each in blocks.items()},
-        matrices={key: asdict(each) for key, each in matrices.items()},
+        blocks={block: asdict(facts) for block, facts in blocks.items()},
+        matrices={key: asdict(facts) for key, facts in matrices.items()},
         checkpoints=setup.checkpoints,
         code=code_version(),
     )
-    path = write_text(Path(config.output) / FOLDER / f"{found.run_id}.json", json.dumps(asdict(found), allow_nan=False))
-    show(found, Console(width=None if sys.stdout.isatty() else 120))
+    path = write_text(
+        Path(config.output) / FOLDER / f"{measured.run_id}.json", json.dumps(asdict(measured), allow_nan=False)
+    )
+    show(measured, Console(width=None if sys.stdout.isatty() else 120))
     log.info("written to %s; python -m launchers.report draws it", path)
-    return found
+    return measured
 
 
-def show(found: Measured, console: Console) -> None:
+def show(measured: Measured, console: Console) -> None:
     """A line a block: active neurons, overlap of the masks, and what leading directions hold of its two matrices."""
     page = Table("block", "active %", "Jaccard", "at random", box=box.HORIZONTALS)
-    for block, each in found.blocks.items():
-        active, pairs = [100 * share for share in each["active"]], found.pairs(block)
+    for block, facts in measured.blocks.items():
+        active, pairs = [100 * share for share in facts["active"]], measured.pairs(block)
         overlap = f"{statistics.fmean(pairs):.3f} (largest {max(pairs):.3f})" if pairs else "-"
         spread = f"{statistics.fmean(active):.1f} ({min(active):.1f} to {max(active):.1f})"
-        page.add_row(block, spread, overlap, f"{each['chance']:.3f}")
+        page.add_row(block, spread, overlap, f"{facts['chance']:.3f}")
     console.print(page)
     energy = Table("matrix", *(f"{mode}: half the ranks" for mode in ("task", "out", "in")), box=box.HORIZONTALS)
-    for key, each in found.matrices.items():
-        energy.add_row(key, *(f"{100 * half(curve):.1f} %" for curve in each["modes"].values()))
+    for key, facts in measured.matrices.items():
+        energy.add_row(key, *(f"{100 * half(curve):.1f} %" for curve in facts["modes"].values()))
     console.print(energy)
 
 
@@ -109,13 +111,13 @@ def half(curve: dict[str, list[float]]) -> float:
 
 def read(folder: Path) -> list[Measured]:
     """All files of a folder by suite and seed; what is none of them is named in a warning and left out."""
-    found = []
+    files = []
     for path in sorted(folder.glob("*.json")):
         try:
-            found.append(Measured(**json.loads(path.read_text())))
+            files.append(Measured(**json.loads(path.read_text())))
         except (OSError, ValueError, TypeError) as error:
             log.warning("skipped %s: %s", path, error)
-    return sorted(found, key=lambda each: (each.suite, each.family, each.seed, each.run_id))
+    return sorted(files, key=lambda file: (file.suite, file.family, file.seed, file.run_id))
 
 
 @hydra.main(config_path="pkg://conf", config_name="motivation", version_base="1.3")

@@ -16,25 +16,25 @@ INNER = re.compile(r"(?<=[:\[,])\s*[^\s:\"'\[\]{},][^\"'\[\]{},]*")  # an unquot
 def spelled(arguments: Sequence[str], program: str = "duet") -> str | None:
     """The nearest command that Hydra can read, with the reason. None where it reads this one, or nothing is near.
 
-    A comma is told of unless the command is a sweep, in which it separates values.
+    A comma is explained unless the command is a sweep, in which it separates values.
     """
     known, strange = get_args_parser().parse_known_args(list(arguments))
-    if dashed := [each for each in strange if OVERRIDE.fullmatch(each.lstrip("-"))]:
-        fixed = [each.lstrip("-") if each in dashed else each for each in arguments]
+    if dashed := [word for word in strange if OVERRIDE.fullmatch(word.lstrip("-"))]:
+        fixed = [word.lstrip("-") if word in dashed else word for word in arguments]
         return f"Options have no dashes in front: {shlex.join([program, *fixed])}"
-    flags = [each for each in arguments if each not in known.overrides]
+    flags = [word for word in arguments if word not in known.overrides]
     joined, fixed = _joined(known.overrides), []
-    for each in joined:
-        override = OVERRIDE.fullmatch(each)
+    for word in joined:
+        override = OVERRIDE.fullmatch(word)
         value = override and readable(override[2])
         if override is None or value is None:
             return None
         if not known.multirun and value == override[2] and _separates(value):
-            return _alternatives(program, flags, joined, each, override)
+            return _alternatives(program, flags, joined, word, override)
         fixed.append(f"{override[1]}={value}")
     if fixed == known.overrides:
         return None
-    changed = [each for each in joined if each not in fixed]
+    changed = [word for word in joined if word not in fixed]
     why = f"{', '.join(changed)} needs quotes" if changed else "A space ends an option"
     return f"{why}. Write: {shlex.join([program, *flags, *fixed])}"
 
@@ -77,7 +77,7 @@ def _alternatives(
     program: str, flags: Sequence[str], words: Sequence[str], ambiguous: str, parts: re.Match[str]
 ) -> str:
     def command(value: str, *more: str) -> str:
-        fixed = (f"{parts[1]}={value}" if each == ambiguous else each for each in words)
+        fixed = (f"{parts[1]}={value}" if word == ambiguous else word for word in words)
         return shlex.join([program, *more, *flags, *fixed])
 
     return (

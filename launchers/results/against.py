@@ -108,7 +108,9 @@ def counterparts(rows: tuple[Row, ...], measured: Mapping[str, float]) -> tuple[
             reasons = dict.fromkeys(reason for seed in rows for reason in _reasons(seed, there))
             gaps = {name: measured[name] - value for name, value in there.scores.items() if name in measured}
             nearest[key] = rank, Comparison(there, gaps, tuple(reasons))
-    return tuple(sorted((comparison for _, comparison in nearest.values()), key=lambda each: len(each.reasons)))
+    return tuple(
+        sorted((comparison for _, comparison in nearest.values()), key=lambda comparison: len(comparison.reasons))
+    )
 
 
 def _reasons(row: Row, there: Published) -> list[str]:
@@ -139,32 +141,32 @@ def _same_family(row: Row, there: Published) -> bool:
 def _settings(row: Row, there: Published) -> list[str]:
     """The published settings that the row does not share; how the experts are read is no matter among families."""
     reasons = []
-    for name, wanted in there.settings.items():
+    for name, expected in there.settings.items():
         if name.startswith("experts.") and not _same_family(row, there):
             continue
         if name.startswith("search.") and not row.scale_source.startswith("search"):
-            continue  # a method without a scale, or told as a scale that was not searched
+            continue  # a method without a scale, or whose scale was not searched
         if name == "scale":
-            reasons += _scale(row, wanted)
-        elif (here := _here(row, name)) != wanted:
-            reasons.append(f"{name} {_short(wanted)} / {_short(here)}")
+            reasons += _scale(row, expected)
+        elif (here := _here(row, name)) != expected:
+            reasons.append(f"{name} {_short(expected)} / {_short(here)}")
     if (scored := row.search.get("scored", 0)) < (listed := len(row.search.get("scales", ()))):
         reasons.append(f"all scales scored / {scored} of {listed}")
     precision = _look(row.config, "engine.precision")
     return reasons if precision in (None, PRECISION) else [*reasons, f"precision {PRECISION} / {precision}"]
 
 
-def _scale(row: Row, wanted: Any) -> list[str]:
+def _scale(row: Row, expected: Any) -> list[str]:
     """What differs in the coefficient and in who chose it: nobody, or labelled validation images."""
     searched = row.scale_source.startswith("search")
     here = f"{_short(row.scale)} {'tuned on validation' if searched else 'fixed'}"
-    if wanted == UNKNOWN:
+    if expected == UNKNOWN:
         return [f"scale {UNKNOWN} / {here}"]
-    if wanted == "search":
+    if expected == "search":
         return [] if searched else [f"scale tuned on validation / {here}"]
     if searched:
-        return [f"scale {_short(wanted)} fixed / {here}"]
-    return [] if row.scale == wanted else [f"scale {_short(wanted)} / {_short(row.scale)}"]
+        return [f"scale {_short(expected)} fixed / {here}"]
+    return [] if row.scale == expected else [f"scale {_short(expected)} / {_short(row.scale)}"]
 
 
 def _here(row: Row, name: str) -> Any:
@@ -197,8 +199,8 @@ def _look(config: Any, name: str) -> Any:
 
 
 def _gap_of_scales(row: Row, there: Published) -> float:
-    wanted = there.settings.get("scale")
-    return abs(wanted - row.scale) if isinstance(wanted, float) and row.scale is not None else 0.0
+    expected = there.settings.get("scale")
+    return abs(expected - row.scale) if isinstance(expected, float) and row.scale is not None else 0.0
 
 
 def _short(value: Any) -> str:

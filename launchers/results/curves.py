@@ -177,8 +177,10 @@ def bytes_figure(summary: Summary) -> Drawn | None:
                 point.set_markerfacecolor("none")
             point.set_gid(gid)
             tips[gid] = f"{line.label}: {score:.1f} %, {line.stored_mb:.1f} MB"
-            told = " (oracle)" if line.kind == "oracle" else ""
-            point.set_label(f"{method}{told}" if f"{method}{told}" not in ax.get_legend_handles_labels()[1] else "_")
+            suffix = " (oracle)" if line.kind == "oracle" else ""
+            point.set_label(
+                f"{method}{suffix}" if f"{method}{suffix}" not in ax.get_legend_handles_labels()[1] else "_"
+            )
     fair = front_of(summary)
     for best, dashes, name in (
         (fair, "-", "Pareto front"),

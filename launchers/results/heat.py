@@ -96,7 +96,7 @@ def square(ax: Axes, values: "DataFrame", scale: Scale, digits: int, xlabel: str
 def score_map(summaries: Sequence[Summary]) -> Drawn:
     """Methods x tasks, a panel a suite: percent of the expert, plain accuracy where a line has no expert."""
     tables, relative = zip(*map(_scores, summaries), strict=True)
-    whats = ["accuracy, % of the expert's" if each else "accuracy, %" for each in relative]
+    whats = ["accuracy, % of the expert's" if is_relative else "accuracy, %" for is_relative in relative]
     figure, axes = page_wide(tables, 1, "task, with the expert's accuracy; last the mean" if any(relative) else "task")
     for ax, summary, table, what in zip(axes, summaries, tables, whats, strict=True):
         _mark_kinds(ax, summary, table)
@@ -191,8 +191,8 @@ def _mean(summary: Summary, seeds: Sequence[tuple[Any, Any]], more: Sequence[str
 def similarity_maps(summary: Summary) -> list[Drawn]:
     """Cosines between task vectors, mean over seeds; one for every set of experts of other seeds or families."""
     lines = summary.lines[summary.lines["kind"] == "expert"]
-    found = [similarity(summary, rows) for rows in lines["rows"] if any(row.similarity for row in rows)]
-    unlike = list({str(cosines.to_numpy().tolist()): cosines for cosines in found}.values())
+    known = [similarity(summary, rows) for rows in lines["rows"] if any(row.similarity for row in rows)]
+    unlike = list({str(cosines.to_numpy().tolist()): cosines for cosines in known}.values())
     return [_similarity(cosines, str(place) if len(unlike) > 1 else "") for place, cosines in enumerate(unlike, 1)]
 
 
@@ -202,7 +202,7 @@ def similarity(summary: Summary, rows: Sequence[Any]) -> "DataFrame":
 
 
 def _similarity(cosines: "DataFrame", number: str) -> Drawn:
-    apart = cosines.where(~np.eye(len(cosines), dtype=bool))  # each is 1 with itself
+    apart = cosines.where(~np.eye(len(cosines), dtype=bool))  # a task is 1 with itself
     others = apart.stack().dropna()
     wide = COLUMN if len(cosines) <= 9 else PAGE
     figure = Figure(figsize=(wide, wide), layout="constrained")
@@ -233,7 +233,9 @@ def energy_map(summary: Summary) -> Drawn | None:
         name = named(line.label, line.Index, f" (+{len(more)})" if more else "")
         shares = {column: [share for row in line.rows for key in keys for share in row.energy.get(key, ())]
                   for column, keys in columns.items()}  # fmt: skip
-        captured[name] = {column: 100 * float(np.mean(each)) if each else np.nan for column, each in shares.items()}
+        captured[name] = {
+            column: 100 * float(np.mean(values)) if values else np.nan for column, values in shares.items()
+        }
     figure, _ = page_wide([DataFrame.from_dict(captured, orient="index", columns=list(columns))], 0,
                           "layer and what in it")  # fmt: skip
     caption = "Share of the squared norm of the task vectors, mean over tasks, seeds and a layer's matrices."

@@ -26,11 +26,11 @@ class Point(NamedTuple):
 
 def objectives(files: Sequence[str | Path]) -> Point | None:
     """Those of the first row file, whose references are among the others; None where it is missing or failed."""
-    found = rows.read([file for file in files if Path(file).exists()])
-    wanted = Path(files[0]).stem if files else ""
-    for summary in summarise(found):
+    listed = rows.read([file for file in files if Path(file).exists()])
+    own = Path(files[0]).stem if files else ""
+    for summary in summarise(listed):
         for line in summary.scored.itertuples():
-            if line.run_ids == wanted:
+            if line.run_ids == own:
                 return Point((line.mean if math.isnan(line.norm) else line.norm) / 100, float(line.stored_bytes))
     return None
 

@@ -61,7 +61,9 @@ def declared(text: Any, where: str) -> Plot:
         plot = TypeAdapter(Plot).validate_python(values | lists)
     except (yaml.YAMLError, ValidationError, ValueError, TypeError) as error:
         problems = error.errors() if isinstance(error, ValidationError) else []
-        listed = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems) or str(error)
+        listed = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems) or str(
+            error
+        )
         raise UserError(
             f"The plot of {where} cannot be drawn: {listed}. Write e.g. {{kind: curve, x: method.keep}}."
         ) from error

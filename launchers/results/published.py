@@ -11,7 +11,7 @@ import yaml
 
 FOLDER = Path(__file__).with_name("published_numbers")
 PER_TASK = ("base", "expert")  # whose number of a task does not depend on the other tasks of the suite
-UNKNOWN, ANY = "unknown", "any"  # a setting that is not told, and one that makes no difference
+UNKNOWN, ANY = "unknown", "any"  # a setting that is not known, and one that makes no difference
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def method_of(label: str) -> str:
 def _settings(about: Mapping[str, Any], table: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """What a measured row must agree in: of the method, over it of the table, over that of the row."""
     protocol = about["protocols"][about["methods"][row["method"]]]
-    found = {**protocol, **table.get("settings", {}), **row.get("settings", {})}
-    return {name: value for name, value in found.items() if value != ANY}
+    settings = {**protocol, **table.get("settings", {}), **row.get("settings", {})}
+    return {name: value for name, value in settings.items() if value != ANY}
 
 
 @cache
@@ -92,7 +92,7 @@ def _rows(table: Mapping[str, Any]) -> Iterator[Published]:
     images = table.get("test_images", {})
     for row in table["rows"]:
         accuracy = row.get("accuracy", [])
-        notes = [about["notes"][name] for each in (table, row) for name in each.get("notes", [])]
+        notes = [about["notes"][name] for part in (table, row) for name in part.get("notes", [])]
         yield Published(
             **{name: table[name] for name in ("table", "source", "backbone", "suite", "family", "digits")},
             **{name: row[name] for name in ("method", "printed", "tolerance")},

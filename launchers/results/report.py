@@ -76,8 +76,8 @@ def across(summaries: Sequence[Summary], plots: dict[Plot, str], folders: Sequen
     """What experiments declare and these tables fill, and what launchers.motivation measured in `folders`."""
     drawn = [figure for plot, name in plots.items() if plot.kind in ("curve", "grid", "bars")
              for figure in drawings(plot, name, summaries)]  # fmt: skip
-    measured = [Section(f"motivation-{each.run_id}", f"What DuetMerging builds on: {title_of(each)}",
-                        {"": drawings_of(each)}) for folder in folders for each in read(folder)]  # fmt: skip
+    measured = [Section(f"motivation-{file.run_id}", f"What DuetMerging builds on: {title_of(file)}",
+                        {"": drawings_of(file)}) for folder in folders for file in read(folder)]  # fmt: skip
     return [*([Section("ablations", "Ablations", {"": drawn})] if drawn else []), *measured]
 
 

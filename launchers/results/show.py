@@ -34,12 +34,12 @@ from merging.errors import UserError
 
 def pick(rows: Sequence[Row], prefix: str, where: str = RESULTS) -> Row:
     """The one row whose run id begins with `prefix`. Raises UserError for none and for several."""
-    found = {row.run_id: row for row in rows if row.run_id.startswith(prefix.lower())}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if found:
-        listed = "; ".join(f"{row.run_id} {row.method} seed {row.seed}" for row in [*found.values()][:8])
-        raise UserError(f"{len(found)} runs in {where} begin with {prefix}: {listed}. Give more digits.")
+    matching = {row.run_id: row for row in rows if row.run_id.startswith(prefix.lower())}
+    if len(matching) == 1:
+        return next(iter(matching.values()))
+    if matching:
+        listed = "; ".join(f"{row.run_id} {row.method} seed {row.seed}" for row in [*matching.values()][:8])
+        raise UserError(f"{len(matching)} runs in {where} begin with {prefix}: {listed}. Give more digits.")
     near = difflib.get_close_matches(prefix, [row.run_id for row in rows], 1, 0.5)
     guess = f"Did you mean {near[0]}?" if near else f"The newest is {rows[-1].run_id} ({rows[-1].method})."
     raise UserError(
@@ -142,7 +142,9 @@ def _unseen(row: Row, rows: Sequence[Row]) -> Table | None:
     if borrowed := row.routing.get("unseen"):
         most = [sorted(zip(row.tasks, borrowed[task], strict=True), key=lambda pair: -abs(pair[1]))[:3]
                 for task in row.unseen]  # fmt: skip
-        columns["mean weights"] = [", ".join(f"{name} {100 * weight:.0f} %" for name, weight in each) for each in most]
+        columns["mean weights"] = [
+            ", ".join(f"{name} {100 * weight:.0f} %" for name, weight in pairs) for pairs in most
+        ]
     return _table("unseen task", list(row.unseen), columns) if row.unseen else None
 
 

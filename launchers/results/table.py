@@ -76,7 +76,7 @@ def _facts(summary: Summary, wide: bool) -> list[tuple[str, Tell]]:
          lambda line: _number(line, line.router_seconds, ".2f")),
         (wide, "total s", lambda line: _number(line, line.seconds, ".1f")),
     ]  # fmt: skip
-    return [(header, tell) for wanted, header, tell in shown if wanted]
+    return [(header, tell) for is_shown, header, tell in shown if is_shown]
 
 
 def _unless_failed(name: str) -> Tell:
@@ -130,7 +130,7 @@ def _record(summary: Summary) -> "DataFrame":
         *(f"unseen {task}" for task in summary.unseen),
     ]
     scores = [name for quantity in tasks for name in (quantity, f"{quantity} sd")]
-    normalised = {f"norm {task}{more}" for task in summary.tasks for more in ("", " sd")}  # their mean is told
+    normalised = {f"norm {task}{more}" for task in summary.tasks for more in ("", " sd")}  # their mean is shown
     facts = [name for name in lines if name not in {*INSIDE, *FIRST, *scores, *normalised}]
     frame = lines[[*FIRST, *scores, *facts]]
     return frame.rename(columns=lambda name: "method" if name == "label" else name.removeprefix("task "))
