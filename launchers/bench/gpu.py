@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from launchers.bench.measure import machine, report
@@ -82,19 +83,14 @@ def merges(models: Models, device: "torch.device") -> Iterator[tuple[str, str, M
     from merging.context import Context
     from merging.methods.method import call
 
-    experts = None
-
-    def opened() -> "Experts":
-        nonlocal experts
-        experts = experts or synthetic(models, device)
-        return experts
+    opened = cache(lambda: synthetic(models, device))
 
     def merge(method: Any) -> tuple[float, float]:
-        seconds, merged = timed(lambda: call(method, opened(), Context(device=device)), device)
-        block = [key for key in opened().specs() if ".resblocks.0." in key]
-        exact = call(method, on_cpu(opened().part(block)))
-        if method.__class__.__name__ == "Ties":  # its threshold is the whole model's
-            exact = call(method, on_cpu(opened()))
+        experts = opened()
+        seconds, merged = timed(lambda: call(method, experts, Context(device=device)), device)
+        block = [key for key in experts.specs() if ".resblocks.0." in key]
+        whole = isinstance(method, methods.Ties)  # its threshold is that of all parameters
+        exact = call(method, on_cpu(experts if whole else experts.part(block)))
         errors = [relative(merged.shared[key], exact.shared[key]) for key in block]
         return seconds, max(errors)
 
