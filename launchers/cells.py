@@ -68,7 +68,7 @@ class Cell:
     router: Router
     config: Config
     setup: Setup
-    overrides: tuple[str, ...] = ()  # of the command
+    overrides: Sequence[str] = ()  # of the command
 
     @property
     def checkpoints(self) -> dict[str, str]:

@@ -51,12 +51,12 @@ def run(config: DictConfig) -> list[str]:
     if config.save is not None:
         check_writable("save", Path(config.save).parent)
     with instantiate(config.tracker) as tracker:
-        chosen = cell(config)
+        chosen = cell(config, HydraConfig.get().runtime.choices["method"])
         if config.save is not None:
             others = Known("", tuple(map(Path, sorted(named(config)))))  # a text tower, a model of all tasks
             check_target(config.save, [chosen.setup.experts.origin, *chosen.setup.experts.inputs, others])
-        references = [reference(config, label) for label in REFERENCES if label != chosen.label]
-        ids = [cell.run_id for cell in (chosen, *references)]
+        references = [cell(config, label, reference=True) for label in REFERENCES if label != chosen.label]
+        ids = [each.run_id for each in (chosen, *references)]
         files = [str((folder / f"{run_id}.json").resolve()) for run_id in ids]
         write_text(output_dir / LISTED, json.dumps(files))
         if chosen.setup.files is not None:
@@ -95,11 +95,11 @@ def elsewhere(cell: Cell, folder: Path) -> bool:
     return holder is not None
 
 
-def cell(config: DictConfig) -> Cell:
-    """The cell that the configuration names."""
-    label = HydraConfig.get().runtime.choices["method"]
-    decides = config_of(config, label)
-    setup = setup_for(label, with_heads(config, label), decides)
+def cell(config: DictConfig, label: str, reference: bool = False) -> Cell:
+    """The cell that the configuration names; or a `reference` beside it, the base or the experts on the same setup."""
+    config = prepared(config, label, reference)
+    decides = resolved(config)
+    setup = setup_for(label, config, decides)
     setup = replace(setup, gates=None) if config.redo else setup
     return Cell(label, *built(config), decides, setup, overrides())
 
@@ -112,36 +112,22 @@ def built(config: DictConfig) -> tuple[Method, Fixed | Search, Router]:
     return method, scale, instantiate(config.router) if routed else Oracle()
 
 
-def reference(config: DictConfig, label: str) -> Cell:
-    """The base or the experts on the same setup; no option of the run's own method touches them."""
-    decides = config_of(config, label, reference=True)
-    setup = setup_for(label, with_heads(config, label), decides)
-    return Cell(label, REFERENCES[label](), Fixed(), Oracle(), decides, setup, overrides())
-
-
-def overrides() -> tuple[str, ...]:
+def overrides() -> list[str]:
     """Those of this job that its rows depend on: the command that leads to them, and not where they are written."""
-    return tuple(each for each in HydraConfig.get().overrides.task if re.split("[.@=/]", each.lstrip("+~"))[0] not in
-                 ELSEWHERE)  # fmt: skip
+    given = {override: re.split("[.@=/]", override.lstrip("+~"))[0] for override in HydraConfig.get().overrides.task}
+    return [override for override, part in given.items() if part not in ELSEWHERE]
 
 
-def config_of(config: DictConfig, label: str, reference: bool = False) -> dict[str, Any]:
-    """What decides the numbers of a row of this configuration, as plain values."""
-    decides = resolved(with_heads(config, label))
-    if not reference:
-        return decides
-    decides |= {"method": {"_target_": f"merging.methods.{REFERENCES[label].__name__}"}, "scale": None, "router": None}
-    decides.pop("save_dtype", None)
-    decides["engine"].pop("batch", None)  # without a gate no image depends on those beside it
-    return decides
-
-
-def with_heads(config: DictConfig, label: str) -> DictConfig:
-    """The base has no expert whose text tower could read the class names: the suite's does, where there is one."""
-    if label != "base" or "heads" not in config.experts or config.suite.get("text") is None:
-        return config
-    kept: Any = OmegaConf.merge(config, {"experts": {"heads": "suite"}})
-    return kept
+def prepared(config: DictConfig, label: str, reference: bool = False) -> DictConfig:
+    """The configuration of a row. No option of the run's own method touches a reference, and the base, which has no
+    expert whose text tower could read the class names, keeps its own heads."""
+    changed = config.copy()
+    OmegaConf.set_struct(changed, False)
+    if reference:
+        changed.method, changed.save_dtype = {"_target_": f"merging.methods.{REFERENCES[label].__name__}"}, None
+    if label == "base" and "heads" in config.experts:
+        changed.experts.heads = "suite"
+    return changed
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

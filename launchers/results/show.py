@@ -159,13 +159,13 @@ def _percents(shares: Sequence[float | None]) -> list[str]:
 
 def _caveat(row: Row) -> str:
     """Whether the command is the same run with the configuration of today."""
-    from launchers.job import config_of  # here, because it imports torch
+    from launchers.job import prepared, resolved  # here, because it imports torch
 
     if row.overrides is None:
         return f"The row is older than the commands in rows: this is the default run. It was written by {row.code}."
     try:
         config = composed(row.overrides)
-        now = config_of(config, row.method, row.method != config.hydra.runtime.choices.method)
+        now = resolved(prepared(config, row.method, row.method != config.hydra.runtime.choices.method))
     except (UserError, HydraException, OmegaConfBaseException, ImportError) as error:
         return f"This version of the configuration cannot compose it: {str(error).splitlines()[0]} See {row.code}."
     then, today = identity(row), identity(replace(row, config=now))
