@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -10,10 +11,10 @@ import torch
 
 from merging.errors import UserError
 from merging.merged import Merged
-from tasks.evaluate import Grid, Scores
+from tasks.evaluate import Grid, Scores, answer, reader
 from tasks.journal import NOWHERE, Journal
-from tasks.pace import seconds
 from tasks.score import normalise
+from tasks.split import count_of
 
 log = logging.getLogger(__name__)
 Criterion = Literal["norm", "mean"]
@@ -138,3 +139,31 @@ def coarse(scales: Sequence[float], ask: Callable[[Sequence[float]], None], know
         values = [known(scale) for scale in scales]
         best = values.index(max(value for value in values if value is not None))
         new = [scales[i] for i in (best - 1, best + 1) if 0 <= i < len(scales) and values[i] is None]
+
+
+def seconds(grid: Grid, merged: Merged, split: str) -> float:
+    """About how long one more coefficient takes on a split, from a batch of the first task.
+
+    On a CPU in its own time, so that other processes play no role.
+    """
+    remade = 0.0
+    if merged.remade is not None and merged.scale is not None:
+        begin = time.process_time()
+        merged.remade(merged.scale)
+        remade = (time.process_time() - begin) / torch.get_num_threads()
+    with grid.pool(1) as pool:
+        sample = pool.submit(_sample, grid, split).result()
+    return remade + sample * sum(len(task.split(split)) for task in grid.suite.tasks) / grid.engine.workers
+
+
+def _sample(grid: Grid, split: str) -> float:
+    batch = next(grid.engine.stream(grid.suite.tasks[0].split(split).inputs), None)
+    if batch is None:
+        return 0.0
+    with grid.module() as module:
+        inputs = grid.backbone.prepare(batch)
+        read = reader(grid.backbone, grid.suite.tasks[0])
+        answer(module, inputs, read=read, engine=grid.engine)  # the first time is slower
+        begin = grid.engine.clock()
+        answer(module, inputs, read=read, engine=grid.engine)
+        return (grid.engine.clock() - begin) / count_of(batch)

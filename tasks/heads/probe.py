@@ -77,6 +77,7 @@ def fit_linear(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         weight, bias = fitted.coef_, fitted.intercept_
         if len(weight) == 1:  # of two classes scikit-learn gives the second one's
             weight, bias = numpy.concatenate([0 * weight, weight]), numpy.concatenate([0 * bias, bias])
-    weight = weight / scaler.scale_
-    bias = bias - weight @ scaler.mean_
+    mean, spread = numpy.asarray(scaler.mean_), numpy.asarray(scaler.scale_)
+    weight = numpy.asarray(weight / spread)
+    bias = bias - weight @ mean
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()

@@ -1,4 +1,4 @@
-"""The mini CLIP in open_clip's own classes, and the pretrained base shipped beside this file."""
+"""The mini CLIP in open_clip's own classes, its closed vocabulary, and the pretrained base beside this file."""
 
 import copy
 from functools import cache
@@ -11,13 +11,33 @@ from torch import Tensor
 from torch.nn import functional
 
 from tasks.mini.generate import CLASSES
-from tasks.mini.words import CONTEXT, TEMPLATES, tokenize, vocabulary
 
 BASE = Path(__file__).with_name("base.safetensors")
 TOWER = {
     "embed_dim": 128,
     "vision_cfg": {"layers": 5, "width": 192, "head_width": 32, "patch_size": 8, "image_size": 32},
 }
+
+TEMPLATES = ("a photo of a {}", "a picture of the {}", "one image of {}")
+CONTEXT = 10  # template words + class words + the end token
+
+
+@cache
+def vocabulary() -> dict[str, int]:
+    """Word -> id; 0 pads, and the end token has the highest id because open_clip pools the text at argmax(ids)."""
+    sentences = [*TEMPLATES, *(name for names in CLASSES.values() for name in names)]
+    words = sorted({word for sentence in sentences for word in sentence.replace("{}", "").split()})
+    return {"<pad>": 0, **{word: 1 + i for i, word in enumerate(words)}, "<end>": 1 + len(words)}
+
+
+def tokenize(captions: list[str]) -> Tensor:
+    """int64 ids [len(captions), CONTEXT], zero padded. Raises KeyError for a word outside the vocabulary."""
+    ids = torch.zeros(len(captions), CONTEXT, dtype=torch.int64)
+    table = vocabulary()
+    for row, caption in zip(ids, captions, strict=True):
+        tokens = [table[word] for word in caption.split()] + [table["<end>"]]
+        row[: len(tokens)] = torch.tensor(tokens)
+    return ids
 
 
 def build() -> CLIP:

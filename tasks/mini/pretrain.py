@@ -22,8 +22,7 @@ from torch.nn import functional
 
 from merging.ops import generator
 from tasks.mini.generate import CLASSES, render
-from tasks.mini.model import BASE, build, prepare
-from tasks.mini.words import TEMPLATES, tokenize
+from tasks.mini.model import BASE, TEMPLATES, build, prepare, tokenize
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.methods import Average, TaskArithmetic, TsvM, Twin, Wemoe
-from tasks import pace
 from tasks.engine import Engine
 from tasks.evaluate import Grid
 from tasks.journal import Journal
 from tasks.scales import Fixed, Search, coarse, worth
+from tasks.scales import seconds as seconds_of
 from tasks.score import Score
 
 NAMES = ("hues", "tints", "shades")
@@ -181,13 +181,13 @@ class TestTooLong:
         """By a clock that ticks once per look: an image of a batch of 8 takes 1/8, and there are 72."""
         ticks = iter(range(10))
         monkeypatch.setattr(Engine, "clock", lambda self: next(ticks))
-        monkeypatch.setattr("tasks.pace.time.process_time", lambda: next(ticks))
+        monkeypatch.setattr("tasks.scales.time.process_time", lambda: next(ticks))
         monkeypatch.setattr(Engine, "workers", 2)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         grid = Grid(suite, small.TOWER, Engine("cpu", batch=8))
-        assert pace.seconds(grid, TaskArithmetic()(experts), "val") == 72 / 8 / 2
+        assert seconds_of(grid, TaskArithmetic()(experts), "val") == 72 / 8 / 2
         merged = Twin(keep=0.0)(experts)
-        assert pace.seconds(grid, merged, "val") == 1 / 2 + 72 / 8 / 2
+        assert seconds_of(grid, merged, "val") == 1 / 2 + 72 / 8 / 2
 
 
 def test_a_killed_search_goes_on_where_it_stopped(suite, experts, tmp_path, monkeypatch):

@@ -11,9 +11,8 @@ from merging.backbones.open_clip import OpenClip
 from merging.errors import UserError
 from tasks.mini.digits import handwriting
 from tasks.mini.generate import CLASSES, to_bytes
-from tasks.mini.model import TOWER, load_base
+from tasks.mini.model import CONTEXT, TEMPLATES, TOWER, load_base, tokenize, vocabulary
 from tasks.mini.suite import _split, build
-from tasks.mini.words import CONTEXT, TEMPLATES, tokenize, vocabulary
 from tasks.split import SPLITS
 from tasks.suite import Suite, calibration
 
