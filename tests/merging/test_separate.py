@@ -81,7 +81,7 @@ def split_by_hand():
 
 
 def dense(method, separate=True):
-    return models(method(experts(separate)))
+    return models(applied(method, experts(separate)))
 
 
 def images():
@@ -138,7 +138,7 @@ class TestStatic:
         assert not torch.allclose(found[MATRIX], fused[MATRIX], atol=1e-4)
         if method not in (TsvM(), IsoC()):
             return
-        (expected,) = models(method(split_by_hand()))
+        (expected,) = models(applied(method, split_by_hand()))
         assert equal(by_hand(found), expected)
 
     def test_another_scale(self):
@@ -164,7 +164,7 @@ class TestRouted:
         """The dense models of every task, against the same method on checkpoints that were cut by hand."""
         if isinstance(method, Duet):  # whose masks are measured in a tower, which is fused
             method = replace(method, static=False)
-        found, expected = method(experts()), method(split_by_hand())
+        found, expected = applied(method, experts()), applied(method, split_by_hand())
         assert (
             found.deltas.keys() <= set(tower())
             and by_hand(dict.fromkeys(found.deltas, torch.zeros(3))).keys() == expected.deltas.keys()
@@ -175,7 +175,7 @@ class TestRouted:
                 torch.testing.assert_close(weight, expected.weight(key, gate), atol=2e-6, rtol=0, msg=key)
 
     def test_the_routed_tower_is_the_folded_model(self, method):
-        merged = method(experts())
+        merged = applied(method, experts())
         if merged.routing.router == "subspace":  # tokens choose: see TestSmile
             return
         routed, plain = install(BACKBONE.build(), merged), BACKBONE.build()
@@ -186,7 +186,7 @@ class TestRouted:
                 torch.testing.assert_close(routed(images(), w=gate), plain(images()), atol=1e-5, rtol=1e-5)
 
     def test_saved_and_read_again(self, method, tmp_path):
-        merged = method(experts())
+        merged = applied(method, experts())
         path = merged.save(tmp_path / "merged.safetensors")
         again = open_merged(path)
         assert again.specs.keys() == merged.specs.keys() and again.deltas.keys() == merged.deltas.keys()
@@ -197,7 +197,7 @@ class TestRouted:
 @pytest.mark.parametrize("method", [each() for each in every_method()], **IDS)
 class TestEveryMethod:
     def test_only_fused_names_come_out(self, method):
-        merged = method(experts())
+        merged = applied(method, experts())
         assert merged.specs.keys() == set(tower()) >= merged.deltas.keys()
         for model in models(merged):
             assert {key: tuple(weight.shape) for key, weight in model.items()} == tower()
@@ -207,14 +207,14 @@ class TestEveryMethod:
         base, _ = family(0, tower())
         del base["position_ids"]
         same = replace(opened(base, [dict(base)] * T), separate_qkv=True)
-        assert all(equal(model, base) for model in models(method(same)))
+        assert all(equal(model, base) for model in models(applied(method, same)))
 
 
 @pytest.mark.parametrize("method", [Twin(keep=1.0), Twin(shared=TsvM(), keep=1.0), Duet("all", FULL), Expert()], **IDS)
 def test_full_ranks_give_the_experts_back(method):
     """In the blocks: what lies before them is merged statically by those that route."""
     seen = experts()
-    for model, checkpoint in zip(models(method(seen)), seen.checkpoints, strict=True):
+    for model, checkpoint in zip(models(applied(method, seen)), seen.checkpoints, strict=True):
         inside = [key for key in model if ".resblocks." in key]
         assert len(inside) == 24
         for key in inside:
@@ -231,7 +231,7 @@ class TestAgainstSplitInsideTheMethod:
 
     def test_smile(self):
         method = Smile(rank=4, gate_rank=2)
-        first, second = method(experts()), method(experts(False))
+        first, second = applied(method, experts()), method(experts(False))
         with torch.inference_mode():
             answers = [install(BACKBONE.build(), merged)(images()) for merged in (first, second)]
         assert torch.equal(*answers)
@@ -294,5 +294,5 @@ def test_checkpoints_without_attention_are_left_alone():
 
 def test_neurons_are_measured_in_the_fused_tower():
     seen, fused = experts(), experts(False)
-    first, second = Neurons(0.5).masks(seen), Neurons(0.5).masks(fused)
+    first, second = Neurons(0.5).masks(seen, context(seen)), Neurons(0.5).masks(fused, context(fused))
     assert first.keys() == second.keys() and all(torch.equal(first[block], second[block]) for block in first)
