@@ -12,6 +12,7 @@ from merging.identity import WHERE
 from tasks.finetune import Recipe, make_experts, make_multitask
 from tasks.mini.model import BASE
 from tasks.suite import Suite
+from tasks.vision.fitting import check_tower, tower_shapes
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,17 @@ class FineTuned:
 
     def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
         """Experts for the tasks of `suite`, from the cache or trained now."""
-        base = Part(SafetensorsFile(BASE, cache), PREFIX)
+        base = base_for(backbone, cache)
         made = make_experts(base, backbone, suite, self.recipe, self.seed, cache, self.workers)
         return Experts.open(base, made, suite.names, cache)
 
     def open_multitask(self, suite: Suite, backbone: Backbone, cache: Cache) -> Checkpoint:
         """One model trained on all tasks of `suite`, from the cache or trained now."""
-        return make_multitask(
-            Part(SafetensorsFile(BASE, cache), PREFIX), backbone, suite, self.recipe, self.seed, cache
-        )
+        return make_multitask(base_for(backbone, cache), backbone, suite, self.recipe, self.seed, cache)
+
+
+def base_for(backbone: Backbone, cache: Cache) -> Checkpoint:
+    """The image tower of the shipped base. Raises UserError for another backbone than it was made with."""
+    base = Part(SafetensorsFile(BASE, cache), PREFIX)
+    check_tower(base, tower_shapes(backbone), backbone)
+    return base

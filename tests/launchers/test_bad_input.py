@@ -24,6 +24,7 @@ MISTAKES = {
     "gate": (["method=duet", "router.gate.sees=blok"], r"router\.gate\.sees=blok cannot be used: it must be 'block', "),
     "gates at odds": (["method=twin", "router.gate.sees=early", "router.gate.shared=true"], r"shared=false"),
     "training": (["method=duet", "router.train.lr=0"], r"router\.train\.lr=0\S* is out of range"),
+    "backbone": (["method=average", "backbone=clip_vit_b32"], r"does not fit backbone=clip_vit_b32: it lacks visual\."),
     "neurons": (["method=duet", "method.neurons.ratio=0"], r"neurons: ratio=0 is out of range"),
     "tracker": (["tracker=wandb", "tracker.mode=onlin"], r"tracker\.mode=onlin cannot be used: it must be 'auto', "),
     "text for a number": (["method.scale=abc"], r"method\.scale=abc cannot be used: it must be a number\."),
