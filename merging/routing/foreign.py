@@ -81,6 +81,11 @@ class SubstitutedTable(Substituted):
         places = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
         return static + self.with_values({"weight": rows.flatten(0, -2).to(static.dtype)}, places)
 
+    def read(self, name: str) -> Any:
+        if name == "padding_idx":  # no row of a mixed table is padding, through which no gradient flows
+            return None if self.values.now else self.__dict__[name]
+        return super().read(name)
+
 
 class SubstitutedTokens(Substituted):
     """Tokens that are added to or put in front of embedded patches: [d] or [1, N, d], per sample [B, N, d]."""
@@ -146,6 +151,7 @@ def substituted(module: Any, deltas: Mapping[str, Delta | None], holder: Holder,
     kind, names = type(module).__name__, set(deltas)
     if isinstance(module, nn.Embedding) and module.max_norm is None:
         mixin: type = SubstitutedTable
+        names.add("padding_idx")
     elif names <= TOKENS.get(kind, set()):
         mixin = SubstitutedVision if kind == "VisionTransformer" else SubstitutedTokens
     elif kind.endswith(GAINS):

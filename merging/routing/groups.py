@@ -1,7 +1,7 @@
 """Twin-Merging in groups (its appendix E): samples with similar weights share one merge. Needs all samples at once."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from merging.errors import UserError
 from merging.ops import generator
@@ -44,15 +44,6 @@ def grouped(gate: Gate, logits: Tensor) -> tuple[Tensor, Tensor]:
     points = weights if shape.points == "weights" else logits.mean(1) if logits.ndim == 3 else logits
     labels, means = group(weights, shape.groups, per_bin=shape.per_bin, points=points)
     return labels, gate.chosen(means)
-
-
-def apply(tower: nn.Module, images: Tensor, weights: Tensor, count: int, **how) -> Tensor:
-    """What a routed tower (`tower.use("grouped")` folds each group) answers with the weights of the groups.
-
-    Outputs are in the order of the images; `how` is passed on to `group`.
-    """
-    labels, means = group(weights, count, **how)
-    return tower(images, w=means[labels])
 
 
 def shares(sizes: list[int], count: int) -> list[int]:

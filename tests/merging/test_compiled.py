@@ -21,9 +21,10 @@ def test_compiled_as_one_graph(kernel, backend):
     torch.testing.assert_close(w.grad, other.grad)
 
 
-def test_compiled_with_gates():
+@pytest.mark.parametrize("sees", ["block", "pass"])
+def test_compiled_with_gates(sees):
     torch.compiler.reset()
-    tower = install(backbone().build(), gated("block"))
+    tower = install(backbone().build(), gated(sees))
     with torch.no_grad():
         found = torch.compile(tower, backend="eager", fullgraph=True)(images())
         torch.testing.assert_close(found, tower(images()))
