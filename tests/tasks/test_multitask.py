@@ -129,7 +129,7 @@ def test_it_is_trained_once_and_is_no_expert(cache):
 def test_the_method_gives_its_weights_and_nothing_without_it():
     base, trained, experts = small.tower_state(), small.tower_state(1), [small.tower_state(2), small.tower_state(3)]
     opened = Experts.open(base, experts)
-    data = SuiteData(small.suite(), small.TOWER, trained=lambda: StateDict(trained))
+    data = SuiteData(small.suite("hues"), small.TOWER, trained=lambda: StateDict(trained))
     merged = Multitask()(opened, Context(data))
     for key, weight in merged.state():
         assert torch.allclose(weight, trained[key], rtol=0, atol=1e-6), key
