@@ -45,14 +45,15 @@ def grams(
     large model ask block by block, each of which ends its forwards behind its last matrix. Raises UserError for a
     parameter that is no such matrix.
     """
-    outcomes = [_grams(calibration, checkpoint, task, keys, count) for task, checkpoint in enumerate(checkpoints)]
+    outcomes = [grams_of(calibration, checkpoint, task, keys, count) for task, checkpoint in enumerate(checkpoints)]
     sums = {key: torch.stack([sums.pop(key) for sums, _ in outcomes]) for key in keys}
     return Grams(sums, {key: torch.tensor([rows[key] for _, rows in outcomes]) for key in keys})
 
 
-def _grams(
-    calibration: Calibration, checkpoint: Checkpoint, task: int, keys: Sequence[str], count: int | None
+def grams_of(
+    calibration: Calibration, checkpoint: Checkpoint, task: int, keys: Sequence[str], count: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """As `grams`, of one checkpoint on one task: sums [n, n] fp64, and rows."""
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(keys, 0)
 
