@@ -161,7 +161,9 @@ class Cell:
         that was killed are used again.
         """
         grid, timer, journal, opened = self.setup.grid, Timer(), self.journal, Opened()
-        context = replace(self.setup.context, seed=self.config["seed"], log=log_step, opened=opened)
+        unfinished = None if journal.folder is None else Cache(journal.folder)
+        known = {"seed": self.config["seed"], "log": log_step, "opened": opened, "unfinished": unfinished}
+        context = replace(self.setup.context, **known)
         merged = call(self.method, self.setup.experts, context.acting(f"method={self.label}", self.method))
         if "save_dtype" in self.config:
             merged = merged.cast(self.config["save_dtype"])
@@ -184,7 +186,8 @@ class Cell:
             merged = replace(merged, provenance=about, inputs=self.setup.experts.inputs)
             log.info("saved %s", merged.save(save, backbone=grid.backbone.facts()))
         row = replace(
-            self.row(opened.by(SCALE)),
+            row := self.row(opened.by(SCALE)),
+            remarks=[*row.remarks, *(f"{self.label}: {remark}" for remark in merged.remarks)],
             scores=dict(scored.scores),
             validation=validation and {task: score.value for task, score in validation.items()},
             collapsed=collapsed,

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from merging.calibration import Calibration
+from merging.errors import UserError
 from merging.experts import Experts
+from merging.preflight import some
 
 Stream = Callable[[], Iterator[tuple[str, Tensor]]]  # (key, tau [T, *shape]) in a fixed order; a buffer used again
 
@@ -31,8 +33,14 @@ class Coefficients:
         self.values = torch.full((len(self.tasks), columns), init, device=data.device, requires_grad=True)
         self.module = data.tower().to(data.device)
         self._weights = dict(self.module.named_parameters(remove_duplicate=False))
-        for name, weight in self._weights.items():
-            weight.requires_grad_(name in self.column)
+        stored = experts.origin.specs()
+        lacking = [name for name in self._weights if name not in stored]
+        if lacking or not self._weights:
+            raise UserError(
+                f"The model has {some(lacking) or 'no parameter'}, which base and experts lack: what they give is not "
+                f"known, so that no coefficient can be learned. Give the backbone that the checkpoints are of."
+            )
+        self.module.load_state_dict({key: experts.origin.tensor(key) for key in self.module.state_dict()})
 
     def parameters(self) -> list[Tensor]:
         return [self.values]

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -52,6 +52,7 @@ class AdaMerging:
 
     def __call__(self, experts: Experts, context: Context) -> Merged:
         """Raises UserError without inputs, and where the loss is not finite."""
+        experts = replace(experts, separate_qkv=False)  # a coefficient for every parameter as the model has it
         trimmed = dict(agreeing(experts, self.density)) if self.density < 1 else None
         stream = experts.stream if trimmed is None else lambda: iter(trimmed.items())
         with seeded(context.seed):  # a module starts at random weights

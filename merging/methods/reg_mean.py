@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,7 +10,8 @@ from merging.merged import Merged
 from merging.preflight import check_range
 from merging.statistics import grams_of
 
-RIDGE = 1e-12  # beside a diagonal of ones: keeps W_0 where no input ever lies
+RIDGE = 1e-7  # of the mean diagonal: where hardly any input lies the mean stays, instead of a number without bound
+ZERO = torch.zeros((), dtype=torch.float64)
 KINDS = ("ffn", "attention", "projection")
 
 
@@ -20,7 +21,7 @@ class RegMean:
 
     Jin et al., 2023, arXiv 2212.09849. W = sum_t W_t G_t (sum_t G_t)^-1 with G_t = X_t^T X_t / rows over all tokens
     that go into the matrix in expert t; vectors, embeddings and patches are averaged. rho: scale of the off-diagonal
-    entries of G_t, which keeps the sum regular; 0 weighs inputs one by one. samples: per task. by_block: measure one
+    entries of G_t, against a singular sum; 0 weighs inputs one by one. samples: per task. by_block: measure one
     block's matrices at a time, which takes a forward pass for every block and the memory of one.
     """
 
@@ -35,6 +36,7 @@ class RegMean:
 
     def __call__(self, experts: Experts, context: Context) -> Merged:
         """Raises UserError without inputs, and for names that no table has."""
+        experts = replace(experts, separate_qkv=False)  # rows are solved one by one: it makes no difference
         groups = self._groups(experts)
         matrices = {key for keys in groups for key in keys}
         changes = experts.map(lambda key, tau: tau.mean(0), [key for key in experts.specs() if key not in matrices])
@@ -57,15 +59,20 @@ class RegMean:
 
     def _solved(self, experts: Experts, context: Context, keys: list[str]) -> dict[str, Tensor]:
         """The change of every matrix, tau = (sum_t tau_t G_t) (sum_t G_t)^-1, as stored; one task's Grams at a time."""
-        data, total, moved = context.unlabelled(), {}, {}
+        data = context.unlabelled()
+        total: dict[str, Tensor] = {}
+        moved: dict[str, Tensor] = {}
+        mean: dict[str, Tensor] = {}
         for task, checkpoint in enumerate(experts.checkpoints):
             sums, rows = grams_of(data, checkpoint, task, keys, self.samples)
             for key in keys:
                 gram = shrunk(sums.pop(key) / rows[key], self.rho)
-                tau = as_applied(experts, key, experts.task_vector(key, task)).double() @ gram
-                total[key] = total[key] + gram if key in total else gram
-                moved[key] = moved[key] + tau if key in moved else tau
-        return {key: as_applied(experts, key, solved(total.pop(key), moved.pop(key)).float()) for key in keys}
+                tau = as_applied(experts, key, experts.task_vector(key, task)).double()
+                total[key] = total.get(key, ZERO) + gram
+                moved[key] = moved.get(key, ZERO) + tau @ gram
+                mean[key] = mean.get(key, ZERO) + tau / len(experts.tasks)
+        solutions = {key: solved(total.pop(key), moved.pop(key), mean.pop(key)) for key in keys}
+        return {key: as_applied(experts, key, solution.float()) for key, solution in solutions.items()}
 
 
 def shrunk(gram: Tensor, rho: float) -> Tensor:
@@ -73,12 +80,11 @@ def shrunk(gram: Tensor, rho: float) -> Tensor:
     return rho * gram + (1 - rho) * gram.diagonal().diag()
 
 
-def solved(gram: Tensor, moved: Tensor) -> Tensor:
-    """x [m, n] of x gram = moved; zero along inputs that are always zero. Inputs are scaled to one size first."""
-    size = gram.diagonal().sqrt()
-    size = torch.where(size > 0, size, 1)
-    ridge = RIDGE * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram / size / size[:, None] + ridge, moved / size, left=False) / size
+def solved(gram: Tensor, moved: Tensor, mean: Tensor) -> Tensor:
+    """x [m, n] of x gram = moved, and `mean` along directions in which hardly any input lies."""
+    ridge = RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    regular = gram + ridge * torch.eye(len(gram), dtype=gram.dtype)
+    return mean + torch.linalg.solve(regular, moved - mean @ gram, left=False)
 
 
 def as_applied(experts: Experts, key: str, matrix: Tensor) -> Tensor:

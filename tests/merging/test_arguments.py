@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from samples import drawn, equal, every_method, family, merged_of, models
+from samples import drawn, equal, every_method, family, merged_of, models, quick
 from torch import nn
 
 from merging import Cache, Experts, UserError, merge, open_merged
@@ -15,7 +15,7 @@ from merging.checkpoints.writing import write_safetensors
 from merging.decompose.ranks import Ranks
 from merging.methods import Average, Duet, Single, TaskArithmetic, Ties, Twin
 
-METHODS = [pytest.param(each(), id=each.__name__) for each in every_method()]
+METHODS = [pytest.param(quick(each), id=each.__name__) for each in every_method()]
 every = pytest.mark.parametrize("method", METHODS)
 FP8, HALF, BRAIN = torch.float8_e4m3fn, torch.float16, torch.bfloat16
 

@@ -13,6 +13,7 @@ from samples import (
     merged_of,
     models,
     opened,
+    quick,
     task_vectors,
     tower,
 )
@@ -26,7 +27,7 @@ from merging.routing.gates import Gate, GateShape
 from merging.routing.install import install
 
 ROUNDING, FACTORS = 1e-6, 1e-5  # as in test_methods: one spacing of fp32 below 8; factors in fp32
-LEARNED = [pytest.param(each(), id=each.__name__) for each in every_method() if getattr(each, "routed", False)]
+LEARNED = [pytest.param(quick(each), id=each.__name__) for each in every_method() if getattr(each, "routed", False)]
 GATED = [*LEARNED, *(pytest.param(Smile(8, 2, top_k), id=f"Smile top {top_k}") for top_k in (1, 2))]
 FC, PROJ = ("visual.transformer.resblocks.{}.mlp." + name for name in ("c_fc.", "c_proj."))
 
@@ -84,7 +85,9 @@ def permuted(state):
     return turned
 
 
-@pytest.mark.parametrize("method", [pytest.param(each(), id=each.__name__) for each in every_method() if each != Dare])
+@pytest.mark.parametrize(
+    "method", [pytest.param(quick(each), id=each.__name__) for each in every_method() if each != Dare]
+)
 def test_follows_a_permutation_of_hidden_neurons(method):
     """Of all methods but DARE, which draws a random number for every position."""
     base, experts = towers()

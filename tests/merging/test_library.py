@@ -8,7 +8,7 @@ from threading import enumerate as threads
 import pytest
 import torch
 from safetensors import safe_open
-from samples import asks, drawn, equal, every_method, models
+from samples import asks, drawn, equal, every_method, models, quick
 from torch import nn
 
 from merging import UserError, api, content, load, merge, open_merged
@@ -19,8 +19,8 @@ from merging.methods import Average, Dare, TaskArithmetic, Ties, Twin
 BACKBONE = OpenClip("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
 INPUTS = drawn(3, 6)
 BY_TASK = ("Expert", "Emr", "TallMask", "Multitask")  # no single model, or none merged: test_saving.py
-PLAIN = [each for each in every_method() if each.__name__ not in BY_TASK and not asks(each())]
-FILES = [pytest.param(each(), id=each.__name__) for each in PLAIN]
+PLAIN = [each for each in every_method() if each.__name__ not in BY_TASK and not asks(quick(each))]
+FILES = [pytest.param(quick(each), id=each.__name__) for each in PLAIN]
 
 
 def network(seed=0):
