@@ -31,8 +31,7 @@ class Compressed(NamedTuple):
         """(T, m, n)"""
         return len(self.core), len(self.out), len(self.into)
 
-    @property
-    def T(self) -> "Compressed":
+    def transposed(self) -> "Compressed":
         """That of the transposed matrices."""
         return Compressed(self.core.mT.contiguous(), self.into, self.out)
 

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from merging.checkpoints.tied import behind
 from merging.context import ALONE, Context
 from merging.decompose.compressed import Compressed
-from merging.decompose.joint_tucker import UNITS, joint_deltas
+from merging.decompose.joint_tucker import UNITS, Decompose, joint_deltas
 from merging.decompose.ranks import Ranks
 from merging.decompose.tucker import ENGINES, full_ranks, matched_rank, stored
 from merging.decompose.tucker import Tucker as Factors
@@ -84,12 +84,16 @@ class Duet:
         together = {} if self.unit == "matrix" else joint_deltas(experts, routed, self.unit, self._decomposed(experts))
 
         def part(key: str) -> Part:
-            low_rank = None if key in together else experts.low_rank(key)
+            joint = together.get(key)
+            if joint is not None and joint.compressed is not None:
+                return self._reduced(experts, key, joint.compressed, joint.small, masks)._replace(delta=joint.delta)
+            low_rank = None if joint is not None else experts.low_rank(key)
             if low_rank is not None and len(low_rank.shape) == 2 and low_rank.rank:
                 return self._from_factors(experts, key, low_rank, masks)
             tau = experts.tau(key)
-            delta = together.get(key) if tau.ndim == 3 and tau.numel() else Dense(tau.clone())
-            return self._part(experts, key, tau, delta or self._factored(experts, key, tau), masks)
+            if tau.ndim != 3 or not tau.numel():
+                return Part(Dense(tau.clone()), None, None)
+            return self._part(experts, key, tau, joint.delta if joint else self._factored(experts, key, tau), masks)
 
         parts = experts.in_threads(part, routed)
         return experts.merged(
@@ -113,8 +117,6 @@ class Duet:
         return self.neurons.masks(experts, context) if ffn and self.static and self.static_coef else {}
 
     def _part(self, experts: Experts, key: str, tau: Tensor, delta: Delta, masks: Masks) -> Part:
-        if tau.ndim != 3 or not tau.numel():
-            return Part(delta, None, None)
         axis, block = experts.param(key).stored_axis, experts.param(key).block
         mask = None if axis is None or block is None else masks.get(block)
         if mask is None or axis is None:
@@ -131,29 +133,37 @@ class Duet:
         return Part(delta, energy, self.static_coef * total / by)
 
     def _from_factors(self, experts: Experts, key: str, low_rank: LowRank, masks: Masks) -> Part:
-        """As of the matrices themselves, of which at most the side of the hidden neurons is whole."""
-        turned, axis = experts.param(key).transposed, experts.param(key).stored_axis
+        """As of the matrices themselves."""
+        turned = experts.param(key).transposed and self.ranks.in_value is not None
         compressed = Compressed.of(low_rank.transposed() if turned else low_rank)
         small = self._delta(experts, key, compressed.core, compressed.exact())
         if turned:
-            small, compressed = small.transposed(), compressed.T
+            small, compressed = small.transposed(), compressed.transposed()
+        return self._reduced(experts, key, compressed, small, masks)._replace(delta=compressed.lifted(small))
+
+    def _reduced(self, experts: Experts, key: str, compressed: Compressed, small: Delta, masks: Masks) -> Part:
+        """By the cores and their approximation: of the matrices at most the side of the hidden neurons is whole."""
         core, out, into = compressed
+        axis = experts.param(key).stored_axis
         rows, columns = axis == 0, axis == 1
         tau = out @ core if rows else core @ into.T if columns else core
         part = self._part(experts, key, tau, compressed.lifted(small, rows, columns), masks)
         fixed = part.fixed
         if fixed is not None:
             fixed = fixed @ into.T if rows else out @ fixed
-        return part._replace(delta=compressed.lifted(small), fixed=fixed)
+        return part._replace(fixed=fixed)
 
     def _kept(self, left: Tensor, mask: Tensor, axis: int) -> Tensor:
         """Sum over the tasks of what their neurons keep of the residuals."""
         return (self.neurons.apply if self.average == "all" else selected)(left, mask, axis).sum(0)
 
-    def _decomposed(self, experts: Experts) -> Callable[[str, Tensor], Factors]:
-        def decomposed(key: str, stack: Tensor) -> Factors:
+    def _decomposed(self, experts: Experts) -> Decompose:
+        def decomposed(key: str, stack: Tensor, exact: Factors | None = None) -> Factors:
+            source = stack if exact is None else exact
             with about(key):
-                return experts.tucker(stack, self.ranks.resolve(stack), self.engine)
+                ranks = self.ranks.resolve(source, exact is not None)
+                within = [min(pair) for pair in zip(ranks, full_ranks(stack.shape), strict=True)]
+                return experts.tucker(stack, within, self.engine, source.shape)
 
         return decomposed
 
@@ -165,13 +175,13 @@ class Duet:
 
     def _delta(self, experts: Experts, key: str, stack: Tensor, exact: Factors | None = None) -> Delta:
         """Of a stack, or of the cores that stand for one whose factors are `exact`."""
-        shape = stack.shape if exact is None else exact.shape
+        if self.factors == "tucker":
+            found = self._decomposed(experts)(key, stack, exact)
+            return Tucker(found.core, found.task, found.out, found.in_)
+        source = stack if exact is None else exact
+        shape = source.shape
         with about(key):
-            ranks = self.ranks.resolve(stack if exact is None else exact, exact is not None)
-            if self.factors == "tucker":
-                within = [min(pair) for pair in zip(ranks, full_ranks(stack.shape), strict=True)]
-                found = experts.tucker(stack, within, self.engine, shape)
-                return Tucker(found.core, found.task, found.out, found.in_)
+            ranks = self.ranks.resolve(source, exact is not None)
         rank = max(1, min(matched_rank(stored(shape, ranks), shape), *stack.shape[1:]))
         parts = experts.svd(stack, rank)
         return LowRank.of((part.u * part.s for part in parts), (part.vh for part in parts))

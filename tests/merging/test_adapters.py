@@ -66,6 +66,7 @@ METHODS = [
     Duet(ranks=Ranks("absolute", 2), neurons=Given(given=MASKS), average="kept"),
     Duet("all", Ranks("absolute", 2), factors="svd", static=False), Duet("all", Ranks("fraction", 1.0), static=False),
     Duet(ranks=Ranks("absolute", 3), unit="block", static=False),
+    Duet(ranks=Ranks("absolute", 2), unit="model", neurons=Given(given=MASKS)),
 ]  # fmt: skip
 
 
@@ -93,7 +94,17 @@ def test_another_scale_of_the_shared_expert():
 
 
 @pytest.mark.parametrize(
-    "method", [Average(), Ta(), Ties(), Expert(), Twin(keep=0.2), Twin(Average()), Duet(static=False)]
+    "method",
+    [
+        Average(),
+        Ta(),
+        Ties(),
+        Expert(),
+        Twin(keep=0.2),
+        Twin(Average()),
+        Duet(static=False),
+        Duet(static=False, unit="model"),
+    ],
 )
 def test_no_task_vector_is_made_whole(method, monkeypatch):
     """Neither is one read: the base is opened for its names alone, and experts for their factors."""
