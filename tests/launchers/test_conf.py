@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+from launchers.options import check_part
 from launchers.tracking.tracker import NoTracker
 from merging import methods
 from merging.backbones.hugging_face import HuggingFace
@@ -44,6 +45,7 @@ def composed(*overrides):
 def test_every_choice_composes_and_builds(group, name):
     config = composed(f"{group}={name}")
     for part in ("backbone", "experts", "suite", "method", "scale", "router", "tracker"):
+        check_part(part, OmegaConf.to_container(config[part], resolve=True))  # type: ignore[arg-type]
         made = instantiate(config[part], _convert_="all")
         assert isinstance(made, KINDS.get(part, object)), part
         assert part != "experts" or (callable(made.open) and made.family)
