@@ -270,3 +270,15 @@ def test_gradients_pass_where_a_table_has_padding():
     tables = [merged.static("0.weight").double() + merged.deltas["0.weight"].mix(row) for row in given]
     torch.stack([table[some] for table, some in zip(tables, ids, strict=True)]).square().sum().backward()
     torch.testing.assert_close(w.grad, given.grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_every_token_may_have_weights_of_its_own(kind):
+    module = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+    merged = merged_for(module, (kind,))
+    ids, w = torch.tensor([[3, 4, 5], [2, 3, 6]]), weights(2, 3, T).float()
+    found = install(module, merged)(ids, w=w)
+    for place in ((0, 0), (0, 2), (1, 1)):
+        alone = functional_call(module, dict(merged.state(w[place])), (ids[place][None, None],))
+        close(found[place], alone[0, 0].double(), 2e-6)
