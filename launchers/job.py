@@ -106,10 +106,10 @@ def cell(config: DictConfig, label: str, reference: bool = False) -> Cell:
 
 def built(config: DictConfig) -> tuple[Method, Fixed | Search, Router]:
     """The method, and who chooses its scale and its gating weights where it leaves that open."""
-    method = instantiate(config.method)
+    method = instantiate(config.method, _convert_="all")
     scale = Fixed() if isinstance(method, (Base, Expert, Multitask)) else instantiate(config.scale)
     routed = any(getattr(each, "routed", False) for each in nested(method))
-    return method, scale, instantiate(config.router) if routed else Oracle()
+    return method, scale, instantiate(config.router, _convert_="all") if routed else Oracle()
 
 
 def overrides() -> list[str]:

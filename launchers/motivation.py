@@ -58,7 +58,7 @@ def run(config: DictConfig) -> Measured:
     from merging.methods import Duet
     from merging.preflight import check_range
 
-    method, decides = instantiate(config.method), resolved(config)
+    method, decides = instantiate(config.method, _convert_="all"), resolved(config)
     check_range("mass", config.mass, 0.0, 1.0, open_low=True)
     if not isinstance(method, Duet):
         raise UserError("This measures the masks of method.neurons: choose method=duet or one of its presets.")

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from merging.api import load, merge, open_merged
     from merging.cache import Cache
+    from merging.context import Context
     from merging.errors import UserError
     from merging.experts import Experts
+    from merging.fit.gates import Learned
     from merging.merged import Merged
 
-__all__ = ["Cache", "Experts", "Merged", "UserError", "load", "merge", "open_merged"]
-_HOMES = {"load": "api", "merge": "api", "open_merged": "api", "Cache": "cache", "UserError": "errors",
-          "Experts": "experts", "Merged": "merged"}  # fmt: skip
+__all__ = ["Cache", "Context", "Experts", "Learned", "Merged", "UserError", "load", "merge", "open_merged"]
+_HOMES = {"load": "api", "merge": "api", "open_merged": "api", "Cache": "cache", "Context": "context",
+          "UserError": "errors", "Experts": "experts", "Learned": "fit.gates", "Merged": "merged"}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

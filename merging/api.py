@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from merging.methods.method import call
 from merging.preflight import check_method, some
 from merging.routing.install import install
 
+if TYPE_CHECKING:
+    from merging.fit.gates import Router
+
 log = logging.getLogger(__name__)
 
 
@@ -31,13 +35,14 @@ def merge(
     tasks: Sequence[str] | None = None,
     cache: Cache | None = None,
     context: Context = ALONE,
+    router: "Router | None" = None,
 ) -> Merged:
     """Merge experts fine-tuned from `base`; each is a path (safetensors, or a pickle, of which nothing runs), a state
     dict or a Checkpoint.
 
     `method` is an object of merging.methods or any function of Experts; `context` has the data of the tasks, for those
-    that look at it. What is not merged, such as integer buffers, is the base's; a warning says where it differs. Raises
-    UserError for experts that do not fit.
+    that look at it; `router` trains the gates of a merge that waits for some. What is not merged, such as integer
+    buffers, is the base's; a warning says where it differs. Raises UserError for experts that do not fit.
     """
     check_method(method)
     opened = Experts.open(base, experts, tasks, cache, device=context.device)
@@ -47,6 +52,8 @@ def merge(
         log.info("%s", "; ".join(opened.remarks))
     identify_ahead((opened.origin, *opened.checkpoints))  # saving asks for the ids
     merged = call(method, opened, context.acting(describe(method)["name"], method))
+    if router is not None and merged.routing is not None and merged.routing.router == "learned":
+        merged, _ = router.fit(merged, opened, context.acting(f"router={router.name}"))
     provenance = {"method": describe(method)} | ({"remarks": opened.remarks} if opened.remarks else {})
     return replace(merged, provenance=provenance, inputs=opened.inputs, heads=opened.heads)
 

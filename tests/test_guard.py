@@ -82,7 +82,7 @@ def test_a_saved_model_computes_what_it_did(name, stored, inputs, outputs):
 @pytest.mark.parametrize("name", MERGED_AGAIN)
 def test_merging_again_gives_the_same_models(name, stored, inputs, outputs):
     with initialize_config_module("conf", version_base="1.3"):
-        method = instantiate(compose("config", MODELS[name]["overrides"]).method)
+        method = instantiate(compose("config", MODELS[name]["overrides"]).method, _convert_="all")
     experts = [below(inputs, f"expert{task}/") for task in range(3)]
     merged = merge(method, below(inputs, "base/"), experts, ("a", "b", "c"))
     assert_close(folded(merged, stored, inputs["images"]), outputs[f"folded/{name}"], DECOMPOSED)

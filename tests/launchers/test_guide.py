@@ -4,17 +4,23 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from console import by_method
+from hydra import compose, initialize_config_module
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from merging import merge, methods
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "adding-a-method.md").read_text("utf-8")
-METHODS = GUIDE.partition("# Adding an architecture")[0]  # the other is run by tests/merging/test_architectures.py
+METHODS, _, REST = GUIDE.partition("# Adding a router")
+ROUTER, _, REST = REST.partition("# Adding an objective")
+OBJECTIVE = REST.partition("# Adding an architecture")[
+    0
+]  # tests/merging/test_architectures.py and test_task_examples.py run the rest
 PYTHON, YAML, BASH = (re.findall(rf"```{language}\n(.*?)```", METHODS, re.S) for language in ("python", "yaml", "bash"))
 
 
@@ -70,3 +76,41 @@ def test_the_commands_run(added, output, duet_here, line):
     assert status == 0, errors
     rows = by_method(output)
     assert all(rows[name].status == "ok" for name in re.split("[=,]", arguments[-1 if "-m" in arguments else 0])[1:])
+
+
+def only(text, language):
+    (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.S)
+    return block
+
+
+def test_the_router_is_a_file(tmp_path):
+    path = tmp_path / "conf" / "router" / "shared_early.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(only(ROUTER, "yaml"), "utf-8")
+    router = built(shlex.split(only(ROUTER, "bash"))[1:], f"file://{tmp_path}/conf").router
+    assert router.name == "shared_early" and router.gate.sees == "early" and router.gate.top_k == 2
+    assert {objective.name: objective.weight for objective in router.train.terms} == {
+        "entropy": 0.1,
+        "distillation": 1.0,
+    }
+
+
+def test_the_objective_is_a_file(tmp_path, monkeypatch):
+    import merging.fit
+
+    (tmp_path / "confidence.py").write_text(only(OBJECTIVE, "python"), "utf-8")
+    monkeypatch.setattr(merging.fit, "__path__", [*merging.fit.__path__, str(tmp_path)])
+    method = built(shlex.split(only(OBJECTIVE, "bash"))[1:]).method
+    sys.modules.pop("merging.fit.confidence")
+    assert [objective.name for objective in method.train.terms] == ["entropy", "confidence"]
+    logits = torch.tensor([[0.0, 0.0], [2.0, -torch.inf]])
+    assert float(method.train.terms[1](SimpleNamespace(logits=logits))) == -0.75
+
+
+def built(overrides, search="pkg://conf"):
+    """The method and the router of a command, as `duet` makes them."""
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("config", [*overrides, f"hydra.searchpath=[{search}]"])
+    return SimpleNamespace(
+        method=instantiate(config.method, _convert_="all"), router=instantiate(config.router, _convert_="all")
+    )
