@@ -125,14 +125,15 @@ def swap(routed: Routed, owners: Deltas) -> Iterator[str]:
 
 
 def attentions(module: nn.Module, owners: Deltas) -> list[str]:
-    """The names of torch's attention modules that have deltas, and of open_clip's, which run faster exchanged."""
-    parents = {name: type(child).__name__ for name, child in module.named_modules()}
-    return [
-        name
-        for name, child in module.named_modules()
-        if isinstance(child, nn.MultiheadAttention)
-        and (owners.keys() & {name, f"{name}.out_proj"} or parents[name.rpartition(".")[0]] == "ResidualAttentionBlock")
-    ]
+    """The names of torch's attention modules that have deltas, and of open_clip's over one input, faster exchanged."""
+    modules = dict(module.named_modules())
+
+    def exchanged(name: str) -> bool:
+        block = modules[name.rpartition(".")[0]]
+        over_itself = type(block).__name__ == "ResidualAttentionBlock" and not hasattr(block, "ln_1_kv")
+        return over_itself or bool(owners.keys() & {name, f"{name}.out_proj"})
+
+    return [name for name, child in modules.items() if isinstance(child, nn.MultiheadAttention) and exchanged(name)]
 
 
 def holder_of(routed: Routed, path: str) -> Holder:
