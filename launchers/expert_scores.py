@@ -23,8 +23,7 @@ def expert_scores(split: str, setup: "Setup", journal: Journal) -> Scores:
         scored = grid.score(Expert()(setup.experts), split, journal=own)
         return json.dumps({task: score.to_json() for task, score in scored.scores.items()})
 
-    looks, engine = grid.backbone, grid.engine
-    how = [looks.facts(), list(looks.mean), list(looks.std), engine.precision, *engine.identity]
+    how = [grid.backbone.identity(), grid.engine.precision, *grid.engine.identity]
     key = key_of("expert scores", made_by, setup.checkpoints, how, [_content(task, split) for task in grid.suite.tasks])
     stored = json.loads(score() if cache is None else cache.text(key, score))
     return {task: Score.from_json(stored[task]) for task in grid.suite.names}

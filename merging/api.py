@@ -51,7 +51,7 @@ def merge(
     if opened.remarks:
         log.info("%s", "; ".join(opened.remarks))
     identify_ahead((opened.origin, *opened.checkpoints))  # saving asks for the ids
-    merged = call(method, opened, context.acting(describe(method)["name"], method))
+    merged = call(method, opened, context.acting(str(describe(method)["name"]), method))
     if router is not None and merged.routing is not None and merged.routing.router == "learned":
         merged, _ = router.fit(merged, opened, context.acting(f"router={router.name}"))
     provenance = {"method": describe(method)} | ({"remarks": opened.remarks} if opened.remarks else {})

@@ -59,7 +59,8 @@ def compare(options: argparse.Namespace) -> str:
     old, new = (child(checkout, RUN, folder, options.batch, image, TASKS) for checkout in (options.against, HERE))
     lines = ["| | older, s | this, s | median ratio | lowest | highest |", "|---" + "|---:" * 5 + "|"]
     for name in MODELS:
-        forward(old, name), forward(new, name)  # warms up
+        for process in (old, new):
+            forward(process, name)  # warms up
         seconds = [pair(old, new, name, turn % 2 == 1) for turn in range(options.pairs)]
         ratios = [ours / theirs for theirs, ours in seconds]
         medians = " | ".join(f"{statistics.median(values):.3f}" for values in (*zip(*seconds, strict=True), ratios))

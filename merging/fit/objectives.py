@@ -33,10 +33,12 @@ class Batch:
 class Objective(Protocol):
     """needs: "inputs", or "labels" where it compares with them. expert: whether it compares with the experts."""
 
-    weight: float
     name: ClassVar[str]
     needs: ClassVar[str]
     expert: ClassVar[bool]
+
+    @property
+    def weight(self) -> float: ...
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss of one batch, a scalar."""
