@@ -59,10 +59,10 @@ def merge(
 
 
 def describe(method: object) -> dict[str, object]:
-    """A method's name and knobs as JSON."""
+    """A method's name and options as JSON."""
     if is_dataclass(method):
-        knobs: dict[str, object] = {knob.name: getattr(method, knob.name) for knob in fields(method)}
-        return {"name": type(method).__name__, **{name: _plain(value) for name, value in knobs.items()}}
+        options: dict[str, object] = {option.name: getattr(method, option.name) for option in fields(method)}
+        return {"name": type(method).__name__, **{name: _plain(value) for name, value in options.items()}}
     return {"name": getattr(method, "__name__", repr(method))}
 
 

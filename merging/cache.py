@@ -138,6 +138,6 @@ def code(modules: tuple[str, ...], libraries: tuple[str, ...] = ()) -> str:
 
 def modules_of(method: object) -> tuple[str, ...]:
     """The modules of a method and those inside it, by name: a user's own lie outside of this library."""
-    inner = [getattr(method, knob.name) for knob in fields(method)] if is_dataclass(method) else []
+    inner = [getattr(method, option.name) for option in fields(method)] if is_dataclass(method) else []
     names = {name for each in inner if is_dataclass(each) for name in modules_of(each)}
     return tuple(sorted({type(method).__module__, *names}))

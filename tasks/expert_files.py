@@ -70,9 +70,9 @@ class Bench:
 
     def facts(self, name: str, recipe: Recipe) -> dict[str, Any]:
         """What decides an expert and is known before an image is read."""
-        knobs = {f"recipe.{key}": value for key, value in recipe.facts().items()}
-        knobs |= {f"backbone.{key}": value for key, value in self.backbone.identity().items()}
-        return {**knobs, "task": name, "seed": self.seed, "backbone": self.backbone.name, "base": self.base.id,
+        options = {f"recipe.{key}": value for key, value in recipe.facts().items()}
+        options |= {f"backbone.{key}": value for key, value in self.backbone.identity().items()}
+        return {**options, "task": name, "seed": self.seed, "backbone": self.backbone.name, "base": self.base.id,
                 "precision": self.engine.precision, "torch": torch.__version__}  # fmt: skip
 
     def check(self, name: str) -> None:
@@ -180,7 +180,7 @@ def trained_on(task: Task | Together) -> dict[str, list[str]]:
 
 
 def check_same(path: Path, metadata: Mapping[str, str], facts: Mapping[str, Any]) -> None:
-    """Raises UserError naming the knob, where a file was made with another value of one of the facts."""
+    """Raises UserError naming the option, where a file was made with another value of one of the facts."""
     if "made" not in metadata:
         raise UserError(
             f"{path} is there already and was not made by duet-finetune. Choose another folder=<folder>, or overwrite "

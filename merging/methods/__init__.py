@@ -1,4 +1,4 @@
-"""One merge method per file: a frozen dataclass whose fields are the knobs and whose call maps Experts to Merged.
+"""One merge method per file: a frozen dataclass whose fields are the options and whose call maps Experts to Merged.
 
 A file in this folder is all that a method needs: its class is found by name, and imported when it is asked for.
 """

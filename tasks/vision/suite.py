@@ -36,7 +36,7 @@ def build(
     seed: int = 0,
     held_out: Sequence[str] = (),
 ) -> Suite:
-    """The suite of the named tasks (None: all of `sources`); see conf/suite/folder.yaml for the knobs.
+    """The suite of the named tasks (None: all of `sources`); see conf/suite/folder.yaml for the options.
 
     Raises UserError for tasks that neither the published facts nor `sources` know, and for unknown keys.
     """
@@ -65,7 +65,7 @@ def make(
     allowed = {each.name for each in fields(Plain)} | set(OWN)
     if extra := sorted(set(own) - allowed):
         raise UserError(
-            f"suite.sources.{task} has {', '.join(extra)}, which is no knob. Known are {', '.join(sorted(allowed))}."
+            f"suite.sources.{task} has {', '.join(extra)}, which is no option. Known are {', '.join(sorted(allowed))}."
         )
     where = {key: value for key, value in own.items() if key not in OWN}
     if not where and known is not None:

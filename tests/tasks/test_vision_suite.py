@@ -182,7 +182,7 @@ def test_damaged_images_are_named(tmp_path, store):
 
 
 @pytest.mark.parametrize(("sources", "said"), [
-    ({"birds": {"folders": "x"}}, "birds has folders, which is no knob. Known are args, classes, folder"),
+    ({"birds": {"folders": "x"}}, "birds has folders, which is no option. Known are args, classes, folder"),
     ({"birds": {"folder": "x", "hub": "a/b"}}, "Give exactly one"),
     ({"birds": {}}, "says none of folder, parquet and hub"),
 ])  # fmt: skip
