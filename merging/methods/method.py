@@ -4,6 +4,8 @@ from collections.abc import Callable
 from inspect import signature
 from typing import ClassVar, Protocol
 
+import torch
+
 from merging.context import ALONE, Context
 from merging.errors import UserError
 from merging.experts import Experts
@@ -35,7 +37,8 @@ def call(method: Callable[..., Merged], experts: Experts, context: Context = ALO
     """
     kinds = [parameter.kind.name for parameter in signature(method).parameters.values()]
     several = "VAR_POSITIONAL" in kinds or sum(kind.startswith("POSITIONAL") for kind in kinds) > 1
-    merged = method(experts, context) if several else method(experts)
+    with torch.inference_mode(False):  # a result is used outside of it too, and threads are not in it
+        merged = method(experts, context) if several else method(experts)
     if not isinstance(merged, Merged):
         raise UserError(
             f"The method returned a {type(merged).__name__}. A method is a function of Experts that returns "

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FLAGS = {"-m", "--multirun"}
 
+TOYS = "median|own_biases|shared_early|confidence"  # run by test_guide.py
+
 
 def commands():
     """Arguments of every `duet` in a block or between backticks, without those with <holes> and the toy methods."""
@@ -26,7 +28,9 @@ def commands():
         lines += re.findall(r"`(duet [^`]+)`", text)
         for line in lines:
             line = line.strip()
-            if line.startswith("duet ") and not re.search(r"<\w|\.\.\.|--help|--config-dir|median|own_biases", line):
+            if line.startswith("duet ") and not re.search(
+                r"<\w|\.\.\.|--help|--config-dir|median|own_biases|shared_early|confidence", line
+            ):
                 found[f"{page.name}: {line}"] = shlex.split(line, comments=True)[1:]
     return [pytest.param(words, id=name) for name, words in found.items()]
 

