@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merging.backbones.base import ParamInfo, Table, table_for
 from merging.cache import Cache
-from merging.checkpoints import Adapted, Change, Checkpoint, Identified, Known, Spec
+from merging.checkpoints import Change, Checkpoint, Identified, Known, Spec
 from merging.checkpoints.heads import split_heads
 from merging.checkpoints.opening import Source, open_alike
 from merging.checkpoints.tied import tied
@@ -174,10 +174,9 @@ class Experts:
 
     @cached_property
     def _adapted(self) -> bool:
-        """Whether all experts are adapters of the base."""
-        return all(
-            isinstance(expert, Adapted) and same_source(expert.adapts, self.origin) for expert in self.checkpoints
-        )
+        """Whether all experts are adapters of the base. By attribute: a check of the protocol asks for content ids."""
+        bases = [getattr(expert, "adapts", None) for expert in self.checkpoints]
+        return all(base is not None and same_source(base, self.origin) for base in bases)
 
     def low_rank(self, key: str) -> LowRank | None:
         """The task vectors of one parameter as factors, where the experts are adapters of the base, else None.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -126,7 +126,6 @@ def no_change(shape: torch.Size) -> Change:
     return Change(torch.zeros(rows, 0), torch.zeros(0, shape.numel() // max(rows, 1)))
 
 
-@runtime_checkable
 class Adapted(Checkpoint, Protocol):
     """A checkpoint made by changes of low rank: every parameter is that of `adapts` plus its `change`."""
 

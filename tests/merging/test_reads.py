@@ -58,3 +58,10 @@ def test_columns_of_gpt2_are_seen_as_three_parameters():
     assert torch.equal(merged.static(fused)[:, columns], apart.static("k")) and merged.static(fused).shape == (8, 24)
     routed = Twin(keep=0.5)(found).deltas[fused]
     assert isinstance(routed, Rows) and routed.axis == 1 and routed.shape == (8, 24)
+
+
+def test_a_merge_of_state_dicts_hashes_none_of_them(monkeypatch):
+    base, tuned = family(2)
+    found = Experts.open(base, tuned)
+    monkeypatch.setattr(StateDict, "_id", property(lambda self: pytest.fail("a state dict was hashed")))
+    assert set(Average()(found).shared) == set(found.specs())
