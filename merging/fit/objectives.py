@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional
@@ -30,55 +30,44 @@ class Batch:
         return self.head(self.expert())
 
 
-class Objective(Protocol):
-    """needs: "inputs", or "labels" where it compares with them. expert: whether it compares with the experts."""
+@dataclass(frozen=True)
+class Objective:
+    """A loss of one task's batch and its weight. needs: "labels" where it compares with them."""
 
+    weight: float = 1.0
     name: ClassVar[str]
-    needs: ClassVar[str]
-    expert: ClassVar[bool]
-
-    @property
-    def weight(self) -> float: ...
+    needs: ClassVar[str] = "inputs"
 
     def __call__(self, batch: Batch) -> Tensor:
         """The loss of one batch, a scalar."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Entropy:
+class Entropy(Objective):
     """Mean Shannon entropy (nats) of the predictions: AdaMerging, WEMoE, DuetMerging."""
 
-    weight: float = 1.0
     name: ClassVar[str] = "entropy"
-    needs: ClassVar[str] = "inputs"
-    expert: ClassVar[bool] = False
 
     def __call__(self, batch: Batch) -> Tensor:
         return mean_entropy(batch.logits)
 
 
 @dataclass(frozen=True)
-class MarginalEntropy:
+class MarginalEntropy(Objective):
     """Minus the entropy of the mean prediction: against the collapse onto few classes."""
 
-    weight: float = 1.0
     name: ClassVar[str] = "marginal"
-    needs: ClassVar[str] = "inputs"
-    expert: ClassVar[bool] = False
 
     def __call__(self, batch: Batch) -> Tensor:
         return -marginal_entropy(batch.logits)
 
 
 @dataclass(frozen=True)
-class FeatureDistillation:
+class FeatureDistillation(Objective):
     """1 - cosine of the features to those of the task's own expert, mean over the samples."""
 
-    weight: float = 1.0
     name: ClassVar[str] = "distillation"
-    needs: ClassVar[str] = "inputs"
-    expert: ClassVar[bool] = True
 
     def __call__(self, batch: Batch) -> Tensor:
         ours, theirs = (functional.normalize(found, dim=-1) for found in (batch.features, batch.expert()))
@@ -86,14 +75,11 @@ class FeatureDistillation:
 
 
 @dataclass(frozen=True)
-class LogitDistillation:
+class LogitDistillation(Objective):
     """KL divergence of the expert's predictions from ours at a temperature, times its square (Hinton et al., 2015)."""
 
-    weight: float = 1.0
     temperature: float = 1.0
     name: ClassVar[str] = "logit_distillation"
-    needs: ClassVar[str] = "inputs"
-    expert: ClassVar[bool] = True
 
     def __call__(self, batch: Batch) -> Tensor:
         ours, theirs = (
@@ -103,13 +89,11 @@ class LogitDistillation:
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Cross-entropy with the labels."""
 
-    weight: float = 1.0
     name: ClassVar[str] = "cross_entropy"
     needs: ClassVar[str] = "labels"
-    expert: ClassVar[bool] = False
 
     def __call__(self, batch: Batch) -> Tensor:
         return functional.cross_entropy(batch.logits.float(), batch.labels())
