@@ -34,6 +34,12 @@ class Calibration:
         head = self.heads[task]
         return features if head is None else head(features)
 
+    def model(self, checkpoint: Checkpoint) -> nn.Module:
+        """The backbone with a checkpoint's weights, on the device."""
+        module = self.tower()
+        module.load_state_dict({key: checkpoint.tensor(key).float() for key in module.state_dict()})
+        return module.to(self.device)
+
     def batches(self, task: int, count: int | None = None, batch: int = BATCH) -> Iterator[Tensor]:
         """The first `count` images of a task (default: all) in order."""
         size = min(self.sizes[task], self.sizes[task] if count is None else count)
@@ -59,9 +65,7 @@ def expert_features(checkpoints: Sequence[Checkpoint], calibration: Calibration)
     """What heads read of every expert on the inputs of its own task, [n, D] each."""
 
     def one(task: int) -> Tensor:
-        module = calibration.tower()
-        module.load_state_dict({key: checkpoints[task].tensor(key).float() for key in module.state_dict()})
-        module = module.to(calibration.device)
+        module = calibration.model(checkpoints[task])
         return torch.cat([calibration.features(module, inputs) for inputs in calibration.batches(task)])
 
     return [features.clone() for features in each(one, range(len(checkpoints)))]

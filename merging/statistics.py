@@ -63,7 +63,7 @@ def grams_of(
         sums[key] = product if key not in sums else sums[key].add_(product)
         counts[key] += len(rows)
 
-    observe(model_of(calibration, checkpoint), keys, calibration.batches(task, count), add)
+    observe(calibration.model(checkpoint), keys, calibration.batches(task, count), add)
     return {key: sums[key].cpu() for key in keys}, counts
 
 
@@ -84,7 +84,7 @@ def activations(
     """
 
     def one(task: int) -> dict[str, Tensor]:
-        model, batches = model_of(calibration, checkpoints[task]), calibration.batches(task, count)
+        model, batches = calibration.model(checkpoints[task]), calibration.batches(task, count)
         return linear_statistics(model, names, batches, statistic, tokens, side)
 
     moments = each(one, range(len(checkpoints)))
@@ -116,13 +116,6 @@ def linear_statistics(
     observe(model, names, batches, add, tokens, side)
     means = {name: sums[name] / counts[name] for name in names}
     return {name: (mean.sqrt() if statistic == "rms" else mean).float().cpu() for name, mean in means.items()}
-
-
-def model_of(calibration: Calibration, checkpoint: Checkpoint) -> nn.Module:
-    """The backbone with an expert's weights, on the device of the samples."""
-    model = calibration.tower()
-    model.load_state_dict({key: checkpoint.tensor(key).float() for key in model.state_dict()})
-    return model.to(calibration.device)
 
 
 @torch.inference_mode()
