@@ -14,8 +14,21 @@ from merging.preflight import some
 Stream = Callable[[], Iterator[tuple[str, Tensor]]]  # (key, tau [T, *shape]) in a fixed order; a buffer used again
 
 
+def columns(experts: Experts, by_parameter: bool) -> dict[str, int]:
+    """The column of coefficients of every parameter: one for all, or one for each; tied names share theirs."""
+    tied = experts.tied()
+    keys = [key for key in experts.specs() if key not in tied]
+    column = {key: index if by_parameter else 0 for index, key in enumerate(keys)}
+    return column | {key: column[first] for key, first in tied.items() if first in column}
+
+
+def combination(values: Tensor, column: int, tau: Tensor) -> Tensor:
+    """sum_t values[t, column] tau_t of [T, *shape]."""
+    return torch.tensordot(values[:, column], tau, 1)
+
+
 class Coefficients:
-    """Learnable (merging.fit): `values` [T, 1], or [T, L] with one column for each of `keys`.
+    """Learnable (merging.fit): `values` [T, columns], see `columns`.
 
     clamp: keep them in [0, 1]. A step folds them into one model, and after the backward pass projects the gradient of
     every weight onto its task vectors: beside the model and its gradients one parameter of all experts is in memory.
@@ -25,12 +38,9 @@ class Coefficients:
         self, experts: Experts, data: Calibration, stream: Stream, init: float, by_parameter: bool, clamp: bool = False
     ):
         self.experts, self.data, self.stream, self.tasks, self.clamp = experts, data, stream, experts.tasks, clamp
-        tied = experts.tied()
-        self.keys = [key for key in experts.specs() if key not in tied]
-        self.column = {key: index if by_parameter else 0 for index, key in enumerate(self.keys)}
-        self.column |= {key: self.column[first] for key, first in tied.items() if first in self.column}
-        columns = len(self.keys) if by_parameter else 1
-        self.values = torch.full((len(self.tasks), columns), init, device=data.device, requires_grad=True)
+        self.column = columns(experts, by_parameter)
+        size = len(self.tasks), max(self.column.values(), default=0) + 1
+        self.values = torch.full(size, init, device=data.device, requires_grad=True)
         self.module = data.tower().to(data.device)
         self._weights = dict(self.module.named_parameters(remove_duplicate=False))
         stored = experts.origin.specs()
@@ -53,17 +63,10 @@ class Coefficients:
                 self.values.clamp_(0, 1)
             for key, tau in self.stream():
                 if key in state:
-                    state[key].copy_(self.weight(key, tau))
+                    change = combination(self.values, self.column[key], tau.to(self.values.device))
+                    state[key].copy_(self.experts.base(key).to(change.device) + change)
         for weight in self._weights.values():
             weight.grad = None
-
-    def weight(self, key: str, tau: Tensor) -> Tensor:
-        """One folded parameter in fp32."""
-        return self.experts.base(key).to(self.values.device) + self.change(key, tau)
-
-    def change(self, key: str, tau: Tensor) -> Tensor:
-        """sum_t lambda_t tau_t of [T, *shape]."""
-        return torch.tensordot(self.values.detach()[:, self.column[key]], tau.to(self.values.device), 1)
 
     def features(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
         """[n, D] of the inputs of every task, one task after the other."""

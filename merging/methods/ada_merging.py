@@ -9,7 +9,7 @@ from merging.cache import code, key_of
 from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.fit.coefficients import Coefficients
+from merging.fit.coefficients import Coefficients, Stream, columns, combination
 from merging.fit.descent import Descent, descend, seeded
 from merging.identity import identity
 from merging.merged import Merged
@@ -55,18 +55,19 @@ class AdaMerging:
         experts = replace(experts, separate_qkv=False)  # a coefficient for every parameter as the model has it
         trimmed = dict(agreeing(experts, self.density)) if self.density < 1 else None
         stream = experts.stream if trimmed is None else lambda: iter(trimmed.items())
-        with seeded(context.seed):  # a module starts at random weights
-            layered = self.level == "layer"
-            model = Coefficients(experts, context.unlabelled(self.split), stream, self.init, layered, self.clamp)
-        values, collapsed = self._learned(model, experts, context)
-        changes = {key: torch.tensordot(values[:, model.column[key]], tau, 1) for key, tau in stream()}
+        values, collapsed = self._learned(experts, context, stream)
+        column = columns(experts, self.level == "layer")
+        changes = {key: combination(values, column[key], tau) for key, tau in stream()}
         remarks = (f"suspected of collapse: {', '.join(collapsed)}",) if collapsed else ()
         return experts.merged(changes, remarks=remarks)
 
-    def _learned(self, model: Coefficients, experts: Experts, context: Context) -> tuple[Tensor, list[str]]:
+    def _learned(self, experts: Experts, context: Context, stream: Stream) -> tuple[Tensor, list[str]]:
         """Coefficients [T, columns] and the tasks suspected of collapse; learned once per content."""
+        data = context.unlabelled(self.split)
 
         def learn() -> dict[str, Tensor]:
+            with seeded(context.seed):  # a module starts at random weights
+                model = Coefficients(experts, data, stream, self.init, self.level == "layer", self.clamp)
             collapsed = descend(model, context, experts, self.train, self.split, "ada_merging")
             values = model.values.detach().cpu()
             return {
@@ -77,7 +78,7 @@ class AdaMerging:
         if experts.cache is None:
             found = learn()
         else:
-            data, ids = model.data, [experts.origin.id, *(checkpoint.id for checkpoint in experts.checkpoints)]
+            ids = [experts.origin.id, *(checkpoint.id for checkpoint in experts.checkpoints)]
             seen = (data.split, data.ids, data.head_ids, data.backbone, data.device.type)
             made_from = (identity(self), ids, sorted(experts.specs()), seen, context.seed)
             found = experts.cache.tensors(key_of("ada_merging", code(CODE), *made_from), learn)

@@ -102,7 +102,7 @@ def activations(cache, patch, base=0, expert=1, images=0, device="cpu", source="
 
 def coefficients(cache, patch, base=0, expert=1, images=0, head=1.0, device="cpu", seed=0, level="task", **how):
     def shared(experts, data, *_):
-        return SimpleNamespace(data=data, values=torch.zeros(2, 1), column=dict.fromkeys(experts.specs(), 0))
+        return SimpleNamespace(values=torch.zeros(2, 2))
 
     patch.setattr(ada_merging, "Coefficients", shared)
     patch.setattr(ada_merging, "descend", lambda *_: [])
