@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from merging.context import Context
+from merging.entries import entrywise
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.preflight import check_range
@@ -39,7 +40,8 @@ class RegMean:
         experts = replace(experts, separate_qkv=False)  # rows are solved one by one: it makes no difference
         groups = self._groups(experts)
         matrices = {key for keys in groups for key in keys}
-        changes = experts.map(lambda key, tau: tau.mean(0), [key for key in experts.specs() if key not in matrices])
+        rest = [key for key in experts.specs() if key not in matrices]
+        changes = entrywise(experts, lambda tau: tau.mean(0), rest)
         for keys in groups:
             changes |= self._solved(experts, context, keys)
         return experts.merged(changes)
