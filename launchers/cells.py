@@ -161,9 +161,8 @@ class Cell:
         that was killed are used again.
         """
         grid, timer, journal, opened = self.setup.grid, Timer(), self.journal, Opened()
-        unfinished = None if journal.folder is None else Cache(journal.folder)
-        known = {"seed": self.config["seed"], "log": log_step, "opened": opened, "unfinished": unfinished}
-        context = replace(self.setup.context, **known)
+        seed, setup = self.config["seed"], self.setup.context
+        context = replace(setup, seed=seed, log=log_step, opened=opened, unfinished=journal.cache)
         merged = call(self.method, self.setup.experts, context.acting(f"method={self.label}", self.method))
         if "save_dtype" in self.config:
             merged = merged.cast(self.config["save_dtype"])

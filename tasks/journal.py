@@ -52,16 +52,19 @@ class Journal:
     def __init__(self, folder: str | Path | None = None, made_by: str = "", seconds: float = 30.0):
         self.folder, self.made_by, self.seconds = None if folder is None else Path(folder), made_by, seconds
 
+    @property
+    def cache(self) -> Cache | None:
+        """What is kept of this cell."""
+        return None if self.folder is None else Cache(self.folder)
+
     def page(self, *facts: object) -> Page:
         """The page of these facts, which must name everything that decides its content."""
-        cache = None if self.folder is None else Cache(self.folder)
-        return Page(cache, key_of("scored", self.made_by, *facts), self.seconds)
+        return Page(self.cache, key_of("scored", self.made_by, *facts), self.seconds)
 
     def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Named tensors made once for this cell."""
-        if self.folder is None:
-            return make()
-        return Cache(self.folder).tensors(key_of("made", self.made_by, name), make)
+        cache = self.cache
+        return make() if cache is None else cache.tensors(key_of("made", self.made_by, name), make)
 
     def close(self) -> None:
         """Remove all pages: the row is written."""
