@@ -66,7 +66,12 @@ class Descent:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        return self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.schedule == "cosine" else self.lr
+        return cosine(self.lr, step, self.steps) if self.schedule == "cosine" else self.lr
+
+
+def cosine(lr: float, step: int, steps: int) -> float:
+    """A learning rate that falls from `lr` to zero over `steps`."""
+    return lr * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def descend(

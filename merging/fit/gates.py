@@ -1,6 +1,5 @@
 """Routers: how the gates of a merge learn, without class labels unless an objective asks for them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +13,7 @@ from merging.calibration import Calibration
 from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.fit.descent import Descent, descend, seeded
+from merging.fit.descent import Descent, cosine, descend, seeded
 from merging.merged import Merged, Routing
 from merging.ops import generator
 from merging.preflight import check_range
@@ -89,8 +88,7 @@ class TaskId:
         rng, tasks, loss = generator("task_id", seed), tasks.repeat(len(features) // len(tasks)), torch.zeros(())
         for step in range(self.steps):
             some = torch.randint(len(features), (min(self.batch, len(features)),), generator=rng)
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+            optimizer.param_groups[0]["lr"] = cosine(self.lr, step, self.steps)
             weights = gate.weights(gate.logits(features[some]), hard=False)
             loss = task_loss(
                 weights.mean(1) if weights.ndim == 3 else weights, tasks[some], count, gate.shape.activation
