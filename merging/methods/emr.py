@@ -29,17 +29,17 @@ class Emr:
             raise UserError(f"emr: rescale={self.rescale!r} is unknown. Choose parameter or entry.")
 
     def __call__(self, experts: Experts) -> Merged:
-        found: dict[str, Masked] = {}
-        wanted, have = torch.zeros(2, len(experts.tasks), dtype=torch.float64)
+        masked: dict[str, Masked] = {}
+        whole, kept = torch.zeros(2, len(experts.tasks), dtype=torch.float64)
         for key, tau in experts.stream():
             sign = torch.where(tau.sum(0, dtype=torch.float64) > 0, 1.0, -1.0)
             agreeing = tau * sign > 0
             vector = sign * (tau.abs() * agreeing).amax(0)
-            found[key] = Masked.of(vector, agreeing, torch.ones(len(tau)))
-            wanted.add_(self._size(tau))
-            have.add_(self._size(agreeing * vector))
-        scales = torch.where(have > 0, wanted / have.clamp_min(1e-300), 1.0).float()
-        deltas: dict[str, Delta] = {key: Masked(delta.vector, delta.bits, scales) for key, delta in found.items()}
+            masked[key] = Masked.of(vector, agreeing, torch.ones(len(tau)))
+            whole.add_(self._size(tau))
+            kept.add_(self._size(agreeing * vector))
+        scales = torch.where(kept > 0, whole / kept.clamp_min(1e-300), 1.0).float()
+        deltas: dict[str, Delta] = {key: Masked(delta.vector, delta.bits, scales) for key, delta in masked.items()}
         return experts.merged({}, deltas=deltas, routing=Routing("oracle"))
 
     def _size(self, changes: Tensor) -> Tensor:

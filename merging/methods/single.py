@@ -22,12 +22,12 @@ class Single:
         return experts.merged({key: experts.task_vector(key, task) for key in experts.specs()})
 
     def _position(self, tasks: tuple[str, ...]) -> int:
-        wanted = min(tasks) if self.task is None else self.task
-        if wanted in tasks:
-            return tasks.index(str(wanted))
-        if isinstance(wanted, int) and 0 <= wanted < len(tasks):
-            return wanted
+        chosen = min(tasks) if self.task is None else self.task
+        if chosen in tasks:
+            return tasks.index(str(chosen))
+        if isinstance(chosen, int) and 0 <= chosen < len(tasks):
+            return chosen
         raise UserError(
-            f"single: task={wanted!r} is none of the tasks {', '.join(tasks)}, and no position from 0 to "
+            f"single: task={chosen!r} is none of the tasks {', '.join(tasks)}, and no position from 0 to "
             f"{len(tasks) - 1}."
         )

@@ -16,18 +16,18 @@ Features = Literal["mean", "mean_std", "cls"]
 Activation = Literal["softmax", "sigmoid", "none", "soft_top_k"]
 Granularity = Literal["sample", "token", "batch", "mixed", "group"]
 Points = Literal["logits", "weights"]
-_HEARD: ContextVar[list[Tensor] | None] = ContextVar("heard", default=None)
+_RECORDED: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None)
 
 
 @contextmanager
 def listening() -> Iterator[list[Tensor]]:
     """Collects what every gate of this thread answers, in order: [B, G], [B, N, G] per token, [G] per batch."""
-    heard: list[Tensor] = []
-    token = _HEARD.set(heard)
+    recorded: list[Tensor] = []
+    token = _RECORDED.set(recorded)
     try:
-        yield heard
+        yield recorded
     finally:
-        _HEARD.reset(token)
+        _RECORDED.reset(token)
 
 
 def answered(weights: Tensor) -> Tensor:
@@ -39,9 +39,9 @@ def answered(weights: Tensor) -> Tensor:
             "A gate gives NaN or Inf. Its training diverged or its input is not finite: lower router.train.lr, "
             "or check the merge and the images."
         )
-    heard = _HEARD.get()
-    if heard is not None:
-        heard.append(weights.detach())
+    recorded = _RECORDED.get()
+    if recorded is not None:
+        recorded.append(weights.detach())
     return weights
 
 

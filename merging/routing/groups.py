@@ -28,10 +28,10 @@ def group(
     sizes = torch.bincount(bins, minlength=weights.shape[1]).tolist()
     counts = [min(count, size) for size in sizes] if per_bin else shares(sizes, count)
     labels, used = torch.empty(len(weights), dtype=torch.int64), 0
-    for index, wanted in enumerate(counts):
+    for index, count in enumerate(counts):
         inside = (bins == index).nonzero()[:, 0]
-        if wanted:
-            found = k_means(points[inside], wanted, seed)
+        if count:
+            found = k_means(points[inside], count, seed)
             labels[inside] = used + found
             used += int(found.max()) + 1
     sums = torch.zeros(used, weights.shape[1], dtype=torch.float64).index_add(0, labels, weights.double())
