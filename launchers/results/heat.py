@@ -148,7 +148,7 @@ def routing_map(pairs: Sequence[tuple[Summary, Any]]) -> Drawn:
     axes = figure.subplots(down, across, squeeze=False).flatten()
     titles = [f"{line.label}: {_plus_minus(line.routing_accuracy, line.sd)} %" for _, line in pairs]
     for ax, table, title in zip(axes, tables, titles, strict=False):
-        square(ax, 100 * table, WEIGHTS, 0, "mean weight of the part of, %", "images of")
+        square(ax, 100 * table, WEIGHTS, 0, "mean gating weight of the expert for, %", "images of")
         if len(pairs) > 1:
             ax.set_title(title)
     for ax in axes[len(pairs) :]:
