@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from merging.errors import UserError
@@ -21,6 +21,7 @@ class Holder(threading.local):
     """
 
     w: Tensor | None = None
+    asker: nn.Module | None = None  # the part of the block at whose entry its gate gave w
 
     def __deepcopy__(self, memo: dict) -> "Holder":
         return type(self)()

@@ -157,8 +157,10 @@ class Routed(nn.Module):
     def tokens(self, stop: tuple[str, int], *inputs: Any, **kwargs: Any) -> Tensor:
         """Tokens [B, N, d] of a static pass that ends where it enters or leaves a block."""
         kwargs = {name: value for name, value in kwargs.items() if name not in CACHES}
+        of_inputs = any(isinstance(x, Tensor) and x.requires_grad for x in (*inputs, *kwargs.values()))
+        graph = torch.is_grad_enabled() and of_inputs  # all else in it is frozen
         try:
-            with self._during(asks=False, stop=stop):
+            with torch.set_grad_enabled(graph), self._during(asks=False, stop=stop):
                 self.put(None)
                 self.module(*inputs, **kwargs)
         except Reached as reached:
@@ -250,7 +252,8 @@ class Routed(nn.Module):
     def _ask(self, index: int, part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """At every routed part of a block: the first that runs asks the block's gate."""
         holder = self.blocks[index].holder
-        if not self.state.asks or holder.w is not None:
+        again = holder.asker is part  # a recomputed block need not pass `_enter` once more
+        if not self.state.asks or (holder.w is not None and not again):
             return
         tokens = first_tensor(args, kwargs)
         if isinstance(part, LayerNorm | Substituted):
@@ -260,6 +263,7 @@ class Routed(nn.Module):
         else:
             w = self.gate_of(index)(tokens, self.mask_of(tokens))
         self.outer.w = holder.w = w
+        holder.asker = part
 
     def gate_of(self, index: int) -> Gate:
         """The gate of a routed block."""

@@ -15,7 +15,7 @@ from merging.checkpoints.lora import Lora, LoraConfig
 from merging.combined import Combined
 from merging.decompose.ranks import Ranks
 from merging.deltas import LowRank, Rows
-from merging.methods import Average, Duet, Expert, Ties, Twin
+from merging.methods import Average, Duet, Expert, IsoC, RankOneMoe, Smile, Ties, TsvM, Twin, Wemoe
 from merging.methods import TaskArithmetic as Ta
 
 T = 3
@@ -67,6 +67,7 @@ METHODS = [
     Duet("all", Ranks("absolute", 2), factors="svd", static=False), Duet("all", Ranks("fraction", 1.0), static=False),
     Duet(ranks=Ranks("absolute", 3), unit="block", static=False),
     Duet(ranks=Ranks("absolute", 2), unit="model", neurons=Given(given=MASKS)),
+    TsvM(), IsoC(), Smile(rank=3, gate_rank=2), RankOneMoe(2), Wemoe(), Wemoe(0.2),
 ]  # fmt: skip
 
 
@@ -79,7 +80,9 @@ def test_factors_give_what_whole_matrices_give(method, separate):
     for key, size in sizes.items():
         near(found.static(key), expected.static(key), key, size)
     for key, delta in found.deltas.items():
+        each = delta.parts // T  # several components of a task
         for w in (*torch.eye(T), W):
+            w = w.repeat_interleave(each)
             near(delta.mix(w), expected.deltas[key].mix(w), key, sizes[key])
     assert found.energy.keys() == expected.energy.keys()
     for key, shares in found.energy.items():

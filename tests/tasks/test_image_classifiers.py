@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from merging import Cache
+from merging import Cache, load, open_merged
 from merging.backbones.hugging_face import HuggingFace
 from merging.context import Context
 from merging.errors import UserError
@@ -103,6 +103,23 @@ def test_a_gate_routes_every_image(made):
     scored = Grid(headed, BACKBONE, Engine("cpu", batch=4)).score(merged, "test")
     assert scored.values == right
     assert [sum(row) for row in scored.routing.matrix] == pytest.approx([1, 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [Ties(), Twin(keep=0.5)], ids=["static", "routed"])
+def test_a_saved_model_scores_the_same(made, method, tmp_path):
+    root, _ = made
+    headed = source(root).headed(suite(root), BACKBONE, Cache(root / "cache"))
+    opened = source(root).open(headed, BACKBONE, Cache(root / "cache"))
+    merged = method(opened)
+    if merged.deltas:
+        router = Learned(gate=GateShape(sees="early"), train=TaskId(steps=2))
+        merged, _ = router.fit(merged, opened, Context(SuiteData(headed, BACKBONE)))
+    path, grid = merged.save(tmp_path / "merged.safetensors", backbone=BACKBONE.facts()), Grid(headed, BACKBONE)
+    assert grid.score(open_merged(path), "test").scores == grid.score(merged, "test").scores
+    inputs = BACKBONE.prepare(headed.tasks[0].split("test").inputs)
+    with torch.no_grad():
+        features = [BACKBONE.features(model, inputs) for model in (load(path), install(BACKBONE.build(), merged))]
+    assert torch.equal(*features)
 
 
 def test_heads_by_a_probe_and_from_files(made):

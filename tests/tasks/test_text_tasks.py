@@ -4,12 +4,14 @@ import pytest
 import torch
 from scipy import stats
 
+from merging import load, open_merged
 from merging.backbones.hugging_face import HuggingFace, head_of
 from merging.context import Context
 from merging.experts import Experts
 from merging.fit.gates import Learned, TaskId
 from merging.methods import Average, Base, Expert, Ties, Twin
 from merging.routing.gates import GateShape
+from merging.routing.install import install
 from tasks.data import SuiteData
 from tasks.engine import Engine
 from tasks.evaluate import Grid
@@ -89,3 +91,18 @@ def test_a_router_serves_tasks_of_several_metrics(made, granularity):
     scored = Grid(suite, BACKBONE).score(merged, "test")
     assert {task: score.metric for task, score in scored.scores.items()} == {task: METRICS[task][0] for task in OUTPUTS}
     assert [sum(row) for row in scored.routing.matrix] == pytest.approx([1] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [Ties(), Twin(keep=0.5)], ids=["static", "routed"])
+def test_a_saved_model_scores_the_same(made, method, tmp_path):
+    _, suite, experts = made
+    merged = method(experts)
+    if merged.deltas:
+        router = Learned(gate=GateShape(sees="early"), train=TaskId(steps=2), split="val")
+        merged, _ = router.fit(merged, experts, Context(SuiteData(suite, BACKBONE)))
+    path, grid = merged.save(tmp_path / "merged.safetensors", backbone=BACKBONE.facts()), Grid(suite, BACKBONE)
+    assert grid.score(open_merged(path), "test").scores == grid.score(merged, "test").scores
+    inputs = BACKBONE.prepare(samples("mnli")[0])
+    with torch.no_grad():
+        features = [BACKBONE.features(model, inputs) for model in (load(path), install(BACKBONE.build(), merged))]
+    assert torch.equal(*features)
