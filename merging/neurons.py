@@ -11,23 +11,15 @@ from merging.cache import code, key_of
 from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.preflight import check_range
-from merging.statistics import STATISTICS, TOKENS, activations
+from merging.options import Count, Fraction, Options
+from merging.statistics import activations
 
 Masks = Mapping[str, Tensor]  # name of the block -> boolean [T, hidden]
 CODE, LIBRARIES = ("merging.statistics", "merging.backbones"), ("open_clip_torch",)  # what activations were made by
-KNOWN = {
-    "scope": ("layer", "model", "mass"),
-    "scale": ("inverse_density", "energy", "density", "none", "learned"),
-    "statistic": tuple(STATISTICS),
-    "tokens": TOKENS,
-    "at": ("output", "input"),
-    "source": ("expert", "base"),
-}
 
 
 @dataclass(frozen=True)
-class Neurons:
+class Neurons(Options):
     """The share `ratio` of hidden neurons that are most active in expert t on its own unlabelled images.
 
     ratio: 1 keeps all neurons. scope: "layer", the share of every block; "model", of all blocks together; "mass", in
@@ -39,9 +31,9 @@ class Neurons:
     source: "expert" t, or the "base" on the images of task t.
     """
 
-    ratio: float = 0.1
+    ratio: Fraction = 0.1
     scope: Literal["layer", "model", "mass"] = "layer"
-    images: int = 512
+    images: Count = 512
     scale: Literal["inverse_density", "energy", "density", "none", "learned"] = "inverse_density"
     statistic: Literal["mean_abs", "mean", "positive", "rms"] = "mean_abs"
     tokens: Literal["all", "class"] = "all"
@@ -49,11 +41,7 @@ class Neurons:
     source: Literal["expert", "base"] = "expert"
 
     def __post_init__(self) -> None:
-        check_range("neurons: ratio", self.ratio, 0.0, 1.0, open_low=True)
-        check_range("neurons: images", self.images, 1, 10**9)
-        for name, known in KNOWN.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"neurons: {name}={getattr(self, name)!r} is unknown. Choose {', '.join(known)}.")
+        super().__post_init__()
         if self.scope == "mass" and self.statistic == "mean":
             raise UserError("neurons: scope=mass adds up activity, and statistic=mean has signs. Use mean_abs or rms.")
 

@@ -14,7 +14,6 @@ from merging.experts import Experts
 from merging.preflight import some
 from merging.threads import each
 
-UNITS = ("matrix", "block", "model")
 Decompose = Callable[[str, Tensor, Factors | None], Factors]  # (name, stack, the exact factors it stands for, if any)
 
 

@@ -9,7 +9,7 @@ Several threads may decompose at once (the interpreter lock is not held); each s
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from merging.threads import each
 
 Bases = dict[int, Tensor]  # by mode; where there is none, the factor is the identity
 Triple = tuple[int, int, int]  # task, out, in
-ENGINES = ("hooi", "st_hosvd", "hosvd", "randomised", "hooi_random", "tensorly")
+Engine = Literal["hooi", "st_hosvd", "hosvd", "randomised", "hooi_random", "tensorly"]
+ENGINES = get_args(Engine)
 EXACT = 256  # up to this size a Gram matrix is decomposed in every sweep
 LARGE = 1 << 20  # from this many numbers on, tasks are worth spreading over the cores
 

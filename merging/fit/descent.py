@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from safetensors.torch import load, save
@@ -22,14 +22,14 @@ from merging.fit.collapse import CollapseGuard
 from merging.fit.learnable import Learnable
 from merging.fit.objectives import Batch, Entropy, Objective
 from merging.identity import identity
-from merging.preflight import check_range
+from merging.options import Options, Rate, Within
 
 SECONDS = 30.0  # between two states on disk
 ENTROPY: tuple[Objective, ...] = (Entropy(),)
 
 
 @dataclass(frozen=True)
-class Descent:
+class Descent(Options, prefix="train."):
     """Adam on the weighted sum of objectives, each summed over the tasks.
 
     objectives: a list, or by names so that a command line can reach each; those of weight 0 are left out. batch:
@@ -37,18 +37,14 @@ class Descent:
     """
 
     objectives: Mapping[str, Objective] | Sequence[Objective] = ENTROPY
-    steps: int = 1000
-    batch: int = 16
-    lr: float = 1.0e-4
+    steps: Annotated[int, Within(1, 10**7)] = 1000
+    batch: Annotated[int, Within(1, 10**6)] = 16
+    lr: Rate = 1.0e-4
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range("train.steps", self.steps, 1, 10**7)
-        check_range("train.batch", self.batch, 1, 10**6)
-        check_range("train.lr", self.lr, 0.0, 1.0, open_low=True)
-        if self.schedule not in ("cosine", "constant"):
-            raise UserError(f"train.schedule={self.schedule!r} is unknown. Choose cosine or constant.")
+        super().__post_init__()
         given = self.objectives.values() if isinstance(self.objectives, Mapping) else self.objectives
         object.__setattr__(self, "objectives", tuple(objective for objective in given if objective.weight))
         if not self.objectives:

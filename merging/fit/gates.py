@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from merging.experts import Experts
 from merging.fit.descent import Descent, cosine, descend, seeded
 from merging.merged import Merged, Routing
 from merging.ops import generator
-from merging.preflight import check_range
+from merging.options import Options, Rate, Within
 from merging.routing.gate_features import applied, features_of, show_gates
 from merging.routing.gates import Gate, GateShape
 from merging.routing.install import attach, install
@@ -51,22 +51,17 @@ class Oracle:
 
 
 @dataclass(frozen=True)
-class TaskId:
+class TaskId(Options, prefix="router.train."):
     """Cross-entropy with the task of each input, gate after gate: one pass over the inputs, no class labels.
 
     A gate is fitted on what the network shows it when the gates before it already route. lr, steps, batch: of Adam
     on the standardised features. weight_decay: 0 trusts every feature.
     """
 
-    steps: int = 100
-    batch: int = 256
-    lr: float = 0.02
+    steps: Annotated[int, Within(1, 10**7)] = 100
+    batch: Annotated[int, Within(1, 10**6)] = 256
+    lr: Rate = 0.02
     weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_range("router.train.steps", self.steps, 1, 10**7)
-        check_range("router.train.batch", self.batch, 1, 10**6)
-        check_range("router.train.lr", self.lr, 0.0, 1.0, open_low=True)
 
     def train(self, model: "Gates", experts: Experts, context: Context, split: str) -> list[str]:
         """Fit the gates in place; the context's log gets the last loss of each."""

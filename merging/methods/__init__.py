@@ -4,10 +4,11 @@ A file in this folder is all that a method needs: its class is found by name, an
 """
 
 import pkgutil
-import re
 from dataclasses import is_dataclass
 from importlib import import_module
 from typing import Any
+
+from merging.options import snake_case
 
 
 def discovered() -> dict[str, type]:
@@ -29,7 +30,7 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return [*discovered(), "Method"]
     if name[:1].isupper():
-        file = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+        file = snake_case(name)
         if any(each.name == file for each in pkgutil.iter_modules(__path__)):
             module = import_module(f"{__name__}.{file}")
             if hasattr(module, name):

@@ -7,20 +7,19 @@ from torch import Tensor
 
 from merging.cache import code, key_of
 from merging.context import Context
-from merging.errors import UserError
 from merging.experts import Experts
 from merging.fit.coefficients import Coefficients, Stream, columns, combination
 from merging.fit.descent import Descent, descend, seeded
 from merging.identity import identity
 from merging.merged import Merged
 from merging.methods.ties import agreeing
-from merging.preflight import check_range
+from merging.options import Fraction, Options
 
 CODE = ("merging.fit", "merging.methods.ada_merging", "merging.methods.ties", "merging.backbones")
 
 
 @dataclass(frozen=True)
-class AdaMerging:
+class AdaMerging(Options):
     """Task arithmetic whose coefficients are learned by lowering the entropy of the predictions, without labels.
 
     Yang et al., 2024, arXiv 2310.02575. level: "task", one coefficient per expert; "layer", one per expert and
@@ -32,15 +31,10 @@ class AdaMerging:
 
     level: Literal["task", "layer"] = "layer"
     init: float = 0.3
-    density: float = 1.0
+    density: Fraction = 1.0
     clamp: bool = False
     train: Descent = field(default_factory=partial(Descent, lr=1e-3, schedule="constant"))
     split: Literal["train", "val", "calibration", "test"] = "calibration"
-
-    def __post_init__(self) -> None:
-        check_range("ada_merging: density", self.density, 0.0, 1.0, open_low=True)
-        if self.level not in ("task", "layer"):
-            raise UserError(f"ada_merging: level={self.level!r} is unknown. Choose task or layer.")
 
     @property
     def needs(self) -> str:  # labels where an objective compares with them

@@ -9,9 +9,9 @@ from torch import Tensor
 from merging.checkpoints.tied import behind
 from merging.context import ALONE, Context
 from merging.decompose.compressed import Compressed
-from merging.decompose.joint_tucker import UNITS, Decompose, joint_deltas
+from merging.decompose.joint_tucker import Decompose, joint_deltas
 from merging.decompose.ranks import Ranks
-from merging.decompose.tucker import ENGINES, full_ranks, matched_rank, stored
+from merging.decompose.tucker import Engine, full_ranks, matched_rank, stored
 from merging.decompose.tucker import Tucker as Factors
 from merging.deltas import Delta, Dense, LowRank, Tucker
 from merging.errors import UserError
@@ -20,7 +20,7 @@ from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.neurons import Masks, Neurons, selected
-from merging.preflight import check_range
+from merging.options import Coefficient, Options
 from merging.residual import residuals, share_kept
 
 
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Duet:
+class Duet(Options):
     """DuetMerging: shared-factor Tucker changes of the FFNs, routed per input, plus a static correction. CVPR 2026.
 
     Every FFN matrix of all tasks is one tensor [T, m, n]; its Tucker decomposition is mixed by the gate. Of the
@@ -53,12 +53,12 @@ class Duet:
     routes: Literal["ffn", "all"] = "ffn"
     ranks: Ranks = field(default_factory=lambda: Ranks("fraction", 0.25))
     factors: Literal["tucker", "svd"] = "tucker"
-    engine: str = "hooi"
+    engine: Engine = "hooi"
     unit: Literal["matrix", "block", "model"] = "matrix"
     static: bool = True
     neurons: Neurons = field(default_factory=Neurons)
     average: Literal["all", "kept"] = "all"
-    static_coef: float = 1.0
+    static_coef: Coefficient = 1.0
     bias: Literal["dynamic", "rest", "base"] = "dynamic"
     init: float = 0.3
     rest: Method = field(default_factory=TaskArithmetic)
@@ -66,14 +66,9 @@ class Duet:
     routed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        known = {"routes": ("ffn", "all"), "unit": UNITS, "factors": ("tucker", "svd"), "average": ("all", "kept"),
-                 "bias": ("dynamic", "rest", "base"), "engine": ENGINES}  # fmt: skip
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise UserError(f"duet: {name}={getattr(self, name)!r} is unknown. Choose one of {', '.join(values)}.")
+        super().__post_init__()
         if self.unit != "matrix" and self.factors == "svd":
             raise UserError(f"duet: unit={self.unit} shares Tucker factors; factors=svd has none. Set unit=matrix.")
-        check_range("duet: static_coef", self.static_coef, -100.0, 100.0)
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         """Raises UserError where `rest` is not static, images are missing, a mask is empty or a rank is too large."""

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from merging.deltas import Delta, Masked
-from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.ops import rows
+from merging.options import Options
 
 
 @dataclass(frozen=True)
-class Emr:
+class Emr(Options):
     """EMR-Merging: one unified task vector, and per task a bit for every entry and one scalar. Needs the true task id.
 
     Huang et al., 2024, arXiv 2405.17461. An entry of the unified vector has the sign of the mean change (negative for
@@ -23,10 +23,6 @@ class Emr:
 
     rescale: Literal["parameter", "entry"] = "parameter"
     needs: ClassVar[str] = "nothing"
-
-    def __post_init__(self) -> None:
-        if self.rescale not in ("parameter", "entry"):
-            raise UserError(f"emr: rescale={self.rescale!r} is unknown. Choose parameter or entry.")
 
     def __call__(self, experts: Experts) -> Merged:
         masked: dict[str, Masked] = {}

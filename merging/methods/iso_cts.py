@@ -7,11 +7,11 @@ from torch import Tensor
 from merging.decompose.svd import SVD
 from merging.experts import Experts
 from merging.merged import Merged
-from merging.preflight import check_range
+from merging.options import Options, Share
 
 
 @dataclass(frozen=True)
-class IsoCts:
+class IsoCts(Options):
     """Iso-CTS: Iso-C whose weakest common directions give way to task-specific ones.
 
     Marczak et al., 2025, arXiv 2502.04959.
@@ -19,12 +19,9 @@ class IsoCts:
     directions alone. What is not a matrix is averaged. scale: 0 is the base; 1.5 to 1.9 is usual for eight tasks.
     """
 
-    common: float = 0.8
+    common: Share = 0.8
     scale: float = 1.0
     needs: ClassVar[str] = "nothing"
-
-    def __post_init__(self) -> None:
-        check_range("iso_cts: common", self.common, 0.0, 1.0)
 
     def __call__(self, experts: Experts) -> Merged:
         def merge(key: str, tau: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
-from merging.preflight import check_range
+from merging.options import Count, Options
 from merging.residual import share_kept
 
 
 @dataclass(frozen=True)
-class RankOneMoe:
+class RankOneMoe(Options):
     """Rank-one experts: every singular triplet of every task's FFN change has a weight of its own in the gate.
 
     After the code github.com/EnnengYang/RankOne-MoE. A block's gate gives T * rank weights, task by task; the i-th is
@@ -26,14 +26,11 @@ class RankOneMoe:
     the gates are trained. rest: the method for everything but the FFNs, with a scale of its own.
     """
 
-    rank: int = 32
+    rank: Count = 32
     init: float = 0.3
     rest: Method = field(default_factory=TaskArithmetic)
     needs: ClassVar[str] = "nothing"
     routed: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_range("rank_one_moe: rank", self.rank, 1, 10**9)
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         specs, ffn = experts.specs(), experts.keys("ffn")

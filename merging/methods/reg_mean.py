@@ -8,7 +8,7 @@ from merging.context import Context
 from merging.entries import entrywise
 from merging.experts import Experts
 from merging.merged import Merged
-from merging.preflight import check_range
+from merging.options import Count, Options, Share
 from merging.statistics import grams_of
 
 RIDGE = 1e-7  # of the mean diagonal: where hardly any input lies the mean stays, instead of a number without bound
@@ -17,7 +17,7 @@ KINDS = ("ffn", "attention", "projection")
 
 
 @dataclass(frozen=True)
-class RegMean:
+class RegMean(Options):
     """Regression mean: the matrices whose outputs are nearest to those of all experts on their own inputs.
 
     Jin et al., 2023, arXiv 2212.09849. W = sum_t W_t G_t (sum_t G_t)^-1 with G_t = X_t^T X_t / rows over all tokens
@@ -26,14 +26,10 @@ class RegMean:
     block's matrices at a time, which takes a forward pass for every block and the memory of one.
     """
 
-    rho: float = 0.95
-    samples: int = 256
+    rho: Share = 0.95
+    samples: Count = 256
     by_block: bool = False
     needs: ClassVar[str] = "inputs"
-
-    def __post_init__(self) -> None:
-        check_range("reg_mean: rho", self.rho, 0.0, 1.0)
-        check_range("reg_mean: samples", self.samples, 1, 10**9)
 
     def __call__(self, experts: Experts, context: Context) -> Merged:
         """Raises UserError without inputs, and for names that no table has."""

@@ -8,13 +8,13 @@ from merging.deltas import Delta, Dense, LowRank, Rows
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
-from merging.preflight import check_range
+from merging.options import Count, Options
 from merging.qkv import cut
 from merging.residual import residuals, share_kept
 
 
 @dataclass(frozen=True)
-class Smile:
+class Smile(Options):
     """SMILE: every token picks experts layer by layer, by how much of it lies in their leading directions. No training.
 
     Tang et al., 2024, arXiv 2408.10174. Every linear layer of attention and FFNs keeps a truncated decomposition
@@ -25,15 +25,14 @@ class Smile:
     `rank`. top_k: experts per token and layer. split_qkv: decompose and route query, key and value apart.
     """
 
-    rank: int = 32
-    gate_rank: int = 16
-    top_k: int = 1
+    rank: Count = 32
+    gate_rank: Count = 16
+    top_k: Count = 1
     split_qkv: bool = True
     needs: ClassVar[str] = "nothing"
 
     def __post_init__(self) -> None:
-        for name in ("rank", "gate_rank", "top_k"):
-            check_range(f"smile: {name}", getattr(self, name), 1, 10**9)
+        super().__post_init__()
         if self.gate_rank > self.rank:
             raise UserError(
                 f"smile: gate_rank={self.gate_rank} is above rank={self.rank}: only directions that are kept can "

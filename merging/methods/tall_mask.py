@@ -1,27 +1,24 @@
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from merging.deltas import Delta, Masked
 from merging.experts import Experts
 from merging.merged import Merged, Routing
-from merging.preflight import check_range
+from merging.options import Options, Within
 
 
 @dataclass(frozen=True)
-class TallMask:
+class TallMask(Options):
     """TALL-masks: the summed task vectors, and per task a bit for every entry that is its own. Needs the true task id.
 
     Wang et al., 2024, arXiv 2405.07813. A task keeps an entry where |tau_t| > threshold * |sum of the others' tau|.
     threshold: 0 keeps all that the task changed; 0.2 to 0.6 are published, chosen per task on validation.
     """
 
-    threshold: float = 0.4
+    threshold: Annotated[float, Within(0.0, 100.0)] = 0.4
     needs: ClassVar[str] = "nothing"
-
-    def __post_init__(self) -> None:
-        check_range("tall_mask: threshold", self.threshold, 0.0, 100.0)
 
     def __call__(self, experts: Experts) -> Merged:
         deltas: dict[str, Delta] = {}

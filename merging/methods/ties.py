@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from merging.entries import Entry, sweep
-from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.ops import KeepLargest
-from merging.preflight import check_range
+from merging.options import Fraction, Options
 from merging.threads import Scratch
 
 
 @dataclass(frozen=True)
-class Ties:
+class Ties(Options):
     """TIES-Merging: trim, elect a sign per entry, merge those that agree. Yadav et al., 2023, arXiv 2306.01708.
 
     density: share of its largest entries that each task vector keeps, over the whole model; 1 trims nothing.
@@ -25,15 +24,10 @@ class Ties:
     1). scale: 0 is the base.
     """
 
-    density: float = 0.2
+    density: Fraction = 0.2
     merge: Literal["sum", "mean"] = "sum"
     scale: float = 0.3
     needs: ClassVar[str] = "nothing"
-
-    def __post_init__(self) -> None:
-        check_range("ties: density", self.density, 0.0, 1.0, open_low=True)
-        if self.merge not in ("sum", "mean"):
-            raise UserError(f"ties: merge={self.merge!r} is unknown. Choose sum or mean.")
 
     def __call__(self, experts: Experts) -> Merged:
         total = sum(spec.shape.numel() for spec in experts.specs().values())

@@ -15,15 +15,13 @@ from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.ops import generator, keep_largest
-from merging.preflight import check_range
+from merging.options import Index, Options, Share
 from merging.qkv import cut
 from merging.residual import residuals, share_kept
 
-KNOWN = {"sparsify": ("svd", "magnitude", "dropout"), "measure": ("values", "energy")}
-
 
 @dataclass(frozen=True)
-class Twin:
+class Twin(Options):
     """Twin-Merging: a shared expert plus what each expert has beyond it, compressed and mixed per input.
 
     Lu et al., 2024, arXiv 2406.15479. shared: the static method of the shared expert, at its own scale (`base` is the
@@ -37,23 +35,15 @@ class Twin:
     """
 
     shared: Method = field(default_factory=TaskArithmetic)
-    keep: float = 0.1
+    keep: Share = 0.1
     measure: Literal["values", "energy"] = "values"
-    rank: int | None = None
+    rank: Index | None = None
     sparsify: Literal["svd", "magnitude", "dropout"] = "svd"
     split_qkv: bool = True
     start: int | None = 0
     seed: int = 0
     needs: ClassVar[str] = "nothing"
     routed: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_range("twin: keep", self.keep, 0.0, 1.0)
-        if self.rank is not None:
-            check_range("twin: rank", self.rank, 0, 10**9)
-        for name, values in KNOWN.items():
-            if getattr(self, name) not in values:
-                raise UserError(f"twin: {name}={getattr(self, name)!r} is unknown. Choose one of {', '.join(values)}.")
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         """Raises UserError where `shared` is not static or a matrix has fewer singular values than `rank`."""

@@ -10,11 +10,11 @@ from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.ops import keep_largest, rows
-from merging.preflight import check_range
+from merging.options import Fraction, Options
 
 
 @dataclass(frozen=True)
-class Wemoe:
+class Wemoe(Options):
     """WEMoE: the whole task vectors of every FFN, weights and biases, mixed per input; the rest merged statically.
 
     Tang et al., 2024, arXiv 2402.00433; with density below 1 and a shared gate E-WEMoE (arXiv 2410.21804).
@@ -23,14 +23,11 @@ class Wemoe:
     a scale of its own.
     """
 
-    density: float = 1.0
+    density: Fraction = 1.0
     init: float = 0.3
     rest: Method = field(default_factory=TaskArithmetic)
     needs: ClassVar[str] = "nothing"
     routed: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_range("wemoe: density", self.density, 0.0, 1.0, open_low=True)
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         ffn = experts.keys("ffn")

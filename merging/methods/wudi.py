@@ -1,18 +1,17 @@
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from merging.context import ALONE, Context
-from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
-from merging.preflight import check_range
+from merging.options import Options, Rate, Within
 
 
 @dataclass(frozen=True)
-class Wudi:
+class Wudi(Options):
     """WUDI-Merging: for every matrix the change that interferes least with the row spaces of all task vectors.
 
     Cheng et al., 2025, arXiv 2503.08099. From tau = sum_t tau_t on, Adam lowers sum_t |(tau - tau_t) tau_t^T|^2 /
@@ -21,18 +20,11 @@ class Wudi:
     (the authors'), or take the "mean" of the task vectors. split_qkv is an option of the experts.
     """
 
-    steps: int = 300
-    lr: float = 1e-5
+    steps: Annotated[int, Within(0, 10**6)] = 300
+    lr: Rate = 1e-5
     matrices: Literal["linear", "all"] = "linear"
     rest: Literal["base", "mean"] = "base"
     needs: ClassVar[str] = "nothing"
-
-    def __post_init__(self) -> None:
-        check_range("wudi: steps", self.steps, 0, 10**6)
-        check_range("wudi: lr", self.lr, 0.0, 1.0, open_low=True)
-        for name, known in {"matrices": ("linear", "all"), "rest": ("base", "mean")}.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"wudi: {name}={getattr(self, name)!r} is unknown. Choose one of {', '.join(known)}.")
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         def merge(key: str, tau: Tensor) -> Tensor:

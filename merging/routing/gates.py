@@ -1,15 +1,17 @@
 """Gates: from what a sample looks like inside the network to the weights of a merge's parts."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from merging.errors import UserError
+from merging.options import Count, Options, Within
 
 Sees = Literal["block", "early", "pass"]
 Features = Literal["mean", "mean_std", "cls"]
@@ -46,7 +48,7 @@ def answered(weights: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GateShape:
+class GateShape(Options, prefix="router.gate."):
     """What a gate looks like; as JSON in a saved model.
 
     sees: "block", every routed block has a gate that sees the tokens entering its first routed half (Duet, WEMoE);
@@ -72,31 +74,21 @@ class GateShape:
     pool: Literal["before", "after"] = "before"
     shared: bool = False
     activation: Activation = "softmax"
-    temperature: float = 1.0
+    temperature: Annotated[float, Within(0.0, math.inf, open_low=True)] = 1.0
     top_k: int | float | None = None
     granularity: Granularity = "sample"
-    groups: int = 20
+    groups: Count = 20
     per_bin: bool = True
     points: Points = "logits"
     standardise: bool = True
 
     def __post_init__(self) -> None:
-        known = {"sees": get_args(Sees), "depth": (1, 2, 3), "features": get_args(Features)}
-        known |= {"pool": ("before", "after"), "activation": get_args(Activation)}
-        known |= {"granularity": get_args(Granularity), "points": get_args(Points)}
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                choices = ", ".join(map(str, values))
-                raise UserError(f"router.gate.{name}={getattr(self, name)!r} is unknown. Choose one of {choices}.")
-        if not self.temperature > 0:
-            raise UserError(f"router.gate.temperature={self.temperature} is out of range: it must be above 0.")
+        super().__post_init__()
         if self.top_k is not None and not (0 < self.top_k < 1 or (self.top_k >= 1 and isinstance(self.top_k, int))):
             raise UserError(
                 f"router.gate.top_k={self.top_k} is out of range: keep at least 1 part (a whole number), a share of "
                 f"the parts between 0 and 1, or null for all."
             )
-        if self.groups < 1:
-            raise UserError(f"router.gate.groups={self.groups} is out of range: there is at least 1 group.")
         if self.by_token and self.features != "mean":
             raise UserError(
                 f"router.gate.features={self.features} pools the tokens, but pool=after or granularity=token asks them "

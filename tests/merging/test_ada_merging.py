@@ -191,5 +191,5 @@ class TestBadInput:
             AdaMerging(train=STEPS)(experts, replace(context, data=broken, who="mine"))
 
     def test_an_unknown_level(self):
-        with pytest.raises(UserError, match="Choose task or layer"):
+        with pytest.raises(UserError, match="Choose one of task, layer"):
             AdaMerging("block")

@@ -264,7 +264,7 @@ class TestBadInput:
             kind(**{wrong: value})
 
     def test_unknown_schedule(self):
-        with pytest.raises(UserError, match=r"schedule='linear' is unknown. Choose cosine or constant"):
+        with pytest.raises(UserError, match=r"schedule='linear' is unknown. Choose one of cosine, constant"):
             Gradient(schedule="linear")
 
 

@@ -212,7 +212,7 @@ def test_scaled_changes_the_coefficient_and_nothing_else():
     [
         (lambda: Ties(density=0), r"ties: density=0 .*\(0.0, 1.0\]"),
         (lambda: Ties(density=1.5), "density=1.5 is out of range"),
-        (lambda: Ties(merge="max"), "merge='max' is unknown. Choose sum or mean"),
+        (lambda: Ties(merge="max"), "merge='max' is unknown. Choose one of sum, mean"),
         (lambda: Dare(drop=1), "dare: drop=1 is out of range"),
         (lambda: Dare(drop=float("nan")), "drop=nan is out of range"),
         (lambda: IsoCts(common=-0.1), r"iso_cts: common=-0.1 .*\[0.0, 1.0\]"),

@@ -208,13 +208,13 @@ def test_measured_once_per_content_and_question(tmp_path, monkeypatch):
     [
         ({"ratio": 0.0}, r"neurons: ratio=0.0 is out of range: it must lie in \(0.0, 1.0\]"),
         ({"images": 0}, "images=0 is out of range"),
-        ({"scope": "block"}, "scope='block' is unknown. Choose layer, model, mass"),
+        ({"scope": "block"}, "scope='block' is unknown. Choose one of layer, model, mass"),
         ({"scope": "mass", "statistic": "mean"}, "scope=mass adds up activity, and statistic=mean has signs"),
-        ({"at": "middle"}, "at='middle' is unknown. Choose output, input"),
+        ({"at": "middle"}, "at='middle' is unknown. Choose one of output, input"),
         ({"scale": "sqrt"}, "scale='sqrt' is unknown"),
-        ({"statistic": "max"}, "statistic='max' is unknown. Choose mean_abs, mean, positive, rms"),
-        ({"tokens": "patches"}, "tokens='patches' is unknown. Choose all, class"),
-        ({"source": "merged"}, "source='merged' is unknown. Choose expert, base"),
+        ({"statistic": "max"}, "statistic='max' is unknown. Choose one of mean_abs, mean, positive, rms"),
+        ({"tokens": "patches"}, "tokens='patches' is unknown. Choose one of all, class"),
+        ({"source": "merged"}, "source='merged' is unknown. Choose one of expert, base"),
     ],
 )
 def test_unknown_names(knobs, message):
