@@ -36,7 +36,7 @@ def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine",
 def downloads(needed: list[Any]) -> None:
     """The files of base and experts that are not cached."""
     from merging.preflight import some
-    from tasks.vision.hub import check_room, plan
+    from tasks.hub import check_room, plan
 
     missing = [each for each in plan(needed) if not each.cached]
     if not missing:

@@ -44,12 +44,12 @@ class Text:
         """In open_clip's names, downloaded if need be. Raises UserError where the file is missing or of no CLIP."""
         path = Path(self.filename).expanduser()
         if self.repo is not None:
-            from tasks.vision.hub import Wanted, fetch_first
+            from tasks.hub import HubFile, fetch
 
             older = (
                 ("pytorch_model.bin",) if self.filename == "model.safetensors" else ()
             )  # some repositories have no other
-            path = fetch_first(Wanted(self.repo, (self.filename, *older), self.revision), cache)
+            path = fetch(HubFile(self.repo, (self.filename, *older), self.revision), cache)
         return read_clip(path, cache)[0]
 
 

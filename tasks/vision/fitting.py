@@ -1,6 +1,7 @@
 """Whether checkpoints fit a backbone and one another, seen from their headers."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -8,7 +9,7 @@ from merging.backbones.base import Backbone
 from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
-from merging.checkpoints.views import Part
+from merging.checkpoints.views import Made, Overlay, Part, View
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
@@ -22,14 +23,9 @@ TEXT = {  # what an ImageEncoder still holds of the text side
 
 
 def assembled(
-    base: Checkpoint,
-    experts: Sequence[Checkpoint],
-    suite: Suite,
-    backbone: Backbone,
-    cache: Cache,
-    qkv: str,
+    base: Checkpoint, experts: Sequence[Checkpoint], suite: Suite, backbone: Backbone, cache: Cache, qkv: str,
     text: bool = False,
-) -> Experts:
+) -> Experts:  # fmt: skip
     """Experts with the parameters of the image tower, and those of the text side that are left if asked for.
 
     Raises UserError for an unknown `qkv`, and naming the file, for one that lacks a parameter of the tower or has one
@@ -39,11 +35,10 @@ def assembled(
         raise UserError(
             f"experts.qkv={qkv} is unknown. Choose {' or '.join(QKV)}: query, key, value as methods see them."
         )
-    wanted = tower_shapes(backbone)
-    towers = []
+    shapes, clip = tower_shapes(backbone), is_clip(backbone)
     for checkpoint in (base, *experts):
-        check_tower(checkpoint, wanted, backbone)
-        towers.append(checkpoint if text or not is_clip(backbone) else Part(checkpoint, PREFIX))
+        check_tower(checkpoint, shapes, backbone)
+    towers = [checkpoint if text or not clip else Part(checkpoint, PREFIX) for checkpoint in (base, *experts)]
     return Experts.open(towers[0], towers[1:], suite.names, cache, separate_qkv=qkv == "separate")
 
 
@@ -59,18 +54,40 @@ def is_clip(backbone: Backbone) -> bool:
     return all(key.startswith(PREFIX) for key in tower_shapes(backbone))
 
 
-def check_tower(checkpoint: Checkpoint, wanted: Mapping[str, torch.Size], backbone: Backbone) -> None:
+def check_tower(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], backbone: Backbone) -> None:
     """Raises UserError unless the model (of a CLIP `visual.*`) has these names and shapes, in floating point."""
     start = PREFIX if is_clip(backbone) else ""
-    have = {key: spec for key, spec in checkpoint.specs().items() if key.startswith(start)}
-    where = f"{checkpoint.name} does not fit backbone={backbone.name}:"
-    advice = "Choose the backbone that it was made with, or another checkpoint."
-    if missing := sorted(wanted.keys() - have.keys()):
-        raise UserError(f"{where} it lacks {some(missing)}. {advice}")
-    if extra := sorted(have.keys() - wanted.keys()):
-        raise UserError(f"{where} it has {some(extra)}, which that tower does not have. {advice}")
-    for key, shape in wanted.items():
-        if have[key].shape != shape:
-            raise UserError(f"{where} {key} is {tuple(have[key].shape)}, there {tuple(shape)}. {advice}")
-        if not have[key].merged:
-            raise UserError(f"{where} {key} is of type {have[key].dtype}, which is not merged. {advice}")
+    specs = {key: spec for key, spec in checkpoint.specs().items() if key.startswith(start)}
+    problem = None
+    if missing := sorted(shapes.keys() - specs.keys()):
+        problem = f"it lacks {some(missing)}"
+    elif extra := sorted(specs.keys() - shapes.keys()):
+        problem = f"it has {some(extra)}, which that tower does not have"
+    elif odd := [key for key, shape in shapes.items() if specs[key].shape != shape]:
+        problem = f"{odd[0]} is {tuple(specs[odd[0]].shape)}, there {tuple(shapes[odd[0]])}"
+    elif odd := [key for key in shapes if not specs[key].merged]:
+        problem = f"{odd[0]} is of type {specs[odd[0]].dtype}, which is not merged"
+    if problem is not None:
+        raise UserError(
+            f"{checkpoint.name} does not fit backbone={backbone.name}: {problem}. Choose the backbone that it was made "
+            f"with, or another checkpoint."
+        )
+
+
+def as_encoder(whole: Checkpoint, text: bool, remarks: tuple[str, ...] = ()) -> Checkpoint:
+    """Of a whole CLIP what an ImageEncoder holds: the image tower, and with `text` the leftovers of the text side."""
+    kept = (key for key in whole.specs() if key.startswith(PREFIX) or (text and key in TEXT))
+    return View(whole, {key: Made((key,)) for key in kept}, remarks)
+
+
+def with_projection(tower: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """Hugging Face's vision models end before the projection, which is then that of the base."""
+    return Overlay(tower, base, [f"{PREFIX}proj"])
+
+
+def there_is(folder: Path) -> str:
+    """A sentence on what a folder holds."""
+    if not folder.is_dir():
+        return "There is no such folder."
+    names = sorted(path.name for path in folder.iterdir())
+    return f"It holds {some(names, 10)}." if names else "It is empty."

@@ -25,13 +25,20 @@ from tasks.heads.head import Given, HeadSource
 from tasks.heads.probe import Probe
 from tasks.heads.text import OwnText, TextHead
 from tasks.heads.text_towers import has_text_tower, left_out
+from tasks.hub import HubFile
 from tasks.multitask import TASKS
 from tasks.suite import Suite, unread
 from tasks.task import LabelledTask
-from tasks.vision.expert_registry import base_model, weights
-from tasks.vision.families import EncoderFamily, HubFamily, as_encoder, open_base, there_is, with_projection
-from tasks.vision.fitting import assembled, check_tower, is_clip, tower_shapes
-from tasks.vision.hub import Wanted
+from tasks.vision.families import EncoderFamily, HubFamily, base_model, open_base, weight_names
+from tasks.vision.fitting import (
+    as_encoder,
+    assembled,
+    check_tower,
+    is_clip,
+    there_is,
+    tower_shapes,
+    with_projection,
+)
 from tasks.vision.reading import in_module, in_open_clip
 
 OPENAI = "openai"
@@ -70,7 +77,7 @@ class Folder:
     multitask: str | None = field(default=None, metadata=WHERE)
     remarks = ()
 
-    def wanted(self, suite: Suite, backbone: Backbone) -> list[Wanted]:
+    def wanted(self, suite: Suite, backbone: Backbone) -> list[HubFile]:
         """The base, if it comes from the Hub. Raises UserError naming every file that is not there."""
         if others := unread("experts.paths", self.paths, [task.name for task in suite.every]):
             log.info("experts.paths: no task reads %s", some(others))
@@ -230,10 +237,13 @@ def file_in(path: Path) -> Path:
     """The weight file of a Hugging Face folder; a file is itself."""
     if not path.is_dir():
         return path
-    names = [*weights(), *(f"{name}.index.json" for name in weights())]  # the latter of what is in several files
+    names = [
+        *weight_names(),
+        *(f"{name}.index.json" for name in weight_names()),
+    ]  # the latter of what is in several files
     if file := next((path / name for name in names if (path / name).exists()), None):
         return file
-    raise UserError(f"{path} has none of {', '.join(weights())} and no {CONFIG}. {there_is(path)} Name the file.")
+    raise UserError(f"{path} has none of {', '.join(weight_names())} and no {CONFIG}. {there_is(path)} Name the file.")
 
 
 def pretrained(source: object, suite: Suite, backbone: Backbone, cache: Cache) -> Checkpoint:

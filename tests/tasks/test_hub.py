@@ -15,8 +15,8 @@ from hub import Fault, Hub
 
 from merging import Cache
 from merging.errors import UserError
-from tasks.vision import hub as client
-from tasks.vision.hub import Missing, Wanted, check_room, fetch, fetch_first, plan
+from tasks import hub as client
+from tasks.hub import HubFile, Missing, check_room, plan
 
 REPO, FILE = "owner/model", "model.safetensors"
 CONTENT = os.urandom(300_000)
@@ -32,6 +32,11 @@ def served(tmp_path, monkeypatch):
         hub.add(REPO, {FILE: CONTENT, "config.json": b"{}"})
         hub.here(monkeypatch, tmp_path / "hf")
         yield hub
+
+
+def fetch(repo, filename, revision=None, cache=None):
+    """One file under one name."""
+    return client.fetch(HubFile(repo, (filename,), revision), cache)
 
 
 def left(folder):
@@ -56,21 +61,14 @@ def test_a_revision_is_kept_apart(served):
         fetch(REPO, FILE, revision="v9")
 
 
-def test_data_sets_are_another_kind_of_repository(served):
-    served.add("owner/photos", {"data/train.parquet": b"PAR1"}, kind="datasets")
-    assert fetch("owner/photos", "data/train.parquet", repo_type="dataset").read_bytes() == b"PAR1"
-    with pytest.raises(UserError, match="no model owner/photos"):
-        fetch("owner/photos", "data/train.parquet")
-
-
 def test_what_is_not_there_is_named(served):
     with pytest.raises(Missing, match=r"owner/model \(main\) has no file weights.bin"):
         fetch(REPO, "weights.bin")
     with pytest.raises(UserError, match="no model owner/nothing"):
         fetch("owner/nothing", FILE)
-    assert fetch_first(Wanted(REPO, ("weights.bin", FILE))).name == FILE
+    assert client.fetch(HubFile(REPO, ("weights.bin", FILE))).name == FILE
     with pytest.raises(Missing, match=r"other\.bin"):
-        fetch_first(Wanted(REPO, ("weights.bin", "other.bin")))
+        client.fetch(HubFile(REPO, ("weights.bin", "other.bin")))
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, "GatedRepo"), (403, "GatedRepo"), (403, None)])
@@ -140,13 +138,13 @@ def test_offline_takes_what_is_there_and_says_what_is_not(served, tmp_path, monk
     before = len(served.requests)
 
     assert fetch(REPO, FILE) == path
-    assert plan([Wanted(REPO, (FILE,))])[0].cached
-    for ask in (lambda: fetch(REPO, "config.json"), lambda: plan([Wanted(REPO, ("config.json",))])):
+    assert plan([HubFile(REPO, (FILE,))])[0].cached
+    for ask in (lambda: fetch(REPO, "config.json"), lambda: plan([HubFile(REPO, ("config.json",))])):
         with pytest.raises(
             UserError, match=r"owner/model/config.json is not in the cache .*HF_HUB_OFFLINE.*hf download"
         ):
             ask()
-    assert fetch_first(Wanted(REPO, ("weights.bin", FILE))) == path  # the second of two names is the cached one
+    assert client.fetch(HubFile(REPO, ("weights.bin", FILE))) == path  # the second of two names is the cached one
     assert len(served.requests) == before
 
 
@@ -162,14 +160,14 @@ def test_without_a_connection_the_cache_is_enough(served, monkeypatch):
 def test_the_plan_tells_sizes_without_a_download(served, tmp_path):
     fetch(REPO, "config.json")
     gets = len(served.asked("GET"))
-    first, second = plan([Wanted(REPO, ("none.bin", FILE)), Wanted(REPO, ("config.json",))])
+    first, second = plan([HubFile(REPO, ("none.bin", FILE)), HubFile(REPO, ("config.json",))])
 
     assert (first.name, first.bytes, first.cached) == ("owner/model/model.safetensors", len(CONTENT), False)
     assert (second.name, second.bytes, second.cached) == ("owner/model/config.json", 2, True)
     assert second.where.read_bytes() == b"{}" and first.where == tmp_path / "hf"
     assert len(served.asked("GET")) == gets
     with pytest.raises(Missing, match=r"none\.bin"):
-        plan([Wanted(REPO, ("none.bin",))])
+        plan([HubFile(REPO, ("none.bin",))])
 
 
 def test_a_full_disk_is_told_before_the_download(served, monkeypatch):
@@ -194,9 +192,9 @@ def test_a_disk_that_fills_up_is_told(served, monkeypatch, tmp_path):
 def test_a_process_with_the_usual_variables_gets_its_files(tmp_path):
     """The environment that a user sets, not patched constants; a slow line in real time."""
     code = (
-        "import json, sys; from tasks.vision.hub import fetch, plan, Wanted; "
-        f"size = plan([Wanted({REPO!r}, ({FILE!r},))])[0].bytes; "
-        f"print(json.dumps([size, str(fetch({REPO!r}, {FILE!r}))]))"
+        "import json, sys; from tasks.hub import HubFile, fetch, plan; "
+        f"file = HubFile({REPO!r}, ({FILE!r},)); "
+        "print(json.dumps([plan([file])[0].bytes, str(fetch(file))]))"
     )
     with Hub(tmp_path / "served") as hub:
         hub.add(REPO, {FILE: CONTENT})
