@@ -2,14 +2,22 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Inputs = Tensor | Mapping[str, Tensor]  # samples along the first axis: images, or token ids and their mask by name
 SPLITS = ("train", "val", "calibration", "test")  # calibration is used without its labels
+
+
+class Uncached:
+    """A dataclass that is sent to another process without what it has cached."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What is measured: tasks with labelled samples, a head of their own and a metric."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from merging.checkpoints import StateDict
 from tasks.heads.head import Given, HeadSource, ZeroShot, check_head
 from tasks.metrics import INVALID, measure, metric
 from tasks.score import Score
-from tasks.split import Inputs, Split
+from tasks.split import Inputs, Split, Uncached
 
 Predictions = Mapping[str, Tensor]  # by name, samples along the first axis
 Predict = Callable[[Split], Predictions]
@@ -40,7 +40,7 @@ class Data(Protocol):
 
 
 @dataclass(frozen=True)
-class LabelledTask:
+class LabelledTask(Uncached):
     """A task whose predictions are compared with labels: classification, regression, exact answers.
 
     metrics: the first is the score, the others are parts of it. Raises UserError for a head with another number of
@@ -51,9 +51,6 @@ class LabelledTask:
     data: Any  # Data, which may also have content(split), notes() and needs(splits)
     heads: HeadSource | None = None
     metrics: Sequence[str] = ("accuracy",)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {each.name: getattr(self, each.name) for each in fields(self)}  # without what is cached
 
     @property
     def classes(self) -> Sequence[str]:

@@ -4,20 +4,19 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from merging.errors import UserError
 from tasks.heads.text import TextHead, check_prompts
-from tasks.split import Split
+from tasks.split import Split, Uncached
 from tasks.task import LabelledTask
 from tasks.vision.dataset_registry import DEFAULT, Facts, check_order
 from tasks.vision.images import FORMAT, Images, StoredSplit, Wanted
 from tasks.vision.parts import Rule
-from tasks.vision.sources import Source
-from tasks.vision.tables import Table
+from tasks.vision.sources import Source, Table
 
 SCORED = ("val", "calibration", "test")  # what a run needs that trains no expert
 log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ class VisionTask(LabelledTask):
 
 
 @dataclass(frozen=True)
-class VisionData:
+class VisionData(Uncached):
     """The images of one task. Raises UserError for damaged images, and labels or class names that do not fit."""
 
     name: str
@@ -68,9 +67,6 @@ class VisionData:
     rule: Rule
     size: int  # pixels of a side
     store: Store
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {each.name: getattr(self, each.name) for each in fields(self)}  # without what is cached
 
     def __post_init__(self) -> None:
         if self.given is not None:

@@ -2,14 +2,20 @@
 
 import warnings
 from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
 
-from tasks.vision.tables import Encoded
-
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 SCALED = ("PPM", "PNG")  # formats whose 32-bit integers are 16 bits by definition
+
+
+class Encoded(NamedTuple):
+    """One image file. `where` names it in messages."""
+
+    where: str
+    content: bytes | Path
 
 
 class Damaged(NamedTuple):

@@ -1,8 +1,9 @@
 """Content of many files, remembered: what has not changed since is not read again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from merging.cache import Cache
@@ -12,6 +13,19 @@ from merging.errors import UserError
 AT_ONCE = 8  # files; on a network's disk a file is mostly waited for
 
 
+@contextmanager
+def reading() -> Iterator[None]:
+    """Raises UserError naming the file or folder that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {error.filename}: {error.strerror}. Put it back or make it readable, or take it out of the "
+            f"data set."
+        ) from error
+
+
+@reading()
 def digests(paths: Sequence[Path], folder: str, cache: Cache | None) -> list[str]:
     """sha256 of every file, by path, size, modification time and inode from the cache: one entry for all of `folder`.
 
@@ -19,16 +33,11 @@ def digests(paths: Sequence[Path], folder: str, cache: Cache | None) -> list[str
     """
     key = f"sha256 of the files of {Path(folder).resolve()}"
     known = json.loads((cache.get(key) if cache is not None else None) or b"{}")
-    try:
-        states = [list(facts_of(path)) for path in paths]
-        new = [path for path, state in zip(paths, states, strict=True) if known.get(str(path), [])[:-1] != state]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            computed = dict(zip(new, pool.map(sha256, new), strict=True))
-    except OSError as error:
-        raise UserError(f"Cannot read {error.filename}: {error.strerror}. Put it back, or remove it.") from error
-    for path, state in zip(paths, states, strict=True):
-        if path in computed:
-            known[str(path)] = [*state, computed[path]]
+    states = {path: list(facts_of(path)) for path in paths}
+    new = [path for path, state in states.items() if known.get(str(path), [])[:-1] != state]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for path, digest in zip(new, pool.map(sha256, new), strict=True):
+            known[str(path)] = [*states[path], digest]
     if new and cache is not None:
         cache.put(key, json.dumps(known).encode())
     return [known[str(path)][-1] for path in paths]

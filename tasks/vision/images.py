@@ -22,7 +22,7 @@ from merging.files import write_text
 from tasks.progress import Progress
 from tasks.split import Split
 from tasks.vision.decode import Damaged, decode
-from tasks.vision.tables import Table
+from tasks.vision.sources import Table
 
 FORMAT = 2  # raised with every change of what decode() gives
 BLOCK = 128  # images between two points to resume from, 19 MB at 224 pixels

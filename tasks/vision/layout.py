@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from merging.errors import UserError
 from merging.preflight import some
+from tasks.vision.digests import reading
 
 PARTS = ("train", "val", "test")
 USUAL = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
@@ -57,10 +58,8 @@ def layout(folder: Path, named: Mapping[str, str | bool | None]) -> Layout:
 
 def folders(root: Path) -> list[str]:
     """Names of the folders in `root`, hidden ones left out. Raises UserError where there are none."""
-    try:
+    with reading():
         names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
-    except OSError as error:
-        raise UserError(f"Cannot read {root}: {error.strerror}. Give a folder of class folders.") from error
     if not names:
         raise UserError(f"{root} has no class folders. Put the images of each class into a folder named after it.")
     return sorted(names, key=int) if all(map(str.isdecimal, names)) else names  # 2 before 10: the names are the labels
@@ -78,7 +77,7 @@ def chosen(part: str, named: Mapping[str, str | bool | None], available: Sequenc
     """
     name = named.get(part)
     if name is None:
-        usual = [each for each in available if part_of(each) == part and each not in named.values()]
+        usual = [name for name in available if part_of(name) == part and name not in named.values()]
         if len(usual) > 1:
             raise UserError(
                 f"{where} has {' and '.join(usual)}, and each may be the {part} part. Say which one is: {part}: "

@@ -1,4 +1,4 @@
-"""Which images of a data set serve which split."""
+"""Which samples of a data set serve which split."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from merging.errors import UserError
 
-VAL_SHARE, VAL_MOST = 0.1, 5000
+VAL_SHARE = 0.1  # of the training samples, at most
 
 
 class Chosen(NamedTuple):
-    """Images of one part of a data set, in the order in which the split has them."""
+    """Samples of one part of a data set, in the order in which the split has them."""
 
     part: str  # train | val | test, as the source has them
     indices: Tensor  # int64 [N]
@@ -23,13 +23,13 @@ class Chosen(NamedTuple):
 class Rule:
     """How splits are drawn.
 
-    val: at most that many images and a tenth of train, the last ones of torch's permutation of `seed`: the validation
-    split of task_vectors and its descendants. calibration: at most that many of the images left to train, in drawn
-    order, so that the first few are of all classes. limit: at most that many images per split, drawn by `seed`.
+    val: at most that many samples and a tenth of train, the last ones of torch's permutation of `seed`: the validation
+    split of task_vectors and its descendants. calibration: at most that many of the samples left to train, in drawn
+    order, so that the first few are of all classes. limit: at most that many samples per split, drawn by `seed`.
     test_share: the share that is held out for test where a data set has no test part.
     """
 
-    val: int = VAL_MOST
+    val: int = 5000
     calibration: int = 1024
     limit: int | None = None
     test_share: float = 0.2
@@ -44,32 +44,26 @@ class Rule:
             raise UserError(f"test_share={self.test_share} is out of range: it must lie between 0 and 1.")
 
     def facts(self, split: str) -> list[int | float | None]:
-        """What decides the images of a split beside the data set."""
-        own = {"test": [], "calibration": [self.val, self.calibration]}.get(split, [self.val])
-        return [self.limit, self.seed, self.test_share, *own]
+        """What decides the samples of a split beside the data set."""
+        options = {"test": [], "calibration": [self.val, self.calibration]}.get(split, [self.val])
+        return [self.limit, self.seed, self.test_share, *options]
 
     def choose(self, split: str, sizes: Callable[[str], int | None], task: str) -> Chosen:
-        """The images of `split`; `sizes` tells how many a part has, None for one that is not there.
+        """The samples of `split`; `sizes` tells how many a part has, None for one that is not there.
 
         Raises UserError where none are left.
         """
-        train = sizes("train") or 0
-        pool, held = self._order(train), None
-        if split == "test" and (count := sizes("test")) is not None:
-            return self._limited("test", torch.arange(count), task)
-        if sizes("test") is None:
-            share = max(1, int(self.test_share * train))
-            pool, held = pool[:-share], pool[-share:]
-        if split == "test":
-            return self._limited("train", (pool if held is None else held).sort().values, task)
-        if (count := sizes("val")) is not None:
-            if split == "val":
-                return self._limited("val", self._order(count)[: self.val].sort().values, task)
-        else:
-            share = max(1, min(int(VAL_SHARE * len(pool)), self.val))
-            pool, held = pool[:-share], pool[-share:]
-            if split == "val":
-                return self._limited("train", held.sort().values, task)
+        pool = self._order(sizes("train") or 0)  # what is left to train
+        for part in ("test", "val"):  # held out of train where there is no such part
+            count = sizes(part)
+            if count is None:
+                most = self.test_share * len(pool) if part == "test" else min(VAL_SHARE * len(pool), self.val)
+                pool, held = pool[: -max(1, int(most))], pool[-max(1, int(most)) :]
+                chosen = Chosen("train", held.sort().values)
+            else:
+                chosen = Chosen(part, torch.arange(count) if part == "test" else self._order(count)[: self.val])
+            if split == part:
+                return self._limited(chosen.part, chosen.indices.sort().values, task)
         if split == "calibration":
             return self._limited("train", pool[: self.calibration], task, drawn=True)
         return self._limited("train", pool.sort().values, task)

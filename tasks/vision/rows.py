@@ -5,18 +5,22 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from merging.cache import Cache
 from merging.errors import UserError
+from tasks.split import Uncached
+from tasks.vision.decode import Encoded
 from tasks.vision.digests import digests
 from tasks.vision.layout import chosen
 from tasks.vision.parts import Rule
-from tasks.vision.tables import RowTable, to_labels
 
 ARROW = re.compile(r"^(?!cache-).*?-(\w+?)(?:-\d{5}-of-\d{5})?\.arrow$")  # <name>-<split>.arrow, also in pieces
 TRIES = 3  # of what fails on the network
@@ -25,7 +29,30 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RowSource:
+class RowTable:
+    """Rows of a `datasets.Dataset` whose images are not decoded, with their labels, int64 [N]."""
+
+    rows: Any
+    column: str
+    labels: Tensor
+    origin: str
+
+    def read(self, indices: Sequence[int]) -> list[Encoded]:
+        cells = self.rows[list(indices)][self.column]
+        return [self._encoded(index, cell) for index, cell in zip(indices, cells, strict=True)]
+
+    def _encoded(self, index: int, cell: Any) -> Encoded:
+        """A cell is {"bytes", "path"} as the Hub stores images, plain bytes, or a path."""
+        where = f"{self.origin} row {index}"
+        if isinstance(cell, dict):
+            path = cell.get("path")
+            where += f" ({path})" if path else ""
+            cell = path if cell.get("bytes") is None else cell["bytes"]
+        return Encoded(where, Path(cell) if isinstance(cell, str) else b"" if cell is None else bytes(cell))
+
+
+@dataclass(frozen=True)
+class RowSource(Uncached):
     """A data set with an image and a label column.
 
     hub, args, revision: what `datasets.load_dataset` is given. parquet: a file, a folder, a pattern, or a mapping of
@@ -41,9 +68,6 @@ class RowSource:
     label: str = "label"
     parts: Mapping[str, str | bool | None] = field(default_factory=dict)
     cache: Cache | None = None  # remembers the content of files and what the Hub said
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {each.name: getattr(self, each.name) for each in fields(self)}  # without what is cached
 
     @property
     def name(self) -> str:
@@ -107,9 +131,8 @@ class RowSource:
 
     def _classes(self) -> tuple[str, ...] | None:
         split = str(self._split("train"))
-        column = self._rows(split).features[self.label]
-        if getattr(column, "names", None) is not None:
-            return tuple(column.names)
+        if (names := getattr(self._rows(split).features[self.label], "names", None)) is not None:
+            return tuple(names)
         values = self._values(split)
         return tuple(sorted(set(values))) if values and isinstance(values[0], str) else None
 
@@ -118,7 +141,10 @@ class RowSource:
             return None
         rows, values = self._rows(split), self._values(split)
         try:
-            labels = to_labels(values, self.classes())
+            if values and isinstance(values[0], str):
+                index = {name: label for label, name in enumerate(self.classes() or ())}
+                values = [index[value] for value in values]
+            labels = torch.tensor([int(value) for value in values], dtype=torch.int64)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"The column {self.label!r} of {self.name} ({split}) has a label that is no class: {error}. Labels are "

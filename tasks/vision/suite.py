@@ -14,7 +14,7 @@ from tasks.vision.data import Store, VisionData, VisionTask
 from tasks.vision.dataset_registry import DEFAULT, Facts, facts, names
 from tasks.vision.layout import USUAL, part_of
 from tasks.vision.parts import Rule
-from tasks.vision.sources import Plain
+from tasks.vision.sources import Location
 
 TEMPLATES = ("a photo of a {}.",)
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def make(
     """One task: what is published about it, overridden by what the user says."""
     known = facts(task, variant) if own is None or task in names() else None
     own = own or {}
-    allowed = {each.name for each in fields(Plain)} | set(OWN)
+    allowed = {each.name for each in fields(Location)} | set(OWN)
     if extra := sorted(set(own) - allowed):
         raise UserError(
             f"suite.sources.{task} has {', '.join(extra)}, which is no option. Known are {', '.join(sorted(allowed))}."
@@ -77,7 +77,7 @@ def make(
     templates = own.get("templates", TEMPLATES if known is None else known.templates)
     if "test_share" in own:
         rule = replace(rule, test_share=own["test_share"])
-    source = Plain(**where).open(task, Cache(store.cache))
+    source = Location(**where).open(task, Cache(store.cache))
     data = VisionData(task, source, known, None if classes is None else tuple(classes), rule, size, store)
     return VisionTask(task, data, reads(tuple(templates)), tuple(own.get("metrics", ("accuracy",))))
 

@@ -7,8 +7,8 @@ import pytest
 from test_sources import fill, png
 
 from merging.errors import UserError
+from tasks.vision.folders import FolderSource
 from tasks.vision.layout import chosen
-from tasks.vision.sources import FolderSource
 
 
 def sizes(source):

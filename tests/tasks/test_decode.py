@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 from test_images import encoded
 
-from tasks.vision.decode import Damaged, decode
-from tasks.vision.tables import Encoded
+from tasks.vision.decode import Damaged, Encoded, decode
 
 GREY = numpy.arange(64, dtype=numpy.uint8).reshape(8, 8) * 4  # 0, 4, ..., 252
 

@@ -17,9 +17,9 @@ from PIL import Image
 from merging.errors import UserError
 from tasks.split import Split, gather
 from tasks.vision import images as module
-from tasks.vision.decode import Damaged, decode
+from tasks.vision.decode import Damaged, Encoded, decode
+from tasks.vision.folders import FileTable
 from tasks.vision.images import Images, Wanted, open_split
-from tasks.vision.tables import Encoded, FileTable
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

@@ -11,8 +11,9 @@ from hub import Fault, Hub, commit
 from PIL import Image
 
 from merging.errors import UserError
+from tasks.vision.folders import FolderSource
 from tasks.vision.rows import ARROW, RowSource
-from tasks.vision.sources import FolderSource, Plain
+from tasks.vision.sources import Location
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,9 +160,9 @@ def test_a_label_that_train_lacks_is_an_error(tmp_path):
 
 def test_exactly_one_place():
     with pytest.raises(UserError, match="says folder and hub of"):
-        Plain(folder="a", hub="b/c").open("birds")
+        Location(folder="a", hub="b/c").open("birds")
     with pytest.raises(UserError, match="says none of"):
-        Plain().open("birds")
+        Location().open("birds")
 
 
 @pytest.mark.parametrize(("name", "split"), [

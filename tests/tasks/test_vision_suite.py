@@ -223,7 +223,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path, store):
 
 
 def test_nothing_is_opened_when_built(store, monkeypatch):
-    monkeypatch.setattr(sources.Plain, "open", lambda self, task, cache: untouchable)
+    monkeypatch.setattr(sources.Location, "open", lambda self, task, cache: untouchable)
     untouchable = type("Untouchable", (), {"__getattr__": lambda self, name: pytest.fail(name)})()
     suite = build("clip20", TASKS["clip20"].split(), store, "clip_vit_b32")
     assert len(suite.tasks) == 20 and len(suite.tasks[0].classes) == 397
