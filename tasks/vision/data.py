@@ -14,7 +14,7 @@ from tasks.heads.text import TextHead, check_prompts
 from tasks.split import Split, Uncached
 from tasks.task import LabelledTask
 from tasks.vision.dataset_registry import DEFAULT, Facts, check_order
-from tasks.vision.images import FORMAT, Images, StoredSplit, Wanted
+from tasks.vision.images import FORMAT, Images, StoredSplit, ToDecode
 from tasks.vision.parts import Rule
 from tasks.vision.sources import Source, Table
 
@@ -75,11 +75,10 @@ class VisionData(Uncached):
     @property
     def classes(self) -> Sequence[str]:
         """As written into the prompts, in label order."""
-        return self._named if self.given is None else self.given
+        return self._source_classes if self.given is None else self.given
 
     @cached_property
-    def _named(self) -> tuple[str, ...]:
-        """The data set's own class names."""
+    def _source_classes(self) -> tuple[str, ...]:
         names = self.source.classes()
         if names is None:
             raise UserError(
@@ -94,11 +93,15 @@ class VisionData(Uncached):
         if name not in self._splits:
             key = str(self._key(name))
             stored = self._images.find(self.name, name, key)
-            self._splits[name] = self._images.make(self._wanted(name), key) if stored is None else stored
+            self._splits[name] = self._images.make(self._to_decode(name), key) if stored is None else stored
         return self._splits[name]
 
     @cached_property
     def _splits(self) -> dict[str, StoredSplit]:
+        return {}
+
+    @cached_property
+    def _keys(self) -> dict[str, str]:
         return {}
 
     @property
@@ -114,26 +117,16 @@ class VisionData(Uncached):
             self._keys[split] = json.dumps([content, self.size])
         return self._keys[split]
 
-    @cached_property
-    def _keys(self) -> dict[str, str]:
-        return {}
-
-    def _wanted(self, split: str) -> Wanted:
+    def _to_decode(self, split: str) -> ToDecode:
         self._check_classes()
         if self.known is not None and self.known.variant != DEFAULT and self.known.note:
             log.warning("%s of %s: %s", self.name, self.known.variant, self.known.note)
-        tables: dict[str, Table | None] = {}
-
-        def size(part: str) -> int | None:
-            tables[part] = tables[part] if part in tables else self.source.table(part)
-            table = tables[part]
-            return None if table is None else len(table.labels)
-
+        size = lambda part: None if (table := self.source.table(part)) is None else len(table.labels)  # noqa: E731
         part, indices = self.rule.choose(split, size, self.name)
-        table = tables[part] if part in tables else self.source.table(part)
+        table = self.source.table(part)
         assert table is not None
         self._check_labels(table, part)
-        return Wanted(self.name, split, table, indices, self.size)
+        return ToDecode(self.name, split, table, indices, self.size)
 
     def _check_classes(self) -> None:
         names = self.source.classes()
@@ -147,15 +140,15 @@ class VisionData(Uncached):
         log.warning("%s; its labels are checked against the former", message)
 
     def _check_labels(self, table: Table, part: str) -> None:
-        if len(table.labels) and not 0 <= int(table.labels.min()) <= int(table.labels.max()) < len(self.classes):
+        low, high, count = int(table.labels.min()), int(table.labels.max()), len(self.classes)
+        if low < 0 or high >= count:
             raise UserError(
-                f"The labels of {self.name} ({table.origin}) run from {int(table.labels.min())} to "
-                f"{int(table.labels.max())}; with {len(self.classes)} classes they must lie in 0 to "
-                f"{len(self.classes) - 1}."
+                f"The labels of {self.name} ({table.origin}) run from {low} to {high}; with {count} classes they must "
+                f"lie in 0 to {count - 1}."
             )
-        want = self.known.sizes.get(part) if self.known is not None else None
-        if want is not None and want != len(table.labels):
-            log.warning("%s: %s has %d images, published are %d", self.name, table.origin, len(table.labels), want)
+        published = None if self.known is None else self.known.sizes.get(part)
+        if published not in (None, len(table.labels)):
+            log.warning("%s: %s has %d images, published are %d", self.name, table.origin, len(table.labels), published)
 
     def content(self, split: str) -> str:
         """Id of a split, by what it is decoded from."""
@@ -165,18 +158,16 @@ class VisionData(Uncached):
         """What a reader of the numbers should know of how the images were read."""
         return self.source.notes()
 
-    def _is_decoded(self, split: str) -> bool:
-        key = self._key(split, ask=False)
-        return key is not None and self._images.find(self.name, split, key) is not None
-
     def needs(self, splits: Sequence[str]) -> list[Need]:
         """What these splits are yet to load, from published sizes; nothing is opened."""
         if self.source.repo is None:
             self._check_classes()
-        missing = [split for split in splits if not self._is_decoded(split)]
+        keys = {split: self._key(split, ask=False) for split in splits}
+        missing = [split for split, key in keys.items()
+                   if key is None or self._images.find(self.name, split, key) is None]  # fmt: skip
         if not missing:
             return []
         sizes = self.known.sizes if self.known is not None else {}
-        count = sum(len(self.rule.choose(each, sizes.get, self.name).indices) for each in missing) if sizes else 0
+        count = sum(len(self.rule.choose(split, sizes.get, self.name).indices) for split in missing) if sizes else 0
         kind = "local" if self.source.repo is None else "dataset"
         return [Need(self.source.repo or self.source.name, kind, count, count * 3 * self.size**2)]

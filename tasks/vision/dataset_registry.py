@@ -50,6 +50,17 @@ def facts(task: str, variant: str = DEFAULT) -> Facts:
     return Facts(task, variant, **record)
 
 
+def published_copy(known: Facts) -> dict[str, object]:
+    """Where the published copy lies; validation is drawn from train even where a part for it is there."""
+    if known.hub is None:
+        raise UserError(
+            f"{known.name} of {known.variant} has no known copy on the Hub. Say where yours lies: "
+            f"+suite.sources.{known.name}.folder=<folder>."
+        )
+    rest = {key: value for key, value in known.hub.items() if key != "id"}
+    return {"hub": known.hub["id"], "val": False, **rest}
+
+
 @cache
 def read(path: Path) -> Mapping:
     """A YAML file."""
@@ -60,11 +71,9 @@ def read(path: Path) -> Mapping:
 
 def check_order(facts: Facts, given: Sequence[str] | None) -> None:
     """Raises UserError where the label names of a copy are the known ones in another order."""
-    if given is None or facts.order == "free":
-        return
-    have = tuple(map(_plain, given))
+    have = tuple(map(_plain, given or ()))
     lists = [tuple(map(_plain, names)) for names in (facts.classes, facts.labels) if names]
-    if have in lists:
+    if given is None or facts.order == "free" or have in lists:
         return
     for names in lists:
         if sorted(have) == sorted(names):

@@ -200,7 +200,7 @@ class Walk:
 
 
 def is_image(path: str) -> bool:
-    """Whether a file is an image, by its ending, else by its first bytes; one that only claims so fails when decoded."""
+    """Whether a file is an image by its ending or first bytes; one that only claims so fails when it is decoded."""
     if path.lower().endswith(ENDINGS):
         return True
     with open(path, "rb") as file:

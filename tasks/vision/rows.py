@@ -77,12 +77,12 @@ class RowSource(Uncached):
     def repo(self) -> str | None:
         return self.hub
 
+    def notes(self) -> list[str]:
+        return []
+
     def content(self, split: str, rule: Rule, ask: bool = True) -> str | None:
         identity = self._identity(ask)
         return None if identity is None else json.dumps([identity, split, rule.facts(split)])
-
-    def notes(self) -> list[str]:
-        return []
 
     def _identity(self, ask: bool = True) -> str | None:
         """Of all rows: the content of local files under their names, which tell the splits, or the Hub's commit."""
@@ -91,11 +91,16 @@ class RowSource(Uncached):
                 return None
             origin: list[Any] = [self.hub, list(self.args), commit]
         else:
-            places = self.parquet if isinstance(self.parquet, Mapping) else {"": self.parquet}
-            files = [(split, name, path) for split, where in places.items() for name, path in _named(where)]
+            files = [(split, *file) for split, named in self._local.items() for file in named]
             ids = digests([path for _, _, path in files], str(files[0][2].parent), self.cache)
             origin = [[split, name, digest] for (split, name, _), digest in zip(files, ids, strict=True)]
         return json.dumps(["rows", origin, self.image, self.label, dict(self.parts)])
+
+    @cached_property
+    def _local(self) -> dict[str, list[tuple[str, Path]]]:
+        """Split -> names and paths of parquet files. Without a mapping the split is empty: their names tell it."""
+        paths = self.parquet if isinstance(self.parquet, Mapping) else {"": self.parquet}
+        return {split: parquet_files(where) for split, where in paths.items()}
 
     def _commit(self, ask: bool = True) -> str | None:
         """Of the repository: the one that was read first, until the cache is deleted; None where only the Hub knows."""
@@ -116,10 +121,10 @@ class RowSource(Uncached):
         if offline():
             files = chain(*prepared(str(self.hub), self.args).values())
             return max(files, key=lambda path: path.stat().st_mtime).parent.name
-        files = chain(*_data_files(self.name, (self.hub, *self.args), {"revision": self.revision}).values())
+        files = chain(*_data_files(self.name, self.hub, *self.args, revision=self.revision).values())
         if (first := next(files, None)) is None:
             raise UserError(f"The data set {self.name} has no data files. Name one with an image and a label column.")
-        return _commit_in(first)
+        return commit_and_path(first)[0]
 
     def classes(self) -> tuple[str, ...] | None:
         """Names of the labels: those of the column, or the sorted words in it. Those of the Hub are remembered."""
@@ -155,20 +160,20 @@ class RowSource(Uncached):
     @cached_property
     def _files(self) -> Mapping[str, list[Any]]:
         """Split -> its files, on the Hub or in the cache of `datasets`."""
-        if self.hub is not None:
-            commit = self._commit()
-            if offline():
-                return prepared(self.hub, self.args, commit)
-            return _data_files(self.name, (self.hub, *self.args), {"revision": commit})
-        self._identity()  # raises where there are no files
-        return _data_files(self.name, *self._arguments)
+        if self.hub is None:
+            return _data_files(self.name, "parquet", **self._arguments)
+        commit = self._commit()
+        if offline():
+            return prepared(self.hub, self.args, commit)
+        return _data_files(self.name, self.hub, *self.args, revision=commit)
 
     @property
-    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Of `datasets.load_dataset` for local files."""
+    def _arguments(self) -> dict[str, Any]:
+        """Of `datasets.load_dataset` for local files: a folder, of whose file names it makes splits, or the files."""
+        files = {split: [str(path) for _, path in named] for split, named in self._local.items()}
         if isinstance(self.parquet, str) and Path(self.parquet).expanduser().is_dir():
-            return ("parquet",), {"data_dir": str(Path(self.parquet).expanduser())}
-        return ("parquet",), {"data_files": _expanded(self.parquet)}
+            return {"data_dir": str(Path(self.parquet).expanduser())}
+        return {"data_files": files if isinstance(self.parquet, Mapping) else files[""]}
 
     def _split(self, part: str) -> str | None:
         split = chosen(part, self.parts, list(self._files), self.name)
@@ -204,14 +209,13 @@ class RowSource(Uncached):
         if not sys.stderr.isatty():
             disable_progress_bars()
         if self.hub is None:
-            positional, named = self._arguments
-            return load_dataset(*positional, split=split, **named)
+            return load_dataset("parquet", split=split, **self._arguments)
         files = self._files[split]
         if offline():
             return concatenate_datasets([Dataset.from_file(str(path)) for path in files])
-        paths = [file.partition("@")[2].partition("/")[2] for file in files]
-        facts: dict[str, Any] = {"revision": _commit_in(files[0]), "verification_mode": "no_checks"}
-        return load_dataset(self.hub, data_files={split: paths}, split=split, **facts)
+        commits, paths = zip(*map(commit_and_path, files), strict=True)
+        facts: dict[str, Any] = {"revision": commits[0], "verification_mode": "no_checks"}
+        return load_dataset(self.hub, data_files={split: list(paths)}, split=split, **facts)
 
     def _values(self, split: str) -> list[Any]:
         return list(self._rows(split).select_columns([self.label])[:][self.label])
@@ -249,21 +253,21 @@ def prepared(repo: str, args: Sequence[str], commit: str | None = None) -> Mappi
 
 def reach(load: Callable[[], Result], name: str) -> Result:
     """What `load` returns; tried again where the network failed. Raises UserError for what cannot be had."""
-    for attempt in range(1, TRIES + 1):
+    attempt = 1
+    while True:
         try:
             return load()
         except (OSError, ValueError, RuntimeError) as error:  # datasets wraps whatever went wrong in any of these
-            if attempt < TRIES and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                log.warning("%s: %s; trying again (%d of %d)", name, error, attempt + 1, TRIES)
-                continue
-            raise UserError(
-                f"Cannot load the data set {name} ({type(error).__name__}: {error}). Check its name, your access and "
-                f"the network; with HF_HUB_OFFLINE=1 it must be in the Hugging Face cache."
-            ) from error
-    raise AssertionError
+            if attempt == TRIES or isinstance(error, FileNotFoundError) or not isinstance(error, OSError):
+                raise UserError(
+                    f"Cannot load the data set {name} ({type(error).__name__}: {error}). Check its name, your access "
+                    f"and the network; with HF_HUB_OFFLINE=1 it must be in the Hugging Face cache."
+                ) from error
+            attempt += 1
+            log.warning("%s: %s; trying again (%d of %d)", name, error, attempt, TRIES)
 
 
-def _data_files(name: str, positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, list[str]]:
+def _data_files(name: str, *positional: Any, **named: Any) -> dict[str, list[str]]:
     """Split -> its files, as `datasets` finds them. On the Hub with the commit: hf://datasets/<repo>@<sha>/<path>."""
     from datasets import load_dataset_builder
 
@@ -271,23 +275,19 @@ def _data_files(name: str, positional: tuple[Any, ...], named: Mapping[str, Any]
     return {str(split): list(paths) for split, paths in files.items()}
 
 
-def _commit_in(file: str) -> str:
-    return file.partition("@")[2].partition("/")[0]
+def commit_and_path(file: str) -> tuple[str, str]:
+    """Of hf://datasets/<repo>@<commit>/<path>."""
+    commit, _, path = file.partition("@")[2].partition("/")
+    return commit, path
 
 
-def _named(where: str | Sequence[str]) -> list[tuple[str, Path]]:
+def parquet_files(where: str | Sequence[str]) -> list[tuple[str, Path]]:
     """The parquet files of a file, a folder, a pattern or a list of these, under what their names say."""
     if not isinstance(where, str):
-        return [named for each in where for named in _named(each)]
+        return [file for one in where for file in parquet_files(one)]
     path = Path(where).expanduser()
-    files = sorted(path.rglob("*.parquet") if path.is_dir() else path.parent.glob(path.name))
+    folder = path if path.is_dir() else path.parent
+    files = sorted(path.rglob("*.parquet") if path.is_dir() else folder.glob(path.name))
     if not files:
         raise UserError(f"There are no parquet files at {where}. Give a file, a folder or a pattern.")
-    return [(str(file.relative_to(path if path.is_dir() else path.parent)), file) for file in files]
-
-
-def _expanded(where: Any) -> Any:
-    """Paths with the home folder spelt out."""
-    if isinstance(where, Mapping):
-        return {split: _expanded(each) for split, each in where.items()}
-    return str(Path(where).expanduser()) if isinstance(where, str) else [_expanded(each) for each in where]
+    return [(str(file.relative_to(folder)), file) for file in files]

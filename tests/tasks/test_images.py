@@ -19,7 +19,7 @@ from tasks.split import Split, gather
 from tasks.vision import images as module
 from tasks.vision.decode import Damaged, Encoded, decode
 from tasks.vision.folders import FileTable
-from tasks.vision.images import Images, Wanted, open_split
+from tasks.vision.images import Images, ToDecode, open_split
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -109,7 +109,7 @@ def folder_of(root, count, size=40):
 
 def wanted(table, indices=None, size=32):
     indices = torch.arange(len(table.labels)) if indices is None else torch.tensor(indices)
-    return Wanted("birds", "test", table, indices, size)
+    return ToDecode("birds", "test", table, indices, size)
 
 
 def test_a_split_is_what_its_images_are(tmp_path):
