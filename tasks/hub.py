@@ -160,7 +160,7 @@ def _passing(file: HubFile, error: Exception) -> str:
         (isinstance(error, errors.RevisionNotFoundError),
          f"{file.repo} has no revision {revision}. Name a branch, tag or commit of it."),
         (isinstance(error, errors.RepositoryNotFoundError) or status == 401,
-         f"There is no model {file.repo} at {hub} that you may see ({file}). Check its name; if it is private, {login}."),
+         f"There is no model {file.repo} at {hub} that you may see ({file}). Check its name; if private, {login}."),
         (isinstance(error, errors.LocalEntryNotFoundError),  # the client has tried for long
          _offline(file, error.__cause__)),
         (status not in (None, 404, *PASSING), f"{hub} refuses {file}: {error}"),
