@@ -5,11 +5,15 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
+
+from merging.errors import UserError
 
 LOCK = ".claims.lock"  # in every folder with claims; stays there
 BEAT, SILENT = 15.0, 120.0  # seconds: an owner touches its claim every BEAT; after SILENT it counts as dead
@@ -30,8 +34,6 @@ def claim(folder: str | Path, run_id: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _take(path)
     except OSError as error:
-        from merging.errors import UserError  # late: the package takes seconds to import
-
         raise UserError(
             f"Cannot claim {path.stem} in {path.parent}: {error.strerror or error}. Free some space or name an output "
             "folder you may write to, then run the same command again."
@@ -57,45 +59,41 @@ def release(folder: str | Path, job: str) -> None:
 
 def owner(folder: str | Path, run_id: str) -> str | None:
     """Who computes the cell now, such as "node7, process 4711, since 2026-01-01 12:00 UTC"; None for nobody."""
-    path = Path(folder) / f"{run_id}.claim"
+    path, here = Path(folder) / f"{run_id}.claim", _here()
     try:
-        stat, content = path.stat(), json.loads(path.read_text())
-        host, space, pid, since = content["host"], content["space"], int(content["pid"]), content["since"]
-        job, life = content.get("job", ""), int(content.get("life", 0))
+        touched = path.stat().st_mtime
+        silence = clock(path.parent) - touched
+        claim = {"job": "", "life": 0} | json.loads(path.read_text())
+        ended = all(claim[name] == here[name] for name in ("host", "space")) and not _alive(claim["pid"])
+        job = f"SLURM job {claim['job']}, " if claim["job"] else ""
+        name = f"{claim['host']}, {job}process {claim['pid']}, since {claim['since']}"
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):  # its owner is just writing it, or died while it did
-        return None if _age(path) > BEAT else "a process that has just started"
-    if (host, space) == (socket.gethostname(), _space()) and not _alive(pid):
-        return None
-    if job and job == _job() and life < _life():  # SLURM starts a job again when the earlier life has ended
-        return None
-    silent = _now(path.parent) - stat.st_mtime
-    return None if silent > SILENT else f"{host}, {f'SLURM job {job}, ' * bool(job)}process {pid}, since {since}"
+    except (ValueError, KeyError, TypeError):  # damaged by a crash of its machine
+        return None if silence > BEAT else "a process that has just started"
+    # SLURM starts a job again when the earlier life has ended
+    restarted = claim["job"] and claim["job"] == here["job"] and claim["life"] < here["life"]
+    return None if ended or restarted or silence > SILENT else name
+
+
+def clock(folder: Path) -> float:
+    """The time by the folder's own clock, which may be another machine's."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def _take(path: Path) -> None:
-    with _lock(path.parent):
-        holder = owner(path.parent, path.stem)
-        if holder is not None:
+    with (path.parent / LOCK).open("a") as lock:  # closing it unlocks it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (holder := owner(path.parent, path.stem)) is not None:
             raise Taken(holder)
-        since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         partial = path.with_name(".claims.new")  # only who holds the lock writes it; a killed one leaves no litter
-        here = {"host": socket.gethostname(), "space": _space(), "pid": os.getpid()}
-        content = {**here, "job": _job(), "life": _life(), "since": since}
-        partial.write_text(json.dumps(content))
+        since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        partial.write_text(json.dumps(_here() | {"since": since}))
         os.replace(partial, path)
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process of all machines at a time (POSIX locks, which network file systems pass on)."""
-    with (folder / LOCK).open("a") as file, _HERE:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield  # closing the file unlocks it
-
-
-_HERE = threading.Lock()  # POSIX locks do not keep threads of one process apart
 
 
 def _beat(path: Path, stop: threading.Event) -> None:
@@ -104,41 +102,20 @@ def _beat(path: Path, stop: threading.Event) -> None:
             os.utime(path)
 
 
-def _age(path: Path) -> float:
-    try:
-        return _now(path.parent) - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+def _here() -> dict[str, Any]:
+    """This process: containers may share a host's name and not its process numbers, which mean the same in a `space`.
 
-
-def _now(folder: Path) -> float:
-    """The time by the folder's own clock, which may be another machine's."""
-    probe = folder / LOCK
-    try:
-        probe.touch()  # sets the time without opening it, which would end a lock that this process holds
-        return probe.stat().st_mtime
-    except OSError:
-        return time.time()
-
-
-def _space() -> str:
-    """Where process numbers mean the same: containers may share a host's name and not its processes."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _job() -> str:
-    """The SLURM job of this process, such as "12_3" in an array, or nothing."""
+    job: of SLURM, such as "12_3" in an array. life: how often that job was put back into the queue.
+    """
+    space = Path("/proc/self/ns/pid")
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
-
-
-def _life() -> int:
-    """How often that job was put back into the queue: after a time-out, a preemption, the end of a node."""
-    count = os.environ.get("SLURM_RESTART_COUNT", "")
-    return int(count) if count.isdecimal() else 0
+    return {
+        "host": socket.gethostname(),
+        "space": os.readlink(space) if space.is_symlink() else "",
+        "pid": os.getpid(),
+        "job": f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", ""),
+        "life": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+    }
 
 
 def _alive(pid: int) -> bool:

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from launchers import rows
-from launchers.claims import owner
+from launchers.claims import clock, owner
 from launchers.live import ENDED, LISTED
 from launchers.live.view import DONE, Job, Overrides, Plan, View, planned
 from launchers.rows import Row
@@ -104,12 +102,3 @@ def source_of(folder: Path) -> Sweep | Results:
 def listed(file: Path) -> list[Path]:
     """The row files of a job, its own first; none where it has not named them yet."""
     return [Path(row) for row in json.loads(file.read_text())] if file.exists() else []
-
-
-def clock(folder: Path) -> float:
-    """The time by the folder's own clock, which may be another machine's."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            return os.fstat(probe.fileno()).st_mtime
-    except OSError:
-        return time.time()

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from launchers.claims import clock
 from launchers.live.page import page, status
 from launchers.live.screen import Screen
-from launchers.live.sources import Results, Sweep, clock
+from launchers.live.sources import Results, Sweep
 from launchers.live.view import View, planned
 from launchers.results.frame import summarise
 

@@ -85,7 +85,7 @@ def test_the_same_number_in_another_container_is_not_this_process(tmp_path):
     here = json.loads(json.dumps({"host": claims.socket.gethostname(), "space": "another", "pid": 2**22 + 1}))
     written(tmp_path, **here)
     assert "process 4194305" in owner(tmp_path, "cell")  # cannot be asked: only silence tells
-    written(tmp_path, **here | {"space": claims._space()})
+    written(tmp_path, **here | {"space": claims._here()["space"]})
     assert owner(tmp_path, "cell") is None
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -196,8 +195,7 @@ def test_what_a_process_left_that_was_killed_behind_its_row(duet, output):
     assert duet("method=average")[0] == 0
     ended = subprocess.Popen(["true"])
     ended.wait()
-    here = {"host": socket.gethostname(), "space": claims._space()}
-    content = {**here, "pid": ended.pid, "since": "2026-01-01 12:00 UTC"}
+    content = claims._here() | {"pid": ended.pid, "since": "2026-01-01 12:00 UTC"}
     for path in (output / "results").glob("*.json"):
         path.with_suffix(".claim").write_text(json.dumps(content))
         (output / ".cache" / "unfinished" / path.stem / "00").mkdir(parents=True)
