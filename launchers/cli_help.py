@@ -1,10 +1,13 @@
-"""What a command line lacks: a package that a choice needs, or the right name of an option."""
+"""What a command line that is refused was meant to say: a package to install, an option's right name, quotes."""
 
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 import conf
@@ -17,14 +20,17 @@ EXTRAS = {
     "ray": ("hydra_ray_launcher", "launcher=ray_gpus", "launcher=ray"),
     "optuna": ("hydra_optuna_sweeper", "sweeper=pareto", "sweeper=optuna"),
 }  # extra of pyproject -> Hydra's plugin, what needs it
+INNER = re.compile(r"(?<=[:\[,])\s*[^\s:\"'\[\]{},][^\"'\[\]{},]*")  # an unquoted text in a mapping or a list
 
 
 def missing(arguments: Sequence[str]) -> str | None:
     """What to install for the launcher or sweeper of a command line, or of its experiment; None if it is there."""
-    chosen = {argument.removeprefix("hydra/") for argument in [*arguments, *_of_experiments(arguments)]}
+    files = [Path(conf.__path__[0]) / "experiment" / f"{argument.removeprefix('experiment=')}.yaml"
+             for argument in arguments if argument.startswith("experiment=")]  # fmt: skip
+    text = "\n".join([*arguments, *(file.read_text() for file in files if file.exists())])
+    chosen = {f"{kind}={name}" for kind, name in re.findall(r"hydra/(launcher|sweeper)(?:=|: )(\w+)", text)}
     for extra, (_, *users) in EXTRAS.items():
-        needing = chosen & set(users)
-        if needing and not installed(extra):
+        if (needing := chosen & set(users)) and not installed(extra):
             return f"hydra/{needing.pop()} needs a package that is not installed: pip install -e '.[{extra}]'."
     return None
 
@@ -35,14 +41,6 @@ def installed(extra: str) -> bool:
         return importlib.util.find_spec(f"hydra_plugins.{EXTRAS[extra][0]}") is not None
     except ModuleNotFoundError:  # there is no plugin at all
         return False
-
-
-def _of_experiments(arguments: Sequence[str]) -> Iterable[str]:
-    """The launchers and sweepers that shipped experiments choose."""
-    for name in (argument.removeprefix("experiment=") for argument in arguments if argument.startswith("experiment=")):
-        file = Path(conf.__path__[0]) / "experiment" / f"{name}.yaml"
-        for kind, choice in re.findall(r"override /hydra/(\w+): (\w+)", file.read_text() if file.exists() else ""):
-            yield f"{kind}={choice}"
 
 
 def hint(arguments: Sequence[str]) -> str | None:
@@ -63,3 +61,52 @@ def hint(arguments: Sequence[str]) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def spelled(arguments: Sequence[str], program: str = "duet") -> str | None:
+    """The nearest command that Hydra can read, as a shell passes it on. None where it reads this one, or none is near.
+
+    A comma outside of a sweep is explained by Hydra.
+    """
+    known, unknown = get_args_parser().parse_known_args(list(arguments))
+    if dashed := [word for word in unknown if "=" in word]:
+        fixed = [word.lstrip("-") if word in dashed else word for word in arguments]
+        return f"Options have no dashes in front: {shlex.join([program, *fixed])}"
+    whole: list[str] = []
+    for word in known.overrides:
+        if whole and "=" not in word and not word.startswith("~"):  # a space has ended the value
+            whole[-1] += f" {word}"
+        else:
+            whole.append(word)
+    fixed = []
+    for word in whole:
+        key, sign, value = word.partition("=")
+        if (text := readable(value)) is None:
+            return None
+        fixed.append(f"{key}{sign}{text}")
+    if fixed == known.overrides:
+        return None
+    flags = [word for word in arguments if word not in known.overrides]
+    return f"A value with spaces or special characters needs quotes. Write: {shlex.join([program, *flags, *fixed])}"
+
+
+def readable(value: str) -> str | None:
+    """The value with quotes around what Hydra cannot read as it stands; None where quotes do not help."""
+    if _reads(value):
+        return value
+    if value.startswith(("[", "{")) and not value.startswith("{task}"):
+        inner = INNER.sub(lambda text: text[0] if _reads(text[0]) else _quoted(text[0].strip()), value)
+        return inner if _reads(inner) else None
+    return None if value.startswith(('"', "'")) else _quoted(value)
+
+
+def _reads(value: str) -> bool:
+    try:
+        parsed([f"x={value}"])
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.double).with_quotes()

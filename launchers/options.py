@@ -13,13 +13,12 @@ from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from launchers.sweeps.axes import GROUPS, names, unknown
+from launchers.sweeps.axes import GROUPS, names, parsed, unknown
 from launchers.sweeps.check import PARTS
 from merging.errors import UserError
 
@@ -28,9 +27,9 @@ WORDS = {  # of pydantic, in those of YAML
     "a valid boolean": "true or false", "a valid string": "a text", "a valid array": "a list",
     "an object": "a group of options",
 }  # fmt: skip
+SPELLED = {"a list": "[{}]", "a text": '"{}"'}  # a single value as such
 PLAIN = (int, float, bool, str, NoneType)
 BY_TASK = ("experts.paths", "suite.sources")  # mappings from tasks
-STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -68,36 +67,34 @@ def check(config: DictConfig, overrides: Sequence[str] = (), own: type[RunOption
 
     `overrides` are those of the command line: what they add must be read, too. What is to be built is imported.
     """
-    values = check_own(config, own)
-    parts = [*PARTS, "recipe"] if own is FinetuneOptions else PARTS
-    _check_added(overrides, config, [*get_type_hints(own), *PARTS, *GROUPS])
-    _check_tasks(overrides, values)
-    for name in parts:
+    values, text = check_own(config, own), OmegaConf.to_yaml(config, resolve=False)
+    known = [*get_type_hints(own), *PARTS, *GROUPS]
+    for name in [*PARTS, *({"recipe"} & values.keys())]:
         if not isinstance(values.get(name), dict):
             raise UserError(f"There is no {name}, which every run needs. Choose one: {name}=<name>.")
         check_part(name, values[name])
+    for override in parsed(overrides):
+        _check_task(override.key_or_group.split("."), values)
+        top = override.key_or_group.replace("@", ".").replace("/", ".").partition(".")[0]
+        added = override.is_add() or override.is_force_add()
+        if added and top != "hydra" and top not in known and f"${{{top}" not in text:
+            raise UserError(unknown([top], names(dict.fromkeys(known))) + " Nothing reads it.")
 
 
 def check_own(config: DictConfig, own: type[RunOptions] = RunOptions) -> dict[str, Any]:
-    """The values of the configuration. Raises UserError for those of the run itself; nothing is imported for it."""
-    values = plain(config)
+    """The values of the configuration. Raises UserError for those of the run itself, and for a reference to nothing.
+
+    Nothing is imported for it.
+    """
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{error.full_key} has no value: {reason}. Set it, or what it refers to.") from error
     for name, annotation in get_type_hints(own).items():
         if name not in values:
             raise UserError(f"The configuration has no {name}. Its file should start with conf/config.yaml.")
         check_value(name, values[name], annotation)
-    return values
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The values with all references resolved. Raises UserError naming one that cannot be."""
-    try:
-        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        reason = str(error).partition("\n")[0].removeprefix("KeyError raised while resolving interpolation: ")
-        raise UserError(
-            f"{error.full_key or 'The configuration'} has no value: {reason.strip(chr(34))}. Set it, or the variable "
-            f"or option that it refers to."
-        ) from error
     return values
 
 
@@ -123,13 +120,13 @@ def options(target: str) -> dict[str, Any] | None:
     except (ImportError, ValueError):
         return None
     parameters = inspect.signature(built).parameters.values()
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     try:
         hints = get_type_hints(built.__init__ if isinstance(built, type) else built)
     except NameError:  # a type that is imported for type checkers alone
         hints = {}
-    return {each.name: _in_yaml(hints.get(each.name, Any)) for each in parameters}
+    return {parameter.name: _in_yaml(hints.get(parameter.name, Any)) for parameter in parameters}
 
 
 def _in_yaml(annotation: Any) -> Any:
@@ -137,7 +134,7 @@ def _in_yaml(annotation: Any) -> Any:
     origin = get_origin(annotation)
     if annotation in PLAIN or origin is Literal:
         return annotation
-    inner = tuple(each if each is ... else _in_yaml(each) for each in get_args(annotation))
+    inner = tuple(argument if argument is ... else _in_yaml(argument) for argument in get_args(annotation))
     if origin in (Union, UnionType):
         return Union[inner]  # noqa: UP007
     if isinstance(origin, type) and issubclass(origin, (Mapping, Sequence)):
@@ -151,65 +148,31 @@ def check_value(path: str, value: Any, annotation: Any) -> None:
     try:
         _adapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        first, *others = error.errors()
-        if first["loc"] and get_origin(annotation) not in (Union, UnionType):  # of a union it names the alternatives
-            path, value, others, annotation = ".".join([path, *map(str, first["loc"])]), first["input"], [], Any
-        asked = [each["msg"].removeprefix("Input should be ") for each in (first, *others)]
+        errors = error.errors()
         null = ["null"] if NoneType in get_args(annotation) else []
-        known = " or ".join(dict.fromkeys([*(WORDS.get(each, each) for each in asked), *null]))
-        message = f"{path}={spelled(value)} cannot be used: it must be {known}.{_instead(path, value, annotation)}"
-        raise UserError(message) from error
+        if errors[0]["loc"] and get_origin(annotation) not in (Union, UnionType):  # a union's are its alternatives
+            path, value = ".".join([path, *map(str, errors[0]["loc"])]), errors[0]["input"]
+            errors, null = errors[:1], []
+        messages = [problem["msg"].removeprefix("Input should be ") for problem in errors]
+        right = list(dict.fromkeys([*(WORDS.get(message, message) for message in messages), *null]))
+        forms = [SPELLED[word] for word in right if word in SPELLED and not isinstance(value, list | dict)]
+        advice = "".join(f" Write {shlex.quote(f'{path}={form.format(spelled(value))}')}." for form in forms)
+        raise UserError(f"{path}={spelled(value)} cannot be used: it must be {' or '.join(right)}.{advice}") from error
 
 
 def spelled(value: Any) -> str:
     """A value as a command line has it."""
-    if isinstance(value, list):
-        return f"[{','.join(map(spelled, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{spelled(each)}" for key, each in value.items()) + "}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    try:
-        _adapter(annotation).validate_json(json.dumps(value), strict=True)
-    except ValidationError:
-        return False
-    return True
 
 
 @lru_cache(maxsize=256)
 def _adapter(annotation: Any) -> TypeAdapter:
-    return TypeAdapter(annotation, config=STRICT)
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
-def _instead(path: str, value: Any, annotation: Any) -> str:
-    """What was probably meant, as a command line has it."""
-    if not isinstance(value, list | dict) and _fits([value], annotation):
-        return f" Write {shlex.quote(f'{path}=[{spelled(value)}]')}."
-    if not isinstance(value, str | list | dict | NoneType) and _fits(spelled(value), annotation):
-        return " Write " + shlex.quote(f'{path}="{spelled(value)}"') + "."
-    if isinstance(value, list) and len(value) == 1 and _fits(value[0], annotation):
-        return f" Write {path}={spelled(value[0])}."
-    return ""
-
-
-def _check_tasks(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
+def _check_task(path: Sequence[str], values: Mapping[str, Any]) -> None:
     """Raises UserError for a task named on the command line, in a mapping by task, that the suite does not have."""
     suite = values.get("suite") or {}
-    tasks = suite.get("tasks") or list(suite.get("sources") or {})
-    for each in OverridesParser.create().parse_overrides(list(overrides)):
-        parent, name = [*each.key_or_group.split(".", 2), "", ""][:2], [*each.key_or_group.split("."), "", "", ""][2]
-        if ".".join(parent) in BY_TASK and name and isinstance(tasks, list) and name not in tasks:
-            raise UserError(f"{unknown([*parent, name], list(map(str, tasks)))} Those are the tasks of the suite.")
-
-
-def _check_added(overrides: Sequence[str], config: DictConfig, known: Sequence[str]) -> None:
-    """Raises UserError for a key of a command line (+key=value) that no part of the configuration has or refers to."""
-    text = OmegaConf.to_yaml(config, resolve=False)
-    for each in OverridesParser.create().parse_overrides(list(overrides)):
-        key = each.key_or_group
-        top = key.partition(".")[0].partition("@")[0].partition("/")[0]
-        added = each.is_add() or each.is_force_add()
-        if added and top != "hydra" and top not in known and f"${{{top}" not in text:
-            raise UserError(unknown([top], names(dict.fromkeys(known))) + " Nothing reads it.")
+    tasks = [*map(str, suite.get("tasks") or suite.get("sources") or ())]
+    if ".".join(path[:2]) in BY_TASK and len(path) > 2 and path[2] not in tasks:
+        raise UserError(f"{unknown(path[:3], tasks)} Those are the tasks of the suite.")

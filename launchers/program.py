@@ -10,7 +10,7 @@ from typing import TypeVar
 from hydra.errors import CompactHydraException, InstantiationException
 
 from launchers.claims import Taken
-from launchers.quoting import spelled
+from launchers.cli_help import spelled
 from merging.errors import UserError
 
 log = logging.getLogger(__name__)

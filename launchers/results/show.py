@@ -22,7 +22,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from launchers.quoting import readable
+from launchers.cli_help import readable
 from launchers.results.frame import REFERENCES, RESULTS, rows_of, same_experts, summarise
 from launchers.results.labels import identity
 from launchers.results.notes import scale_source

@@ -34,8 +34,7 @@ def checked(*overrides, name="config", own=RunOptions):
          "suite.tasks=cars cannot be used: it must be a list. Write 'suite.tasks=[cars]'."),
         (["scale.scales=0.3"],
          "scale.scales=0.3 cannot be used: it must be a list. Write 'scale.scales=[0.3]'."),
-        (["experts.recipe.lr=[0.1]"], "experts.recipe.lr=[0.1] cannot be used: it must be a number. Write "
-         "experts.recipe.lr=0.1."),
+        (["experts.recipe.lr=[0.1]"], "experts.recipe.lr=[0.1] cannot be used: it must be a number."),
         (["suite.sizes.test=3.5"], "suite.sizes.test=3.5 cannot be used: it must be a whole number."),
         (["method=twin", "method.rank=a"], "method.rank=a cannot be used: it must be a whole number or null."),
         (["method=dare", "method@method.then=ties", "method.then.merge=max"],
