@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,20 +20,25 @@ from merging.errors import UserError
 
 if TYPE_CHECKING:  # importing them imports torch, which `--help` does without
     from tasks.expert_files import Bench, Made
-    from tasks.multitask import Together
-    from tasks.suite import Suite, Task
+    from tasks.suite import Suite
 
 log = logging.getLogger(__name__)
 PROGRAM = Program("duet-finetune", "Run the same command again to go on from the last snapshot.")
 
 
-def run(config: DictConfig) -> "list[Made]":
+def run(config: DictConfig) -> None:
     """An expert per task, or a model for all; those that another process is making are left to it, and one that fails
     stops no other."""
+    from launchers.options import FinetuneOptions, check
     from merging.saving import check_target
+    from tasks.multitask import Together
 
+    check(config, HydraConfig.get().overrides.task, FinetuneOptions)
     check_writable("folder", Path(config.folder))
-    bench, tasks = planned(config, instantiate(config.suite))
+    suite = instantiate(config.suite)
+    bench, tasks = bench_of(config, suite), suite.tasks
+    if config.multitask:
+        bench, tasks = bench.for_tasks(len(tasks)), [Together(tasks)]
     for task in tasks:
         bench.check(task.name)
         check_target(bench.path(task.name), [bench.base])
@@ -50,17 +54,6 @@ def run(config: DictConfig) -> "list[Made]":
             PROGRAM.failed += 1
             log.error("%s", error)
     show(made)
-    return made
-
-
-def planned(config: DictConfig, suite: "Suite") -> "tuple[Bench, Sequence[Task | Together]]":
-    """The bench, and what is trained on it: every task by itself, or all as one."""
-    from tasks.multitask import Together
-
-    bench = bench_of(config, suite)
-    if not config.multitask:
-        return bench, suite.tasks
-    return bench.for_tasks(len(suite.tasks)), (Together(suite.tasks),)
 
 
 def bench_of(config: DictConfig, suite: "Suite") -> "Bench":
@@ -69,16 +62,15 @@ def bench_of(config: DictConfig, suite: "Suite") -> "Bench":
     from tasks.expert_files import Bench
     from tasks.vision.folder import pretrained
 
-    engine, backbone = instantiate(config.engine), instantiate(config.backbone, _convert_="all")
-    recipe, source = instantiate(config.recipe, _convert_="all"), instantiate(config.experts)
+    backbone, source = instantiate(config.backbone, _convert_="all"), instantiate(config.experts)
     cache = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
     return Bench(
         base=pretrained(source, suite, backbone, cache),
         backbone=backbone,
-        recipe=recipe,
+        recipe=instantiate(config.recipe, _convert_="all"),
         seed=config.seed,
         folder=Path(config.folder),
-        engine=engine,
+        engine=instantiate(config.engine),
         family=source.family if hasattr(source, "base") else "folder",
         every=float(config.every),
         redo=bool(config.redo),
@@ -88,9 +80,9 @@ def bench_of(config: DictConfig, suite: "Suite") -> "Bench":
 def show(made: "list[Made]") -> None:
     """Print what there is now."""
     page = Table("expert", "val before", "val after", "file", box=box.HORIZONTALS)
-    for each in made:
-        where = str(each.path) if each.fresh else f"{each.path} (was there)"
-        page.add_row(each.task, f"{100 * each.before:.1f}", f"{100 * each.after:.1f}", where)
+    for expert in made:
+        path = str(expert.path) if expert.fresh else f"{expert.path} (was there)"
+        page.add_row(expert.task, f"{100 * expert.before:.1f}", f"{100 * expert.after:.1f}", path)
     if made:
         Console(width=None if sys.stdout.isatty() else 200).print(page)
 
@@ -98,13 +90,7 @@ def show(made: "list[Made]") -> None:
 @hydra.main(config_path="pkg://conf", config_name="finetune", version_base="1.3")
 def job(config: DictConfig) -> None:
     """What Hydra calls."""
-    from launchers.options import FinetuneOptions, check
-
-    def checked() -> None:
-        check(config, HydraConfig.get().overrides.task, FinetuneOptions)
-        run(config)
-
-    PROGRAM.attempt(checked)
+    PROGRAM.attempt(lambda: run(config))
 
 
 def main() -> None:

@@ -2,20 +2,17 @@
 
 import json
 import logging
-import statistics
 import sys
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from launchers.program import Program
 from merging.errors import UserError
@@ -50,14 +47,16 @@ class Measured:
         return [overlap[one][other] for one, other in combinations(range(len(self.tasks)), 2)]
 
 
-def run(config: DictConfig) -> Measured:
+def run(config: DictConfig) -> None:
     """Measure, write the file, print its means. Raises UserError for a method without neurons and as `duet`."""
     from launchers.code_version import code_version
     from launchers.job import resolved, setup_of
+    from launchers.options import MotivationOptions, check
     from merging import motivation
     from merging.methods import Duet
     from merging.preflight import check_range
 
+    check(config, HydraConfig.get().overrides.task, MotivationOptions)
     method, decides = instantiate(config.method, _convert_="all"), resolved(config)
     check_range("mass", config.mass, 0.0, 1.0, open_low=True)
     if not isinstance(method, Duet):
@@ -65,7 +64,6 @@ def run(config: DictConfig) -> Measured:
     setup = setup_of(config, decides)
     named = {"motivation": [decides["method"]["neurons"], config.mass], "suite": decides["suite"], "seed": config.seed}
     blocks = motivation.blocks(setup.experts, setup.context, method.neurons, config.mass)
-    matrices = motivation.matrices(setup.experts)
     measured = Measured(
         run_id=fingerprint([named, setup.checkpoints], 12),
         suite=setup.grid.suite.name,
@@ -76,37 +74,26 @@ def run(config: DictConfig) -> Measured:
         ratio=method.neurons.ratio,
         mass=config.mass,
         blocks={block: asdict(facts) for block, facts in blocks.items()},
-        matrices={key: asdict(facts) for key, facts in matrices.items()},
+        matrices={key: asdict(facts) for key, facts in motivation.matrices(setup.experts).items()},
         checkpoints=setup.checkpoints,
         code=code_version(),
     )
-    path = write_text(
-        Path(config.output) / FOLDER / f"{measured.run_id}.json", json.dumps(asdict(measured), allow_nan=False)
-    )
-    show(measured, Console(width=None if sys.stdout.isatty() else 120))
+    path = Path(config.output) / FOLDER / f"{measured.run_id}.json"
+    write_text(path, json.dumps(asdict(measured), allow_nan=False))
+    print(summary(measured))
     log.info("written to %s; python -m launchers.report draws it", path)
-    return measured
 
 
-def show(measured: Measured, console: Console) -> None:
-    """A line a block: active neurons, overlap of the masks, and what leading directions hold of its two matrices."""
-    page = Table("block", "active %", "Jaccard", "at random", box=box.HORIZONTALS)
-    for block, facts in measured.blocks.items():
-        active, pairs = [100 * share for share in facts["active"]], measured.pairs(block)
-        overlap = f"{statistics.fmean(pairs):.3f} (largest {max(pairs):.3f})" if pairs else "-"
-        spread = f"{statistics.fmean(active):.1f} ({min(active):.1f} to {max(active):.1f})"
-        page.add_row(block, spread, overlap, f"{facts['chance']:.3f}")
-    console.print(page)
-    energy = Table("matrix", *(f"{mode}: half the ranks" for mode in ("task", "out", "in")), box=box.HORIZONTALS)
-    for key, facts in measured.matrices.items():
-        energy.add_row(key, *(f"{100 * half(curve):.1f} %" for curve in facts["modes"].values()))
-    console.print(energy)
+def summary(measured: Measured) -> str:
+    """A line a block: active neurons and overlap of the masks; a line a matrix: energy that half of all directions of a
+    mode hold, of a flat spectrum half."""
+    from pandas import DataFrame
 
-
-def half(curve: dict[str, list[float]]) -> float:
-    """The energy that half of all directions hold; of a flat spectrum half."""
-    full = curve["ranks"][-1]
-    return next(share for rank, share in zip(curve["ranks"], curve["energy"], strict=True) if 2 * rank >= full)
+    blocks = {block: {"active %": 100 * fmean(facts["active"]), "Jaccard": fmean(measured.pairs(block) or [0]),
+                      "at random": facts["chance"]} for block, facts in measured.blocks.items()}  # fmt: skip
+    halves = {key: {f"{mode}: half the ranks, %": 100 * curve["energy"][(len(curve["energy"]) - 1) // 2]
+                    for mode, curve in facts["modes"].items()} for key, facts in measured.matrices.items()}  # fmt: skip
+    return "\n\n".join(DataFrame(lines).T.round(3).to_string() for lines in (blocks, halves))
 
 
 def read(folder: Path) -> list[Measured]:
@@ -123,13 +110,7 @@ def read(folder: Path) -> list[Measured]:
 @hydra.main(config_path="pkg://conf", config_name="motivation", version_base="1.3")
 def job(config: DictConfig) -> None:
     """What Hydra calls."""
-    from launchers.options import MotivationOptions, check
-
-    def checked() -> None:
-        check(config, HydraConfig.get().overrides.task, MotivationOptions)
-        run(config)
-
-    PROGRAM.attempt(checked)
+    PROGRAM.attempt(lambda: run(config))
 
 
 def main() -> None:

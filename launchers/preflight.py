@@ -24,42 +24,38 @@ def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine",
 
     Raises UserError where a file is missing from its repository and where a disk is too small.
     """
-    needed = getattr(source, "wanted", None)
-    if needed is not None:
-        downloads(needed(suite, backbone))
-    needs = [need for task in suite.every if hasattr(task, "needs") for need in task.needs(splits)]  # type: ignore[attr-defined]
-    if needs:
-        decoding([need for need in needs if need.kind != "model"], suite)
+    if (wanted := getattr(source, "wanted", None)) is not None:
+        downloads(wanted(suite, backbone))
+    tasks: list[Any] = [task for task in suite.every if hasattr(task, "needs")]
+    if needs := [need for task in tasks for need in task.needs(splits)]:
+        decoding([need for need in needs if need.kind != "model"], Path(tasks[0].data.store.images))
         duration(suite, backbone, engine)
 
 
-def downloads(needed: list[Any]) -> None:
-    """The files of base and experts that are not cached."""
+def downloads(files: list[Any]) -> None:
+    """The files of base and experts that are not cached. Raises UserError unless they fit on the disk."""
     from merging.preflight import some
     from tasks.hub import check_room, plan
 
-    missing = [each for each in plan(needed) if not each.cached]
-    if not missing:
-        return
-    sizes = [each.bytes for each in missing]
-    known = f"{sum(size or 0 for size in sizes) / GB:.2f} GB" + (" or more" if None in sizes else "")
-    check_room(missing)
-    names = some([each.name for each in missing])
-    log.info("to download: %d files, %s, into %s: %s", len(missing), known, missing[0].where, names)
+    if missing := [file for file in plan(files) if not file.cached]:
+        check_room(missing)
+        sizes = [file.bytes for file in missing]
+        known = f"{sum(size or 0 for size in sizes) / GB:.2f} GB" + (" or more" if None in sizes else "")
+        names = some([file.name for file in missing])
+        log.info("to download: %d files, %s, into %s: %s", len(missing), known, missing[0].where, names)
 
 
-def decoding(needs: list[Any], suite: "Suite") -> None:
+def decoding(needs: list[Any], folder: Path) -> None:
     """The images that are not decoded yet. Raises UserError unless they fit on the disk."""
     from merging.preflight import some
 
     if not needs:
         return
-    folder = next(Path(task.data.store.images) for task in suite.every if hasattr(task, "needs"))  # type: ignore[attr-defined]
     total, images = sum(need.bytes for need in needs), sum(need.images for need in needs)
     count = f"{images:,} images, {total / GB:.2f} GB" if images else "images whose number is not known yet"
     log.info("to decode, once: %s into %s, from %s", count, folder, some([need.where for need in needs]))
-    free = shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.exists())).free
-    if total > free:
+    disk = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if total > (free := shutil.disk_usage(disk).free):
         raise UserError(
             f"{folder} has {free / GB:.1f} GB free, the decoded images need {total / GB:.1f} GB. Free some space, name "
             f"a folder on a larger disk with suite.store.images, or take fewer images with suite.limit."
@@ -68,22 +64,19 @@ def decoding(needs: list[Any], suite: "Suite") -> None:
 
 def duration(suite: "Suite", backbone: "Backbone", engine: "Engine") -> None:
     """How long one model takes on the test images and on those of validation, by a measured speed."""
-    counts = {split: sum(expected(task, split) or 0 for task in suite.every) for split in ("test", "val")}
-    if not counts["test"]:
-        return
-    rate = speed(backbone, engine)
-    log.info(
-        "one model takes about %s for %s test images, %s for %s of validation (each coefficient that is tried): "
-        "%.0f images a second on %s",
-        spoken(counts["test"] / rate), f"{counts['test']:,}", spoken(counts["val"] / rate), f"{counts['val']:,}",
-        rate, engine.place,
-    )  # fmt: skip
+    test, val = (sum(expected(task, split) for task in suite.every) for split in ("test", "val"))
+    if test:
+        rate = speed(backbone, engine)
+        log.info(
+            f"one model takes about {spoken(test / rate)} for {test:,} test images, {spoken(val / rate)} for {val:,} "
+            f"of validation (each coefficient that is tried): {rate:.0f} images a second on {engine.place}"
+        )
 
 
-def expected(task: Any, split: str) -> int | None:
-    """Images of a split by published sizes, None for a task about which nothing is published."""
+def expected(task: Any, split: str) -> int:
+    """Images of a split by published sizes, 0 for a task about which nothing is published."""
     known = getattr(task.data, "known", None)
-    return None if known is None else len(task.data.rule.choose(split, known.sizes.get, task.name).indices)
+    return 0 if known is None else len(task.data.rule.choose(split, known.sizes.get, task.name).indices)
 
 
 def speed(backbone: "Backbone", engine: "Engine") -> float:
@@ -91,13 +84,13 @@ def speed(backbone: "Backbone", engine: "Engine") -> float:
     import torch
 
     module, inputs = backbone.build().to(engine.place), backbone.prepare(backbone.example(PROBE).to(engine.place))
-    best = float("inf")
+    seconds = []
     with torch.inference_mode(), engine.running():
         for _ in range(4):
             begin = time.perf_counter()
             backbone.features(module, inputs).sum().item()
-            best = min(best, time.perf_counter() - begin)
-    return PROBE / best
+            seconds.append(time.perf_counter() - begin)
+    return PROBE / min(seconds)
 
 
 def spoken(seconds: float) -> str:

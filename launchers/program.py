@@ -46,7 +46,7 @@ class Program:
             raise CompactHydraException(str(cause)) if readable else error from None
 
     def run(self, command: Callable[[], object], advise: Callable[[list[str]], str | None] = lambda words: None) -> int:
-        """The exit status of Hydra's command. What its command line was meant to say is said where Hydra refuses it."""
+        """The exit status of Hydra's command; what a refused command line was meant to say follows Hydra's message."""
         self.process, self.failed = os.getpid(), 0
         try:
             command()

@@ -37,7 +37,7 @@ MISTAKES = {
         r"plot of this command cannot be drawn: kind: .* Write e\.g\. \{kind: curve, x: ",
     ),
     "plot of nothing": (["plot=curve"], r"plot of this command cannot be drawn: curve is no mapping\."),
-    "environment": (["save=${oc.env:NOT_THERE}"], r"save has no value: .*Environment variable 'NOT_THERE' not found\."),
+    "environment": (["save=${oc.env:NOT_THERE}"], r"save has no value: .*variable 'NOT_THERE' not found"),
 }
 
 
