@@ -1,1 +1,11 @@
 """Benchmarks: `python -m launchers.bench forward|gpu|merge|factor|clip`."""
+
+import os
+from pathlib import Path
+
+import yaml
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, which counts memory, would log its every step
+DECLARED = yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text())
+SIZES, BENCHMARKS, TABLES = DECLARED["sizes"], DECLARED["benchmarks"], DECLARED["tables"]
+TASKS = 8

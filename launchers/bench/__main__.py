@@ -2,11 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from importlib import import_module
 
-from launchers.bench import clip, factor, forward, gpu, merge
-
-BENCHMARKS = {"forward": forward, "gpu": gpu, "merge": merge, "factor": factor, "clip": clip}
+from launchers.bench import BENCHMARKS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -14,13 +12,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m launchers.bench", description=__doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, benchmark in BENCHMARKS.items():
-        command = commands.add_parser(name, help=benchmark.HELP)
-        benchmark.add_arguments(command)
-        command.add_argument("--output", type=Path, help="markdown file that gets the table: docs/performance.md")
+        command = commands.add_parser(name, help=benchmark["help"])
+        for option, settings in benchmark["options"].items():
+            is_number = isinstance(settings.get("default"), int | float)
+            command.add_argument(f"--{option}", **settings | ({"type": type(settings["default"])} if is_number else {}))
     options = parser.parse_args(arguments)
-    if options.output is not None and options.output.suffix != ".md":
-        parser.error(f"--output={options.output} is no markdown file (.md): the table is written into it")
-    BENCHMARKS[options.benchmark].main(options)
+    import_module(f"launchers.bench.{options.benchmark}").main(options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a fresh Python process costs, and how that is printed."""
+"""What a fresh process or a computation costs, and the table that says so."""
 
 import argparse
 import json
@@ -7,37 +7,35 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from launchers.bench import TABLES, TASKS
 
 MIB = 1 << 20
 
 
-class Measured(NamedTuple):
-    """One process from start to exit; seconds and bytes."""
+class Process(NamedTuple):
+    """One process from start to exit: seconds, bytes, and what it printed last, as JSON."""
 
     wall: float
-    work: float  # from opening the files to the merge on disk, imports left out
     cpu: float
     peak: int  # resident memory, with every page of mapped files that was touched
+    output: Any = None
 
 
-def measure(call: str, *arguments: object) -> Measured:
-    """`module:function` on the arguments as strings in a fresh process; it returns the seconds of its work.
+def measured(title: str, command: Sequence[str]) -> Process:
+    """What a command costs, also logged under its title.
 
-    The caller must not import torch: on Linux the peak memory of a child starts from that of its parent.
-    Raises RuntimeError if the process fails.
+    On Linux the peak memory of a child starts from that of its parent, which therefore holds no large tensor. Raises
+    RuntimeError if the command fails.
     """
-    module, function = call.split(":")
-    code = f"import sys; from {module} import {function}; print(); print({function}(*sys.argv[1:]))"
-    measured, printed = spawned([sys.executable, "-c", code, *map(str, arguments)])
-    return measured._replace(work=json.loads(printed.splitlines()[-1]))
-
-
-def spawned(command: Sequence[str]) -> tuple[Measured, str]:
-    """What a command costs, and what it prints. Raises RuntimeError if it fails."""
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -47,40 +45,53 @@ def spawned(command: Sequence[str]) -> tuple[Measured, str]:
     wall = time.perf_counter() - start
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with exit status {process.returncode}")
-    return Measured(wall, wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024), printed
+    cost = Process(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, printed)
+    print(f"{title}: {wall:.2f} s, {cost.cpu:.2f} CPU s, {cost.peak / MIB:.0f} MiB", file=sys.stderr)
+    return cost
 
 
-def table(measured: Sequence[tuple[str, Measured]]) -> str:
-    """Markdown; the ratios compare the work, without start-up, with that of the first row, the floor."""
-    heads = ("", "seconds", "of it merge + save", "times the floor", "CPU seconds", "peak memory, MiB")
-    lines = [f"| {' | '.join(heads)} |", "|---" + "|---:" * (len(heads) - 1) + "|"]
-    for title, row in measured:
-        ratio = f"{row.work / measured[0][1].work:.2f}"
-        cells = (title, f"{row.wall:.2f}", f"{row.work:.2f}", ratio, f"{row.cpu:.2f}", f"{row.peak / MIB:.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def called(title: str, call: str, *arguments: object) -> Process:
+    """As `measured`, for `module:function` on the arguments as strings, which returns something JSON has."""
+    module, function = call.split(":")
+    code = f"import json, sys; from {module} import {function} as f; print(); print(json.dumps(f(*sys.argv[1:])))"
+    cost = measured(title, [sys.executable, "-c", code, *map(str, arguments)])
+    return cost._replace(output=json.loads(cost.output.splitlines()[-1]))
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds until it is done, on a GPU too, and the result."""
+    start = time.perf_counter()
+    result = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def tensor_bytes(run: Callable[[], Any]) -> tuple[int, int]:
+    """Bytes of the tensors that `run` makes on the CPU: most at once, and left when it has returned its result.
+
+    What is left without the result itself is what autograd keeps for the gradients.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    events: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    alive = [0, *accumulate(size for _, size in changes)]
+    return max(alive), alive[-1] - (result.nbytes if isinstance(result, torch.Tensor) else 0)
+
+
+def report(options: argparse.Namespace, name: str, rows: Iterable[Sequence[str]], **facts: object) -> None:
+    """Print a table of benchmarks.yaml as markdown, with the machine and the date."""
+    caption, columns = TABLES[name]["caption"], TABLES[name]["columns"]
+    caption = caption.format(**vars(options), tasks=TASKS, **facts)
+    print(f"{caption} {machine()}; {time.strftime('%Y-%m-%d', time.gmtime())}.\n")
+    for line in (columns, ["---", *["---:"] * (len(columns) - 1)], *rows):
+        print(f"| {' | '.join(line)} |")
 
 
 def machine() -> str:
-    """Processor, cores and torch version."""
+    """Processor, cores and versions."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text().splitlines() if facts.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"{model}, {os.cpu_count()} cores, torch {version('torch')}, Python {platform.python_version()}"
-
-
-def report(options: argparse.Namespace, section: str, text: str) -> None:
-    """Print the table; also put it into the markdown file of --output, where one is named."""
-    print(text)
-    if options.output is not None:
-        write_section(options.output, section, text)
-
-
-def write_section(path: Path, name: str, text: str) -> None:
-    """Put `text` between the markers of `name` in a markdown file, at its end if it has none."""
-    opening, closing = f"<!-- bench {name} -->", f"<!-- end of bench {name} -->"
-    page = path.read_text() if path.exists() else "# Performance\n"
-    before, _, rest = page.partition(opening)
-    after = rest.partition(closing)[2] or "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{before.rstrip()}\n\n{opening}\n{text}\n{closing}{after}")

@@ -1,26 +1,25 @@
 """The forward of two checkouts in turns, each in a process of its own and by public calls alone."""
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from launchers.bench.measure import machine
-from launchers.bench.models import SIZES, TASKS
+from launchers.bench import SIZES, TASKS
+from launchers.bench.measure import report
 
 HERE = Path(__file__).parents[2]
 MODELS = ("static", "duet", "twin")
 MAKE = """
-import sys, torch, merging
+import json, sys, torch, merging
 from dataclasses import replace
-from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from open_clip.model import _build_vision_tower
 from merging.methods import Duet, TaskArithmetic, Twin
 from merging.methods.duet import Ranks
-folder, embed_dim, tasks, image, patch, width, layers = sys.argv[1], *map(int, sys.argv[2:])
-config = dict(image_size=image, patch_size=patch, width=width, layers=layers, head_width=64)
+folder, config, embed_dim, tasks = sys.argv[1], json.loads(sys.argv[2]), *map(int, sys.argv[3:])
 torch.manual_seed(0)
 tower = _build_vision_tower(embed_dim, config, True)
 base = {f"visual.{key}": value.clone() for key, value in tower.state_dict().items()}
@@ -48,30 +47,27 @@ for line in sys.stdin:
 """
 
 
-def compare(options: argparse.Namespace) -> str:
-    """Markdown: the median over pairs of forwards of the CPU time of this checkout to that of `options.against`."""
-    image, patch, width, layers, features, _ = SIZES[options.arch]
+def compare(options: argparse.Namespace) -> None:
+    """The median over pairs of forwards of the CPU time of this checkout to that of `--against`.
+
+    Raises RuntimeError where they compute different features.
+    """
+    size, against = SIZES[options.arch], Path(options.against)
     folder = Path("outputs/.cache/bench-forward", options.arch).absolute()
     if not (folder / f"{MODELS[-1]}.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        sizes = (features, TASKS, image, patch, width, layers)
-        child(options.against, MAKE, folder, *sizes).communicate()
-    old, new = (child(checkout, RUN, folder, options.batch, image, TASKS) for checkout in (options.against, HERE))
-    lines = ["| | older, s | this, s | median ratio | lowest | highest |", "|---" + "|---:" * 5 + "|"]
+        child(against, MAKE, folder, json.dumps(size["tower"]), size["features"], TASKS).communicate()
+    arguments = (folder, options.batch, size["tower"]["image_size"], TASKS)
+    both = [child(checkout, RUN, *arguments) for checkout in (against, HERE)]
+    lines = []
     for name in MODELS:
-        for process in (old, new):
-            forward(process, name)  # warms up
-        seconds = [pair(old, new, name, turn % 2 == 1) for turn in range(options.pairs)]
-        ratios = [ours / theirs for theirs, ours in seconds]
-        medians = " | ".join(f"{statistics.median(values):.3f}" for values in (*zip(*seconds, strict=True), ratios))
-        lines.append(f"| {name} | {medians} | {min(ratios):.3f} | {max(ratios):.3f} |")
-    for process in (old, new):
+        pairs = [pair(both, name, turn % 2 == 1) for turn in range(-1, options.pairs)][1:]  # the first warms up
+        ratios = [ours / theirs for theirs, ours in pairs]
+        medians = map(statistics.median, (*zip(*pairs, strict=True), ratios))
+        lines.append((name, *(f"{value:.3f}" for value in (*medians, min(ratios), max(ratios)))))
+    for process in both:
         process.communicate()
-    text = (
-        f"CPU time of a forward of {options.batch} images, {options.arch} shapes, one thread: {options.pairs} pairs, "
-        f"every second one begins with this checkout. {machine()}; {time.strftime('%Y-%m-%d', time.gmtime())}."
-    )
-    return f"{text}\n\n" + "\n".join(lines)
+    report(options, "against", lines)
 
 
 def child(checkout: Path, code: str, *arguments: object) -> subprocess.Popen:
@@ -79,6 +75,16 @@ def child(checkout: Path, code: str, *arguments: object) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(checkout.absolute()), "OMP_NUM_THREADS": "1"}
     command, pipe = [sys.executable, "-c", code, *map(str, arguments)], subprocess.PIPE
     return subprocess.Popen(command, cwd=checkout, env=environment, text=True, stdin=pipe, stdout=pipe)
+
+
+def pair(both: list[subprocess.Popen], name: str, last_first: bool) -> tuple[float, float]:
+    """CPU seconds of one forward in each process."""
+    order = (1, 0) if last_first else (0, 1)
+    costs = {index: forward(both[index], name) for index in order}
+    (theirs, norm), (ours, other) = costs[0], costs[1]
+    if abs(norm - other) > 1e-4 * abs(norm):
+        raise RuntimeError(f"{name}: the checkouts compute different features, squared norms {norm}, {other}")
+    return theirs, ours
 
 
 def forward(process: subprocess.Popen, name: str) -> tuple[float, float]:
@@ -90,12 +96,3 @@ def forward(process: subprocess.Popen, name: str) -> tuple[float, float]:
         raise RuntimeError(f"the forward of {name} ended with exit status {process.wait()}")
     seconds, norm = map(float, line.split())
     return seconds, norm
-
-
-def pair(old: subprocess.Popen, new: subprocess.Popen, name: str, new_first: bool) -> tuple[float, float]:
-    """Seconds of both. Raises RuntimeError where they compute different features."""
-    first = forward(new, name) if new_first else forward(old, name)
-    second = forward(old, name) if new_first else forward(new, name)
-    if abs(first[1] - second[1]) > 1e-4 * abs(first[1]):
-        raise RuntimeError(f"{name}: the checkouts compute different features, squared norms {first[1]}, {second[1]}")
-    return (second[0], first[0]) if new_first else (first[0], second[0])
