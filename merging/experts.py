@@ -11,11 +11,10 @@ from torch import Tensor
 
 from merging.backbones.base import ParamInfo, Table, table_for
 from merging.cache import Cache
-from merging.checkpoints import Change, Checkpoint, Identified, Known, Spec
-from merging.checkpoints.heads import split_heads
-from merging.checkpoints.opening import Source, open_alike
+from merging.checkpoints import Change, Checkpoint, Known, Spec
+from merging.checkpoints.opening import Source, open_alike, split_head
 from merging.checkpoints.tied import tied
-from merging.checkpoints.views import all_remarks, same_source
+from merging.checkpoints.views import same_source
 from merging.decompose import cached
 from merging.decompose.svd import SVD, polar
 from merging.decompose.tucker import Tucker
@@ -24,7 +23,7 @@ from merging.errors import UserError
 from merging.merged import Merged, Routing
 from merging.ops import rows
 from merging.preflight import check_experts, check_finite, differing, listed, some
-from merging.qkv import Joined, Separate, fused_name, join_deltas
+from merging.qkv import Joined, fused_name, join_deltas, separated
 from merging.threads import each, workers
 
 Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
@@ -69,14 +68,20 @@ class Experts:
         if not (cache is None or isinstance(cache, Cache)):
             raise UserError(f"The cache is given as a {type(cache).__name__}. Write merging.Cache(folder).")
         names = tuple(tasks) if tasks is not None else tuple(f"task{i}" for i in range(len(experts)))
-        (origin, *opened), (_, *heads) = split_heads(open_alike(base, experts, cache), facts.get("table"))
+        whole = open_alike(base, experts, cache)
+        (origin, _), *pairs = [split_head(checkpoint, facts.get("table")) for checkpoint in whole]
+        opened, heads = [body for body, _ in pairs], [head for _, head in pairs]
         check_experts(origin, opened, names)
         return cls(names, origin, tuple(opened), cache=cache, left_out=tuple(heads), **facts)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What is to be said of how base and experts were read, each with the tasks that it is true of."""
-        return all_remarks(("the base", *self.tasks), (self.origin, *self.checkpoints))
+        of: dict[str, list[str]] = {}
+        for name, checkpoint in zip(("the base", *self.tasks), (self.origin, *self.checkpoints), strict=True):
+            for remark in checkpoint.remarks:
+                of.setdefault(remark, []).append(name)
+        return tuple(f"{', '.join(names)}: {remark}" for remark, names in of.items())
 
     @cached_property
     def differing(self) -> tuple[str, ...]:
@@ -95,14 +100,14 @@ class Experts:
         return {task: {key: head.tensor(key).clone() for key in head.specs()} for task, head in named if head.specs()}
 
     @property
-    def inputs(self) -> tuple[Identified, ...]:
+    def inputs(self) -> tuple[Checkpoint | Known, ...]:
         """What a merge remembers of the experts; of those in memory not their tensors."""
         return tuple(expert if expert.files else Known(expert.id) for expert in self.checkpoints)
 
     @cached_property
     def _seen(self) -> tuple[Checkpoint, ...]:
         """Base and experts as methods see them."""
-        return tuple(Separate(stored) if self.separate_qkv else stored for stored in (self.origin, *self.checkpoints))
+        return tuple(separated(stored) if self.separate_qkv else stored for stored in (self.origin, *self.checkpoints))
 
     def specs(self) -> dict[str, Spec]:
         """Shape and widest dtype of every parameter, keys sorted."""
@@ -137,7 +142,7 @@ class Experts:
         expert = self._seen[1 + task]
         tau = torch.empty(self._seen[0].specs()[key].shape) if out is None else out
         if self._adapted:
-            up, down = expert.change(key)  # type: ignore[attr-defined]
+            up, down = expert.change(key)
             torch.mm(up.float(), down.float(), out=tau.view(len(up), down.shape[1]))
         else:
             torch.sub(expert.tensor(key).float(), self.base(key) if base is None else base, out=tau)
@@ -174,8 +179,8 @@ class Experts:
 
     @cached_property
     def _adapted(self) -> bool:
-        """Whether all experts are adapters of the base. By attribute: a check of the protocol asks for content ids."""
-        bases = [getattr(expert, "adapts", None) for expert in self.checkpoints]
+        """Whether all experts are adapters of the base."""
+        bases = [expert.adapts for expert in self.checkpoints]
         return all(base is not None and same_source(base, self.origin) for base in bases)
 
     def low_rank(self, key: str) -> LowRank | None:
@@ -185,7 +190,7 @@ class Experts:
         """
         if not self._adapted or self.sparsifier is not None:
             return None
-        changes: list[Change] = [expert.change(key) for expert in self._seen[1:]]  # type: ignore[attr-defined]
+        changes: list[Change] = [expert.change(key) for expert in self._seen[1:]]
         for task, change in enumerate(changes):
             for factor in change:
                 self.check_finite(key, task, factor)

@@ -1,15 +1,19 @@
-"""Files that are either whole or absent."""
+"""Files: written whole or not at all, and told from others by the sha256 of what they hold."""
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from merging.errors import UserError
+
+if TYPE_CHECKING:
+    from merging.cache import Cache
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], durable: bool = True) -> Path:
@@ -67,10 +71,11 @@ def _opened(partial: Path) -> BinaryIO:
 
 def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
     """Remove the temporary files of writers that were killed: those of the file `name`, by default of every file."""
-    wanted = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\d+\.\d+")
+    temporary = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\d+\.\d+")
     with os.scandir(folder) as entries:
-        found = [each.path for each in entries if wanted.fullmatch(each.name) and each.is_file(follow_symlinks=False)]
-    for path in found:
+        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+        paths = [file.path for file in files if temporary.fullmatch(file.name)]
+    for path in paths:
         if os.path.abspath(path) not in _MINE:
             with contextlib.suppress(OSError), open(path, "r+b") as file:  # its writer lives, or another removed it
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,3 +86,46 @@ def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
 def write_text(path: str | Path, text: str) -> Path:
     """`write_atomically` for a UTF-8 string."""
     return write_atomically(path, lambda file: file.write(text.encode()))
+
+
+class Content:
+    """The content of a file as it is now. Threads may ask for the `id` at once: one computes it."""
+
+    def __init__(self, path: Path, cache: "Cache | None" = None):
+        self._path, self._cache, self.facts = path, cache, facts_of(path)
+        self._lock, self._known = threading.Lock(), ""
+
+    @property
+    def id(self) -> str:
+        """sha256 of the file, kept in the cache under path, size, modification time and inode.
+
+        Raises UserError for a file that was changed since.
+        """
+        with self._lock:  # not a cached_property, all of which wait for one lock before Python 3.12
+            self._known = self._known or self._identified()
+            return self._known
+
+    def _identified(self) -> str:
+        key = f"sha256 {self._path.resolve()} {' '.join(map(str, self.facts))}"
+        digest = sha256(self._path) if self._cache is None else self._cache.text(key, lambda: sha256(self._path))
+        if facts_of(self._path) != self.facts:
+            raise UserError(
+                f"{self._path} was changed since it was opened: what was read of it and its id would not be of one "
+                f"content. Run the same command again."
+            )
+        return digest
+
+
+def facts_of(path: Path) -> tuple[int, int, int]:
+    """What tells a file from an earlier one of its name: size, time of the last change, and number on its disk."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def sha256(path: Path) -> str:
+    """Of the bytes of a file."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 18))  # the block stays in a core's cache
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from merging.errors import UserError
+from merging.files import sha256
 
 OURS = ("merging.", "tasks.", "launchers.")  # no two of their classes share a name, so that modules may be moved
 WHERE = {"identity": False}  # metadata of a field that says where something lies or runs
@@ -36,8 +37,6 @@ def identity(value: object) -> Json:
     if isinstance(value, set | frozenset):
         return sorted(map(identity, value), key=json.dumps)
     if isinstance(value, Path):
-        from merging.content import sha256  # here, because it imports the cache, which imports this
-
         return sha256(value)
     return _of_object(value)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merging import saving
-from merging.checkpoints import Checkpoint, Identified, Spec
+from merging.checkpoints import Checkpoint, Known, Spec
 from merging.deltas import Delta, repeated
 from merging.errors import UserError
 from merging.routing.gates import GateShape
@@ -65,7 +65,7 @@ class Merged:
         default_factory=dict
     )  # key -> share of ||tau_t||^2 that delta_t holds
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # of tasks whose experts came with one
-    inputs: tuple[Identified, ...] = ()  # the experts in task order; none where they are not known
+    inputs: tuple[Checkpoint | Known, ...] = ()  # the experts in task order; none where they are not known
     remarks: tuple[str, ...] = ()  # what a reader of its scores should know
     remade: Callable[[float], "Merged"] | None = None  # the merge at another coefficient, if more than `shared` follows
 

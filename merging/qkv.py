@@ -3,16 +3,17 @@
 Methods may see three parameters where a checkpoint has one; what a merge results in is fused either way.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from merging.checkpoints import Change, Checkpoint
-from merging.checkpoints.names import pattern, translated
-from merging.checkpoints.views import Made, View
+from merging.checkpoints.views import Piece, View, join_pieces, pieces_of
 from merging.deltas import Delta, Dense, LowRank, Masked, OnDemand, Rows
 from merging.errors import UserError
 from merging.merged import Merged
@@ -23,6 +24,21 @@ FUSED = (  # the fused name, those of the three, and the axis of a matrix along 
     ("{start}attn.in_proj_{w}", "{start}attn.{p}_proj_{w}", 0),  # torch, open_clip
     ("{start}attn.c_attn.{w}", "{start}attn.c_attn.{p}.{w}", 1),  # GPT-2, whose matrices are [in, out]
 )
+WILD = {"start": r"(?:.*\.)?", "i": r"\d+", "w": "weight|bias", "p": "[qkv]"}
+
+
+@cache
+def pattern(template: str) -> re.Pattern[str]:
+    """What matches the names of a template: {start} whatever comes before, {i} an index, {p} one of q, k and v."""
+    literal, *rest = re.split(r"\{(\w+)\}", template)
+    wild = (f"(?P<{name}>{WILD[name]}){re.escape(text)}" for name, text in zip(rest[::2], rest[1::2], strict=True))
+    return re.compile(re.escape(literal) + "".join(wild))
+
+
+def translated(name: str, template: str, other: str, **more: str) -> str | None:
+    """A name of one template by another, with its further wild cards in `more`; None for what is not of the first."""
+    match = pattern(template).fullmatch(name)
+    return other.format(**match.groupdict(), **more) if match else None
 
 
 def separate_names(key: str) -> tuple[str, ...]:
@@ -60,36 +76,30 @@ def cut(key: str, stack: Tensor | LowRank) -> tuple[list[Any], int] | None:
     return [LowRank.of(ups, downs) for ups, downs in blocks], axis
 
 
-class Separate(View):
+def separated(checkpoint: Checkpoint) -> View:
     """Every fused parameter as three."""
-
-    def __init__(self, whole: Checkpoint):
-        made: dict[str, Made] = {}
-        for key in whole.specs():
-            axis = fused_axis(key) or 0
-            thirds = {name: Made((key,), "third", i, axis) for i, name in enumerate(separate_names(key))}
-            made |= thirds or {key: Made((key,))}
-        super().__init__(whole, made)
+    pieces: dict[str, Piece] = {}
+    for key, piece in pieces_of(checkpoint).items():
+        names, axis = separate_names(key), fused_axis(key) or 0
+        pieces |= {name: piece.third(i, axis) for i, name in enumerate(names)} or {key: piece}
+    return View(pieces, checkpoint)
 
 
-class Fused(View):
+def fused(checkpoint: Checkpoint, stored: Callable[[str], str | None] = str) -> View:
     """Every three separate parameters as one, the inverse.
 
     stored: what a name is called in the file. Raises UserError where one of three is missing.
     """
-
-    def __init__(self, whole: Checkpoint, stored: Callable[[str], str | None] = str):
-        made: dict[str, Made] = {}
-        for key in whole.specs():
-            if (fused := fused_name(key)) == key:
-                made[key] = Made((key,))
-                continue
-            names = separate_names(fused)
-            if missing := [name for name in names if name not in whole.specs()]:
-                lacking = some([str(stored(name)) for name in missing])
-                raise UserError(f"{whole.name} has {stored(key)}, but lacks {lacking}. The file is incomplete.")
-            made[fused] = Made(names, "joined", axis=fused_axis(fused) or 0)
-        super().__init__(whole, made)
+    pieces, apart = {}, pieces_of(checkpoint)
+    for key, piece in apart.items():
+        name = fused_name(key)
+        names = separate_names(name) if name != key else ()
+        if missing := [other for other in names if other not in apart]:
+            lacking = some([str(stored(other)) for other in missing])
+            raise UserError(f"{checkpoint.name} has {stored(key)}, but lacks {lacking}. The file is incomplete.")
+        if name not in pieces:
+            pieces[name] = join_pieces([apart[other] for other in names], fused_axis(name) or 0) if names else piece
+    return View(pieces, checkpoint)
 
 
 @dataclass(frozen=True)
@@ -104,12 +114,15 @@ class Joined(Merged):
         names, axis = separate_names(key), fused_axis(key) or 0
         if not names:
             return super().pieces(key)
-        apart = Merged(Separate(self.base), self.tasks, {}, self.shared, fixed=self.fixed)
-        still, moves = zip(*map(apart.pieces, names), strict=True)
+        still, moves = zip(*map(self._separated.pieces, names), strict=True)
         if all(move is None for move in moves):
             return torch.cat(still, axis), None
-        filled = (torch.zeros_like(weight) if each is None else each for weight, each in zip(still, moves, strict=True))
-        return torch.cat(still, axis), torch.cat(list(filled), axis)
+        filled = [torch.zeros_like(w) if move is None else move for w, move in zip(still, moves, strict=True)]
+        return torch.cat(still, axis), torch.cat(filled, axis)
+
+    @cached_property
+    def _separated(self) -> Merged:
+        return Merged(separated(self.base), self.tasks, {}, self.shared, fixed=self.fixed)
 
 
 def join_deltas(deltas: Mapping[str, Delta]) -> dict[str, Delta]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from merging.checkpoints import Identified, SafetensorsFile, Spec
-from merging.checkpoints.views import Made, View
-from merging.checkpoints.writing import write_safetensors
+from merging.checkpoints import Checkpoint, Known, SafetensorsFile, Spec
+from merging.checkpoints.safetensors_file import write_safetensors
+from merging.checkpoints.views import View, selected
 from merging.deltas import Delta, below, identity, rebuild
 from merging.errors import UserError
 from merging.routing.gates import Gate, GateShape
@@ -45,7 +45,7 @@ def rounded(key: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
-def check_target(path: str | Path, inputs: Iterable[Identified]) -> None:
+def check_target(path: str | Path, inputs: Iterable[Checkpoint | Known]) -> None:
     """Raises UserError for a path that is a folder, or a file that a merge is made from, by whatever name."""
     path = Path(path)
     if path.is_dir():
@@ -94,7 +94,7 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
     return write_safetensors(path, specs, tensors(), draft, lambda: header(ids_of(inputs)))
 
 
-def ids_of(inputs: Sequence[Identified]) -> list[str]:
+def ids_of(inputs: Sequence[Checkpoint | Known]) -> list[str]:
     """Their ids, asked for in reverse: a thread that computes them ahead comes from the front."""
     return [checkpoint.id for checkpoint in reversed(inputs)][::-1]
 
@@ -176,7 +176,8 @@ def _read(file: SafetensorsFile) -> "Merged":
     extra = {key: file.tensor(key).clone() for key in file.specs() if key not in specs}
     extra |= {key: extra[known] for key, known in json.loads(file.metadata.get("same", "{}")).items()}
     heads = {task: head for task in tasks if (head := below(extra, f"{HEAD}{task}/"))}
-    merged = Merged(_Dense(file, {key: Made((key,)) for key in specs}), tasks, floating, provenance=record, heads=heads)
+    dense = _Dense(selected(file, specs).pieces, file)
+    merged = Merged(dense, tasks, floating, provenance=record, heads=heads)
     if "banks" not in file.metadata:
         return merged
     facts = json.loads(file.metadata["banks"])  # named so in all formats

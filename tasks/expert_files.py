@@ -15,7 +15,7 @@ import torch
 
 from merging.backbones.base import Backbone
 from merging.checkpoints import Checkpoint, SafetensorsFile, Spec
-from merging.checkpoints.writing import write_safetensors
+from merging.checkpoints.safetensors_file import write_safetensors
 from merging.errors import UserError
 from tasks.engine import Engine
 from tasks.evaluate import outcome

@@ -25,8 +25,8 @@ from huggingface_hub import (
 )
 
 from merging.cache import Cache
-from merging.content import Content
 from merging.errors import UserError
+from merging.files import Content
 
 Result = TypeVar("Result")
 ATTEMPTS = 3  # of a whole download; within one, huggingface_hub resumes several times

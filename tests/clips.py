@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from merging.backbones.open_clip import OpenClip
+from merging.checkpoints.pickles import PickleFile
 
 State = dict[str, Tensor]
 EMBED, WIDTH, TEXT_WIDTH, BLOCKS, WORDS, CONTEXT = 16, 64, 24, 2, 49408, 77
@@ -224,3 +225,9 @@ def write_encoder(path: Path, state: Mapping[str, Tensor], form: str = "zip", mo
         else:
             torch.save(stored, path, _use_new_zipfile_serialization=form == "zip")
     return path
+
+
+def inert_state(path: str | Path) -> State:
+    """The state dict in a pickle, without running anything in it."""
+    file = PickleFile(path)
+    return {key: file.tensor(key) for key in file.specs()}

@@ -17,7 +17,7 @@ from launchers.bench.models import Models
 from merging import Cache, methods
 from merging.api import merge
 from merging.checkpoints import SafetensorsFile, Spec
-from merging.checkpoints.writing import write_safetensors
+from merging.checkpoints.safetensors_file import write_safetensors
 from merging.ops import generator
 
 DECOMPOSING = ("IsoC", "IsoCts", "TsvM")  # these have a cold and a warm row

@@ -2,19 +2,20 @@
 
 import contextlib
 import hashlib
+import mmap
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from merging.cache import Cache
-from merging.content import Content
 from merging.errors import UserError
+from merging.files import Content
 
 MERGED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what stands for the numbers it holds
 
@@ -33,65 +34,6 @@ class Spec(NamedTuple):
     def merged(self) -> bool:
         """Whether numbers like these are merged. Integers count or point, float8 waits for its scale: they are kept."""
         return self.dtype in MERGED
-
-
-class Checkpoint(Protocol):
-    """Named tensors. `name` is for messages, `id` the sha256 of the content, `files` are those that it is read from."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def files(self) -> tuple[Path, ...]: ...
-    def specs(self) -> Mapping[str, Spec]: ...
-    def tensor(self, key: str) -> Tensor: ...
-    def release(self) -> None: ...
-
-
-class OneFile:
-    """What checkpoints in a single file have in common; `id` raises UserError for one changed since it was opened."""
-
-    def __init__(self, path: str | Path, cache: Cache | None):
-        self.path = Path(path)
-        self._content = Content(self.path, cache)
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.path,)
-
-    @property
-    def id(self) -> str:
-        """sha256 of the file, see Content."""
-        return self._content.id
-
-
-class Over:
-    """What a checkpoint that is made of others has from them: name and id of the first, the files of all."""
-
-    def __init__(self, *below: "Checkpoint"):
-        self.below = below
-
-    @property
-    def name(self) -> str:
-        return self.below[0].name
-
-    @property
-    def id(self) -> str:
-        return self.below[0].id
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return tuple(path for checkpoint in self.below for path in checkpoint.files)
-
-    def release(self) -> None:
-        """Hand the pages read so far back to the system; a later use reads them again."""
-        for checkpoint in self.below:
-            checkpoint.release()
 
 
 class Change(NamedTuple):
@@ -119,54 +61,86 @@ class Change(NamedTuple):
             return Change.joined([change.T for change in changes], 0).T
         return Change(torch.block_diag(*(change.up for change in changes)), torch.cat([c.down for c in changes]))
 
-
-def no_change(shape: torch.Size) -> Change:
-    """That of a parameter that is as it was, a vector [m] being a matrix [m, 1]."""
-    rows = shape[0] if shape else 1
-    return Change(torch.zeros(rows, 0), torch.zeros(0, shape.numel() // max(rows, 1)))
-
-
-class Adapted(Checkpoint, Protocol):
-    """A checkpoint made by changes of low rank: every parameter is that of `adapts` plus its `change`."""
-
-    @property
-    def adapts(self) -> Checkpoint | None: ...
-    def change(self, key: str) -> Change: ...
-
-
-class Identified(Protocol):
-    """What a merge remembers of an expert: the sha256 of its content, and the files that it must not overwrite."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def files(self) -> tuple[Path, ...]: ...
+    @staticmethod
+    def none(shape: torch.Size) -> "Change":
+        """That of a parameter that is as it was, a vector [m] being a matrix [m, 1]."""
+        rows = shape[0] if shape else 1
+        return Change(torch.zeros(rows, 0), torch.zeros(0, shape.numel() // max(rows, 1)))
 
 
 @dataclass(frozen=True)
 class Known:
-    """What was in memory, remembered without its tensors."""
+    """What a merge remembers of an expert: the sha256 of its content, and the files that must not be overwritten."""
 
     id: str
     files: tuple[Path, ...] = ()
 
 
-def identify_ahead(checkpoints: Iterable[Checkpoint]) -> None:
-    """Compute their ids one after the other, in a thread of its own, while the caller works on.
+class Checkpoint:
+    """Named tensors, read one by one.
 
-    A process that ends does not wait for files. For tensors it does: a thread stopped inside of torch aborts it.
+    name: for messages. files: those that it is read from. remarks: what is to be said of how it was read. adapts: the
+    checkpoint whose parameters plus `change` of low rank it has; None where it has none of low rank.
     """
-    checkpoints = tuple(checkpoints)
 
-    def identify() -> None:
-        for checkpoint in checkpoints:
-            with contextlib.suppress(Exception):  # said to whoever asks for the id
-                _ = checkpoint.id
+    name: str
+    files: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
+    adapts: "Checkpoint | None" = None
 
-    threading.Thread(target=identify, daemon=all(checkpoint.files for checkpoint in checkpoints)).start()
+    @property
+    def id(self) -> str:
+        """sha256 of the content."""
+        raise NotImplementedError
+
+    def specs(self) -> Mapping[str, Spec]:
+        """What headers say of all tensors; none is read."""
+        raise NotImplementedError
+
+    def tensor(self, key: str) -> Tensor:
+        """As stored, on the CPU."""
+        raise NotImplementedError
+
+    def change(self, key: str) -> Change:
+        """By how much a parameter differs from that of `adapts`."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Hand the pages read so far back to the system; a later use reads them again."""
 
 
-class StateDict:
+class Map(mmap.mmap):
+    """A mapped file in the form that zipfile wants."""
+
+    def seekable(self) -> bool:
+        return True
+
+
+class OneFile(Checkpoint):
+    """A checkpoint in a single file, mapped privately: writing to a tensor never reaches it.
+
+    `id` is the sha256 of the file. Raises UserError for one changed since it was opened.
+    """
+
+    def __init__(self, path: str | Path, cache: Cache | None):
+        self.path, self.name = Path(path), str(path)
+        self.files, self._content = (self.path,), Content(self.path, cache)
+
+    @property
+    def id(self) -> str:
+        return self._content.id
+
+    @cached_property
+    def _map(self) -> Map:
+        with self.path.open("rb") as file:
+            return Map(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def release(self) -> None:
+        if "_map" in vars(self):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class StateDict(Checkpoint):
     """Tensors in memory as a checkpoint; the id covers names, dtypes, shapes and bytes.
 
     Raises UserError for what is no dense tensor with numbers.
@@ -178,15 +152,7 @@ class StateDict:
                 raise UserError(
                     f"{key} of {name} is {reason}. A state dict maps names to dense tensors: give module.state_dict()."
                 )
-        self._tensors, self._name = {key: tensor.detach() for key, tensor in tensors.items()}, name
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return ()
+        self._tensors, self.name = {key: tensor.detach() for key, tensor in tensors.items()}, name
 
     def specs(self) -> Mapping[str, Spec]:
         return {key: Spec(tensor.shape, tensor.dtype) for key, tensor in self._tensors.items()}
@@ -195,9 +161,6 @@ class StateDict:
         if (tensor := self._tensors[key]).is_meta:
             raise UserError(f"{key} of {self.name} has no numbers: it is on the meta device. Load the weights first.")
         return tensor.cpu()
-
-    def release(self) -> None:
-        """Nothing to hand back."""
 
     @property
     def id(self) -> str:
@@ -229,3 +192,18 @@ def digest(tensor: Tensor) -> str:
     hashed = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
     hashed.update(raw_bytes(tensor))
     return hashed.hexdigest()
+
+
+def identify_ahead(checkpoints: Iterable[Checkpoint]) -> None:
+    """Compute their ids one after the other, in a thread of its own, while the caller works on.
+
+    A process that ends does not wait for files. For tensors it does: a thread stopped inside of torch aborts it.
+    """
+    checkpoints = tuple(checkpoints)
+
+    def identify() -> None:
+        for checkpoint in checkpoints:
+            with contextlib.suppress(Exception):  # said to whoever asks for the id
+                _ = checkpoint.id
+
+    threading.Thread(target=identify, daemon=all(checkpoint.files for checkpoint in checkpoints)).start()

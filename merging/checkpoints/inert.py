@@ -10,7 +10,7 @@ import pickle
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, BinaryIO, ClassVar
 
 Constructor = Callable[..., object]
 MAPPED = 4096  # bytes
@@ -22,14 +22,8 @@ class Unsupported(ValueError):
     """A pickle that is whole and holds something that is not read here."""
 
 
-class Global(NamedTuple):
-    """A name that a pickle asks for. It is never looked up."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
+class Global(str):
+    """The dotted name of what a pickle asks for. It is never looked up."""
 
 
 @dataclass(eq=False, repr=False)
@@ -56,7 +50,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 def _plain(keys: Iterable) -> None:
     """Raises ValueError for a key that may take for ever to hash: a deep tuple that holds itself many times."""
-    scalars = (str, bytes, int, float, type(None), Global, Shell)
+    scalars = (str, bytes, int, float, type(None), Shell)
     for key in keys:
         if not all(isinstance(part, scalars) for part in (key if isinstance(key, tuple) else (key,))):
             raise ValueError("it uses a key that is neither text nor a number")
@@ -73,14 +67,10 @@ def _pairs(items: Sequence) -> dict:
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
-def _ordered(pairs: Iterable = ()) -> dict:
-    return _pairs([item for key, value in pairs for item in (key, value)])
-
-
-SAFE: Mapping[Global, Constructor] = {
-    Global("collections", "OrderedDict"): _ordered,
-    Global("_codecs", "encode"): _encode,
-    **{Global(module, name): _items for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
+SAFE: Mapping[str, Constructor] = {
+    "collections.OrderedDict": lambda pairs=(): _pairs([item for key, value in pairs for item in (key, value)]),
+    "_codecs.encode": _encode,
+    **{f"{module}.{name}": _items for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
 }
 
 
@@ -92,13 +82,13 @@ class Machine(PYTHON):
     is no pickle, or a damaged one.
     """
 
-    def __init__(self, stream: BinaryIO, constructors: Mapping[Global, Constructor], persistent: Constructor):
+    def __init__(self, stream: BinaryIO, constructors: Mapping[str, Constructor], persistent: Constructor):
         super().__init__(stream, encoding="latin1")
         self.stream, self.constructors = stream, {**SAFE, **constructors}
         self.persistent_load = persistent
 
     def find_class(self, module: str, name: str) -> Any:
-        return Global(module, name)
+        return Global(f"{module}.{name}")
 
     def call(self, function: object, arguments: object) -> object:
         """What a constructor of ours makes, else a shell."""
@@ -106,17 +96,14 @@ class Machine(PYTHON):
             raise ValueError("it calls something with arguments that are no tuple")
         if isinstance(function, Global) and function in self.constructors:
             return self.constructors[function](*arguments)
-        return Shell(str(function) if isinstance(function, Global) else type(function).__name__, arguments)
-
-    def pop(self) -> Any:
-        return self.stack.pop()
+        return Shell(function if isinstance(function, Global) else type(function).__name__, arguments)
 
     def reduce(self) -> None:
-        arguments, function = self.pop(), self.pop()
+        arguments, function = self.stack.pop(), self.stack.pop()
         self.append(self.call(function, arguments))
 
     def reduce_with_keywords(self) -> None:
-        self.pop()
+        self.stack.pop()
         self.reduce()
 
     def _instantiate(self, function: object, arguments: list) -> None:
@@ -125,13 +112,13 @@ class Machine(PYTHON):
 
     def build(self) -> None:
         """Attributes of anything but a shell, such as a dict, carry no weights."""
-        state = self.pop()
+        state = self.stack.pop()
         if isinstance(shell := self.stack[-1], Shell):
             for part in state if isinstance(state, tuple) else (state,):
                 shell.attributes.update(part if isinstance(part, dict) else {})
 
     def set_item(self) -> None:
-        value, key = self.pop(), self.pop()
+        value, key = self.stack.pop(), self.stack.pop()
         self.fill([key, value])
 
     def fill(self, items: list) -> None:

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 from merging.backbones.open_clip import PREFIX
 from merging.checkpoints.base import Checkpoint
-from merging.checkpoints.names import translated
-from merging.checkpoints.views import Part, renamed
+from merging.checkpoints.views import below, renamed
 from merging.errors import UserError
-from merging.qkv import Fused, Separate, separate_names
+from merging.qkv import fused, separate_names, separated, translated
 
 TABLE = """
 vision_model.embeddings.class_embedding             visual.class_embedding
@@ -64,7 +63,7 @@ def from_hugging_face(checkpoint: Checkpoint) -> Checkpoint:
     """
     kept = (key for key in checkpoint.specs() if not key.endswith(".position_ids"))  # an integer buffer of older files
     names = {key: _known(checkpoint, key, open_clip_name(key), "Hugging Face's CLIP") for key in kept}
-    return Fused(renamed(checkpoint, names, turned=TRANSPOSED), hugging_face_name)
+    return fused(renamed(checkpoint, names, turned=TRANSPOSED), hugging_face_name)
 
 
 def to_hugging_face(checkpoint: Checkpoint) -> Checkpoint:
@@ -72,7 +71,7 @@ def to_hugging_face(checkpoint: Checkpoint) -> Checkpoint:
 
     Raises UserError for a name that a CLIP of open_clip does not have.
     """
-    apart = Separate(checkpoint)
+    apart = separated(checkpoint)
     names = {key: _known(checkpoint, key, hugging_face_name(key), "open_clip's CLIP") for key in apart.specs()}
     return renamed(apart, names, turned=TRANSPOSED)
 
@@ -87,7 +86,7 @@ def from_image_encoder(checkpoint: Checkpoint, text: bool = False) -> Checkpoint
     for key, name in names.items():
         _known(checkpoint, key, hugging_face_name((separate_names(name) or (name,))[0]), "open_clip's CLIP")
     whole = renamed(checkpoint, names)
-    return whole if text else Part(whole, PREFIX)
+    return whole if text else below(whole, PREFIX)
 
 
 def _known(checkpoint: Checkpoint, key: str, name: str | None, layout: str) -> str:

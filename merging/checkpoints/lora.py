@@ -4,20 +4,19 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from merging.cache import Cache
-from merging.checkpoints.base import Change, Checkpoint, Over, Spec, no_change
+from merging.checkpoints.base import Change, Checkpoint, Spec
 from merging.checkpoints.opening import open_file
-from merging.checkpoints.views import remarks_of
 from merging.errors import UserError
 from merging.preflight import some
 
@@ -27,28 +26,30 @@ WRAPPER = "base_model.model."  # what peft puts before the names of the model it
 FACTOR = re.compile(r"(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 COPY = ".base_layer.weight"  # of an embedding, which peft stores beside its factors
 SCOPE = "vision_model."  # adapters made on the inner vision transformer leave it out
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # initialisations that leave the base as it is
 WRITES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # tasks whose models end in a layer as large as the table of their tokens
 MERGE_IT = "merge the adapter with peft's merge_and_unload, save the model and use that as the expert"
 
-OTHER_KINDS = (
-    "use_dora", "lora_bias", "target_parameters", "layer_replication", "trainable_token_indices",
-    "megatron_config", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
-    "velora_config", "monteclora_config",
-)  # fmt: skip
+PLAIN = {  # what an adapter that is W_0 + scale * B A may say, beside nothing
+    "peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
+    **dict.fromkeys((
+        "use_dora", "lora_bias", "target_parameters", "layer_replication", "trainable_token_indices",
+        "megatron_config", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
+        "velora_config", "monteclora_config",
+    ), ()),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """The facts of an adapter_config.json that decide its weights. Patterns are searched as peft does: last names."""
 
-    r: int
+    r: PositiveInt
     lora_alpha: float
     use_rslora: bool = False
     fan_in_fan_out: bool = False
-    rank_pattern: Mapping[str, int] | None = None
-    alpha_pattern: Mapping[str, float] | None = None
-    target_modules: tuple[str, ...] | str | None = None
+    rank_pattern: Mapping[re.Pattern[str], PositiveInt] | None = None
+    alpha_pattern: Mapping[re.Pattern[str], float] | None = None
+    target_modules: tuple[str, ...] | re.Pattern[str] | None = None
     task_type: str | None = None
     modules_to_save: tuple[str, ...] | None = None  # trained in full, such as a task's head
 
@@ -57,26 +58,22 @@ class LoraConfig:
         """Raises UserError for a file that is no LoRA configuration, or of a kind that is not W_0 + scale * B A."""
         try:
             stored = json.loads(path.read_text("utf-8"))
-            for what in unsupported(stored):
-                raise UserError(f"{path}: {what} is not supported: only plain LoRA is, W_0 + scale * B A; {MERGE_IT}.")
+            for name, plain in PLAIN.items():
+                if (value := stored.get(name)) and value not in plain:
+                    raise UserError(
+                        f"{path}: {name}={value} is not supported: only plain LoRA is, W_0 + scale * B A; {MERGE_IT}."
+                    )
             known = {fact.name: stored[fact.name] for fact in fields(cls) if fact.name in stored}
-            config = TypeAdapter(cls).validate_python(known)
-            for pattern in (*(config.rank_pattern or ()), *(config.alpha_pattern or ())):
-                re.compile(pattern)
-            config.targets("any")
+            return TypeAdapter(cls).validate_python(known)
         except OSError as error:
             raise UserError(f"Cannot read {path}: {error.strerror or error}. An adapter needs its {CONFIG}.") from error
-        except (ValueError, TypeError, AttributeError, re.error) as error:
+        except (ValueError, AttributeError) as error:
             wrong = error.errors() if isinstance(error, ValidationError) else ()
-            reason = "; ".join(f"{'.'.join(map(str, detail['loc']))!r}: {detail['msg']}" for detail in wrong) or repr(
-                error
-            )
+            reasons = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in wrong] or [repr(error)]
             raise UserError(
-                f"{path} is no configuration of a LoRA adapter ({reason}). Give the {CONFIG} that peft wrote."
+                f"{path} is no configuration of a LoRA adapter ({'; '.join(reasons)}). Give the {CONFIG} that peft "
+                f"wrote."
             ) from error
-        if min([config.r, *(config.rank_pattern or {}).values()]) < 1:
-            raise UserError(f"{path}: r={config.r} is no rank. Ranks, also those of rank_pattern, are 1 or more.")
-        return config
 
     def rank(self, module: str) -> int:
         return int(by_pattern(self.rank_pattern, module, self.r))
@@ -90,29 +87,18 @@ class LoraConfig:
         """Whether peft would adapt a module of that name; without a list, whatever is in the file."""
         if self.target_modules is None:
             return True
-        if isinstance(self.target_modules, str):
-            return self.target_modules == "all-linear" or bool(re.fullmatch(self.target_modules, module))
-        return any(module == name or module.endswith(f".{name}") for name in self.target_modules)
+        if isinstance(self.target_modules, re.Pattern):
+            return self.target_modules.pattern == "all-linear" or bool(self.target_modules.fullmatch(module))
+        return any(f".{module}".endswith(f".{name}") for name in self.target_modules)
 
     def saves(self, key: str) -> bool:
         """Whether a parameter belongs to a module that was trained in full."""
         return any(f".{name}." in f".{key}" for name in self.modules_to_save or ())
 
 
-def unsupported(stored: Mapping[str, Any]) -> Iterator[str]:
-    """What of a configuration makes the adapter something else than W_0 + scale * B A."""
-    if (kind := stored.get("peft_type", "LORA")) != "LORA":
-        yield f"peft_type={kind}"
-    if (bias := stored.get("bias", "none")) != "none":
-        yield f"bias={bias}"
-    if (start := stored.get("init_lora_weights", True)) not in PLAIN_STARTS:
-        yield f"init_lora_weights={start} (it changes the base)"
-    yield from (f"{name}={stored[name]}" for name in OTHER_KINDS if stored.get(name))
-
-
-def by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+def by_pattern(patterns: Mapping[re.Pattern[str], float] | None, module: str, default: float) -> float:
     """The value of the first pattern that is the module's name or its last parts, as peft matches them."""
-    matches = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    matches = (value for name, value in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({name.pattern})", module))
     return next(matches, default)
 
 
@@ -125,7 +111,7 @@ class Factors(NamedTuple):
     turned: bool  # whether the weight is stored as [in, out]: of an embedding, and with fan_in_fan_out
 
 
-class Lora(Over):
+class Lora(Checkpoint):
     """`adapts` plus an adapter, under the base's names; only the factors of the tensor asked for are read.
 
     What the adapter holds in full takes the place of the base's, which may lack it: the head of a task.
@@ -134,11 +120,15 @@ class Lora(Over):
     adapter that is no factor, and a change of a table of tokens that an output layer shares.
     """
 
+    adapts: Checkpoint
+
     def __init__(self, base: Checkpoint, adapter: Checkpoint, config: LoraConfig):
-        super().__init__(adapter, base)
-        self.adapts, self._adapter, self._config, self.remarks = base, adapter, config, remarks_of(adapter)
-        self._factors: dict[str, Factors] = {}
+        self.adapts, self._adapter, self._config = base, adapter, config
+        self.name, self.remarks = adapter.name, adapter.remarks
+        self.files = (*adapter.files, *base.files, *(path.parent / CONFIG for path in adapter.files))
+        self._specs, self._stored = dict(base.specs()), adapter.specs()
         self._full: dict[str, str] = {}  # name -> name in the adapter
+        self._factors: dict[str, Factors] = {}
         for module, names in self._modules().items():
             key, factors = self._checked(module, names)
             if key in self._factors:
@@ -146,33 +136,34 @@ class Lora(Over):
             self._factors[key] = factors
         if not self._factors:
             raise UserError(f"{adapter.name} holds no LoRA factors. Give the {WEIGHTS} that peft wrote.")
+        for key, factors in self._factors.items():
+            shape, dtype = self._specs[key]
+            self._specs[key] = Spec(shape, torch.promote_types(dtype, self._stored[factors.up].dtype))
+        self._specs |= {key: self._stored[name] for key, name in self._full.items()}
 
     def _modules(self) -> dict[str, dict[str, str]]:
         """The names of A and B by module."""
         modules: dict[str, dict[str, str]] = {}
-        for key in self._adapter.specs():
-            match = FACTOR.fullmatch(key)
-            if match is None and key.endswith(COPY) and self._is_copy(key):
-                continue
-            if match is None and self._config.saves(key):
-                self._full[self._base_name(key.removeprefix(WRAPPER)) or key.removeprefix(WRAPPER)] = key
-                continue
-            if match is None:
+        for key in self._stored:
+            bare, match = key.removeprefix(WRAPPER), FACTOR.fullmatch(key)
+            if match is not None:
+                names, factor = modules.setdefault(match[1].removeprefix(WRAPPER), {}), match[2] or match[3]
+                if factor in names:
+                    raise UserError(f"{self.name} has the same factor twice, as {names[factor]} and as {key}.")
+                names[factor] = key
+            elif self._config.saves(key):
+                self._full[self._base_name(bare) or bare] = key
+            elif not (key.endswith(COPY) and self._is_copy(key)):
                 raise UserError(
                     f"{self.name} has {key}, which is no factor of a linear layer (lora_A.weight, lora_B.weight) or of "
                     f"an embedding. Only plain LoRA is supported: {MERGE_IT}."
                 )
-            names, factor = modules.setdefault(match[1].removeprefix(WRAPPER), {}), match[2] or match[3]
-            if factor in names:
-                raise UserError(f"{self.name} has the same factor twice, as {names[factor]} and as {key}.")
-            names[factor] = key
         return modules
 
     def _is_copy(self, key: str) -> bool:
         """Whether the adapter holds the base's own numbers."""
         stored = self._weight(key.removeprefix(WRAPPER).removesuffix(COPY))
-        theirs = self._adapter.tensor(key)
-        return theirs.shape == self.adapts.specs()[stored].shape and bool((theirs == self.adapts.tensor(stored)).all())
+        return torch.equal(self._adapter.tensor(key), self.adapts.tensor(stored))
 
     def _checked(self, module: str, names: Mapping[str, str]) -> tuple[str, Factors]:
         """The base's name of the weight that is changed, and its factors."""
@@ -195,33 +186,31 @@ class Lora(Over):
         if (key := self._base_name(f"{module}.weight")) is None:
             raise UserError(
                 f"{self.name} changes {module}, and the base {self.adapts.name} has no {module}.weight (it has "
-                f"{some(sorted(self.adapts.specs()))}). Use the base that the adapter was trained on."
+                f"{some(sorted(self._specs))}). Use the base that the adapter was trained on."
             )
         return key
 
     def _base_name(self, key: str) -> str | None:
         """The base's name of a parameter: that name, or the only one that it ends in or that ends in it."""
-        base = self.adapts.specs()
-        if found := next((name for name in (key, SCOPE + key, key.removeprefix(SCOPE)) if name in base), None):
-            return found
-        ends = [name for name in base if f".{key}".endswith(f".{name}") or name.endswith(f".{key}")]
+        if name := next((name for name in (key, SCOPE + key, key.removeprefix(SCOPE)) if name in self._specs), None):
+            return name
+        ends = [name for name in self._specs if f".{key}".endswith(f".{name}") or name.endswith(f".{key}")]
         return ends[0] if len(ends) == 1 else None
 
     def _check_shapes(self, module: str, key: str, factors: Factors) -> None:
-        adapter, shape = self._adapter.specs(), self.adapts.specs()[key].shape
-        (rank, into), (out, other) = ((*adapter[name].shape, 0, 0)[:2] for name in (factors.down, factors.up))
-        due = self._config.rank(module)
-        if rank != other or rank != due or shape != ((into, out) if factors.turned else (out, into)):
+        down, up, weight = self._stored[factors.down].shape, self._stored[factors.up].shape, self._specs[key].shape
+        due, product = self._config.rank(module), (*up[:1], *down[1:])
+        if (*down[:1], *up[1:]) != (due, due) or weight != product[:: -1 if factors.turned else 1]:
             raise UserError(
-                f"{self.name}: the factors of {module} are {tuple(adapter[factors.down].shape)} and "
-                f"{tuple(adapter[factors.up].shape)}, for rank {due} and {key} of shape {tuple(shape)} they should be "
-                f"[r, in] and [out, r]. Adapter, configuration and base are not of the same training."
+                f"{self.name}: the factors of {module} are {tuple(down)} and {tuple(up)}, for rank {due} and {key} of "
+                f"shape {tuple(weight)} they should be [r, in] and [out, r]. Adapter, configuration and base are not "
+                f"of the same training."
             )
 
     def _check_untied(self, key: str) -> None:
         """Raises UserError for a table of tokens that is also the output layer: which is to change is not guessed."""
-        specs, table = self.adapts.specs(), self.adapts.tensor(key)
-        alike = [name for name, spec in specs.items() if name != key and spec.shape == specs[key].shape]
+        alike = [name for name, spec in self._specs.items() if name != key and spec.shape == self._specs[key].shape]
+        table = self.adapts.tensor(key)
         shared = next((name for name in alike if torch.equal(self.adapts.tensor(name), table)), None)
         if shared or (self._config.task_type in WRITES and not alike):
             raise UserError(
@@ -230,26 +219,15 @@ class Lora(Over):
                 f"guessed. Save the merged model, or one whose output layer is a tensor of its own, and use that."
             )
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (*super().files, *(path.parent / CONFIG for path in self._adapter.files))
+    def specs(self) -> Mapping[str, Spec]:
+        """As the base's; a changed weight has at least the precision of its factors."""
+        return self._specs
 
     @property
     def id(self) -> str:
         """sha256 of the ids of base and adapter and of the scales."""
         facts = [self.adapts.id, self._adapter.id, sorted(self._factors.items()), sorted(self._full.items())]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-    def specs(self) -> Mapping[str, Spec]:
-        """As the base's; a changed weight has at least the precision of its factors."""
-        specs = {key: Spec(spec.shape, self._dtype(key, spec)) for key, spec in self.adapts.specs().items()}
-        return specs | {key: self._adapter.specs()[name] for key, name in self._full.items()}
-
-    def _dtype(self, key: str, spec: Spec) -> torch.dtype:
-        factors = self._factors.get(key)
-        return (
-            spec.dtype if factors is None else torch.promote_types(spec.dtype, self._adapter.specs()[factors.up].dtype)
-        )
 
     def tensor(self, key: str) -> Tensor:
         """The base's own tensor, or a new one where the adapter changes it; computed in fp32 at least."""
@@ -258,8 +236,8 @@ class Lora(Over):
         weight = self.adapts.tensor(key)
         if key not in self._factors:
             return weight
-        dtype, (up, down) = self._dtype(key, self.adapts.specs()[key]), self.change(key)
-        return (weight.to(up.dtype) + up @ down).to(dtype)
+        up, down = self.change(key)
+        return (weight.to(up.dtype) + up @ down).to(self._specs[key].dtype)
 
     def change(self, key: str) -> Change:
         """scale * B A of one weight, fp32 at least, of rank 0 where the adapter changes nothing."""
@@ -267,13 +245,16 @@ class Lora(Over):
             difference = self.tensor(key).float() - self.adapts.tensor(key).float()
             matrix = difference.reshape(len(difference) if difference.ndim else 1, -1)
             return Change(matrix, torch.eye(matrix.shape[1]))
-        spec, factors = self.adapts.specs()[key], self._factors.get(key)
-        if factors is None:
-            return no_change(spec.shape)
-        dtype = torch.promote_types(self._dtype(key, spec), torch.float32)
+        if (factors := self._factors.get(key)) is None:
+            return Change.none(self._specs[key].shape)
+        dtype = torch.promote_types(self._specs[key].dtype, torch.float32)
         up, down = (self._adapter.tensor(name).to(dtype) for name in (factors.up, factors.down))
         change = Change(factors.scale * up, down)
         return change.T if factors.turned else change
+
+    def release(self) -> None:
+        for checkpoint in (self._adapter, self.adapts):
+            checkpoint.release()
 
 
 def is_adapter(source: object) -> bool:

@@ -1,19 +1,19 @@
-"""Safetensors files: the header is read at once, weights on demand, the content id only when asked for."""
+"""Safetensors files: the header is read at once, weights on demand; written tensor by tensor."""
 
 import json
-import mmap
 import struct
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from merging.cache import Cache
-from merging.checkpoints.base import OneFile, Spec
+from merging.checkpoints.base import OneFile, Spec, raw_bytes
 from merging.checkpoints.file_kinds import expect, reading
 from merging.errors import UserError
+from merging.files import write_atomically
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -25,25 +25,22 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class SafetensorsFile(OneFile):
-    """A safetensors file, memory mapped.
+    """A safetensors file; tensors are views of its map, valid as long as they live.
 
-    Tensors are views of a private map: valid as long as they live, and writing to one never reaches the file.
     Raises UserError for a file that is missing, truncated, corrupt or of an unknown dtype, from its header alone.
     """
 
     def __init__(self, path: str | Path, cache: Cache | None = None):
-        self.path = Path(path)
-        self._specs: dict[str, Spec] = {}
-        self._starts: dict[str, int] = {}
+        path, self._specs, self._starts = Path(path), {}, {}
         try:
-            with reading(self.path):
+            with reading(path):
                 super().__init__(path, cache)
                 self._read_header()
         except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            if self.path.stat().st_size not in range(1, 9):  # long enough to tell what it is, or empty
-                expect(self.path, "safetensors")
+            if path.stat().st_size not in range(1, 9):  # long enough to tell what it is, or empty
+                expect(path, "safetensors")
             raise UserError(
-                f"{self.path} is not a readable safetensors file ({error}). It may be truncated or damaged: "
+                f"{path} is not a readable safetensors file ({error}). It may be truncated or damaged: "
                 f"copy or download it again, or convert the weights with safetensors.torch.save_file."
             ) from error
 
@@ -70,11 +67,6 @@ class SafetensorsFile(OneFile):
             if kept in header and key not in header:
                 self._specs[key], self._starts[key] = self._specs[kept], self._starts[kept]
 
-    @cached_property
-    def _map(self) -> mmap.mmap:
-        with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
     def specs(self) -> Mapping[str, Spec]:
         return self._specs
 
@@ -83,10 +75,51 @@ class SafetensorsFile(OneFile):
         shape, dtype = self._specs[key]
         if shape.numel() == 0:
             return torch.empty(shape, dtype=dtype)
-        flat = torch.frombuffer(self._map, dtype=dtype, count=shape.numel(), offset=self._starts[key])
-        return flat.view(shape)
+        return torch.frombuffer(self._map, dtype=dtype, count=shape.numel(), offset=self._starts[key]).view(shape)
 
-    def release(self) -> None:
-        """Hand the pages read so far back to the system; a later use reads them again."""
-        if "_map" in self.__dict__:
-            self._map.madvise(mmap.MADV_DONTNEED)
+
+def write_safetensors(
+    path: str | Path,
+    specs: Mapping[str, Spec],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str],
+    finished: Callable[[], Mapping[str, str]] | None = None,
+) -> Path:
+    """Write tensors one at a time, in the order of `specs`, so that memory holds one of them. Atomic.
+
+    `finished` gives the metadata when the tensors are written, at most as long as the draft in `metadata`. Raises
+    UserError, before anything is written, for a dtype that safetensors does not have.
+    """
+    for key, spec in specs.items():
+        if spec.dtype not in NAMES:
+            raise UserError(
+                f"Cannot write {path}: {key} is of {spec.dtype}, which a safetensors file cannot hold. Convert it to "
+                f"one of {', '.join(map(str, NAMES))}, or leave it out."
+            )
+    encoded = _header(specs, metadata)
+
+    def write(file: BinaryIO) -> None:
+        file.write(encoded)
+        for expected, (key, tensor) in zip(specs, tensors, strict=True):
+            if key != expected or Spec(tensor.shape, tensor.dtype) != specs[key]:
+                raise ValueError(f"{key} {tensor.dtype} {tuple(tensor.shape)} does not match the header of {path}")
+            file.write(raw_bytes(tensor))
+        if finished is not None:
+            last = _header(specs, finished(), len(encoded))
+            assert len(last) == len(encoded), "the metadata outgrew their draft"
+            file.seek(0)
+            file.write(last)
+
+    return write_atomically(path, write)
+
+
+def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str], length: int = 0) -> bytes:
+    """The beginning of a file, up to its tensors; filled with spaces up to `length` bytes or the next multiple of 8."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for key, spec in specs.items():
+        header[key] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [end, end + spec.bytes]}
+        end += spec.bytes
+    encoded = json.dumps(header).encode()
+    encoded = encoded.ljust(max(length - 8, len(encoded) + -len(encoded) % 8))
+    return struct.pack("<Q", len(encoded)) + encoded

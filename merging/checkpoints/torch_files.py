@@ -2,7 +2,6 @@
 
 import io
 import math
-import mmap
 import struct
 import zipfile
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from merging.checkpoints.base import Map
 from merging.checkpoints.inert import Constructor, Global, Machine, Unsupported
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a legacy file
@@ -20,13 +20,6 @@ STORAGES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
     "UntypedStorage": torch.uint8,
 }  # fmt: skip
-
-
-class Map(mmap.mmap):
-    """A mapped file in the form that zipfile wants."""
-
-    def seekable(self) -> bool:
-        return True
 
 
 @dataclass(eq=False)
@@ -51,13 +44,25 @@ class Storage:
         return torch.frombuffer(self.memory, dtype=self.dtype, count=self.count, offset=self.start)
 
 
-class View(NamedTuple):
+class Strided(NamedTuple):
     """A tensor to be: a strided window into a storage, as the file claims it until `check`."""
 
     storage: Storage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+    @classmethod
+    def claimed(cls, storage: object, offset: int, shape: tuple, stride: tuple, *_: object) -> "Strided":
+        """What torch's own function takes to make a tensor."""
+        whole = all(type(number) is int for number in (offset, *shape, *stride))
+        if not isinstance(storage, Storage) or not whole:
+            raise ValueError("a tensor is made from something that is no storage")
+        return cls(storage, offset, shape, stride)
+
+    @property
+    def is_weight(self) -> bool:
+        return self.storage.dtype.is_floating_point and len(self.shape) > 0
 
     def check(self) -> None:
         """Raises ValueError for a shape that cannot be, and for numbers that the storage or the file does not have."""
@@ -78,17 +83,6 @@ class View(NamedTuple):
         return self.storage.flat().as_strided(self.shape, self.stride, self.offset)
 
 
-def _view(storage: object, offset: int, shape: tuple, stride: tuple, *_: object) -> View:
-    whole = all(type(number) is int for number in (offset, *shape, *stride))
-    if not isinstance(storage, Storage) or not whole:
-        raise ValueError("a tensor is made from something that is no storage")
-    return View(storage, offset, shape, stride)
-
-
-def _first(value: object, *_: object) -> object:
-    return value
-
-
 @dataclass
 class Reader:
     """One file, or a file inside a plain pickle (`nested`)."""
@@ -97,29 +91,27 @@ class Reader:
     nested: bool = False
     storages: dict[str, Storage] = field(default_factory=dict)
 
-    def run(self, stream: BinaryIO) -> Any:
+    def root(self) -> Any:
+        """The object in the file, with a Strided for every tensor."""
+        if bytes(self.memory[:4]) == b"PK\x03\x04":
+            return self._zip()
+        stream: Any = io.BytesIO(self.memory) if isinstance(self.memory, memoryview) else self.memory
+        value = self._next(stream)
+        return self._legacy(stream) if value == MAGIC else value
+
+    def _next(self, stream: BinaryIO) -> Any:
         """The object of the next pickle in a stream."""
-        constructors: dict[Global, Constructor] = {
-            Global("torch._utils", "_rebuild_tensor"): _view,
-            Global("torch._utils", "_rebuild_tensor_v2"): _view,
-            Global("torch._utils", "_rebuild_parameter"): _first,
-            Global("torch._utils", "_rebuild_parameter_with_state"): _first,
-            Global("torch", "Size"): tuple,
-            Global("torch.storage", "_load_from_bytes"): self._inner,
-            Global("torch._tensor", "_rebuild_from_type_v2"): lambda function, _, made_of, __: machine.call(
-                function, made_of
-            ),
+        constructors: dict[str, Constructor] = {
+            "torch._utils._rebuild_tensor": Strided.claimed,
+            "torch._utils._rebuild_tensor_v2": Strided.claimed,
+            "torch._utils._rebuild_parameter": lambda value, *_: value,
+            "torch._utils._rebuild_parameter_with_state": lambda value, *_: value,
+            "torch.Size": tuple,
+            "torch.storage._load_from_bytes": self._inner,
+            "torch._tensor._rebuild_from_type_v2": lambda function, _, made_of, __: machine.call(function, made_of),
         }
         machine = Machine(stream, constructors, self._persistent)
         return machine.load()
-
-    def root(self) -> object:
-        """The object in the file, with a View for every tensor."""
-        if bytes(self.memory[:4]) == b"PK\x03\x04":
-            return self._zip()
-        stream = io.BytesIO(self.memory) if isinstance(self.memory, memoryview) else self.memory
-        value = self.run(stream)  # type: ignore[arg-type]
-        return self._legacy(stream) if value == MAGIC else value  # type: ignore[arg-type]
 
     def _persistent(self, name: object) -> object:
         """A class from ("module", class, its file, its source), or a storage from ("storage", type, key, ...)."""
@@ -127,14 +119,14 @@ class Reader:
             raise ValueError("it refers to something that is neither a class nor a storage")
         return name[1] if name[0] == "module" else self._storage(*name[1:])
 
-    def _storage(self, type_: object, key: object, _device: object, count: object, *window: object) -> Storage:
-        if not isinstance(type_, Global) or type_.name not in STORAGES or any(window):
+    def _storage(self, kind: object, key: object, _device: object, count: object, *window: object) -> Storage:
+        dtype = STORAGES.get(kind.rpartition(".")[2]) if isinstance(kind, Global) else None
+        if dtype is None or any(window):
             raise ValueError("it refers to something that is no storage of numbers")
         if not isinstance(key, str) or type(count) is not int or count < 0:
             raise ValueError("a storage has no name or no size")
-        fresh = Storage(STORAGES[type_.name], count)
-        storage = self.storages.setdefault(key, fresh)
-        if (storage.dtype, storage.count) != (fresh.dtype, fresh.count):
+        storage = self.storages.setdefault(key, Storage(dtype, count))
+        if (storage.dtype, storage.count) != (dtype, count):
             raise ValueError(f"its storage {key} is of two types")
         return storage
 
@@ -155,21 +147,18 @@ class Reader:
                 raise Unsupported("it was written on a big-endian machine")
             if records["data.pkl"].compress_type != zipfile.ZIP_STORED:
                 raise Unsupported("its records are compressed, which torch.save never does")
-            root = self.run(io.BytesIO(archive.read(records["data.pkl"])))
+            root = self._next(io.BytesIO(archive.read(records["data.pkl"])))
         for key, storage in self.storages.items():
-            storage.memory, storage.start = self.memory, self._start(records[f"data/{key}"], storage)
+            entry = records[f"data/{key}"]
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != storage.bytes:
+                raise ValueError(f"its record {entry.filename} has not the size it claims")
+            name, extra = struct.unpack("<HH", self.memory[entry.header_offset + 26 : entry.header_offset + 30])
+            storage.memory, storage.start = self.memory, entry.header_offset + 30 + name + extra
         return root
-
-    def _start(self, entry: zipfile.ZipInfo, storage: Storage) -> int:
-        """Where the bytes of an uncompressed record begin."""
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != storage.bytes:
-            raise ValueError(f"its record {entry.filename} has not the size it claims")
-        name, extra = struct.unpack("<HH", self.memory[entry.header_offset + 26 : entry.header_offset + 30])
-        return entry.header_offset + 30 + name + extra
 
     def _legacy(self, stream: BinaryIO) -> object:
         """After the magic number: protocol, system, the object, the storages' keys, then count and bytes of each."""
-        _, _, root, keys = (self.run(stream) for _ in range(4))
+        _, _, root, keys = (self._next(stream) for _ in range(4))
         for key in keys:
             storage = self.storages[key]
             (count,) = struct.unpack("<q", stream.read(8))

@@ -1,111 +1,115 @@
 """Checkpoints seen in another way: other names and other cuts of the same tensors, read only when asked for."""
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from merging.checkpoints.base import Adapted, Change, Checkpoint, Over, Spec
+from merging.checkpoints.base import Change, Checkpoint, Spec
 from merging.errors import UserError
 from merging.preflight import some
 
 
-class Made(NamedTuple):
-    """How a tensor of a view is made of tensors below: as it is, transposed, all joined along `axis`, or a third."""
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of a view before it is read. `read("tensor")` gives it, `read("change")` its Change."""
 
-    keys: tuple[str, ...]
-    how: Literal["same", "joined", "transposed", "third"] = "same"
-    third: int = 0
-    axis: int = 0
-
-
-def remarks_of(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What is to be said of how a checkpoint was read, nothing for most."""
-    return getattr(checkpoint, "remarks", ())
-
-
-def all_remarks(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
-    """The remarks on several, each with the names of those that it is true of."""
-    of: dict[str, list[str]] = {}
-    for name, checkpoint in zip(names, checkpoints, strict=True):
-        for remark in remarks_of(checkpoint):
-            of.setdefault(remark, []).append(name)
-    return tuple(f"{', '.join(those)}: {remark}" for remark, those in of.items())
-
-
-class View(Over):
-    """A checkpoint in another layout. Nothing is read before `tensor`; specs come from the header, the id is its own.
-
-    `remarks`: what is to be said of how it was read. Raises UserError for tensors that cannot be joined or cut.
-    """
-
-    def __init__(self, whole: Checkpoint, made: Mapping[str, Made], remarks: tuple[str, ...] = ()):
-        super().__init__(whole)
-        self.whole, self.made, self.remarks = whole, dict(made), remarks_of(whole) + remarks
-        specs = whole.specs()
-        self._specs = {key: self._spec(way, [specs[name] for name in way.keys]) for key, way in self.made.items()}
-
-    def _spec(self, made: Made, below: list[Spec]) -> Spec:
-        shape, dtype = below[0]
-        if made.how == "transposed":
-            return Spec(shape[::-1], dtype)
-        if made.how == "same":
-            return below[0]
-        sizes, axis = [*shape], made.axis
-        if made.how == "joined":
-            others = {(*spec.shape[:axis], *spec.shape[axis + 1 :]) for spec in below}
-            if not shape or len(others) > 1 or any(len(spec.shape) != len(shape) for spec in below):
-                shapes = ", ".join(str(tuple(spec.shape)) for spec in below)
-                raise UserError(f"{self.name}: {', '.join(made.keys)} of shapes {shapes} do not fit on one another.")
-            sizes[axis] = sum(spec.shape[axis] for spec in below)
-            return Spec(torch.Size(sizes), reduce(torch.promote_types, (spec.dtype for spec in below)))
-        if not shape or sizes[axis] % 3:
-            raise UserError(
-                f"{self.name}: {made.keys[0]} of shape {tuple(shape)} is no stack of query, key and value: its "
-                f"side {axis} is not a multiple of 3."
-            )
-        sizes[axis] //= 3
-        return Spec(torch.Size(sizes), dtype)
+    source: str  # name of the checkpoint
+    key: str  # under which it is stored, of a joined one the first
+    spec: Spec
+    read: Callable[[str], Any]
+    joined: tuple["Piece", ...] = ()  # those that it is put together from
+    axis: int = 0  # along which
 
     @property
-    def adapts(self) -> Checkpoint | None:
-        return getattr(self.whole, "adapts", None)
+    def turned(self) -> "Piece":
+        """The transposed matrix, contiguous."""
+
+        def read(what: str) -> Any:
+            value = self.read(what).T
+            return value.contiguous() if isinstance(value, Tensor) else value
+
+        return Piece(self.source, self.key, Spec(self.spec.shape[::-1], self.spec.dtype), read)
+
+    def third(self, index: int, axis: int) -> "Piece":
+        """One of three equal blocks along an axis; where they were joined the others are not read.
+
+        Raises UserError for a side that is no multiple of 3.
+        """
+        if len({piece.spec.shape for piece in self.joined}) == 1 and len(self.joined) == 3 and self.axis == axis:
+            return self.joined[index]
+        sizes = [*self.spec.shape]
+        if not sizes or sizes[axis] % 3:
+            raise UserError(
+                f"{self.source}: {self.key} of shape {tuple(sizes)} is no stack of query, key and value: its side "
+                f"{axis} is not a multiple of 3."
+            )
+        sizes[axis] //= 3
+        spec = Spec(torch.Size(sizes), self.spec.dtype)
+        return Piece(self.source, self.key, spec, lambda what: self.read(what).chunk(3, axis)[index])
+
+
+def join_pieces(pieces: Sequence[Piece], axis: int) -> Piece:
+    """Tensors one after the other along an axis. Raises UserError for shapes that do not fit."""
+    shapes = [piece.spec.shape for piece in pieces]
+    if len({(*shape[:axis], None, *shape[axis + 1 :]) for shape in shapes}) > 1 or not shapes[0]:
+        names, sizes = ", ".join(piece.key for piece in pieces), ", ".join(str(tuple(shape)) for shape in shapes)
+        raise UserError(f"{pieces[0].source}: {names} of shapes {sizes} do not fit on one another.")
+    whole = [*shapes[0]]
+    whole[axis] = sum(shape[axis] for shape in shapes)
+    dtype = reduce(torch.promote_types, (piece.spec.dtype for piece in pieces))
+
+    def read(what: str) -> Any:
+        return {"tensor": torch.cat, "change": Change.joined}[what]([piece.read(what) for piece in pieces], axis)
+
+    return Piece(pieces[0].source, pieces[0].key, Spec(torch.Size(whole), dtype), read, tuple(pieces), axis)
+
+
+def pieces_of(checkpoint: Checkpoint) -> Mapping[str, Piece]:
+    """The tensors of a checkpoint as pieces of a view; those of a view are its own."""
+    if isinstance(checkpoint, View):
+        return checkpoint.pieces
+
+    def stored(key: str, spec: Spec) -> Piece:
+        return Piece(checkpoint.name, key, spec, lambda what: getattr(checkpoint, what)(key))
+
+    return {key: stored(key, spec) for key, spec in checkpoint.specs().items()}
+
+
+class View(Checkpoint):
+    """Pieces of one checkpoint or of several, `below`, under new names. Nothing is read before `tensor`.
+
+    The id of several is the sha256 of all their ids.
+    """
+
+    def __init__(self, pieces: Mapping[str, Piece], *below: Checkpoint, remarks: tuple[str, ...] = ()):
+        self.pieces, self.below = dict(pieces), below
+        self.name, self.remarks = below[0].name, below[0].remarks + remarks
+        self.files = tuple(path for checkpoint in below for path in checkpoint.files)
+        self.adapts = below[0].adapts if len(below) == 1 else None
+        self._specs = {key: piece.spec for key, piece in pieces.items()}
+
+    @property
+    def id(self) -> str:
+        ids = [checkpoint.id for checkpoint in self.below]
+        return ids[0] if len(ids) == 1 else hashlib.sha256(" ".join(ids).encode()).hexdigest()
 
     def specs(self) -> Mapping[str, Spec]:
         return self._specs
 
     def tensor(self, key: str) -> Tensor:
-        """As stored where it can be, else a contiguous copy."""
-        found = self._read(key, lambda below, name: below.tensor(name), torch.cat)
-        return found.contiguous() if self.made[key].how == "transposed" else found
+        return self.pieces[key].read("tensor")
 
     def change(self, key: str) -> Change:
-        read: Callable[[Adapted, str], Change] = lambda below, name: below.change(name)  # noqa: E731
-        return self._read(key, read, Change.joined)
+        return self.pieces[key].read("change")
 
-    def _read(self, key: str, read: Callable[[Any, str], Any], join: Callable[[list, int], Any]) -> Any:
-        """What `read` gives of tensors below, put together in the way of `key`."""
-        made = self.made[key]
-        if made.how == "third":
-            return _third(self.whole, made, read)
-        below = [read(self.whole, name) for name in made.keys]
-        if made.how == "joined":
-            return join(below, made.axis)
-        return below[0].T if made.how == "transposed" else below[0]
-
-
-def _third(whole: Checkpoint, made: Made, read: Callable[[Any, str], Any]) -> Any:
-    """A third of a tensor; of one that a view joined from three, it is one of these, and the others are not read."""
-    if isinstance(whole, View):
-        inner = whole.made[made.keys[0]]
-        if inner.how == "same":
-            return _third(whole.whole, made._replace(keys=inner.keys), read)
-        shapes = {whole.whole.specs()[key].shape for key in inner.keys}
-        if inner.how == "joined" and len(inner.keys) == 3 and inner.axis == made.axis and len(shapes) == 1:
-            return read(whole.whole, inner.keys[made.third])
-    return read(whole, made.keys[0]).chunk(3, made.axis)[made.third]
+    def release(self) -> None:
+        for checkpoint in self.below:
+            checkpoint.release()
 
 
 def renamed(
@@ -115,55 +119,48 @@ def renamed(
 
     Raises UserError for a new name given twice.
     """
-    made: dict[str, Made] = {}
+    pieces, stored = {}, pieces_of(checkpoint)
     for key, name in names.items():
-        if name in made:
-            raise UserError(f"{checkpoint.name} holds {name} twice: as {made[name].keys[0]} and as {key}.")
-        made[name] = Made((key,), "transposed" if key in turned else "same")
-    return View(checkpoint, made, remarks)
+        if name in pieces:
+            raise UserError(f"{checkpoint.name} holds {name} twice: as {pieces[name].key} and as {key}.")
+        pieces[name] = stored[key].turned if key in turned else stored[key]
+    return View(pieces, checkpoint, remarks=remarks)
 
 
-def same_source(first: Checkpoint | None, second: Checkpoint) -> bool:
-    """Whether two checkpoints are views of the same stored numbers."""
-    while isinstance(first, View):
-        first = first.whole
-    while isinstance(second, View):
-        second = second.whole
-    if first is None or first is second:
-        return first is second
-    return first.files == second.files if first.files or second.files else first.id == second.id
+def selected(checkpoint: Checkpoint, keys: Iterable[str], remarks: tuple[str, ...] = ()) -> View:
+    """Some tensors of a checkpoint, in this order."""
+    stored = pieces_of(checkpoint)
+    return View({key: stored[key] for key in keys}, checkpoint, remarks=remarks)
 
 
-class Part(View):
-    """The tensors of a checkpoint whose keys start with a prefix, such as the image tower of a CLIP."""
-
-    def __init__(self, whole: Checkpoint, prefix: str):
-        super().__init__(whole, {key: Made((key,)) for key in whole.specs() if key.startswith(prefix)})
+def below(checkpoint: Checkpoint, prefix: str) -> View:
+    """The tensors whose keys start with a prefix, such as the image tower of a CLIP."""
+    return selected(checkpoint, (key for key in checkpoint.specs() if key.startswith(prefix)))
 
 
-class Overlay(Over):
+def completed(first: Checkpoint, second: Checkpoint, keys: Iterable[str]) -> View:
     """`first`, and of `keys` those that it lacks from `second`: the Hub's experts have no projection, the base has.
 
     Raises UserError for a key that neither has.
     """
+    stored, others = pieces_of(first), pieces_of(second)
+    lacking = sorted(set(keys) - stored.keys())
+    if missing := [key for key in lacking if key not in others]:
+        raise UserError(
+            f"Neither {first.name} nor {second.name} has {some(missing)}. Take the second from a whole model."
+        )
+    return View({**stored, **{key: others[key] for key in lacking}}, first, *([second] if lacking else []))
 
-    def __init__(self, first: Checkpoint, second: Checkpoint, keys: Iterable[str]):
-        super().__init__(first, second)
-        self._first, self._second, self.remarks = first, second, remarks_of(first)
-        self._taken = frozenset(keys) - first.specs().keys()
-        if missing := sorted(self._taken - second.specs().keys()):
-            raise UserError(
-                f"Neither {first.name} nor {second.name} has {some(missing)}. Take the second from a whole model."
-            )
 
-    @property
-    def id(self) -> str:
-        """Both ids where something is taken from the second."""
-        return f"{self._first.id}+{self._second.id}" if self._taken else self._first.id
+def same_source(first: Checkpoint, second: Checkpoint) -> bool:
+    """Whether two checkpoints are views of the same stored numbers."""
+    first, second = _source(first), _source(second)
+    if first is second:
+        return True
+    return first.files == second.files if first.files or second.files else first.id == second.id
 
-    def specs(self) -> Mapping[str, Spec]:
-        second = self._second.specs()
-        return {**self._first.specs(), **{key: second[key] for key in sorted(self._taken)}}
 
-    def tensor(self, key: str) -> Tensor:
-        return (self._second if key in self._taken else self._first).tensor(key)
+def _source(checkpoint: Checkpoint) -> Checkpoint:
+    while isinstance(checkpoint, View) and len(checkpoint.below) == 1:
+        checkpoint = checkpoint.below[0]
+    return checkpoint

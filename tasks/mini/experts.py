@@ -6,7 +6,7 @@ from merging.backbones.base import Backbone
 from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile
-from merging.checkpoints.views import Part
+from merging.checkpoints.views import below
 from merging.experts import Experts
 from merging.identity import WHERE
 from tasks.finetune import Recipe, make_experts, make_multitask
@@ -37,6 +37,6 @@ class FineTuned:
 
 def base_for(backbone: Backbone, cache: Cache) -> Checkpoint:
     """The image tower of the shipped base. Raises UserError for another backbone than it was made with."""
-    base = Part(SafetensorsFile(BASE, cache), PREFIX)
+    base = below(SafetensorsFile(BASE, cache), PREFIX)
     check_tower(base, tower_shapes(backbone), backbone)
     return base

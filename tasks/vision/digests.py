@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from merging.cache import Cache
-from merging.content import facts_of, sha256
 from merging.errors import UserError
+from merging.files import facts_of, sha256
 
 AT_ONCE = 8  # files; on a network's disk a file is mostly waited for
 

@@ -9,7 +9,7 @@ from merging.backbones.base import Backbone
 from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
-from merging.checkpoints.views import Made, Overlay, Part, View
+from merging.checkpoints.views import below, completed, selected
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
@@ -38,7 +38,7 @@ def assembled(
     shapes, clip = tower_shapes(backbone), is_clip(backbone)
     for checkpoint in (base, *experts):
         check_tower(checkpoint, shapes, backbone)
-    towers = [checkpoint if text or not clip else Part(checkpoint, PREFIX) for checkpoint in (base, *experts)]
+    towers = [checkpoint if text or not clip else below(checkpoint, PREFIX) for checkpoint in (base, *experts)]
     return Experts.open(towers[0], towers[1:], suite.names, cache, separate_qkv=qkv == "separate")
 
 
@@ -77,12 +77,12 @@ def check_tower(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], backbo
 def as_encoder(whole: Checkpoint, text: bool, remarks: tuple[str, ...] = ()) -> Checkpoint:
     """Of a whole CLIP what an ImageEncoder holds: the image tower, and with `text` the leftovers of the text side."""
     kept = (key for key in whole.specs() if key.startswith(PREFIX) or (text and key in TEXT))
-    return View(whole, {key: Made((key,)) for key in kept}, remarks)
+    return selected(whole, kept, remarks)
 
 
 def with_projection(tower: Checkpoint, base: Checkpoint) -> Checkpoint:
     """Hugging Face's vision models end before the projection, which is then that of the base."""
-    return Overlay(tower, base, [f"{PREFIX}proj"])
+    return completed(tower, base, [f"{PREFIX}proj"])
 
 
 def there_is(folder: Path) -> str:

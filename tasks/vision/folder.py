@@ -15,7 +15,7 @@ from merging.checkpoints import Checkpoint, SafetensorsFile
 from merging.checkpoints.key_maps import from_hugging_face, to_hugging_face
 from merging.checkpoints.lora import CONFIG, open_lora
 from merging.checkpoints.opening import open_file
-from merging.checkpoints.views import Overlay, Part
+from merging.checkpoints.views import below, completed
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.identity import WHERE
@@ -97,7 +97,7 @@ class Folder:
         if not is_clip(backbone):
             for file in (base, *opened.values()):
                 check_tower(file.model, tower_shapes(backbone), backbone)
-            whole = [file.model if file.beside is None else Overlay(file.model, file.beside, [*file.beside.specs()])
+            whole = [file.model if file.beside is None else completed(file.model, file.beside, [*file.beside.specs()])
                      for file in opened.values()]  # fmt: skip
             return Experts.open(base.model, whole, suite.names, cache, table=backbone.table)
         experts = [as_encoder(expert.model, self.text, self._notes(expert, base, cache)) for expert in opened.values()]
@@ -254,7 +254,7 @@ def pretrained(source: object, suite: Suite, backbone: Backbone, cache: Cache) -
     if isinstance(source, Folder) and source.base != OPENAI:
         alone = replace(source, experts=None, paths=dict.fromkeys(suite.names, source.base))
         origin = alone.open(suite, backbone, cache).origin
-        return Part(origin, PREFIX) if is_clip(backbone) else origin
+        return below(origin, PREFIX) if is_clip(backbone) else origin
     if not isinstance(source, Folder | HubFamily | EncoderFamily):
         raise UserError(
             f"experts={getattr(source, 'family', type(source).__name__)} makes its own experts. Say what to start "
@@ -262,4 +262,4 @@ def pretrained(source: object, suite: Suite, backbone: Backbone, cache: Cache) -
         )
     base = open_base(backbone, cache, getattr(source, "base_revision", None))
     check_tower(base, tower_shapes(backbone), backbone)
-    return Part(base, PREFIX)
+    return below(base, PREFIX)

@@ -9,9 +9,8 @@ from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
 from merging.checkpoints.key_maps import from_hugging_face, from_image_encoder
-from merging.checkpoints.opening import open_file
-from merging.checkpoints.views import Made, View, renamed
-from merging.checkpoints.wrappers import unwrapped
+from merging.checkpoints.opening import open_file, unwrapped
+from merging.checkpoints.views import renamed, selected
 from merging.errors import UserError
 from merging.preflight import some
 
@@ -67,23 +66,23 @@ def in_module(
     """
     bare = unwrapped(checkpoint)
     if any(in_memory(key) != key for key in bare.specs()):
-        bare = View(bare, {in_memory(key): Made((key,)) for key in bare.specs()})
+        bare = renamed(bare, {key: in_memory(key) for key in bare.specs()})
     keys, first = bare.specs().keys(), next(iter(names))
     least: list[str] | None = None
-    made: dict[str, Made] = {}
+    in_file: dict[str, str] = {}  # name in the file -> name of the module
     for start in ("", f"{first.partition('.')[0]}."):  # a file may lack the name of the encoder
         short = first.removeprefix(start)
         for prefix in [key.removesuffix(short) for key in keys if key == short or key.endswith(f".{short}")]:
             stored = {name: prefix + name.removeprefix(start) for name in names}
             lacking = [key for key in stored.values() if key not in keys]
             if least is None or len(lacking) < len(least):
-                least, made = lacking, {name: Made((key,)) for name, key in stored.items()}
+                least, in_file = lacking, {key: name for name, key in stored.items()}
     if least is None or least:
         raise UserError(
             f"{checkpoint.name} does not fit the backbone: it lacks {some(least or list(names))}, and has "
             f"{some(list(keys))}. Choose the backbone that it was made with, or another checkpoint."
         )
-    return View(bare, made), View(bare, {key: Made((key,)) for key in table(architecture).head_keys(keys)})
+    return renamed(bare, in_file), selected(bare, table(architecture).head_keys(keys))
 
 
 def _before(checkpoint: Checkpoint) -> str:

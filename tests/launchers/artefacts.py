@@ -11,7 +11,7 @@ from launchers.expert_scores import expert_scores
 from merging import Cache, Experts, neurons
 from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import SafetensorsFile, StateDict
-from merging.checkpoints.writing import write_safetensors
+from merging.checkpoints.safetensors_file import write_safetensors
 from merging.context import Context
 from merging.fit.gates import Learned
 from merging.methods import TaskArithmetic, ada_merging

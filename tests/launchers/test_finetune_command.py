@@ -129,7 +129,7 @@ def test_the_published_families_start_from_the_published_base(monkeypatch, cache
     monkeypatch.setattr("tasks.vision.folder.open_base", lambda *given: asked.append(given) or base)
     monkeypatch.setattr("tasks.vision.folder.check_tower", lambda *given: None)
     monkeypatch.setattr("tasks.vision.folder.tower_shapes", lambda *given: {})
-    monkeypatch.setattr("tasks.vision.folder.Part", lambda whole, prefix: (whole, prefix))
+    monkeypatch.setattr("tasks.vision.folder.below", lambda whole, prefix: (whole, prefix))
     found = pretrained(HubFamily("hub_a", base_revision="abc"), None, "backbone", cache)  # type: ignore[arg-type]
     assert found == (base, "visual.") and asked == [("backbone", cache, "abc")]
 

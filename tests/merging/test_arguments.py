@@ -11,7 +11,7 @@ from torch import nn
 from merging import Cache, Experts, UserError, merge, open_merged
 from merging.checkpoints import StateDict
 from merging.checkpoints.opening import open_checkpoint
-from merging.checkpoints.writing import write_safetensors
+from merging.checkpoints.safetensors_file import write_safetensors
 from merging.decompose.ranks import Ranks
 from merging.methods import Average, Duet, Single, TaskArithmetic, Ties, Twin
 

@@ -14,8 +14,8 @@ from samples import drawn, equal
 
 from merging import UserError
 from merging.checkpoints import DTYPES, SafetensorsFile, Spec, StateDict
-from merging.checkpoints.views import Part
-from merging.checkpoints.writing import write_safetensors
+from merging.checkpoints.safetensors_file import write_safetensors
+from merging.checkpoints.views import below
 
 
 def one_of_each():
@@ -100,7 +100,7 @@ def test_id_is_remembered_until_the_file_changes(stored, cache, monkeypatch):
     path = stored({"w": drawn(5)})
     first = SafetensorsFile(path, cache).id
     with monkeypatch.context() as patch:
-        patch.setattr("merging.content.sha256", lambda path: pytest.fail("hashed again"))
+        patch.setattr("merging.files.sha256", lambda path: pytest.fail("hashed again"))
         assert SafetensorsFile(path, cache).id == first
     os.utime(path, ns=(0, 0))
     assert SafetensorsFile(path, cache).id == first
@@ -122,7 +122,7 @@ def test_id_of_a_state_dict_covers_names_dtypes_shapes_and_bytes():
 
 def test_part_shows_the_keys_under_a_prefix(stored):
     whole = SafetensorsFile(stored({"visual.w": drawn(2), "visual.b": drawn(1), "text.w": drawn(3)}))
-    part = Part(whole, "visual.")
+    part = below(whole, "visual.")
     assert part.specs().keys() == {"visual.w", "visual.b"} and part.id == whole.id and part.name == whole.name
     assert torch.equal(part.tensor("visual.w"), drawn(2))
     part.release()

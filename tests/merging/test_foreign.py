@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from clips import encoder_state, foreign_code, image_encoder, whole, write_encoder
+from clips import encoder_state, foreign_code, image_encoder, inert_state, whole, write_encoder
 from torch import nn
 
 from merging import merge
 from merging.checkpoints import SafetensorsFile
-from merging.checkpoints.pickles import PickleFile, inert_state
-from merging.checkpoints.views import Overlay, Part
+from merging.checkpoints.pickles import PickleFile
+from merging.checkpoints.views import below, completed, selected
 from merging.errors import UserError
 from merging.methods import Average
-from merging.qkv import Separate
+from merging.qkv import separated
 
 FORMS = ("zip", "legacy", "plain")
 STATE = whole(3, words=50)
@@ -54,7 +54,7 @@ def test_encoders_are_read_bit_by_bit_without_their_code(tmp_path, form, module)
 def test_reading_imports_nothing_of_theirs(tmp_path):
     path = write_encoder(tmp_path / "expert.pt", STATE)
     code = (
-        f"import sys; from merging.checkpoints.pickles import inert_state; assert inert_state({str(path)!r}); "
+        f"import sys; from merging.checkpoints.pickles import PickleFile; assert PickleFile({str(path)!r}).specs(); "
         "sys.exit(', '.join({'src', 'open_clip', 'torchvision', 'datasets'} & {*sys.modules}) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
@@ -198,9 +198,8 @@ def test_numbers_are_read_when_they_are_asked_for(tmp_path, form):
     )
     content = path.read_bytes()
     file = PickleFile(path)
-    view = file._views["model.visual.proj"]
-    base = view.storage.memory.obj if isinstance(view.storage.memory, memoryview) else view.storage.memory
-    assert base is file._map
+    memory = file._tensors["model.visual.proj"].storage.memory
+    assert (memory.obj if isinstance(memory, memoryview) else memory) is file._map
 
     file.tensor("model.visual.proj").zero_()
     file.release()
@@ -213,9 +212,9 @@ def test_what_was_read_is_not_saved_over(tmp_path, cache, stored):
     """The pickle, and the file behind every view."""
     path = write_encoder(tmp_path / "expert.pt", STATE)
     expert, base = PickleFile(path, cache), SafetensorsFile(stored(encoder_state(STATE)))
-    merged = merge(Average(), Part(base, ""), [expert])
-    assert expert.files == (path,) and Separate(expert).files == (path,)
-    assert Overlay(expert, base, ()).files == (path, base.path)
+    merged = merge(Average(), below(base, ""), [expert])
+    assert expert.files == (path,) and separated(expert).files == (path,)
+    assert completed(selected(expert, ()), base, expert.specs()).files == (path, base.path)
     before = [each.read_bytes() for each in (path, base.path)]
     for target in (path, base.path):
         with pytest.raises(UserError, match="is one of the inputs"):

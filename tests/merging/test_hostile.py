@@ -9,9 +9,8 @@ import zipfile
 
 import pytest
 import torch
-from clips import whole, write_encoder
+from clips import inert_state, whole, write_encoder
 
-from merging.checkpoints.pickles import inert_state
 from merging.errors import UserError
 
 

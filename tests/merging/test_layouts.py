@@ -1,5 +1,6 @@
 """Hugging Face's and the task_vectors code's CLIPs under open_clip's names: the same features, the same bits back."""
 
+import hashlib
 import re
 
 import pytest
@@ -13,8 +14,8 @@ from merging import UserError
 from merging.backbones.open_clip import PREFIX
 from merging.checkpoints import SafetensorsFile, Spec, StateDict
 from merging.checkpoints.key_maps import from_hugging_face, from_image_encoder, to_hugging_face
-from merging.checkpoints.views import Overlay, Part, View
-from merging.qkv import Separate, fused_name
+from merging.checkpoints.views import View, below, completed
+from merging.qkv import fused_name, separated
 
 
 def saved(model, folder):
@@ -50,7 +51,7 @@ class TestAgainstTransformers:
         expert = from_hugging_face(saved(theirs, tmp_path))
         base = from_hugging_face(StateDict(whole(size).state_dict()))
         assert "visual.proj" not in expert.specs()
-        complete = Overlay(expert, base, ["visual.proj", "visual.class_embedding"])
+        complete = completed(expert, base, ["visual.proj", "visual.class_embedding"])
         tower = tower_of(SIZES[size])
         tower.load_state_dict(state(complete), strict=True)
         images = SIZES[size].images()
@@ -204,16 +205,17 @@ class TestOverlay:
     first, second = StateDict({"a": drawn(2)}), StateDict({"a": drawn(2, seed=1), "b": drawn(3), "c": drawn(1)})
 
     def test_only_what_is_missing_is_taken(self):
-        overlay = Overlay(self.first, self.second, ["a", "b"])
+        overlay = completed(self.first, self.second, ["a", "b"])
         assert equal(state(overlay), {"a": drawn(2), "b": drawn(3)})
-        assert overlay.id == f"{self.first.id}+{self.second.id}" and overlay.specs()["b"].shape == (3,)
+        assert overlay.specs()["b"].shape == (3,)
+        assert overlay.id == hashlib.sha256(f"{self.first.id} {self.second.id}".encode()).hexdigest()
 
     def test_nothing_missing_is_the_first(self):
-        assert Overlay(self.first, self.second, ["a"]).id == self.first.id
+        assert completed(self.first, self.second, ["a"]).id == self.first.id
 
     def test_a_key_that_neither_has(self):
         with pytest.raises(UserError, match="Neither a state dict nor a state dict has d"):
-            Overlay(self.first, self.second, ["b", "d"])
+            completed(self.first, self.second, ["b", "d"])
 
 
 class TestSeparate:
@@ -221,7 +223,7 @@ class TestSeparate:
         """What torch calls q_proj_weight where the sides differ: attention by three layers gives the same."""
         attention = nn.MultiheadAttention(8, 2, batch_first=True)
         fused = {f"attn.{key}": each.detach() for key, each in attention.state_dict().items()}
-        apart = state(Separate(StateDict(fused)))
+        apart = state(separated(StateDict(fused)))
         assert set(apart) == {f"attn.{letter}_proj_{kind}" for letter in "qkv" for kind in ("weight", "bias")} | {
             "attn.out_proj.weight", "attn.out_proj.bias"
         }  # fmt: skip
@@ -238,15 +240,15 @@ class TestSeparate:
 
     def test_a_matrix_that_is_no_stack(self):
         with pytest.raises(UserError, match=r"attn\.in_proj_weight of shape \(8, 4\).*not a multiple of 3"):
-            Separate(StateDict({"attn.in_proj_weight": torch.zeros(8, 4)}))
+            separated(StateDict({"attn.in_proj_weight": torch.zeros(8, 4)}))
 
     def test_it_is_a_view(self):
         below = StateDict({"attn.in_proj_weight": drawn(6, 2), "w": drawn(2)})
-        view = Separate(below)
+        view = separated(below)
         assert isinstance(view, View) and view.id == below.id
         assert view.tensor("attn.k_proj_weight").data_ptr() == below.tensor("attn.in_proj_weight")[2:].data_ptr()
 
 
 def test_the_image_tower_of_a_whole_model(tmp_path):
     view = from_hugging_face(saved(whole("deep"), tmp_path))
-    tower_of(SIZES["deep"]).load_state_dict(state(Part(view, PREFIX)), strict=True)
+    tower_of(SIZES["deep"]).load_state_dict(state(below(view, PREFIX)), strict=True)

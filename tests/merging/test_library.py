@@ -11,7 +11,7 @@ from safetensors import safe_open
 from samples import asks, drawn, equal, every_method, models, quick
 from torch import nn
 
-from merging import UserError, api, content, load, merge, open_merged
+from merging import UserError, api, files, load, merge, open_merged
 from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import identify_ahead
 from merging.methods import Average, Dare, TaskArithmetic, Ties, Twin
@@ -144,7 +144,7 @@ def test_ids_are_computed_once_each_beside_the_merge(stored, tmp_path, monkeypat
     """By a thread that runs ahead and by the one that saves, neither of which repeats what the other does."""
     base, experts = tuned(6)
     paths = [stored(state) for state in (base, *experts)]
-    honest, hashed, ahead = content.sha256, [], Event()
+    honest, hashed, ahead = files.sha256, [], Event()
 
     def digest(path):
         hashed.append((path, current_thread() is main_thread()))
@@ -155,7 +155,7 @@ def test_ids_are_computed_once_each_beside_the_merge(stored, tmp_path, monkeypat
         assert ahead.wait(60)  # before the merge is done
         return Average()(experts)
 
-    monkeypatch.setattr(content, "sha256", digest)
+    monkeypatch.setattr(files, "sha256", digest)
     path = merge(method, paths[0], paths[1:]).save(tmp_path / "merged.safetensors")
     assert sorted(name for name, _ in hashed) == sorted(paths) and (paths[0], False) in hashed
     with safe_open(path, "pt") as file:

@@ -12,8 +12,7 @@ from torch import nn
 import merging
 from merging import Experts, UserError
 from merging.checkpoints import StateDict
-from merging.checkpoints.opening import open_checkpoint, open_file
-from merging.checkpoints.wrappers import unwrapped
+from merging.checkpoints.opening import open_checkpoint, open_file, unwrapped
 from merging.methods import TaskArithmetic
 
 
