@@ -67,7 +67,7 @@ def content(
     made |= {"images": [data.unlabelled(split).ids for split in seen]}
     made |= {"dtypes": sorted({str(spec.dtype) for spec in merged.specs.values()})}
     init = merged.routing.init if merged.routing is not None else None
-    learned_from = made if router.sees_own else [_shared(merged), sorted(merged.deltas), init]
+    learned_from = made if router.sees_deltas else [_shared(merged), sorted(merged.deltas), init]
     how = {name: cell[name] for name in ("router", "backbone", "suite", "seed", "engine")}
     images = (calibration.ids, calibration.head_ids, calibration.backbone, calibration.device.type)
     return key_of("fitted gates", made_by, learned_from, how, merged.parts, *images)

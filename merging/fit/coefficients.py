@@ -55,7 +55,12 @@ class Coefficients:
     def parameters(self) -> list[Tensor]:
         return [self.values]
 
-    def before(self) -> None:
+    def features(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
+        """[n, D] of the inputs of every task, one task after the other."""
+        self._fold()
+        return [self.data.features(self.module, some) for some in inputs]
+
+    def _fold(self) -> None:
         """Put W_0 + sum_t lambda_t tau_t into the module."""
         state = self.module.state_dict()
         with torch.no_grad():
@@ -67,10 +72,6 @@ class Coefficients:
                     state[key].copy_(self.experts.base(key).to(change.device) + change)
         for weight in self._weights.values():
             weight.grad = None
-
-    def features(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
-        """[n, D] of the inputs of every task, one task after the other."""
-        return [self.data.features(self.module, some) for some in inputs]
 
     def after(self) -> None:
         """The gradient of lambda[t, l]: the inner product of that of the weight with tau_t."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from safetensors.torch import load, save
@@ -16,11 +16,10 @@ from torch import Tensor
 from merging.cache import code, key_of
 from merging.calibration import expert_features
 from merging.context import Context
+from merging.deltas import below
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.fit.collapse import CollapseGuard
-from merging.fit.learnable import Learnable
-from merging.fit.objectives import Batch, Entropy, Objective
+from merging.fit.objectives import Batch, Entropy, Objective, mean_entropy
 from merging.identity import identity
 from merging.options import Options, Rate, Within
 
@@ -70,27 +69,46 @@ def cosine(lr: float, step: int, steps: int) -> float:
     return lr * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
+class Learnable(Protocol):
+    """A merged model some of whose numbers are free."""
+
+    tasks: tuple[str, ...]
+
+    def parameters(self) -> list[Tensor]:
+        """The free numbers, leaves with gradients."""
+        ...
+
+    def features(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
+        """What the heads read, [n, D] per task, of a batch of inputs of every task, under the free numbers."""
+        ...
+
+    def after(self) -> None:
+        """Called after the backward pass of a step: gather the gradients of the free numbers."""
+        ...
+
+
 def descend(
     model: Learnable, context: Context, experts: Experts, descent: Descent, split: str, prefix: str = "fit"
 ) -> list[str]:
-    """Train the free numbers of `model` in place; returns the tasks that the collapse guard suspects.
+    """Train the free numbers of `model` in place; returns the tasks suspected of collapse (`collapsed`).
 
     The context's log gets every objective of every step as `prefix/name`. A descent that was killed goes on from its
     last state where the context keeps unfinished work. Raises UserError where the loss is not finite.
     """
     data, batches = _data(context, experts, descent, split)
-    parameters, guard = model.parameters(), CollapseGuard(model.tasks)
-    optimizer = torch.optim.Adam(parameters, descent.lr, weight_decay=descent.weight_decay)
-    state, written = _State(model, optimizer, guard, context, identity([descent, split, data.ids])), time.monotonic()
-    done = state.restore()
+    optimizer = torch.optim.Adam(model.parameters(), descent.lr, weight_decay=descent.weight_decay)
+    state, written = _State(optimizer, context, identity([descent, split, data.ids])), time.monotonic()
+    done, predictions = state.restore(len(model.tasks))
     draws = [islice(data.drawn(task, descent.batch, context.seed), done, None) for task in range(len(model.tasks))]
     for step in range(done, descent.steps):
         chosen = [next(draw) for draw in draws]
         optimizer.param_groups[0]["lr"] = descent.rate(step)
         optimizer.zero_grad(set_to_none=True)
-        model.before()
         features = model.features([data.images(task, rows) for task, rows in enumerate(chosen)])
-        loss, terms = _loss(descent.terms, batches(features, chosen), guard)
+        seen = batches(features, chosen)
+        loss, terms = _loss(descent.terms, seen)
+        for steps, batch in zip(predictions, seen, strict=True):
+            steps.append(summary(batch.logits))
         loss.backward()
         model.after()
         optimizer.step()
@@ -98,9 +116,9 @@ def descend(
             raise UserError(f"The loss of {context.who} is {loss.item()} at step {step}: lower train.lr={descent.lr}.")
         context.log({f"{prefix}/{name}": value for name, value in terms.items()}, step)
         if time.monotonic() - written > SECONDS:
-            state.store(step + 1)
+            state.store(step + 1, predictions)
             written = time.monotonic()
-    return guard.collapsed()
+    return [name for name, steps in zip(model.tasks, predictions, strict=True) if collapsed(torch.stack(steps))]
 
 
 def _data(context: Context, experts: Experts, descent: Descent, split: str):
@@ -125,26 +143,37 @@ def _data(context: Context, experts: Experts, descent: Descent, split: str):
     return data, batches
 
 
-def _loss(
-    objectives: Sequence[Objective], batches: Sequence[Batch], guard: CollapseGuard
-) -> tuple[Tensor, dict[str, float]]:
+def _loss(objectives: Sequence[Objective], batches: Sequence[Batch]) -> tuple[Tensor, dict[str, float]]:
     """The weighted sum, and what every objective adds up to without its weight."""
     loss, terms = torch.zeros((), device=batches[0].features.device), {}
     for objective in objectives:
         total = sum((objective(batch) for batch in batches), torch.zeros((), device=loss.device))
         loss, terms[objective.name] = loss + objective.weight * total, float(total.detach())
-    for task, batch in enumerate(batches):
-        guard.note(task, batch.logits)
     return loss, terms
+
+
+def summary(logits: Tensor) -> Tensor:
+    """The mean prediction over logits [B, C], and the mean entropy behind it, [C + 1]."""
+    logits = logits.detach().float()
+    return torch.cat([logits.softmax(-1).mean(0), mean_entropy(logits)[None]])
+
+
+def collapsed(steps: Tensor) -> bool:
+    """Whether a task's predictions fell onto few classes while their entropy went down, by their summaries [n, C + 1].
+
+    So it is when the entropy of the mean prediction over the last quarter of the steps lies below half of log C, and
+    the mean entropy is lower than over the first quarter.
+    """
+    quarter = max(len(steps) // 4, 1)
+    first, last = steps[:quarter].mean(0), steps[-quarter:].mean(0)
+    return bool(last[-1] < first[-1] and torch.special.entr(last[:-1]).sum() < 0.5 * math.log(len(last) - 1))
 
 
 @dataclass(frozen=True)
 class _State:
     """What a killed descent goes on from, in the context's place for unfinished work."""
 
-    model: Learnable
     optimizer: torch.optim.Optimizer
-    guard: CollapseGuard
     context: Context
     facts: object
 
@@ -152,38 +181,33 @@ class _State:
     def _key(self) -> str:
         return key_of("descent", code(("merging",)), self.context.who, self.facts, self.context.seed)
 
-    def store(self, step: int) -> None:
-        """Remember that `step` steps are done."""
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return self.optimizer.param_groups[0]["params"]
+
+    def store(self, step: int, predictions: list[list[Tensor]]) -> None:
+        """Remember that `step` steps are done, and the summaries of every task."""
         if self.context.unfinished is None:
             return
-        moments = {
-            f"adam.{index}.{name}": torch.as_tensor(value)
-            for index, state in self.optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-        }
-        values = {f"parameter.{index}": value.detach() for index, value in enumerate(self.model.parameters())}
-        guard = {f"guard.{name}": value for name, value in self.guard.state().items()}
-        tensors = {"step": torch.tensor(step), **values, **moments, **guard}
+        tensors = {"step": torch.tensor(step)}
+        tensors |= {f"predictions.{task}": torch.stack(steps) for task, steps in enumerate(predictions)}
+        for index, parameter in enumerate(self._parameters):
+            moments = {name: torch.as_tensor(value) for name, value in self.optimizer.state[parameter].items()}
+            tensors |= {f"{index}.{name}": value for name, value in (moments | {"value": parameter.detach()}).items()}
         self.context.unfinished.put(self._key, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     @torch.no_grad()
-    def restore(self) -> int:
-        """Put back what was stored; the number of steps that are done."""
+    def restore(self, tasks: int) -> tuple[int, list[list[Tensor]]]:
+        """Put back what was stored; the number of steps that are done, and the summaries of every task."""
         written = None if self.context.unfinished is None else self.context.unfinished.get(self._key)
         if written is None:
-            return 0
-        stored = load(written)
-        parameters, moments = self.model.parameters(), self.optimizer.state_dict()
-        for index, value in enumerate(parameters):
-            value.copy_(stored[f"parameter.{index}"])
-        moments["state"] = {index: _under(stored, f"adam.{index}.") for index in range(len(parameters))}
-        self.optimizer.load_state_dict(moments)
-        self.guard.restore(_under(stored, "guard."))
-        return int(stored["step"])
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            return 0, [[] for _ in range(tasks)]
+        stored, state = load(written), self.optimizer.state_dict()
+        for index, parameter in enumerate(self._parameters):
+            state["state"][index] = below(stored, f"{index}.")
+            parameter.copy_(state["state"][index].pop("value"))
+        self.optimizer.load_state_dict(state)
+        return int(stored["step"]), [list(stored[f"predictions.{task}"]) for task in range(tasks)]
 
 
 @contextmanager

@@ -121,12 +121,7 @@ class Gates:
         self.module, self.merged, self.data, self.tasks = module, merged, data, merged.tasks
 
     def parameters(self) -> list[Tensor]:
-        gates = self.merged.routing.gates if self.merged.routing is not None else None
-        assert gates is not None
-        return [parameter for gate in gates for parameter in gate.net.parameters()]  # type: ignore[union-attr]
-
-    def before(self) -> None:
-        """Gates are part of the module."""
+        return [parameter for gate in self.module.gates for parameter in gate.net.parameters()]  # type: ignore[union-attr]
 
     def features(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
         return features_of(self.module, self.merged, self.data, inputs)
@@ -164,9 +159,8 @@ class Learned:
             return self._fit(merged, experts, context)
 
     @property
-    def sees_own(self) -> bool:
-        """Whether what it learns depends on the task-specific deltas: tokens before them, or of a pass without them,
-        do not."""
+    def sees_deltas(self) -> bool:
+        """Whether what it learns depends on the task-specific deltas; tokens before or without them do not."""
         return self.gate.sees == "block" or isinstance(self.train, Gradient)
 
     def restored(self, merged: Merged, gates: Mapping[str, Tensor]) -> Merged:
@@ -176,11 +170,8 @@ class Learned:
 
     def _with(self, merged: Merged, gates: nn.ModuleList | None, split: str) -> Merged:
         assert merged.routing is not None
-        routing = replace(
-            merged.routing, router=self.name, granularity=self.gate.granularity, gate=self.gate, gates=gates,
-            adaptation=split,
-        )  # fmt: skip
-        return replace(merged, routing=routing)
+        gate = {"granularity": self.gate.granularity, "gate": self.gate, "gates": gates}
+        return replace(merged, routing=replace(merged.routing, router=self.name, adaptation=split, **gate))
 
     def _fit(self, merged: Merged, experts: Experts, context: Context) -> tuple[Merged, list[str]]:
         data = context.unlabelled(self.split)
@@ -196,15 +187,9 @@ class Learned:
         return trained, collapsed
 
     def _gates(self, routed: Routed, merged: Merged, width: int, seed: int) -> nn.ModuleList:
-        if self.gate.sees != "pass" and routed.first_routed < 0:
-            raise UserError(
-                f"router.gate.sees={self.gate.sees} cannot weigh what comes before the blocks (patches, positions). "
-                f"Set router.gate.sees=pass, or keep the stem static: method.start=0."
-            )
         if self.gate.top_k is not None:  # a share is known now
             self._check_kept(self.gate.kept(merged.parts))
-        blocks = sum(1 for block in routed.blocks if block.routed)
-        count = blocks if self.gate.sees == "block" and not self.gate.shared else 1
+        count = routed.gates_of(self.gate)
         init = merged.routing.init if merged.routing else 0.0
         torch.manual_seed(seed)  # whatever the model has drawn
         return nn.ModuleList([Gate(width, merged.parts, self.gate, init).eval() for _ in range(count)])

@@ -217,8 +217,7 @@ def check_blocks(routed: Routed, routing: Routing) -> None:
             f"router.gate.sees={routing.gate.sees} cannot weigh what comes before the blocks (patches, positions, "
             f"embeddings). Set router.gate.sees=pass, or keep the stem static: method.start=0."
         )
-    expected = len(indices) if routing.gate.sees == "block" and not routing.gate.shared else 1
-    if len(routing.gates) != expected:
+    if len(routing.gates) != (expected := routed.gates_of(routing.gate)):
         raise UserError(
             f"The merge has {len(routing.gates)} gates, but router.gate.sees={routing.gate.sees} needs {expected} in "
             f"{type(routed.module).__name__}: its blocks are not those that the gates were made for."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from merging.errors import UserError
 from merging.routing.foreign import Substituted
-from merging.routing.gates import Gate, Sees
+from merging.routing.gates import Gate, GateShape, Sees
 from merging.routing.leaves import LayerNorm, Linear
 from merging.routing.mixing import Holder, clustered, continued, first_tensor
 
@@ -98,6 +98,10 @@ class Routed(nn.Module):
     def gate(self) -> Gate | None:
         """The one gate of the model, or the first of its blocks'."""
         return cast(Gate, self.gates[0]) if len(self.gates) else None
+
+    def gates_of(self, shape: GateShape) -> int:
+        """How many gates of that shape the model takes."""
+        return sum(block.routed for block in self.blocks) if shape.sees == "block" and not shape.shared else 1
 
     def use(self, kernel: str) -> "Routed":
         """Choose how mixed weights are applied; the kernels agree up to rounding.

@@ -54,7 +54,6 @@ def test_the_gradient_is_that_of_the_folded_loss():
     model = Coefficients(experts, context.unlabelled(), experts.stream, 0.3, by_parameter=False)
 
     def loss():
-        model.before()
         inputs = [model.data.images(task, torch.arange(IMAGES)) for task in range(3)]
         return sum(features.square().mean() for features in model.features(inputs))
 

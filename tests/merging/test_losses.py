@@ -9,7 +9,7 @@ from torch.distributions import Categorical
 from torch.nn import functional
 
 from merging.calibration import expert_features
-from merging.fit.collapse import CollapseGuard as Watch
+from merging.fit.descent import collapsed, summary
 from merging.fit.gates import task_loss
 from merging.fit.objectives import marginal_entropy, mean_entropy
 
@@ -92,12 +92,9 @@ class TestTaskLoss:
 
 
 def watched(*tasks):
-    """A guard that has seen the steps [B, C] of every task."""
-    watch = Watch([f"task{i}" for i in range(len(tasks))])
-    for index, steps in enumerate(tasks):
-        for logits in steps:
-            watch.note(index, logits)
-    return watch.collapsed()
+    """The tasks that are suspected after steps [B, C] of each."""
+    summaries = [torch.stack([summary(logits) for logits in steps]) for steps in tasks]
+    return [f"task{index}" for index, steps in enumerate(summaries) if collapsed(steps)]
 
 
 def sharpened(logits, steps=20, by=8.0):
