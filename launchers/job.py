@@ -22,7 +22,7 @@ from launchers.finishing import finish
 from launchers.found import ELSEWHERE, is_local, named, remember, state
 from launchers.preflight import foresee
 from launchers.rows import Row
-from launchers.sweeps.group import group_of
+from launchers.sweeps.axes import group_of
 from launchers.tracking.tracker import Tracker
 from merging.backbones.base import Backbone
 from merging.cache import GIB, Cache

@@ -1,6 +1,8 @@
-"""What a command line and its experiment sweep."""
+"""What a command line and its experiment sweep, and the name of the sweep."""
 
 import difflib
+import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
@@ -17,6 +20,8 @@ import conf
 from merging.errors import UserError
 
 GROUPS = {path.name for path in Path(conf.__path__[0]).iterdir() if path.is_dir()}
+LONGEST = 100  # characters of a sweep's name; W&B takes 128
+NAMELESS = "(hydra|output|save|redo|cache_gb|tracker|local)([.@/]|$)|engine.device$|experts.workers$"  # no part of it
 Value = str | int | float | bool | None | list[Any] | dict[str, Any]
 
 
@@ -38,20 +43,34 @@ def read(arguments: Sequence[str]) -> Sweep:
     Raises UserError where Hydra cannot compose it, with the nearest name.
     """
     overrides = parsed(arguments)
-    swept = {_key(override): override for override in overrides if override.is_sweep_override()}
-    fixed = [override for override in overrides if not override.is_sweep_override()]
-    lines, keys = tuple(override.input_line or "" for override in fixed), {*map(_key, fixed)}
-    params = composed(lines).hydra.sweeper.get("params") or {}
-    declared = parsed([f"{key}={values}" for key, values in params.items()])
-    axes = {_key(override): override for override in declared if _key(override) not in keys}
-    axes |= swept  # the command line wins, as in Hydra's sweeper
+    fixed = tuple(override.input_line or "" for override in overrides if not override.is_sweep_override())
+    axes = axes_of(composed(fixed).hydra.sweeper.get("params"), overrides)
     intervals = frozenset(key for key, override in axes.items() if isinstance(override.value(), IntervalSweep))
-    return Sweep(lines, {key: _values(override) for key, override in axes.items()}, intervals)
+    return Sweep(fixed, {key: _values(override) for key, override in axes.items()}, intervals)
+
+
+def axes_of(params: Mapping[str, Any] | None, overrides: Sequence[Override]) -> dict[str, Override]:
+    """The axes of an experiment's `params` and of a command line, which wins, as in Hydra's sweeper."""
+    declared = parsed(f"{key}={values}" for key, values in (params or {}).items())
+    last = {override.get_key_element(): override for override in (*declared, *overrides)}
+    return {key: override for key, override in last.items() if override.is_sweep_override() or override in declared}
+
+
+def _values(axis: Override) -> tuple[str, ...]:
+    if not axis.is_sweep_override():
+        return (axis.get_value_element_as_str(),)
+    value = axis.value()
+    return (str(value.start), str(value.end)) if isinstance(value, IntervalSweep) else (*axis.sweep_string_iterator(),)
 
 
 def parsed(overrides: Iterable[str]) -> list[Override]:
     """Hydra's own reading of overrides."""
     return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def value_of(text: str) -> Value:
+    """A swept value as Python reads it."""
+    return parsed([f"x={text}"])[0].value()  # type: ignore[return-value]
 
 
 def composed(overrides: Iterable[str]) -> DictConfig:
@@ -68,20 +87,16 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
         with initialize_config_module("conf", version_base="1.3"):
             return compose("config", list(overrides), return_hydra_config=True)
     except MissingConfigException as error:
-        raise UserError(_unknown_choice(error)) from error
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        raise UserError(unknown([group, name], list(error.options or []), f"{group}={name}")) from error
     except HydraException:
         groups = choices(overrides)
         if len(groups) < len(overrides):
             config = composed(groups)
             for override in parsed(set(overrides) - set(groups)):
                 if not override.is_add():
-                    check_exists(config, _key(override))
+                    check_exists(config, override.get_key_element())
         raise
-
-
-def value_of(text: str) -> Value:
-    """A swept value as Python reads it."""
-    return parsed([f"x={text}"])[0].value()  # type: ignore[return-value]
 
 
 def check_exists(config: DictConfig, key: str) -> None:
@@ -102,36 +117,36 @@ def unknown(path: Sequence[str], known: Sequence[str], written: str | None = Non
     return f"There is no {written or '.'.join(path)}.{guess} {where} has: {', '.join(known)}."
 
 
-def _unknown_choice(error: MissingConfigException) -> str:
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
-    return unknown([group, name], list(error.options or []), f"{group}={name}")
-
-
 def names(keys: Iterable[Any]) -> list[str]:
     """The keys that a person may set."""
     return [str(key) for key in keys if key != "hydra" and not str(key).startswith("_")]
 
 
-def _values(override: Override) -> tuple[str, ...]:
-    """The values of an axis as text; of an interval its ends."""
-    if not override.is_sweep_override():
-        return (override.get_value_element_as_str(),)
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        return tuple(str(end) for end in (value.start, value.end))
-    return tuple(override.sweep_string_iterator())
-
-
-def _key(override: Override) -> str:
-    return override.get_key_element()
-
-
 def choices(overrides: Iterable[str]) -> list[str]:
     """Those that choose files of conf/, and Hydra's own."""
     return [override.input_line or "" for override in parsed(overrides)
-            if is_group(_key(override)) or _key(override).startswith("hydra.")]  # fmt: skip
+            if is_group(key := override.get_key_element()) or key.startswith("hydra.")]  # fmt: skip
 
 
 def is_group(key: str) -> bool:
     """Whether a key chooses a file of conf/."""
     return key.split("@")[0] in GROUPS
+
+
+def group_of(hydra: HydraConf) -> str | None:
+    """One name for all runs of a sweep, the same in every process and when it is started again; None for one run.
+
+    The experiment's name; of a bare `duet -m` its overrides, as Hydra's sweeper has left them, without those that say
+    where.
+    """
+    experiment = hydra.runtime.choices.get("experiment")
+    if experiment or hydra.mode is None or hydra.mode.name != "MULTIRUN":
+        return experiment
+    folder = Path(hydra.sweep.dir)
+    record = folder / "multirun.yaml"
+    overrides = list(OmegaConf.load(record).hydra.overrides.task) if record.exists() else []
+    named = [override for override in overrides if not re.match(NAMELESS, parsed([override])[0].key_or_group)]
+    name = " ".join(sorted(named)) or folder.name
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -67,20 +67,13 @@ def outcome(job: Any, folder: Path) -> JobReturn:
         raise
     except FailedJobError:
         problem = "did not get as far as the experiment"
-    log.error("%s %s. %s The same command computes what is missing.", named(job), problem.rstrip("."), logged(job))
+    written = [path for path in (job.paths.stderr, job.paths.stdout) if path.exists()]
+    logged = f"Its log is {written[0]}." if written else "It wrote no log."
+    overrides = " ".join(filter_overrides(job.submission().args[0]))
+    log.error("SLURM job %s (%s) %s. %s The same command computes what is missing.", job.job_id, overrides,
+              problem.rstrip("."), logged)  # fmt: skip
     FAILED.append(job.job_id)
     return JobReturn(status=JobStatus.COMPLETED)  # returned nothing: the sweep goes on to its table
-
-
-def named(job: Any) -> str:
-    """The job by its number and its overrides."""
-    return f"SLURM job {job.job_id} ({' '.join(filter_overrides(job.submission().args[0]))})"
-
-
-def logged(job: Any) -> str:
-    """Where its log is."""
-    written = [path for path in (job.paths.stderr, job.paths.stdout) if path.exists()]
-    return f"Its log is {written[0]}." if written else "It wrote no log."
 
 
 class Watcher:
@@ -104,8 +97,8 @@ class Watcher:
     def get_state(self, job_id: str, mode: str = "standard") -> str:
         """SLURM's word for the state, GONE where no one remembers the job. mode: force | standard | cache."""
         now = time.monotonic()
-        pause = OFTEN if now - self._began < 60 else SELDOM
-        if mode == "force" or (mode == "standard" and now - self._asked >= pause):
+        due = now - self._asked >= (OFTEN if now - self._began < 60 else SELDOM)
+        if mode == "force" or (mode == "standard" and due):
             self._asked = now
             self._ask()
         return self.states.get(job_id, "UNKNOWN")

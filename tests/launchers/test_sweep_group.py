@@ -9,7 +9,7 @@ from conftest import by_method
 from hydra.core.hydra_config import HydraConfig
 from wandb_file import artifacts, group
 
-from launchers.sweeps.group import LONGEST, group_of
+from launchers.sweeps.axes import LONGEST, group_of
 
 
 @pytest.fixture
