@@ -1,7 +1,9 @@
 """Heads: parameters that belong to a task and are never merged, mapping a model's features to outputs."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -58,3 +60,33 @@ def check_head(task: str, classes: Sequence[str], head: nn.Module) -> None:
             f"The head of {task} has {count} outputs, and the task has {len(classes)} classes. Take the head that was "
             f"trained on these classes, or name the classes that it knows in its order."
         )
+
+
+def classes_in(folder: Path) -> tuple[str, ...]:
+    """Classes of a Hugging Face classifier in the order of its outputs; none where config.json does not name them."""
+    from merging.backbones.hugging_face import class_names
+
+    config = folder / "config.json"
+    return class_names(json.loads(config.read_text("utf-8"))) if config.is_file() else ()
+
+
+def check_class_orders(heads: Mapping[str, Sequence[str]], labels: Mapping[str, Sequence[str]]) -> None:
+    """Raises UserError where a head has its task's classes in another order, or two heads the same in two orders.
+
+    heads: task -> classes of its head, in their order; labels: task -> those of its labels. Empty where not known.
+    """
+    from merging.backbones.hugging_face import check_class_order
+
+    first: dict[frozenset[str], str] = {}
+    plain = {task: tuple(_plain(name) for name in names) for task, names in heads.items()}
+    for task, names in plain.items():
+        classes = tuple(_plain(name) for name in labels.get(task, ()))
+        if set(classes) == set(names):
+            check_class_order(task, classes, names, f"its expert, unlike in the labels of {task}")
+        other = first.setdefault(frozenset(names), task)
+        if not classes:
+            check_class_order(task, names, plain[other], other)
+
+
+def _plain(name: str) -> str:
+    return " ".join(str(name).lower().replace("_", " ").split())

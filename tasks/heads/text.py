@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch.nn import functional
 
 from merging.cache import Cache, code, key_of
 from merging.checkpoints import Checkpoint
+from merging.checkpoints.opening import open_file
 from merging.errors import UserError
 from tasks.heads.head import ZeroShot
-from tasks.vision.dataset_registry import read
-from tasks.vision.reading import read_clip
+from tasks.hub import HubFile, fetch
+from tasks.vision.families import facts, weight_names
+from tasks.vision.reading import in_open_clip
 
-TOWERS = Path(__file__).with_name("towers.yaml")
 HEAD_WIDTH = 64  # of every CLIP by OpenAI
 PROMPTS = 64  # read at once
 BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
@@ -35,22 +36,17 @@ log = logging.getLogger(__name__)
 class Text:
     """The file that holds the text tower: in a repository of the Hub, or a local path without `repo`."""
 
-    filename: str
+    filename: str = "model.safetensors"
     repo: str | None = None
     revision: str | None = None
-    quick_gelu: bool = True
 
     def open(self, cache: Cache) -> Checkpoint:
         """In open_clip's names, downloaded if need be. Raises UserError where the file is missing or of no CLIP."""
         path = Path(self.filename).expanduser()
         if self.repo is not None:
-            from tasks.hub import HubFile, fetch
-
-            older = (
-                ("pytorch_model.bin",) if self.filename == "model.safetensors" else ()
-            )  # some repositories have no other
-            path = fetch(HubFile(self.repo, (self.filename, *older), self.revision), cache)
-        return read_clip(path, cache)[0]
+            names = weight_names() if self.filename in weight_names() else (self.filename,)
+            path = fetch(HubFile(self.repo, names, self.revision), cache)
+        return in_open_clip(open_file(path, cache))[0]
 
 
 @dataclass(frozen=True)
@@ -87,29 +83,29 @@ class TextHead:
         return hashlib.sha256(made.encode()).hexdigest()[:16]
 
     @property
-    def tower(self) -> "Text | OwnText":
+    def tower(self) -> Text | OwnText:
         """The file of the text tower. Raises UserError where there is none."""
-        return text_of(self.text, self.quick_gelu)
+        return self.text if isinstance(self.text, OwnText) else text_of(self.text)
 
 
-def text_of(given: str | Mapping[str, str | None] | OwnText, quick_gelu: bool) -> Text | OwnText:
-    """The text tower of a backbone by its name, a repository and file, or a path; an expert's own passes through.
+def text_of(text: str | Mapping[str, str | None]) -> Text:
+    """The text tower of a published backbone by its name, in a repository, or in a file by its path.
 
     Raises UserError for a name that has none and for unknown keys.
     """
-    if isinstance(given, OwnText):
-        return given
-    towers = read(TOWERS)
-    place: Mapping[str, Any] = towers.get(given, {"filename": given}) if isinstance(given, str) else given
-    if extra := sorted(set(place) - {"repo", "filename", "revision"}):
+    backbones = facts()["backbones"]
+    where: Mapping[str, Any] = {"filename": text} if isinstance(text, str) else text
+    if isinstance(text, str) and text in backbones:
+        where = {"repo": backbones[text]["openai"]}
+    if extra := sorted(set(where) - {field.name for field in fields(Text)}):
         raise UserError(f"suite.text has {', '.join(extra)}. Give filename and, on the Hub, repo and revision.")
-    text = Text(**{"filename": "model.safetensors", **place}, quick_gelu=quick_gelu)
-    if text.repo is None and not Path(text.filename).expanduser().is_file():
+    tower = Text(**where)
+    if tower.repo is None and not Path(tower.filename).expanduser().is_file():
         raise UserError(
-            f"There is no text tower for {text.filename!r}. This suite needs a CLIP: choose backbone="
-            f"{', '.join(towers)}, or name the file: suite.text=<path to a CLIP in safetensors>."
+            f"There is no text tower for {tower.filename!r}. This suite needs a CLIP: choose backbone="
+            f"{', '.join(backbones)}, or name the file: suite.text=<path to a CLIP in safetensors>."
         )
-    return text
+    return tower
 
 
 def check_prompts(task: str, classes: Sequence[str]) -> None:

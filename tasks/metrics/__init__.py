@@ -1,4 +1,4 @@
-"""Metrics, one per file: a subclass of Metric in a file of this package is known by its name.
+"""Metrics: a subclass of Metric in a file of this package is known by its name.
 
 A task names one metric or several: the first is its score, the others are parts of it.
 """
@@ -21,8 +21,8 @@ __all__ = ["INVALID", "Metric", "measure", "metric", "metrics"]
 def metrics() -> dict[str, type[Metric]]:
     """All metrics by name."""
     modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    classes = [thing for module in modules for thing in vars(module).values() if isinstance(thing, type)]
-    return {kind.name: kind for kind in classes if issubclass(kind, Metric) and hasattr(kind, "name")}
+    members = [member for module in modules for member in vars(module).values() if isinstance(member, type)]
+    return {member.name: member for member in members if issubclass(member, Metric) and hasattr(member, "name")}
 
 
 def metric(name: str) -> Metric:
@@ -38,9 +38,9 @@ def measure(names: Sequence[str], task: str, predicted: Tensor, labels: Tensor, 
     Raises UserError for a metric that is not defined for the task.
     """
     chosen = [metric(name) for name in names]
-    for each in chosen:
-        if why := _undefined(each, labels, classes):
-            raise UserError(f"The metric {each.name} is not defined for the task {task}: {why}.")
+    for one in chosen:
+        if why := one.refusal(labels, classes):
+            raise UserError(f"The metric {one.name} is not defined for the task {task}: {why}.")
     first = chosen[0]
     return Score(
         metric=first.name,
@@ -49,14 +49,5 @@ def measure(names: Sequence[str], task: str, predicted: Tensor, labels: Tensor, 
         standard_error=first.standard_error(predicted, labels),
         higher_is_better=first.higher_is_better,
         parts={part.name: part.value(predicted, labels) for part in chosen[1:]},
-        notes=[note for each in chosen for note in each.notes(predicted, labels)],
+        notes=[note for one in chosen for note in one.notes(predicted, labels)],
     )
-
-
-def _undefined(chosen: Metric, labels: Tensor, classes: Sequence[str]) -> str | None:
-    if len(labels) == 0:
-        return "it has no samples"
-    numbers = labels.is_floating_point()
-    if numbers != (chosen.compares == "numbers"):
-        return f"it compares {chosen.compares}, and the labels are {'numbers' if numbers else 'classes'}"
-    return chosen.undefined(labels, classes)

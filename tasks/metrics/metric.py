@@ -7,18 +7,17 @@ from torch import Tensor
 
 from tasks.score import bootstrap
 
-Compares = Literal["classes", "numbers"]
 INVALID = -1  # the predicted class where a model gave no finite logits
 
 
 class Metric:
-    """Base of all metrics; a subclass in a file of this package is known by its `name`.
+    """Base of all metrics.
 
     compares: "classes" are integer indices [N] or token ids [N, L], "numbers" floating-point values [N].
     """
 
     name: ClassVar[str]
-    compares: ClassVar[Compares] = "classes"
+    compares: ClassVar[Literal["classes", "numbers"]] = "classes"
     higher_is_better: ClassVar[bool] = True
 
     def value(self, predicted: Tensor, labels: Tensor) -> float:
@@ -36,6 +35,15 @@ class Metric:
     def standard_error(self, predicted: Tensor, labels: Tensor) -> float:
         """Of `value` over samples, by bootstrap unless a closed form is known."""
         return bootstrap(lambda chosen: self.value(predicted[chosen], labels[chosen]), len(labels))
+
+    def refusal(self, labels: Tensor, classes: Sequence[str]) -> str | None:
+        """Why labels cannot be scored at all, or by this metric."""
+        if len(labels) == 0:
+            return "it has no samples"
+        kind = "numbers" if labels.is_floating_point() else "classes"
+        if kind != self.compares:
+            return f"it compares {self.compares}, and the labels are {kind}"
+        return self.undefined(labels, classes)
 
 
 def constant(values: Tensor) -> bool:

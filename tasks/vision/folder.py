@@ -20,8 +20,7 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.identity import WHERE
 from merging.preflight import some
-from tasks.heads.classifier import check_order, classes_in
-from tasks.heads.head import Given, HeadSource
+from tasks.heads.head import Given, HeadSource, check_class_orders, classes_in
 from tasks.heads.probe import Probe
 from tasks.heads.text import OwnText, TextHead
 from tasks.heads.text_towers import has_text_tower, left_out
@@ -119,7 +118,7 @@ class Folder:
         opened = self._opened_all(suite, backbone, cache)[1] if self.heads in HEADS else self._classifiers(suite, cache)
         heads = [self._head(task, opened[task.name], backbone, cache) for task in suite.tasks]
         names = {task: classes_in(file.path) for task, file in opened.items()}
-        check_order(names, {task.name: task.classes for task in suite.tasks})
+        check_class_orders(names, {task.name: task.classes for task in suite.tasks})
         tasks = [replace(task, heads=head) for task, head in zip(suite.tasks, heads, strict=True)]  # type: ignore[type-var]
         return replace(suite, tasks=tuple(tasks))
 

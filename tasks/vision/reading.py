@@ -2,14 +2,12 @@
 
 import re
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 from merging.backbones.base import table
 from merging.backbones.open_clip import PREFIX
-from merging.cache import Cache
 from merging.checkpoints import Checkpoint
 from merging.checkpoints.key_maps import from_hugging_face, from_image_encoder
-from merging.checkpoints.opening import open_file, unwrapped
+from merging.checkpoints.opening import unwrapped
 from merging.checkpoints.views import renamed, selected
 from merging.errors import UserError
 from merging.preflight import some
@@ -22,11 +20,6 @@ FIRST = (  # a parameter that every image tower has, in each layout; what is bef
     re.compile(r"((?:.+\.)?)embeddings\.patch_embedding\.weight"),
 )
 NUMBERS = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's own state dicts
-
-
-def read_clip(path: Path, cache: Cache) -> tuple[Checkpoint, str]:
-    """A file as `in_open_clip` sees it. Raises UserError also for what is no checkpoint."""
-    return in_open_clip(open_file(path, cache))
 
 
 def in_open_clip(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:

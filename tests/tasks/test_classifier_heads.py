@@ -12,7 +12,7 @@ from torch.nn import functional
 from merging import Cache
 from merging.checkpoints import StateDict
 from merging.errors import UserError
-from tasks.heads.classifier import check_order, classes_in
+from tasks.heads.head import check_class_orders, classes_in
 from tasks.heads.probe import Probe, fit_linear
 from tasks.task import Arrays, LabelledTask, array_task
 
@@ -26,14 +26,14 @@ def test_a_head_with_another_number_of_classes_than_its_task():
 
 
 def test_heads_in_another_order_than_the_labels_or_than_one_another(tmp_path):
-    check_order({"a": ("Cat", "red_fox"), "b": ()}, {"a": ("cat", "red fox")})
-    check_order({"a": ("cat", "dog"), "b": ("dog", "cat")}, {"a": ("cat", "dog"), "b": ("dog", "cat")})
+    check_class_orders({"a": ("Cat", "red_fox"), "b": ()}, {"a": ("cat", "red fox")})
+    check_class_orders({"a": ("cat", "dog"), "b": ("dog", "cat")}, {"a": ("cat", "dog"), "b": ("dog", "cat")})
     with pytest.raises(
         UserError, match="a: output 0 is cat, and in the head of its expert, unlike in the labels of a it is dog"
     ):
-        check_order({"a": ("dog", "cat")}, {"a": ("cat", "dog")})
+        check_class_orders({"a": ("dog", "cat")}, {"a": ("cat", "dog")})
     with pytest.raises(UserError, match="b: output 0 is cat, and in the head of a it is dog"):
-        check_order({"a": ("dog", "cat"), "b": ("cat", "dog")}, {"a": (), "b": ()})
+        check_class_orders({"a": ("dog", "cat"), "b": ("cat", "dog")}, {"a": (), "b": ()})
     assert classes_in(tmp_path) == ()
     for names, want in ((["b", "a"], ("b", "a")), (["LABEL_0", "LABEL_1"], ())):
         labels = {str(index): name for index, name in enumerate(names)}

@@ -110,15 +110,15 @@ def test_weights_without_a_text_tower_are_refused(model, cache):
 
 
 def test_backbones_know_their_text_towers(tmp_path):
-    assert text_of("clip_vit_l14", True) == Text("model.safetensors", "openai/clip-vit-large-patch14")
+    assert text_of("clip_vit_l14") == Text("model.safetensors", "openai/clip-vit-large-patch14")
     given = {"repo": "me/clip", "filename": "clip.safetensors", "revision": "abc"}
-    assert text_of(given, False) == Text("clip.safetensors", "me/clip", "abc", False)
+    assert text_of(given) == Text("clip.safetensors", "me/clip", "abc")
     (tmp_path / "clip.safetensors").touch()
-    assert text_of(str(tmp_path / "clip.safetensors"), True).repo is None
+    assert text_of(str(tmp_path / "clip.safetensors")).repo is None
     with pytest.raises(UserError, match=r"no text tower for 'mini_clip'.*backbone=clip_vit_b32"):
-        text_of("mini_clip", True)
+        text_of("mini_clip")
     with pytest.raises(UserError, match=r"suite.text has repository"):
-        text_of({"repository": "a/b"}, True)
+        text_of({"repository": "a/b"})
 
 
 def test_a_hugging_face_file_gives_the_same_head(model, cache, tmp_path):

@@ -1,7 +1,8 @@
-"""Pearson's correlation coefficient."""
+"""Correlations of predicted numbers [N]."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from tasks.metrics.metric import Metric, constant
@@ -16,7 +17,13 @@ class Pearson(Metric):
     def value(self, predicted: Tensor, labels: Tensor) -> float:
         if not predicted.isfinite().all():
             return -1.0  # a model that gives no numbers is worse than any that does
-        return correlation(predicted.double(), labels.double())
+        if constant(predicted) or constant(labels):
+            return 0.0
+        return float(torch.corrcoef(torch.stack([self.scale(predicted), self.scale(labels)]))[0, 1])
+
+    def scale(self, values: Tensor) -> Tensor:
+        """What is correlated, fp64 [N]."""
+        return values.double()
 
     def undefined(self, labels: Tensor, classes: Sequence[str]) -> str | None:
         return "all labels are the same number" if constant(labels) else None
@@ -25,9 +32,12 @@ class Pearson(Metric):
         return [f"{self.name} is 0 because every prediction is the same number"] if constant(predicted) else []
 
 
-def correlation(first: Tensor, second: Tensor) -> float:
-    """Of two vectors [N] in fp64, 0 where one of them is constant."""
-    if constant(first) or constant(second):
-        return 0.0
-    x, y = first - first.mean(), second - second.mean()
-    return max(-1.0, min(1.0, float((x / x.norm()) @ (y / y.norm()))))
+class Spearman(Pearson):
+    """Pearson's correlation of the ranks; equal numbers share the mean of their ranks."""
+
+    name = "spearman"
+
+    def scale(self, values: Tensor) -> Tensor:
+        _, index, counts = values.unique(return_inverse=True, return_counts=True)
+        last = counts.cumsum(0).to(torch.float64)
+        return (last - (counts + 1) / 2)[index]
