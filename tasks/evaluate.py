@@ -1,8 +1,7 @@
 """Scores a merged model on every task of a suite."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from merging.merged import Merged
 from merging.routing.gates import listening
 from merging.routing.install import install
 from merging.routing.routed import Routed
+from merging.threads import workers
 from tasks.engine import Engine
 from tasks.journal import NOWHERE, Journal, Page
 from tasks.mixed import mixes_tasks, run_together
@@ -24,7 +24,7 @@ from tasks.split import Inputs, Split, count_of
 from tasks.suite import Suite
 from tasks.task import Predictions, Task, head_id
 
-OnTask = Callable[[str, float], object]
+OnTask = Callable[[str, float], object]  # a task's name and the value of its score
 ENGINE = Engine("cpu")
 Scores = dict[str, Score]  # by task
 Read = Callable[[nn.Module, Any], Tensor]  # features or outputs of a model for inputs
@@ -87,7 +87,7 @@ class Grid:
             pairs = self._together(model, merged, tasks, split)
         else:
             run = lambda index: self._one(merged, model, tasks[index], index, split, journal)  # noqa: E731
-            pairs = zip(tasks, self._each(run, len(tasks)), strict=True)
+            pairs = zip(tasks, self.each(run, len(tasks)), strict=True)
         outcomes: dict[str, Outcome] = {}
         for task, outcome in pairs:
             outcomes[task.name] = outcome
@@ -106,13 +106,13 @@ class Grid:
         check_order(merged, self.suite)
         moving, names = Moving.of(merged, self.engine.place), self.suite.names
         run = lambda index: self._along(merged, moving, scales, index, split, journal)  # noqa: E731
-        columns = list(self._each(run, len(names)))
+        columns = list(self.each(run, len(names)))
         return [dict(zip(names, scores, strict=True)) for scores in zip(*columns, strict=True)]
 
-    def pool(self, workers: int) -> ThreadPoolExecutor:
-        """Workers as for scoring."""
-        single = {"initializer": torch.set_num_threads, "initargs": (1,)} if self.engine.workers > 1 else {}
-        return ThreadPoolExecutor(workers, **single)  # type: ignore[arg-type]
+    def each(self, run: Callable[[int], Any], count: int) -> Iterator[Any]:
+        """`run` of 0 .. count - 1, in order; what fails cancels what has not begun."""
+        with workers() if self.engine.workers > 1 else nullcontext(map) as run_all:
+            yield from run_all(run, range(count))
 
     @contextmanager
     def module(self) -> Iterator[nn.Module]:
@@ -126,14 +126,6 @@ class Grid:
         finally:
             self._modules.append(module)
 
-    def _each(self, run: Callable[[int], Any], count: int) -> Iterator[Any]:
-        """`run` of 0 .. count - 1, in order, by the workers."""
-        pool = self.pool(self.engine.workers)
-        try:
-            yield from pool.map(run, range(count))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
     def _shared(self, merged: Merged) -> Routed | dict[str, Tensor] | None:
         """What all tasks share: a routed model, or the weights of a static merge."""
         if merged.routing is not None and not merged.routing.by_task:
@@ -144,8 +136,7 @@ class Grid:
         self, merged: Merged, model: Routed | dict[str, Tensor] | None, task: Task, index: int, split: str,
         journal: Journal,
     ) -> Outcome:  # fmt: skip
-        facts = (merged.scale, head_id(task), *self.engine.identity)
-        page = journal.page(task.name, split, task.split(split).id, *facts)
+        page = journal.page(task.name, split, task.split(split).id, merged.scale, head_id(task), *self.engine.identity)
         if isinstance(model, Routed):
             return outcome(model, self.backbone, task, split, self.engine, page)
         with self.module() as module:
@@ -172,7 +163,7 @@ class Grid:
         """The scores of one task at the scales."""
         task = self.suite.tasks[index]
         samples, facts = task.split(split), (list(scales), head_id(task), *self.engine.identity)
-        page, moving = journal.page(task.name, split, samples.id, *facts), moving.with_parts(merged, index)
+        page, moving = journal.page(task.name, split, samples.id, *facts), moving.with_delta(merged, index)
         read = reader(self.backbone, task)
         with self.module() as module:
             for batch in self.engine.stream(samples.inputs, page.done):
@@ -182,9 +173,9 @@ class Grid:
                     kept.append(decided(task, answer(module, inputs, read=read, engine=self.engine)[0]))
                 page.add({name: torch.stack([some[name] for some in kept], 1) for name in kept[0]})
         page.store()
-        columns = {name: tensor.unbind(1) for name, tensor in page.together().items()}
-        at = [{name: tensors[place] for name, tensors in columns.items()} for place in range(len(scales))]
-        return [task.evaluate(lambda _, kept=kept: kept, split) for kept in at]
+        stored = page.together().items()
+        predictions = [{name: tensor[:, index] for name, tensor in stored} for index in range(len(scales))]
+        return [task.evaluate(lambda _, kept=kept: kept, split) for kept in predictions]
 
 
 def check_order(merged: Merged, suite: Suite) -> None:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -88,7 +89,7 @@ def _train_all(jobs: Sequence[Job], cache: Cache, workers: int) -> None:
         try:
             waiting = [pool.submit(_work, job) for job in jobs]
             while not all(future.done() for future in waiting):
-                progress.wait(0.2)
+                time.sleep(0.2)
                 progress.at(ticks.value)
             for future in waiting:
                 future.result()

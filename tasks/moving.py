@@ -11,45 +11,41 @@ from merging.merged import Merged
 
 @dataclass(frozen=True)
 class Moving:
-    """W(s) = still + s moves + own of every parameter, in fp32 on one device: two models, and one of a task's parts.
+    """W(s) = fixed + s change + delta of every parameter, in fp32 on one device; the delta is that of one task.
 
     What all inputs share is rounded to the dtype it is stored in, as in `Merged.static`; too large a number is Inf.
     """
 
-    still: Mapping[str, Tensor]
-    moves: Mapping[str, Tensor]
-    narrow: Mapping[str, torch.dtype]
-    own: Mapping[str, Tensor] = field(default_factory=dict)
+    fixed: Mapping[str, Tensor]
+    change: Mapping[str, Tensor]
+    dtypes: Mapping[str, torch.dtype]
+    delta: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, merged: Merged, place: torch.device) -> "Moving":
+    def of(cls, merged: Merged, device: torch.device) -> "Moving":
         """What all tasks share of a merge."""
-        still, moves = {}, {}
-        for key in merged.specs:
-            stays, moved = merged.pieces(key)
-            still[key] = stays.to(place)
-            if moved is not None:
-                moves[key] = moved.to(place)
-        narrow = {key: spec.dtype for key, spec in merged.specs.items() if spec.dtype != torch.float32}
-        return cls(still, moves, narrow)
+        pieces = {key: merged.pieces(key) for key in merged.specs}
+        fixed = {key: fixed.to(device) for key, (fixed, _) in pieces.items()}
+        change = {key: change.to(device) for key, (_, change) in pieces.items() if change is not None}
+        return cls(fixed, change, {key: spec.dtype for key, spec in merged.specs.items()})
 
-    def with_parts(self, merged: Merged, task: int) -> "Moving":
-        """The same with the parts of one task."""
+    def with_delta(self, merged: Merged, task: int) -> "Moving":
+        """The same with the deltas of one task."""
         gate = merged.one_hot(task)
-        places = {key: weight.device for key, weight in self.still.items()}
-        return replace(self, own={key: delta.mix(gate).to(places[key]) for key, delta in merged.deltas.items()})
+        deltas = merged.deltas.items()
+        return replace(self, delta={key: delta.mix(gate).to(self.fixed[key].device) for key, delta in deltas})
 
     @torch.no_grad()
     def put(self, tower: nn.Module, scale: float) -> None:
         """Write W(scale) into the parameters of a tower."""
         for key, weight in tower.state_dict().items():
-            if key not in self.still:
+            if key not in self.fixed:
                 continue
-            if key in self.moves:
-                torch.add(self.still[key], self.moves[key], alpha=scale, out=weight)
+            if key in self.change:
+                torch.add(self.fixed[key], self.change[key], alpha=scale, out=weight)
             else:
-                weight.copy_(self.still[key])
-            if key in self.narrow:
-                weight.copy_(weight.to(self.narrow[key]))
-            if key in self.own:
-                weight.add_(self.own[key])
+                weight.copy_(self.fixed[key])
+            if self.dtypes[key] != torch.float32:
+                weight.copy_(weight.to(self.dtypes[key]))
+            if key in self.delta:
+                weight.add_(self.delta[key])

@@ -5,7 +5,6 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 log = logging.getLogger(__name__)
@@ -15,19 +14,11 @@ class Progress:
     """`with Progress("what", total) as progress`: then `advance()` or `at(done)`. `detail` goes to the log only."""
 
     def __init__(self, what: str, total: int, detail: str = ""):
-        self._what, self._detail = what, detail
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        self._what, self._detail, self._start = what, detail, time.perf_counter()
+        self._bar = Bar(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
         self._task = self._bar.add_task(what, total=total)
 
     def __enter__(self) -> "Progress":
-        self._start = time.perf_counter()
         log.info("%s: %s ...", self._what, self._detail)
         self._bar.start()
         return self
@@ -42,6 +33,3 @@ class Progress:
 
     def at(self, done: int) -> None:
         self._bar.update(self._task, completed=done)
-
-    def wait(self, seconds: float) -> None:
-        time.sleep(seconds)

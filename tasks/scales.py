@@ -151,8 +151,7 @@ def seconds(grid: Grid, merged: Merged, split: str) -> float:
         begin = time.process_time()
         merged.remade(merged.scale)
         remade = (time.process_time() - begin) / torch.get_num_threads()
-    with grid.pool(1) as pool:
-        sample = pool.submit(_sample, grid, split).result()
+    (sample,) = grid.each(lambda _: _sample(grid, split), 1)
     return remade + sample * sum(len(task.split(split)) for task in grid.suite.tasks) / grid.engine.workers
 
 

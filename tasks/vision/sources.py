@@ -1,8 +1,9 @@
 """Where labelled images come from: class folders, parquet files, data sets on the Hub."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from merging.cache import Cache
 from merging.errors import UserError
@@ -12,6 +13,8 @@ from tasks.vision.parts import Rule
 from tasks.vision.rows import RowSource, RowTable
 
 Table = FileTable | RowTable  # the images of one part, encoded, in a fixed order
+KINDS = ("folder", "parquet", "hub")
+OPTIONS = {"folder", *PARTS, *(field.name for field in fields(RowSource))} - {"parts", "cache"}
 
 
 class Source(Protocol):
@@ -28,31 +31,19 @@ class Source(Protocol):
     def notes(self) -> list[str]: ...  # what a reader of its numbers should know of how it was read
 
 
-@dataclass(frozen=True)
-class Location:
-    """Where images lie, as the user or the published facts say; see conf/suite/folder.yaml."""
+def open_source(task: str, options: Mapping[str, Any], cache: Cache | None = None) -> Source:
+    """The source that options name, as conf/suite/folder.yaml explains them; `cache` remembers what files hold.
 
-    folder: str | None = None
-    parquet: object = None
-    hub: str | None = None
-    args: tuple[str, ...] = ()
-    revision: str | None = None
-    image: str = "image"
-    label: str = "label"
-    train: str | bool | None = None
-    val: str | bool | None = None
-    test: str | bool | None = None
-
-    def open(self, task: str, cache: Cache | None = None) -> Source:
-        """`cache` remembers what files hold. Raises UserError unless one of folder, parquet and hub is given."""
-        kinds = [name for name in ("folder", "parquet", "hub") if getattr(self, name) is not None]
-        if len(kinds) != 1:
-            raise UserError(
-                f"The task {task} says {' and '.join(kinds) or 'none'} of folder, parquet and hub. Give exactly one of "
-                f"them under suite.sources.{task}: where its images lie."
-            )
-        parts = {part: getattr(self, part) for part in PARTS}
-        if self.folder is not None:
-            return FolderSource(Path(self.folder).expanduser(), parts, cache)
-        rest = {name: value for name, value in asdict(self).items() if name not in (*PARTS, "folder")}
-        return RowSource(**rest, parts=parts, cache=cache)
+    Raises UserError unless one of folder, parquet and hub is given.
+    """
+    kinds = [name for name in KINDS if options.get(name) is not None]
+    if len(kinds) != 1:
+        raise UserError(
+            f"The task {task} says {' and '.join(kinds) or 'none'} of folder, parquet and hub. Give exactly one of "
+            f"them under suite.sources.{task}: where its images lie."
+        )
+    parts = {part: options.get(part) for part in PARTS}
+    if kinds == ["folder"]:
+        return FolderSource(Path(options["folder"]).expanduser(), parts, cache)
+    rest = {name: value for name, value in options.items() if name not in (*PARTS, "folder")}
+    return RowSource(**rest, parts=parts, cache=cache)

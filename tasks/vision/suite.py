@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from merging.cache import Cache
@@ -14,11 +14,10 @@ from tasks.vision.data import Store, VisionData, VisionTask
 from tasks.vision.dataset_registry import DEFAULT, facts, names, published_copy
 from tasks.vision.layout import USUAL, part_of
 from tasks.vision.parts import Rule
-from tasks.vision.sources import Location
+from tasks.vision.sources import OPTIONS, open_source
 
 TEMPLATES = ("a photo of a {}.",)
 OWN = ("classes", "templates", "test_share", "metrics")  # of a task in suite.sources, beside where its images lie
-OPTIONS = sorted({*(field.name for field in fields(Location)), *OWN})
 log = logging.getLogger(__name__)
 
 
@@ -58,18 +57,17 @@ def make(
     """One task: what is published about it, overridden by what the user says in `source`."""
     known = facts(task, variant) if source is None or task in names() else None
     source = source or {}
-    if extra := sorted(set(source) - set(OPTIONS)):
-        raise UserError(
-            f"suite.sources.{task} has {', '.join(extra)}, which is no option. Known are {', '.join(OPTIONS)}."
-        )
+    if extra := sorted(set(source) - OPTIONS - set(OWN)):
+        known_options = ", ".join(sorted(OPTIONS.union(OWN)))
+        raise UserError(f"suite.sources.{task} has {', '.join(extra)}, which is no option. Known are {known_options}.")
     where = {key: value for key, value in source.items() if key not in OWN}
     if not where and known is not None:
         where = published_copy(known)
     check_parts(task, where)
+    images = open_source(task, where, Cache(store.cache))
     classes = source.get("classes", None if known is None else known.classes)
     templates = source.get("templates", TEMPLATES if known is None else known.templates)
     rule = replace(rule, test_share=source.get("test_share", rule.test_share))
-    images = Location(**{**where, "args": tuple(where.get("args", ()))}).open(task, Cache(store.cache))
     data = VisionData(task, images, known, None if classes is None else tuple(classes), rule, size, store)
     return VisionTask(task, data, head(tuple(templates)), tuple(source.get("metrics", ("accuracy",))))
 

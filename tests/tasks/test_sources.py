@@ -13,7 +13,7 @@ from PIL import Image
 from merging.errors import UserError
 from tasks.vision.folders import FolderSource
 from tasks.vision.rows import ARROW, RowSource
-from tasks.vision.sources import Location
+from tasks.vision.sources import open_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,9 +160,9 @@ def test_a_label_that_train_lacks_is_an_error(tmp_path):
 
 def test_exactly_one_place():
     with pytest.raises(UserError, match="says folder and hub of"):
-        Location(folder="a", hub="b/c").open("birds")
+        open_source("birds", {"folder": "a", "hub": "b/c"})
     with pytest.raises(UserError, match="says none of"):
-        Location().open("birds")
+        open_source("birds", {})
 
 
 @pytest.mark.parametrize(("name", "split"), [

@@ -14,7 +14,7 @@ from PIL import Image
 from merging.errors import UserError
 from tasks.split import Split
 from tasks.vision import data as module
-from tasks.vision import sources
+from tasks.vision import suite as suite_module
 from tasks.vision.data import Need, Store
 from tasks.vision.parts import Rule
 from tasks.vision.suite import build
@@ -223,7 +223,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path, store):
 
 
 def test_nothing_is_opened_when_built(store, monkeypatch):
-    monkeypatch.setattr(sources.Location, "open", lambda self, task, cache: untouchable)
+    monkeypatch.setattr(suite_module, "open_source", lambda task, options, cache: untouchable)
     untouchable = type("Untouchable", (), {"__getattr__": lambda self, name: pytest.fail(name)})()
     suite = build("clip20", TASKS["clip20"].split(), store, "clip_vit_b32")
     assert len(suite.tasks) == 20 and len(suite.tasks[0].classes) == 397
