@@ -1,6 +1,7 @@
 """A sweep that runs elsewhere, as it runs: `python -m launchers.live [folder] [--once]`."""
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -28,11 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = source_of(options.folder)
     if not options.once:
         watcher = Watcher(source)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             while not watcher.wait(EVERY):
                 pass
-        except KeyboardInterrupt:
-            pass
         watcher.stop()
     view, console = source.look(), Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(page(view, summarise(view.rows), console.width, 10_000))

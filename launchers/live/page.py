@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from launchers.live.view import Job, View
@@ -25,7 +24,11 @@ SCORES = {"method", "n", "mean", "norm"}  # columns beside those of the tasks
 
 def page(view: View, summaries: Sequence[Summary], width: int, height: int) -> RenderableType:
     """The view in `height` lines of at most `width` characters."""
-    bottom: list[RenderableType] = [Text(""), *_progress(view, width)]
+    total, text = view.plan.total, status(view, f" after {clock(view.now - view.started)}")
+    bottom: list[RenderableType] = [Text("")]
+    if total is not None:
+        bottom.append(ProgressBar(max(1, total), view.done, width=min(width, BAR)))
+    bottom.append(_line(text if view.running or total is not None else f"{text}, nothing is being computed"))
     room = max(1, min(RUNNING, height - 4))
     shown = view.running if len(view.running) <= room else view.running[: room - 1]
     bottom += [_line(_running(job, view.now), "cyan") for job in shown]
@@ -36,22 +39,12 @@ def page(view: View, summaries: Sequence[Summary], width: int, height: int) -> R
 
 def status(view: View, elapsed: str = "") -> str:
     """One line such as "7 of 36 cells, about 0:04:10 left, 1 failed, 3 found from before"."""
-    counts = {state: sum(job.state == state for job in view.jobs) for state in ("failed", "found")}
+    failed, found = (sum(job.state == state for job in view.jobs) for state in ("failed", "found"))
     total, rows = view.plan.total, f"{view.done} row{'s' * (view.done != 1)}"
     parts = [f"{view.done} of {total} cells{elapsed}" if total is not None else rows]
     if view.done != total and (left := view.left) is not None:
         parts.append(f"about {clock(left)} left")
-    parts += [f"{counts['failed']} failed"] * bool(counts["failed"])
-    return ", ".join([*parts, *[f"{counts['found']} found from before"] * bool(counts["found"])])
-
-
-def _progress(view: View, width: int) -> list[RenderableType]:
-    text = status(view, f" after {clock(view.now - view.started)}")
-    if view.plan.total is None:
-        return [_line(text if view.running else f"{text}, nothing is being computed")]
-    bar = Table.grid()
-    bar.add_row(ProgressBar(max(1, view.plan.total), view.done, width=min(width, BAR)))
-    return [bar, _line(text)]
+    return ", ".join([*parts, *[f"{failed} failed"] * bool(failed), *[f"{found} found from before"] * bool(found)])
 
 
 def _running(job: Job, now: float) -> str:
@@ -75,7 +68,7 @@ def _table(summaries: Sequence[Summary], width: int, height: int) -> list[Render
     left_out += [f"{others} lines of other tasks"] * (others > 0)
     note = [_line(f"not shown: {' and '.join(left_out)}", "dim")] if left_out else []
     title = _line(f"{summary.suite}, {len(summary.tasks)} tasks", "bold")
-    dim = frozenset(place for place, kind in enumerate(kept["kind"]) if kind in REFERENCES)
+    dim = frozenset(position for position, kind in enumerate(kept["kind"]) if kind in REFERENCES)
     wide = [column for column in columns(replace(summary, lines=kept)) if not column.is_fact]
     narrow = [column for column in wide if column.header in SCORES]
     return [Text(""), title, draw(wide if fits(wide, Console(width=width)) else narrow, dim), *note]
@@ -84,9 +77,8 @@ def _table(summaries: Sequence[Summary], width: int, height: int) -> list[Render
 def _kept(lines: "DataFrame", room: int) -> "DataFrame":
     """All, or base and experts, the newest and the best; the newest is marked."""
     created = lines["rows"].map(lambda rows: max(row.created for row in rows))
-    newest = list(created.sort_values(ascending=False, kind="stable").index)
-    best = list(lines["mean"].sort_values(ascending=False, kind="stable").index)
-    references = list(lines.index[lines["kind"].isin(REFERENCES)])
+    newest, best = ([*key.sort_values(ascending=False, kind="stable").index] for key in (created, lines["mean"]))
+    references = lines.index[lines["kind"].isin(REFERENCES)]
     ranked = dict.fromkeys([newest[0], *best[:1], *references, *newest[: room // 4], *best])
     lines = lines.assign(label=lines["label"].where(lines.index != newest[0], lines["label"] + " (new)"))
     return lines.loc[sorted(list(ranked)[: max(0, room)])]

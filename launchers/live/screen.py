@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 PATIENCE = 5.0  # seconds that closing waits for what was written before
-DRAINED = b"\0"
+DRAINED = b"\0\n"
 
 
 class Screen:
@@ -29,7 +29,7 @@ class Screen:
         self._read, self._write = os.pipe()
         self._drained, self._closed = threading.Event(), False
         self._live.start()
-        self._lead({number: self._write for number in self._terminals})
+        self._lead(dict.fromkeys(self._terminals, self._write))
         threading.Thread(target=self._copy, daemon=True).start()
 
     def show(self, picture: RenderableType) -> None:
@@ -59,24 +59,18 @@ class Screen:
 
     def _copy(self) -> None:
         """Never ends before its writers do: they would be stuck. After `close` it passes on what children write."""
-        rest = b""
-        while chunk := os.read(self._read, 1 << 16):
-            drained = DRAINED in chunk
-            *lines, rest = (rest + chunk.replace(DRAINED, b"")).split(b"\n")
-            if drained and rest:
-                lines, rest = [*lines, rest], b""
-            if lines:
-                self._print(b"\n".join(lines))
-            if drained:
+        for line in os.fdopen(self._read, "rb"):
+            if line != DRAINED:
+                self._print(line.removesuffix(b"\n").removesuffix(b"\0"))
+            if line.endswith(DRAINED):
                 self._drained.set()
 
-    def _print(self, text: bytes) -> None:
+    def _print(self, line: bytes) -> None:
         with contextlib.suppress(Exception):  # the terminal may be gone
             if self._closed:
-                os.write(self._terminals[2], text + b"\n")
+                os.write(self._terminals[2], line + b"\n")
             else:
-                lines = text.decode("utf-8", "replace").split("\n")
-                self.console.print(Text("\n").join(map(Text.from_ansi, lines)), soft_wrap=True)
+                self.console.print(Text.from_ansi(line.decode("utf-8", "replace")), soft_wrap=True)
 
 
 class _Console(Console):

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -12,80 +13,74 @@ from omegaconf import DictConfig, OmegaConf
 from launchers import rows
 from launchers.claims import clock, owner
 from launchers.live import ENDED, LISTED
-from launchers.live.view import DONE, Job, Overrides, Plan, View, planned
+from launchers.live.view import Job, Overrides, Plan, View, planned
 from launchers.rows import Row
 
 NEWEST = 20  # runs and sweeps in which the overrides of a claimed cell are looked for
 
 
+@dataclass(frozen=True)
 class Sweep:
     """The jobs of a sweep's folder since `started`, by the folder's clock, which is `skew` seconds ahead of ours."""
 
-    def __init__(self, folder: Path, plan: Plan, started: float, skew: float = 0.0):
-        self._folder, self._plan, self._started, self._skew = folder, plan, started, skew
-        self._jobs: dict[Path, Job] = {}
-        self._rows: dict[Path, Row] = {}
+    folder: Path
+    plan: Plan
+    started: float
+    skew: float = 0.0
 
     def look(self) -> View:
-        """The sweep as it is now; what is done is not read again."""
-        now = time.time() + self._skew
-        begun = [path.parents[1] for path in self._folder.rglob(".hydra/overrides.yaml") if self._changed(path)]
-        for path in sorted(begun, key=lambda path: (len(path.name), path.name)):
-            if path not in self._jobs or self._jobs[path].state not in DONE:
-                with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # half written: whole at the next look
-                    self._jobs[path] = self._job(path, now)
-        return View(self._plan, tuple(self._jobs.values()), tuple(self._rows.values()), self._started, now)
+        """The sweep as it is now."""
+        now, jobs = time.time() + self.skew, []
+        begun = [path.parents[1] for path in self.folder.rglob(".hydra/overrides.yaml") if self._changed(path)]
+        for folder in sorted(begun, key=lambda folder: (len(folder.name), folder.name)):
+            with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # half written: whole at the next look
+                jobs.append(self._job(folder, now))
+        files = dict.fromkeys(file for folder in begun for file in listed(folder))
+        known = tuple(row for file in files for row in content(file))
+        return View(self.plan, tuple(jobs), known, self.started, now)
 
     def _job(self, folder: Path, now: float) -> Job:
-        file = folder / ".hydra" / "overrides.yaml"
-        values = dict(override.split("=", 1) for override in yaml.safe_load(file.read_text()) or [])
-        swept = tuple(f"{axis}={values[axis]}" for axis in self._plan.axes if axis in values)
-        job = Job(swept, "preparing", file.stat().st_mtime)
-        ended, files = self._changed(folder / ENDED), listed(folder / LISTED)
-        for path in files:
-            if path.exists() and (path == files[0] or path not in self._rows):
-                self._rows |= zip([path], rows.read(path), strict=False)  # none of a damaged file
-        row, new = (self._rows.get(files[0]), self._changed(files[0])) if files else (None, False)
+        values = dict(override.split("=", 1) for override in overrides_of(folder))
+        swept = tuple(f"{axis}={values[axis]}" for axis in self.plan.axes if axis in values)
+        job = Job(swept, "preparing", (folder / ".hydra" / "overrides.yaml").stat().st_mtime)
+        ended, files = self._changed(folder / ENDED), listed(folder)
+        (row, *_), new = (content(files[0]) or [None], self._changed(files[0])) if files else ([None], False)
         if row is not None and (new or (ended and row.status == "ok")):
             state = "failed" if row.status != "ok" else "computed" if new else "found"
             return replace(job, state=state, ended=files[0].stat().st_mtime)
-        claimed = next((by for path in files if (by := owner(path.parent, path.stem)) is not None), None)
+        claimed = next((by for file in files if (by := owner(file.parent, file.stem)) is not None), None)
         if claimed is not None:
             return replace(job, state="running", owner=claimed)
         return replace(job, state="failed", ended=now) if ended else job
 
     def _changed(self, file: Path) -> bool:
         """Whether the file is there and was written since the sweep started."""
-        return file.exists() and file.stat().st_mtime >= self._started
+        return file.exists() and file.stat().st_mtime >= self.started
 
 
+@dataclass(frozen=True)
 class Results:
     """The rows and claims of a results folder, whichever sweeps they belong to."""
 
-    def __init__(self, folder: Path):
-        self._folder, self._started = folder, time.time()
-        self._read: dict[Path, tuple[float, list[Row]]] = {}  # files as they were at their last change
+    folder: Path
+    started: float = field(default_factory=time.time)
 
     def look(self) -> View:
         """The folder as it is now."""
-        for file in self._folder.glob("*.json"):
-            if self._read.get(file, (0.0,))[0] != (time_of_change := file.stat().st_mtime):
-                self._read[file] = time_of_change, rows.read(file)
-        known = [row for _, (_, content) in sorted(self._read.items()) for row in content]
+        known = tuple(row for file in sorted(self.folder.glob("*.json")) for row in content(file))
         done = [Job((), "computed" if row.status == "ok" else "failed", 0.0, 0.0) for row in known]
-        owners = {claim.stem: owner(self._folder, claim.stem) for claim in sorted(self._folder.glob("*.claim"))}
+        owners = {claim.stem: owner(self.folder, claim.stem) for claim in sorted(self.folder.glob("*.claim"))}
         running = [Job(self._overrides(run_id), "running", None, owner=by) for run_id, by in owners.items() if by]
-        return View(Plan(), (*done, *running), tuple(known), self._started, time.time())
+        return View(Plan(), (*done, *running), known, self.started, time.time())
 
     def _overrides(self, run_id: str) -> Overrides:
         """Those of the newest job that computes a cell; its id where there is none."""
-        runs = self._folder.parent / "runs"
-        newest = sorted(runs.glob("*"), key=lambda run: run.stat().st_mtime, reverse=True)[:NEWEST]
-        for file in (file for run in newest for file in run.rglob(LISTED)):
-            ids = [path.stem for path in listed(file)]
+        runs = (self.folder.parent / "runs").glob("*")
+        newest = sorted(runs, key=lambda run: run.stat().st_mtime, reverse=True)[:NEWEST]
+        for job in (file.parent for run in newest for file in run.rglob(LISTED)):
+            ids = [file.stem for file in listed(job)]
             if run_id in ids:
-                overrides = yaml.safe_load((file.parent / ".hydra" / "overrides.yaml").read_text()) or ()
-                return (*["base or expert, for"] * (run_id != ids[0]), *overrides)
+                return (*["base or expert, for"] * (run_id != ids[0]), *overrides_of(job))
         return (run_id,)
 
 
@@ -99,6 +94,25 @@ def source_of(folder: Path) -> Sweep | Results:
     return Sweep(folder, plan, record.stat().st_mtime, clock(folder) - time.time())
 
 
-def listed(file: Path) -> list[Path]:
+def overrides_of(job: Path) -> list[str]:
+    """All overrides of a job, as Hydra wrote them into its folder."""
+    return yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text()) or []
+
+
+def listed(job: Path) -> list[Path]:
     """The row files of a job, its own first; none where it has not named them yet."""
-    return [Path(row) for row in json.loads(file.read_text())] if file.exists() else []
+    try:
+        return [Path(file) for file in json.loads((job / LISTED).read_text())]
+    except (OSError, ValueError):
+        return []
+
+
+def content(file: Path) -> list[Row]:
+    """The rows of a file; none where it is missing or damaged."""
+    return _content(file, file.stat().st_mtime) if file.exists() else []
+
+
+@cache
+def _content(file: Path, changed: float) -> list[Row]:
+    """Read once after every change."""
+    return rows.read(file)

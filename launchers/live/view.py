@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from launchers.rows import Row
-from launchers.sweeps.axes import parsed
+from launchers.sweeps.axes import axes_of, parsed
 
 MANY = 100_000  # cells that are listed one by one
 DONE = ("computed", "found", "failed")
@@ -25,6 +25,19 @@ class Plan:
     cells: tuple[Overrides, ...] = ()
 
 
+def planned(config: DictConfig) -> Plan:
+    """The cells of Hydra's configuration of a sweep, in its order: the last axis is the fastest."""
+    sweeper = config.hydra.sweeper
+    axes = axes_of(sweeper.get("params"), parsed(config.hydra.overrides.task))
+    axes = {key: override for key, override in axes.items() if override.is_sweep_override()}
+    trials = sweeper.get("n_trials")
+    if trials is not None or not all(override.is_discrete_sweep() for override in axes.values()):
+        return Plan(trials, tuple(axes))
+    values = [[f"{key}={value}" for value in override.sweep_string_iterator()] for key, override in axes.items()]
+    total = math.prod(map(len, values))
+    return Plan(total, tuple(axes), tuple(itertools.product(*values)) if total <= MANY else ())
+
+
 @dataclass(frozen=True)
 class Job:
     """A cell that has begun. `state`: preparing | running | one of DONE."""
@@ -38,7 +51,7 @@ class Job:
     def age(self, now: float) -> float:
         """Seconds that it has taken so far, or took."""
         end = now if self.ended is None else self.ended
-        return end - (end if self.began is None else self.began)
+        return 0.0 if self.began is None else end - self.began
 
 
 @dataclass(frozen=True)
@@ -76,38 +89,24 @@ class View:
         computed ones, and cells run side by side as so far. Cells found from before count for nothing, so the estimate
         is too high where more of them will be found.
         """
-        computed = [job for job in self.jobs if job.state == "computed"]
-        if self.plan.total is None or not (self.running or self.waiting):
-            return None if self.plan.total is None else 0.0
-        if not computed:
-            return None
-        spans = [job.age(self.now) for job in computed]
-        usual, by_cell = statistics.median(spans), defaultdict(list)
-        for job, span in zip(computed, spans, strict=True):
-            by_cell[without_seed(job.overrides)].append(span)
-        expected = {cell: statistics.fmean(values) for cell, values in by_cell.items()}
+        spans: dict[Overrides, list[float]] = defaultdict(list)
+        for job in self.jobs:
+            if job.state == "computed":
+                spans[without_seed(job.overrides)].append(job.age(self.now))
+        cells = len(self.running) + len(self.waiting)
+        if self.plan.total is None or not (cells and spans):
+            return None if self.plan.total is None or cells else 0.0
+        computed = [*itertools.chain(*spans.values())]
+        expected = {cell: statistics.fmean(seconds) for cell, seconds in spans.items()}
+        usual = statistics.median(computed)
         ages = [job.age(self.now) for job in self.running]
         rests = [abs(expected.get(without_seed(job.overrides), usual) - age)
                  for job, age in zip(self.running, ages, strict=True)]  # fmt: skip
         work = sum(rests) + sum(expected.get(without_seed(cell), usual) for cell in self.waiting)
-        side_by_side = max(1.0, sum(spans + ages) / max(1e-9, self.now - self.started))
-        return max([work / min(side_by_side, len(rests) + len(self.waiting)), *rests])
+        side_by_side = max(1.0, sum(computed + ages) / max(1e-9, self.now - self.started))
+        return max([work / min(side_by_side, cells), *rests])
 
 
 def without_seed(overrides: Overrides) -> Overrides:
     """What tells the cost of a cell."""
     return tuple(override for override in overrides if not override.startswith("seed="))
-
-
-def planned(config: DictConfig) -> Plan:
-    """The cells of Hydra's configuration of a sweep, in its order: the last axis is the fastest."""
-    params, command = config.hydra.sweeper.get("params") or {}, config.hydra.overrides.task
-    overrides = parsed([*(f"{key}={values}" for key, values in params.items()), *command])
-    axes = {override.get_key_element(): override for override in overrides}  # the command line wins
-    axes = {key: override for key, override in axes.items() if override.is_sweep_override()}
-    trials = config.hydra.sweeper.get("n_trials")
-    if trials is not None or not all(override.is_discrete_sweep() for override in axes.values()):
-        return Plan(trials, tuple(axes))
-    values = [[f"{key}={value}" for value in override.sweep_string_iterator()] for key, override in axes.items()]
-    total = math.prod(map(len, values))
-    return Plan(total, tuple(axes), tuple(itertools.product(*values)) if total <= MANY else ())

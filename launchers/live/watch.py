@@ -3,12 +3,12 @@
 import atexit
 import logging
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 
 from omegaconf import DictConfig
+from rich.console import Console
 
 from launchers.claims import clock
 from launchers.live.page import page, status
@@ -27,10 +27,8 @@ class Watcher:
     """Looks at a source and shows what it sees; whatever fails in it ends it, and nothing else."""
 
     def __init__(self, source: Sweep | Results):
-        terminal = (
-            sys.stderr.isatty() and os.isatty(2) and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
-        )
-        self._source, self._screen, self._done = source, Screen() if terminal else None, 0
+        is_terminal = os.isatty(2) and Console(stderr=True).is_interactive
+        self._source, self._screen, self._done = source, Screen() if is_terminal else None, 0
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -53,7 +51,7 @@ class Watcher:
                 start, last = time.thread_time(), self._stop.is_set()
                 view = self._source.look()
                 self._show(view)
-                last = last or (view.plan.total is not None and view.done >= view.plan.total)
+                last = last or view.done == view.plan.total
                 self._stop.wait(0 if last else max(EVERY, RARELY * (time.thread_time() - start)))
         except Exception as error:
             if self._screen is not None:
@@ -83,10 +81,8 @@ def start(config: DictConfig) -> None:
         log.warning("not watching the sweep: %s: %s", type(error).__name__, error)
 
 
+@atexit.register
 def stop() -> None:
     """End the view of this process' sweep, if there is one."""
     while _WATCHERS:
         _WATCHERS.pop().stop()
-
-
-atexit.register(stop)
