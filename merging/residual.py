@@ -15,6 +15,11 @@ def residuals(changes: Tensor, delta: Delta) -> Iterator[Tensor]:
         yield change - delta.mix(chosen[task])
 
 
+def energy_kept(changes: Tensor, delta: Delta) -> list[float]:
+    """`share_kept` of every change [T, *shape] by a delta."""
+    return [share_kept(*pair) for pair in zip(changes, residuals(changes, delta), strict=True)]
+
+
 def share_kept(change: Tensor, left: Tensor) -> float:
     """1 - ||left||^2 / ||change||^2; 1 for a change of zero."""
     total = float(change.square().sum())

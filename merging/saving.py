@@ -181,7 +181,7 @@ def _read(file: SafetensorsFile) -> "Merged":
     if "banks" not in file.metadata:
         return merged
     facts = json.loads(file.metadata["banks"])  # named so in all formats
-    deltas = {key: rebuild(fact, below(extra, f"{OWN}{key}/")).opened() for key, fact in facts.items()}
+    deltas = {key: rebuild(fact, below(extra, f"{OWN}{key}/")) for key, fact in facts.items()}
     routing = json.loads(file.metadata["routing"])
     if routing is not None:
         shape = GateShape(**routing["gate"]) if routing["gate"] is not None else None

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from merging.deltas.base import Delta, Whole, identity, repeated
-from merging.deltas.dense import Dense, Sparse
+from merging.deltas.dense import Dense, OnDemand, Sparse
 from merging.deltas.low_rank import LowRank
 from merging.deltas.masked import Masked
-from merging.deltas.on_demand import OnDemand
 from merging.deltas.rows import Rows
 from merging.deltas.tucker import Tucker
 
@@ -24,7 +23,6 @@ __all__ = [
 ]  # fmt: skip
 
 KINDS = {kind.__name__: kind for kind in (Dense, LowRank, Masked, Sparse, Tucker)}  # that a file holds
-
 COUNTED = ("LowRank", "Sparse")  # whose tensors do not say how many changes they hold
 
 
@@ -35,7 +33,8 @@ def rebuild(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Delta:
         blocks = [rebuild(block, below(tensors, f"{name}.{i}.")) for i, block in enumerate(facts[name])]
         return Rows(blocks, facts.get("axis", 0))
     extra = {name: facts[name] for name in ("parts", "ranks") if name in facts and facts["kind"] in COUNTED}
-    return KINDS[facts["kind"]](**tensors, **extra, shape=torch.Size(facts["shape"]))
+    delta = KINDS[facts["kind"]](**tensors, **extra, shape=torch.Size(facts["shape"]))
+    return delta.opened() if isinstance(delta, Sparse) else delta
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -40,10 +40,6 @@ class Delta(nn.Module):
         """The delta as a file holds it: all its numbers in tensors, `bytes` of them."""
         return self
 
-    def opened(self) -> "Delta":
-        """What a delta as a file holds it becomes in memory."""
-        return self
-
     def sides(self) -> tuple[int, int]:
         """(m, n) of the matrix; a convolution is one over its flattened patches."""
         return self.shape[0], self.shape[1:].numel()

@@ -1,10 +1,12 @@
-"""Whole changes, and how a file holds them where most of their numbers are zero."""
+"""Whole changes in memory or in their files, and how a file holds them where most of their numbers are zero."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from merging.deltas.base import Delta, Whole
-from merging.deltas.bits import packed, unpacked
+from merging.deltas.masked import packed, unpacked
 from merging.deltas.products import alike
 
 
@@ -44,11 +46,33 @@ class Dense(Whole):
         return min(whole, kept * self.changes.element_size() + -(-self.changes.numel() // 8))
 
 
-class Sparse(Delta):
-    """Dense changes as a file holds them where most are zero: the other `values` [K], one after the other, and `bits`.
+class OnDemand(Whole):
+    """Dense changes that stay in their files: only those with a non-zero weight are read. For the oracle router."""
 
-    Opened it is Dense again, equal in every number (a zero that was negative is positive).
-    """
+    def __init__(self, part: Callable[[int], Tensor], shape: torch.Size, parts: int):
+        super().__init__()
+        self._part, self.shape, self.parts = part, shape, parts
+
+    def part(self, index: int) -> Tensor:
+        return self._part(index)
+
+    def transposed(self) -> "OnDemand":
+        return OnDemand(lambda index: self.part(index).T.contiguous(), self.shape[::-1], self.parts)
+
+    def stored(self) -> Dense:
+        return Dense(torch.stack([self.part(index) for index in range(self.parts)]))
+
+    @property
+    def params(self) -> int:
+        return self.parts * self.shape.numel()
+
+    @property
+    def bytes(self) -> int:
+        return 4 * self.params
+
+
+class Sparse(Delta):
+    """Dense changes where most are zero, for a file alone: the other `values` [K], one after the other, and `bits`."""
 
     def __init__(self, values: Tensor, bits: Tensor, parts: int, shape: torch.Size):
         super().__init__()
@@ -66,21 +90,7 @@ class Sparse(Delta):
         return cls(flat[kept], packed(kept[None])[0], len(changes), shape)
 
     def opened(self) -> Dense:
+        """Equal in every number (a zero that was negative is positive)."""
         size = self.parts * self.shape.numel()
         changes = self.values.new_zeros(size).masked_scatter_(unpacked(self.bits, size), self.values)
         return Dense(changes.view(self.parts, *self.shape))
-
-    def mix(self, weights: Tensor) -> Tensor:
-        return self.opened().mix(weights)
-
-    def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
-        return self.opened().add_(x, weights, onto)
-
-    def looked_up(self, ids: Tensor, weights: Tensor) -> Tensor:
-        return self.opened().looked_up(ids, weights)
-
-    def transposed(self) -> "Delta":
-        return self.opened().transposed().stored()
-
-    def macs(self, tokens: int, per_token: bool = False, used: int | None = None) -> int:
-        return self.opened().macs(tokens, per_token, used)

@@ -20,12 +20,7 @@ class LowRank(Delta):
     factored = True
 
     def __init__(
-        self,
-        up: Tensor,
-        down: Tensor,
-        parts: int,
-        shape: torch.Size | None = None,
-        ranks: Iterable[int] | None = None,
+        self, up: Tensor, down: Tensor, parts: int, shape: torch.Size | None = None, ranks: Iterable[int] | None = None
     ):
         super().__init__()
         self.register_buffer("up", up)

@@ -1,10 +1,10 @@
-"""One vector, masked and scaled for each task."""
+"""One vector, masked and scaled for each task; boolean masks as bits."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from merging.deltas.base import Whole
-from merging.deltas.bits import packed, unpacked
 
 
 class Masked(Whole):
@@ -45,3 +45,18 @@ class Masked(Whole):
     def params(self) -> int:
         """Stored numbers, 32 bits counted as one."""
         return self.vector.numel() + self.scales.numel() + -(-self.bits.numel() // 4)
+
+
+def packed(flags: Tensor) -> Tensor:
+    """Booleans [G, n] as bits, uint8 [G, ceil(n / 8)], the first in the lowest one."""
+    padded = functional.pad(flags, (0, -flags.shape[1] % 8)).unflatten(1, (-1, 8))
+    return (padded * _powers(flags.device)).sum(-1, dtype=torch.uint8)
+
+
+def unpacked(bits: Tensor, count: int) -> Tensor:
+    """The first `count` booleans of one row of bits."""
+    return (bits[:, None] & _powers(bits.device)).bool().flatten()[:count]
+
+
+def _powers(device: torch.device) -> Tensor:
+    return 2 ** torch.arange(8, dtype=torch.uint8, device=device)

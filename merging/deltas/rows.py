@@ -64,9 +64,6 @@ class Rows(Delta):
     def stored(self) -> "Rows":
         return Rows([block.stored() for block in self.members()], self.axis)
 
-    def opened(self) -> "Rows":
-        return Rows([block.opened() for block in self.members()], self.axis)
-
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"axis": self.axis, "blocks": [block.facts() for block in self.members()]}
 

@@ -23,10 +23,14 @@ class Tucker(Delta):
         self.into: Tensor
         self.parts, self.shape = len(task), torch.Size((len(out), len(into)) if shape is None else shape)
 
-    def mix(self, weights: Tensor) -> Tensor:
+    def _mixed(self, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One core [..., r_o, r_i] for weights [..., G], `out` and `into`, all in one dtype."""
         weights, task, core, out, into = alike(weights, self.task, self.core, self.out, self.into)
-        mixed = ((weights @ task) @ core.flatten(1)).unflatten(-1, core.shape[1:])
-        return (out @ mixed @ into.T).view((*weights.shape[:-1], *self.shape))
+        return ((weights @ task) @ core.flatten(1)).unflatten(-1, core.shape[1:]), out, into
+
+    def mix(self, weights: Tensor) -> Tensor:
+        core, out, into = self._mixed(weights)
+        return (out @ core @ into.T).view((*weights.shape[:-1], *self.shape))
 
     def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
         inner, mixed = x @ self.into, weights.to(self.task.dtype) @ self.task
@@ -39,11 +43,8 @@ class Tucker(Delta):
         return add_product(onto, total, self.out)
 
     def looked_up(self, ids: Tensor, weights: Tensor) -> Tensor:
-        weights, task, core, out, into = alike(weights, self.task, self.core, self.out, self.into)
-        mixed = ((over_tokens(weights) @ task) @ core.flatten(1)).unflatten(
-            -1, core.shape[1:]
-        )  # [.., 1 or N, r_o, r_i]
-        return (functional.embedding(ids, out)[..., None, :] @ mixed)[..., 0, :] @ into.T
+        core, out, into = self._mixed(over_tokens(weights))  # [.., 1 or N, r_o, r_i]
+        return (functional.embedding(ids, out)[..., None, :] @ core)[..., 0, :] @ into.T
 
     def transposed(self) -> "Tucker":
         return Tucker(self.core.transpose(1, 2).contiguous(), self.task, self.into, self.out)

@@ -21,7 +21,7 @@ from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.neurons import Masks, Neurons, selected
 from merging.options import Coefficient, Options
-from merging.residual import residuals, share_kept
+from merging.residual import energy_kept, residuals, share_kept
 
 
 class Part(NamedTuple):
@@ -115,7 +115,7 @@ class Duet(Options):
         axis, block = experts.param(key).stored_axis, experts.param(key).block
         mask = None if axis is None or block is None else masks.get(block)
         if mask is None or axis is None:
-            return Part(delta, [share_kept(*pair) for pair in zip(tau, residuals(tau, delta), strict=True)], None)
+            return Part(delta, energy_kept(tau, delta), None)
         if self.neurons.joint:  # all residuals at once
             left = torch.stack(list(residuals(tau, delta)))
             energy, total = [share_kept(*pair) for pair in zip(tau, left, strict=True)], self._kept(left, mask, axis)

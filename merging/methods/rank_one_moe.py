@@ -2,16 +2,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from merging.context import ALONE, Context
-from merging.deltas import Delta, LowRank
+from merging.deltas import LowRank
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.options import Count, Options
-from merging.residual import share_kept
+from merging.residual import energy_kept
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,16 @@ class RankOneMoe(Options):
         rest = static(self.rest, experts.part(set(specs) - set(ffn)), context, "rank_one_moe: rest")
         matrices = [key for key in ffn if len(specs[key].shape) == 2 and specs[key].shape.numel()]
         rank = min([self.rank, *(side for key in matrices for side in specs[key].shape)])
-        deltas: dict[str, Delta] = {}
-        energy: dict[str, list[float]] = {}
 
-        def decompose(key: str, tau: Tensor) -> Tensor:
+        def decomposed(key: str) -> tuple[LowRank, list[float]]:
+            tau = experts.tau(key)
             parts = experts.svd(tau, rank)
-            up = torch.cat([part.u * part.s for part in parts], 1)
-            deltas[key] = LowRank(up, torch.cat([part.vh for part in parts]), len(parts) * rank)
-            left = (change - part.u * part.s @ part.vh for change, part in zip(tau, parts, strict=True))
-            energy[key] = [share_kept(*pair) for pair in zip(tau, left, strict=True)]
-            return torch.empty(0)
+            up, down = torch.cat([part.u * part.s for part in parts], 1), torch.cat([part.vh for part in parts])
+            return LowRank(up, down, len(parts) * rank), energy_kept(tau, LowRank(up, down, len(parts)))
 
-        experts.map(decompose, matrices, heavy=True)
-        fixed = experts.map(lambda key, tau: self.init * tau.sum(0), [key for key in ffn if key not in deltas])
-        deltas, energy = {key: deltas[key] for key in matrices}, {key: energy[key] for key in matrices}
+        parts = experts.in_threads(decomposed, matrices)
+        fixed = experts.map(lambda key, tau: self.init * tau.sum(0), [key for key in ffn if key not in parts])
+        deltas = {key: delta for key, (delta, _) in parts.items()}
+        energy = {key: shares for key, (_, shares) in parts.items()}
         routing = Routing("learned", init=self.init) if deltas else None
         return experts.merged(rest.shared, rest.scale, deltas, routing, fixed={**rest.fixed, **fixed}, energy=energy)

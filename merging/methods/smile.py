@@ -1,7 +1,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from merging.deltas import Delta, Dense, LowRank, Rows
@@ -10,7 +9,7 @@ from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.options import Count, Options
 from merging.qkv import cut
-from merging.residual import residuals, share_kept
+from merging.residual import energy_kept
 
 
 @dataclass(frozen=True)
@@ -40,26 +39,20 @@ class Smile(Options):
             )
 
     def __call__(self, experts: Experts) -> Merged:
-        deltas: dict[str, Delta] = {}
-        energy: dict[str, list[float]] = {}
+        def decomposed(key: str) -> tuple[Delta, list[float] | None]:
+            tau = experts.tau(key)
+            delta = self._delta(experts, key, tau)
+            return delta, energy_kept(tau, delta) if tau.ndim == 3 else None
 
-        def decompose(key: str, tau: Tensor) -> Tensor:
-            deltas[key] = delta = self._delta(experts, key, tau)
-            if tau.ndim == 3:
-                energy[key] = [share_kept(*pair) for pair in zip(tau, residuals(tau, delta), strict=True)]
-            return torch.empty(0)
-
-        linear = sorted(experts.keys("attention") + experts.keys("ffn"))
-        experts.map(decompose, linear, heavy=True)
-        routing = (
-            Routing("subspace", granularity="token", gate_rank=self.gate_rank, top_k=self.top_k) if deltas else None
-        )
-        energy = {key: energy[key] for key in linear if key in energy}
-        return experts.merged({}, deltas={key: deltas[key] for key in linear}, routing=routing, energy=energy)
+        parts = experts.in_threads(decomposed, sorted(experts.keys("attention") + experts.keys("ffn")))
+        deltas = {key: delta for key, (delta, _) in parts.items()}
+        energy = {key: shares for key, (_, shares) in parts.items() if shares is not None}
+        routing = Routing("subspace", granularity="token", gate_rank=self.gate_rank, top_k=self.top_k)
+        return experts.merged({}, deltas=deltas, routing=routing if deltas else None, energy=energy)
 
     def _delta(self, experts: Experts, key: str, tau: Tensor) -> Delta:
         if tau.ndim != 3:
-            return Dense(tau.clone())
+            return Dense(tau)
         if self.split_qkv and (blocks := cut(key, tau)):
             return Rows([self._low_rank(experts, block) for block in blocks[0]], blocks[1])
         return self._low_rank(experts, tau)
@@ -67,4 +60,4 @@ class Smile(Options):
     def _low_rank(self, experts: Experts, tau: Tensor) -> LowRank:
         """U S and V^T of each task: the rows of V^T are orthonormal, so that the gate measures lengths with them."""
         parts = experts.svd(tau, min(self.rank, *tau.shape[1:]))
-        return LowRank.of(torch.stack([part.u * part.s for part in parts]), torch.stack([part.vh for part in parts]))
+        return LowRank.of((part.u * part.s for part in parts), (part.vh for part in parts))

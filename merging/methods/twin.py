@@ -17,7 +17,7 @@ from merging.methods.task_arithmetic import TaskArithmetic
 from merging.ops import generator, keep_largest
 from merging.options import Index, Options, Share
 from merging.qkv import cut
-from merging.residual import residuals, share_kept
+from merging.residual import energy_kept
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Twin(Options):
         tau = experts.tau(key)
         beyond = tau - common[key] if key in common else tau
         delta = self._delta(experts, key, beyond)
-        return delta, [share_kept(*pair) for pair in zip(beyond, residuals(beyond, delta), strict=True)]
+        return delta, energy_kept(beyond, delta)
 
     def _from_factors(self, experts: Experts, key: str, low_rank: LowRank, mixed: Tensor) -> tuple[Delta, list[float]]:
         """Of combinations mixed [T, T] of task vectors of low rank, without a matrix of their size."""
