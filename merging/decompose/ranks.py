@@ -28,10 +28,8 @@ class Ranks:
     in_value: float | None = None
     task: int | float | Literal["full"] = "full"
 
-    def resolve(self, source: Tensor | Tucker, exact: bool = False) -> Triple:
-        """(r_t, r_o, r_i) for a stack [T, m, n], or for cuts from a decomposition, whose core then stands for it.
-
-        exact: the decomposition is all of the stack, so that ranks beyond its own are no error and are clipped.
+    def resolve(self, source: Tensor | Tucker) -> Triple:
+        """(r_t, r_o, r_i) for a stack [T, m, n], or for one known by a decomposition that loses nothing of it.
 
         Energy and budget need all eigenvalues of Gram matrices: seconds for a stack with a side of thousands.
         Raises UserError for values that make no sense, ranks above the full ones and budgets below ranks of one.
@@ -45,7 +43,7 @@ class Ranks:
             first = max(1, _energy_rank(tensor, 0, self.task))
         else:
             first = limits[0] if self.task == "full" else self.task
-        check(source, (first, *(pair if self.mode == "absolute" else (1, 1))), exact)
+        check(source, (first, *(pair if self.mode == "absolute" else (1, 1))))
         if self.mode in ("absolute", "fraction"):
             ranks = [round(value * (min(m, n) if shares else 1)) for value in pair]
         elif self.mode == "energy":

@@ -37,20 +37,14 @@ def svd(matrix: Tensor, rank: int | None = None) -> SVD:
     if matrix.shape[0] < matrix.shape[1]:
         u, s, vh = svd(matrix.T, rank)
         return SVD(vh.T, s, u.T)
-    if matrix.device.type != "cpu":
-        from merging.decompose import accelerated  # late: it builds on this module
-
-        return accelerated.svd(matrix, rank)
-    tall = _double(matrix)
-    _, v = _leading(tall, tall.shape[1] if rank is None else min(rank, tall.shape[1]))
-    v *= np.sign(np.take_along_axis(v, np.abs(v).argmax(0, keepdims=True), 0))
+    tall = matrix.detach().double()
+    _, v = leading_vectors(tall.T @ tall, tall.shape[1] if rank is None else min(rank, tall.shape[1]))
+    v = v * v.gather(0, v.abs().argmax(0, keepdim=True)).sign()
     u = tall @ v
-    s = np.linalg.norm(u, axis=0)  # more exact than the square root of the eigenvalue
-    order = np.argsort(-s, kind="stable")
-    u, s, v = u[:, order], s[order], v[:, order]
+    s, order = u.norm(dim=0).sort(descending=True, stable=True)  # more exact than square roots of the eigenvalues
     present = s > _absent(tall)
-    parts = u * np.divide(1, s, where=present, out=np.zeros_like(s)), s * present, (v * present).T
-    return SVD(*(_single(part, matrix) for part in parts))
+    u, v = u[:, order] * present / s.where(present, 1), v[:, order] * present
+    return SVD(*(part.float().contiguous() for part in (u, s * present, v.T)))
 
 
 def polar(matrix: Tensor) -> Tensor:
@@ -62,46 +56,33 @@ def polar(matrix: Tensor) -> Tensor:
         return matrix.new_empty(matrix.shape)
     if matrix.shape[0] < matrix.shape[1]:
         return polar(matrix.T).T
-    if matrix.device.type != "cpu":
-        from merging.decompose import accelerated  # late: it builds on this module
-
-        return accelerated.polar(matrix)
-    tall = _double(matrix)
-    values, v = _leading(tall, tall.shape[1])
-    s = np.sqrt(values.clip(0))
-    half = v * np.divide(1, np.sqrt(s), where=s > _absent(tall), out=np.zeros_like(s))
-    return _single(tall @ (half @ half.T), matrix)
+    tall = matrix.detach().double()
+    values, v = leading_vectors(tall.T @ tall, tall.shape[1])
+    s = values.clamp_min(0).sqrt()
+    half = v * (s > _absent(tall)) / s.sqrt().clamp_min(1e-300)
+    return (tall @ (half @ half.T)).float()
 
 
-def leading_vectors(gram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def leading_vectors(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest eigenvalues [count] of a Gram matrix [n, n] in fp64, descending, and eigenvectors [n, count].
 
-    Bisection finds a few pairs for half the price of all; from a quarter of them on, all at once is cheaper. Overwrites
-    its argument. Raises ValueError for a matrix that is not finite.
+    On a CPU bisection finds a few pairs for half the price of all; from a quarter of them on, all at once is cheaper.
+    Overwrites its argument. Raises ValueError for a matrix that is not finite.
     """
     size = len(gram)
-    if not np.isfinite(np.trace(gram)):
+    if not gram.trace().isfinite():
         raise ValueError("the matrix holds NaN or infinity")
-    values, vectors = _syevr(gram, 0 if 4 * count > size else size - max(count, 1))
-    return values[::-1][:count], vectors.T[:, ::-1][:, :count]
+    if gram.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(gram)
+    else:
+        values, rows = _syevr(gram.numpy(), 0 if 4 * count > size else size - max(count, 1))
+        values, vectors = torch.from_numpy(values), torch.from_numpy(rows).T
+    return values.flip(0)[:count], vectors.flip(1)[:, :count]
 
 
-def _double(matrix: Tensor) -> np.ndarray:
-    return matrix.detach().cpu().double().numpy()
-
-
-def _single(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32, order="C")).to(like.device)
-
-
-def _absent(matrix: np.ndarray) -> float:
+def _absent(matrix: Tensor) -> float:
     """The singular value that rounding to fp32 may create."""
-    return 2 * EPS * float(np.linalg.norm(matrix))
-
-
-def _leading(tall: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` largest eigenvalues [count] of tall^T tall, descending, and their eigenvectors [n, count]."""
-    return leading_vectors(tall.T @ tall, count)
+    return 2 * EPS * float(matrix.norm())
 
 
 def _syevr(symmetric: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:

@@ -86,57 +86,36 @@ def tucker(
     return _decompose(stack, ranks, engine, sweeps, tol, stack.shape if sides is None else sides)
 
 
-def cut(large: Tucker, ranks: Sequence[int], *, sweeps: int = 10, tol: float = 1e-6) -> Tucker:
-    """HOOI at smaller ranks on the core of a decomposition: optimal within its subspaces only, but nearly free.
+def tucker_many(stack: Tensor, triples: Sequence[Sequence[int]]) -> list[Tucker]:
+    """HOOI at several ranks for little more than once at the largest: the others by four sweeps on the core of that.
 
-    Cut from rank 160, a noisy 8 x 3072 x 768 gave errors up to 0.3% above direct ones. UserError above `large`'s ranks.
+    Optimal within its subspaces only: on ten ranks of a noisy 8 x 3072 x 768 errors were up to 0.3% above direct ones.
     """
-    check(large, ranks)
-    small = _decompose(large.core, ranks, "hooi", sweeps, tol, large.core.shape)
-    return Tucker(small.core, large.task @ small.task, large.out @ small.out, large.in_ @ small.in_)
+    large = tucker(stack, [max(ranks) for ranks in zip(*triples, strict=True)])
+
+    def cut(ranks: Sequence[int]) -> Tucker:
+        small = _decompose(large.core, ranks, "hooi", 4, 1e-6, large.core.shape)
+        return Tucker(small.core, large.task @ small.task, large.out @ small.out, large.in_ @ small.in_)
+
+    return [large if tuple(ranks) == tuple(large.core.shape) else cut(ranks) for ranks in triples]
 
 
-def tucker_many(stack: Tensor, triples: Sequence[Sequence[int]], engine: str = "hooi") -> list[Tucker]:
-    """Decompositions at several ranks for little more than one at the largest: the others are `cut` from that one.
-
-    Four sweeps each: on ten ranks of an 8 x 3072 x 768 the errors were those of ten sweeps to 0.1%.
-    """
-    large = tucker(stack, [max(ranks) for ranks in zip(*triples, strict=True)], engine=engine)
-    return [large if tuple(ranks) == tuple(large.core.shape) else cut(large, ranks, sweeps=4) for ranks in triples]
-
-
-def energy(stack: Tensor, decomposed: Tucker) -> Tensor:
-    """||X'_t||^2 / ||X_t||^2 for every task, [T] fp32; 1 where both are zero.
-
-    With r_t = T it is 1 minus the relative squared error; with fewer, X'_t also holds parts of other tasks.
-    """
-    kept = _times(decomposed.core, decomposed.task.T, 0).double().flatten(1).square().sum(1)
-    total = torch.stack([matrix.double().square().sum() for matrix in stack])
-    return torch.where(total > 0, kept / total.where(total > 0, 1), 1).float()
-
-
-def check(source: Tensor | Tucker, ranks: Sequence[float] = (1, 1, 1), exact: bool = False) -> Sequence[int]:
-    """The largest ranks; raises UserError for what is no finite stack and for ranks beyond.
-
-    exact: a decomposition stands for the whole of its stack, and ranks may be those of the stack.
-    """
-    if isinstance(source, Tucker) and not exact:
-        limits, reasons = source.core.shape, ["of the decomposition to cut from"] * 3
-    else:
-        if len(source.shape) != 3 or 0 in source.shape:
-            raise UserError(f"A Tucker decomposition takes a stack [tasks, m, n], not a shape {[*source.shape]}.")
-        matrices = source.core if isinstance(source, Tucker) else source
-        bad = [task for task, matrix in enumerate(matrices) if not matrix.isfinite().all()]
-        if bad:
-            raise UserError(f"The matrices of tasks {bad} of the stack hold NaN or infinity.")
-        limits, (t, m, n) = full_ranks(source.shape), source.shape
-        sides = ("T, m n", t, m * n), ("m, T n", m, t * n), ("n, T m", n, t * m)
-        reasons = [f"= min({names}) = min({size}, {others})" for names, size, others in sides]
-    for mode, rank, limit, reason in zip(("task", "out", "in"), ranks, limits, reasons, strict=True):
+def check(source: Tensor | Tucker, ranks: Sequence[float] = (1, 1, 1)) -> Triple:
+    """The largest ranks of a stack, or one known by its factors; UserError for what is no finite one, and beyond."""
+    if len(source.shape) != 3 or 0 in source.shape:
+        raise UserError(f"A Tucker decomposition takes a stack [tasks, m, n], not a shape {[*source.shape]}.")
+    matrices = source.core if isinstance(source, Tucker) else source
+    if broken := [task for task, matrix in enumerate(matrices) if not matrix.isfinite().all()]:
+        raise UserError(f"The matrices of tasks {broken} of the stack hold NaN or infinity.")
+    limits, (t, m, n) = full_ranks(source.shape), source.shape
+    sides = (("T, m n", t, m * n), ("m, T n", m, t * n), ("n, T m", n, t * m))
+    for mode, rank, limit, (names, size, others) in zip(("task", "out", "in"), ranks, limits, sides, strict=True):
         if isinstance(rank, str) or rank < 1 or rank != int(rank):
             raise UserError(f"{mode} rank {rank} is not a whole number from 1 on.")
         if rank > limit:
-            raise UserError(f"{mode} rank {rank} is above the full rank {limit} {reason}.")
+            raise UserError(
+                f"{mode} rank {rank} is above the full rank {limit} = min({names}) = min({size}, {others})."
+            )
     return limits
 
 
@@ -232,11 +211,11 @@ def spectrum(tensor: Tensor, mode: int) -> np.ndarray:
 def _basis(tensor: Tensor, mode: int, rank: int) -> Tensor:
     """The leading left singular vectors [size, rank] of an unfolding, completed if it has fewer."""
     gram = _gram(tensor, mode)
-    found = torch.from_numpy(leading_vectors(gram, min(rank, len(gram)))[1].copy())
+    vectors = leading_vectors(torch.from_numpy(gram), min(rank, len(gram)))[1]
     if len(gram) < tensor.shape[mode]:  # vectors of the columns
-        images = tensor.movedim(mode, 0).flatten(1).double() @ found
-        found = torch.linalg.qr(torch.nn.functional.pad(images, (0, rank - images.shape[1])))[0]
-    return found.float()
+        images = tensor.movedim(mode, 0).flatten(1).double() @ vectors
+        vectors = torch.linalg.qr(torch.nn.functional.pad(images, (0, rank - images.shape[1])))[0]
+    return vectors.float()
 
 
 def _random(tensor: Tensor, mode: int, rank: int) -> Tensor:
@@ -267,5 +246,5 @@ def _better(tensor: Tensor, mode: int, basis: Tensor) -> Tensor:
 
 def _best_inside(span: Tensor, unfolded: Tensor, rank: int) -> Tensor:
     """The basis [size, rank] in the span of orthonormal columns that keeps the most energy of an unfolding."""
-    inside = (span.T @ unfolded).double().numpy()
-    return span @ torch.from_numpy(leading_vectors(inside @ inside.T, rank)[1].astype(np.float32))
+    inside = (span.T @ unfolded).double()
+    return span @ leading_vectors(inside @ inside.T, rank)[1].float()

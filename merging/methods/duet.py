@@ -156,7 +156,7 @@ class Duet(Options):
         def decomposed(key: str, stack: Tensor, exact: Factors | None = None) -> Factors:
             source = stack if exact is None else exact
             with about(key):
-                ranks = self.ranks.resolve(source, exact is not None)
+                ranks = self.ranks.resolve(source)
                 within = [min(pair) for pair in zip(ranks, full_ranks(stack.shape), strict=True)]
                 return experts.tucker(stack, within, self.engine, source.shape)
 
@@ -176,7 +176,7 @@ class Duet(Options):
         source = stack if exact is None else exact
         shape = source.shape
         with about(key):
-            ranks = self.ranks.resolve(source, exact is not None)
+            ranks = self.ranks.resolve(source)
         rank = max(1, min(matched_rank(stored(shape, ranks), shape), *stack.shape[1:]))
         parts = experts.svd(stack, rank)
         return LowRank.of((part.u * part.s for part in parts), (part.vh for part in parts))
