@@ -34,9 +34,9 @@ def parking(x, y, rng):
 
 
 def island(x, y, rng):
-    coast = 0.1 * torch.sin(3 * torch.atan2(y, x) + c.per_image(c.uniform(len(x), 0.0, 6.3, rng)))
-    image = c.paint(ground(x, (0.15, 0.5, 0.75), rng), disc(x, y, 0.68) + coast, SAND)
-    return c.paint(image, disc(x, y, 0.46) + coast, (0.2, 0.5, 0.2))
+    coast = 0.1 * torch.sin(3 * torch.atan2(y, x) + c.varied(len(x), 0.0, 6.3, rng))
+    image = ground(x, (0.15, 0.5, 0.75), rng)
+    return c.layered(image, [(disc(x, y, 0.68) + coast, SAND), (disc(x, y, 0.46) + coast, (0.2, 0.5, 0.2))])
 
 
 def circles(x, y, rng):
@@ -114,16 +114,9 @@ CLASSES = tuple(SITES)
 
 def painter(site: Callable | tuple[tuple[float, float, float], list[Layer]]) -> Callable[..., Tensor]:
     """What draws a site: its own painter, or ground and layers in order."""
-
-    def paint(image: Tensor, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
-        if callable(site):
-            return site(x, y, rng)
-        image = ground(x, site[0], rng)
-        for shape, colour in site[1]:
-            image = c.paint(image, shape(x, y), colour)
-        return image
-
-    return paint
+    if callable(site):
+        return site
+    return lambda x, y, rng: c.layered(ground(x, site[0], rng), [(shape(x, y), colour) for shape, colour in site[1]])
 
 
 PAINTERS = tuple(map(painter, SITES.values()))
@@ -132,14 +125,14 @@ PAINTERS = tuple(map(painter, SITES.values()))
 def survey(image: Tensor, rng: torch.Generator) -> Tensor:
     """The camera of the flight: shifted colours, then haze of varying density."""
     image = c.recolour(image, ((0.62, 0.06, 0.26), (0.35, 0.59, 0.0), (0.06, 0.35, 0.54)))
-    haze = c.uniform(len(image), 0.1, 0.3, rng).reshape(-1, 1, 1, 1)
+    haze = c.varied(len(image), 0.1, 0.3, rng)[:, None]
     image = image * (1 - haze) + 0.75 * haze
     return c.grain(c.blur(c.tint(image, 0.06, rng), 0.5), 0.02, rng)
 
 
 def draw(labels: Tensor, style: str, rng: torch.Generator) -> Tensor:
     flight = style == "task"
-    view = (0.15, (0.0, 2 * math.pi), (0.85, 1.2)) if flight else (0.1, (-0.08, 0.08), (0.92, 1.08))
+    view = ((0.15, 0.15), (0.0, 2 * math.pi), (0.85, 1.2)) if flight else ((0.1, 0.1), (-0.08, 0.08), (0.92, 1.08))
     x, y = c.view(len(labels), *view, rng)
-    image = c.dispatch(c.blank(len(labels), 0.0), labels, PAINTERS, x, y, rng=rng)
+    image = c.dispatch(labels, PAINTERS, x, y, rng=rng)
     return survey(image, rng) if flight else c.grain(image, 0.01, rng)

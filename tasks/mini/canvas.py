@@ -4,10 +4,10 @@ Coordinates run from -1 (left, top) to 1 (right, bottom). Every argument that di
 is a tensor of N values; `per_image` reshapes it to [N, 1, 1]. Distances are negative inside a shape.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ def per_image(values: Number) -> Number:
 def uniform(count: int, low: float, high: float, rng: torch.Generator) -> Tensor:
     """N draws from [low, high)."""
     return torch.rand(count, generator=rng) * (high - low) + low
+
+
+def varied(count: int, low: float, high: float, rng: torch.Generator) -> Tensor:
+    """N draws from [low, high), [N, 1, 1]."""
+    return uniform(count, low, high, rng).reshape(-1, 1, 1)
 
 
 def chance(count: int, probability: float, rng: torch.Generator) -> Tensor:
@@ -63,12 +68,13 @@ def place(
 
 
 def view(
-    count: int, reach: float, turn: tuple[float, float] | None, zoom: tuple[float, float], rng: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Coordinates of a whole picture: moved by up to `reach`, rotated (None: upright) and scaled within ranges."""
-    shift = uniform(count, -reach, reach, rng), uniform(count, -reach, reach, rng)
+    count: int, shift: tuple[float, float], turn: tuple[float, float] | None, zoom: tuple[float, float],
+    rng: torch.Generator,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Coordinates of a whole picture: moved by up to `shift`, rotated (None: upright) and scaled within ranges."""
+    dx, dy = (uniform(count, -most, most, rng) for most in shift)
     angle = torch.zeros(count) if turn is None else uniform(count, *turn, rng)
-    return place(*pixels(), *shift, angle, uniform(count, *zoom, rng))
+    return place(*pixels(), dx, dy, angle, uniform(count, *zoom, rng))
 
 
 def wave(x: Tensor, period: float) -> Tensor:
@@ -96,13 +102,6 @@ def box(x: Tensor, y: Tensor, half_width: Number, half_height: Number) -> Tensor
     return outside + torch.maximum(qx, qy).clamp_max(0)
 
 
-def ngon(x: Tensor, y: Tensor, sides: int, radius: Number) -> Tensor:
-    """Regular polygon with its apothem equal to `radius`, one side at the bottom."""
-    step = 2 * math.pi / sides
-    angle = torch.atan2(x, y)
-    return torch.cos(torch.round(angle / step) * step - angle) * torch.sqrt(x * x + y * y + 1e-9) - per_image(radius)
-
-
 def segment(x: Tensor, y: Tensor, ax: Number, ay: Number, bx: Number, by: Number, width: Number) -> Tensor:
     """A stroke of half-width `width` from (ax, ay) to (bx, by)."""
     ax, ay, bx, by = per_image(ax), per_image(ay), per_image(bx), per_image(by)
@@ -128,6 +127,13 @@ def paint(
     elif ink.ndim < 4:
         ink = ink.reshape(-1, 3, 1, 1)
     return image * (1 - cover) + ink * cover
+
+
+def layered(image: Tensor, layers: Iterable[tuple[Tensor, Any]]) -> Tensor:
+    """Distances with their colours painted one over the other."""
+    for distance, rgb in layers:
+        image = paint(image, distance, rgb)
+    return image
 
 
 def choose(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
@@ -161,12 +167,6 @@ def tint(image: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     return image * (1 + strength * (2 * torch.rand(len(image), 3, 1, 1, generator=rng) - 1))
 
 
-def contrast(image: Tensor, gain: Tensor, bias: Tensor | float = 0.0) -> Tensor:
-    """Per image: mid grey plus `gain` times the difference to it, plus `bias`."""
-    bias = bias.reshape(-1, 1, 1, 1) if isinstance(bias, Tensor) else bias
-    return 0.5 + (image - 0.5) * gain.reshape(-1, 1, 1, 1) + bias
-
-
 def recolour(
     image: Tensor, rows: tuple[tuple[float, float, float], ...], offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 ) -> Tensor:
@@ -175,14 +175,20 @@ def recolour(
     return mixed + torch.tensor(offset).reshape(1, 3, 1, 1)
 
 
-def dispatch(image: Tensor, kind: Tensor, painters: tuple, *fields: Tensor, rng: torch.Generator) -> Tensor:
-    """Let `painters[k]` redraw the images of kind k; every field ([N, ...]) is cut to the same images."""
-    image = image.clone()
+def side_light(image: Tensor, rng: torch.Generator) -> Tensor:
+    """Light that falls in from any side."""
+    along, _ = place(*pixels(), angle=uniform(len(image), 0, 6.3, rng))
+    return image * (1 + 0.2 * along)[:, None]
+
+
+def dispatch(kind: Tensor, painters: Iterable, *fields: Tensor, rng: torch.Generator) -> Tensor:
+    """[N, ...]: what `painters[k]` draws for the samples of kind k; every field ([N, ...]) is cut to the same ones."""
+    drawn: list[tuple[Tensor, Tensor]] = []
     for index, painter in enumerate(painters):
         rows = torch.nonzero(kind == index)[:, 0]
         if len(rows):
-            image[rows] = painter(image[rows], *(field[rows] for field in fields), rng)
-    return image
+            drawn.append((rows, painter(*(field[rows] for field in fields), rng)))
+    return torch.cat([image for _, image in drawn])[torch.cat([rows for rows, _ in drawn]).argsort()]
 
 
 def trapezoid(x: Tensor, y: Tensor, top, bottom, left_top, right_top, left_bottom, right_bottom) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tasks.mini import canvas, glyphs
+from tasks.mini import canvas as c
+from tasks.mini import glyphs
 
 CLASSES = tuple(f"digit {name}" for name in glyphs.NAMES)
 ORDER_SEED = 1797
@@ -28,30 +29,25 @@ def handwriting() -> tuple[Tensor, Tensor]:
     scans: Any = load_digits()
     order = torch.randperm(len(scans.target), generator=torch.Generator().manual_seed(ORDER_SEED))
     small = torch.tensor(scans.images, dtype=torch.float32)[order, None] / 16
-    large = functional.interpolate(small, (canvas.SIZE, canvas.SIZE), mode="bicubic", align_corners=False)
+    large = functional.interpolate(small, (c.SIZE, c.SIZE), mode="bicubic", align_corners=False)
     return large.clamp(0, 1).repeat(1, 3, 1, 1), torch.tensor(scans.target, dtype=torch.int64)[order]
 
 
 def typeset(labels: Tensor, rng: torch.Generator) -> Tensor:
-    count = len(labels)
-    image = canvas.blank(count, canvas.colour(count, 0.0, 0.2, rng))
-    shift = canvas.uniform(count, -0.1, 0.1, rng), canvas.uniform(count, -0.08, 0.08, rng)
-    u, v = canvas.place(*canvas.pixels(), *shift, scale=canvas.uniform(count, 0.85, 1.05, rng))
-    digit = glyphs.distance(glyphs.DIGITS, labels, u, v) - canvas.per_image(canvas.uniform(count, 0.08, 0.16, rng))
-    white = canvas.chance(count, 0.5, rng)
-    ink = canvas.choose(white, torch.ones(count, 3), canvas.colour(count, 0.45, 1.0, rng))
-    return canvas.paint(image, digit, ink, soft=0.08)
+    n = len(labels)
+    image = c.blank(n, c.colour(n, 0.0, 0.2, rng))
+    u, v = c.view(n, (0.1, 0.08), None, (0.85, 1.05), rng)
+    digit = glyphs.digits(labels, u, v, (0.08, 0.16), rng)
+    white = c.chance(n, 0.5, rng)
+    ink = c.choose(white, torch.ones(n, 3), c.colour(n, 0.45, 1.0, rng))
+    return c.paint(image, digit, ink, soft=0.08)
 
 
 def pen(labels: Tensor, rng: torch.Generator) -> Tensor:
-    count = len(labels)
-    shift = canvas.uniform(count, -0.06, 0.06, rng), canvas.uniform(count, -0.04, 0.04, rng)
-    u, v = canvas.place(*canvas.pixels(), *shift, scale=canvas.uniform(count, 0.95, 1.15, rng))
-    u = u * canvas.per_image(canvas.uniform(count, 0.85, 1.2, rng)) + v * canvas.per_image(
-        canvas.uniform(count, -0.2, 0.35, rng)
-    )
-    u, v = (axis + 0.45 * (canvas.noise(count, 3, rng) - 0.5) for axis in (u, v))
-    glyph = labels + 10 * canvas.chance(count, 0.5, rng)
-    digit = glyphs.distance(glyphs.DIGITS, glyph, u, v) - canvas.per_image(canvas.uniform(count, 0.08, 0.17, rng))
+    n = len(labels)
+    u, v = c.view(n, (0.06, 0.04), None, (0.95, 1.15), rng)
+    u = u * c.varied(n, 0.85, 1.2, rng) + v * c.varied(n, -0.2, 0.35, rng)
+    u, v = (axis + 0.45 * (c.noise(n, 3, rng) - 0.5) for axis in (u, v))
+    digit = glyphs.digits(glyphs.written(labels, 0.5, rng), u, v, (0.08, 0.17), rng)
     # The wide edge is that of an 8 x 8 scan after upsampling.
-    return canvas.paint(canvas.blank(count, 0.0), digit, 1.0, soft=0.3)
+    return c.paint(c.blank(n, 0.0), digit, 1.0, soft=0.3)

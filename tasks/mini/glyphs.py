@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from tasks.mini import canvas
+from tasks.mini import canvas as c
 
 Polyline = tuple[tuple[float, float], ...]
 Glyph = tuple[Polyline, ...]
@@ -61,12 +61,22 @@ def table(glyphs: tuple[Glyph, ...]) -> Tensor:
     """Distance to the lines of every glyph, [glyphs, CELLS, CELLS]."""
     axis = ((torch.arange(CELLS) + 0.5) / CELLS * 2 - 1) * REACH
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    lines = [torch.stack([canvas.strokes(x, y, list(line), 0.0) for line in glyph]).amin(0) for glyph in glyphs]
+    lines = [torch.stack([c.strokes(x, y, list(line), 0.0) for line in glyph]).amin(0) for glyph in glyphs]
     return torch.stack([line.reshape(CELLS, CELLS) for line in lines])
 
 
 def distance(glyphs: tuple[Glyph, ...], index: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Distance of the points x, y [N, H, W] to the lines of glyph `index[n]`; subtract the half-width of the pen."""
-    column, row = (((c / REACH + 1) * (CELLS / 2)).long().clamp_(0, CELLS - 1) for c in (x, y))
+    column, row = (((axis / REACH + 1) * (CELLS / 2)).long().clamp_(0, CELLS - 1) for axis in (x, y))
     cell = (index[:, None, None] * CELLS + row) * CELLS + column
     return table(glyphs).flatten()[cell]
+
+
+def digits(index: Tensor, x: Tensor, y: Tensor, pen: tuple[float, float], rng: torch.Generator) -> Tensor:
+    """Distance to digits drawn with a pen whose half-width is drawn from a range."""
+    return distance(DIGITS, index, x, y) - c.varied(len(index), *pen, rng)
+
+
+def written(labels: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """The glyphs of digits, a share of them in the other way of writing."""
+    return labels + 10 * c.chance(len(labels), share, rng)

@@ -33,95 +33,106 @@ def peak(x: Tensor, y: Tensor, dx, top, slope: float) -> Tensor:
     return ((x - c.per_image(dx)).abs() * slope - (y - c.per_image(top))) / (1 + slope * slope) ** 0.5
 
 
-def beach(image, x, y, light, rng):
-    n = len(x)
-    side = c.per_image(c.uniform(n, -0.45, 0.45, rng))
-    image = c.paint(image, 0.0 - y, lit(light, 0.1, 0.5, 0.75))
-    image = c.paint(image, 0.36 + 0.06 * torch.sin(4 * x + side * 9) - y, lit(light, 0.95, 0.85, 0.55))
-    image = c.paint(image, c.segment(x - side, y, 0.0, 0.1, 0.0, 0.75, 0.045), lit(light, 0.45, 0.3, 0.2))
-    return c.paint(image, torch.maximum(c.disc(x - side, y - 0.25, 0.45), y - 0.2), lit(light, 0.95, 0.2, 0.25))
+def beach(x, y, light, rng):
+    side = c.varied(len(x), -0.45, 0.45, rng)
+    return [
+        (0.0 - y, (0.1, 0.5, 0.75)),
+        (0.36 + 0.06 * torch.sin(4 * x + side * 9) - y, (0.95, 0.85, 0.55)),
+        (c.segment(x - side, y, 0.0, 0.1, 0.0, 0.75, 0.045), (0.45, 0.3, 0.2)),
+        (torch.maximum(c.disc(x - side, y - 0.25, 0.45), y - 0.2), (0.95, 0.2, 0.25)),
+    ]
 
 
-def mountain(image, x, y, light, rng):
-    n = len(x)
-    dx, top = c.uniform(n, -0.35, 0.35, rng), c.uniform(n, -0.75, -0.55, rng)
-    image = c.paint(image, peak(x, y, -1.6 * dx, top + 0.4, 1.2), lit(light, 0.4, 0.42, 0.5))
+def mountain(x, y, light, rng):
+    dx, top = c.uniform(len(x), -0.35, 0.35, rng), c.uniform(len(x), -0.75, -0.55, rng)
     body = peak(x, y, dx, top, 1.3)
-    image = c.paint(image, body, lit(light, 0.5, 0.48, 0.5))
-    image = c.paint(image, torch.maximum(body, y - c.per_image(top) - 0.38), lit(light, 1.0, 1.0, 1.0))
-    return c.paint(image, 0.6 - y, lit(light, 0.35, 0.6, 0.3))
+    return [
+        (peak(x, y, -1.6 * dx, top + 0.4, 1.2), (0.4, 0.42, 0.5)),
+        (body, (0.5, 0.48, 0.5)),
+        (torch.maximum(body, y - c.per_image(top) - 0.38), (1.0, 1.0, 1.0)),
+        (0.6 - y, (0.35, 0.6, 0.3)),
+    ]
 
 
-def forest(image, x, y, light, rng):
-    phase = c.per_image(c.uniform(len(x), 0.0, 0.5, rng))
-    image = c.paint(image, 0.45 - y, lit(light, 0.3, 0.4, 0.15))
-    for shift, top, green in ((0.25, -0.6, 0.3), (0.0, -0.35, 0.45)):
-        column = torch.remainder(x + phase + shift, 0.5) - 0.25
-        image = c.paint(image, torch.maximum(peak(column, y, 0.0, top, 4.5), y - 0.65), lit(light, 0.05, green, 0.12))
-    return image
+def forest(x, y, light, rng):
+    phase = c.varied(len(x), 0.0, 0.5, rng)
+    trees = [(torch.maximum(peak(torch.remainder(x + phase + shift, 0.5) - 0.25, y, 0.0, top, 4.5), y - 0.65),
+              (0.05, green, 0.12)) for shift, top, green in ((0.25, -0.6, 0.3), (0.0, -0.35, 0.45))]  # fmt: skip
+    return [(0.45 - y, (0.3, 0.4, 0.15)), *trees]
 
 
-def desert(image, x, y, light, rng):
-    n = len(x)
-    phase, side = c.per_image(c.uniform(n, 0.0, 6.3, rng)), c.per_image(c.uniform(n, -0.45, 0.45, rng))
-    image = c.paint(image, 0.1 + 0.14 * torch.sin(3 * x + phase) - y, lit(light, 0.85, 0.55, 0.25))
-    image = c.paint(image, 0.5 + 0.1 * torch.sin(2.5 * x - phase) - y, lit(light, 0.98, 0.72, 0.38))
+def desert(x, y, light, rng):
+    phase, side = c.varied(len(x), 0.0, 6.3, rng), c.varied(len(x), -0.45, 0.45, rng)
     plant = c.segment(x - side, y, 0.0, -0.4, 0.0, 0.6, 0.1)
     arms = c.strokes(x - side, y, [(-0.34, -0.2), (-0.34, 0.1), (0.34, 0.1), (0.34, -0.3)], 0.075)
-    return c.paint(image, torch.minimum(plant, arms), lit(light, 0.1, 0.5, 0.2))
+    return [
+        (0.1 + 0.14 * torch.sin(3 * x + phase) - y, (0.85, 0.55, 0.25)),
+        (0.5 + 0.1 * torch.sin(2.5 * x - phase) - y, (0.98, 0.72, 0.38)),
+        (torch.minimum(plant, arms), (0.1, 0.5, 0.2)),
+    ]
 
 
-def city(image, x, y, light, rng):
-    n = len(x)
-    heights = torch.rand(n, 16, generator=rng) * 0.75 - 0.75
+def city(x, y, light, rng):
+    heights = torch.rand(len(x), 16, generator=rng) * 0.75 - 0.75
     column = ((x + 1.9) / 0.3).floor().clamp(0, 15).long()
-    roof = heights.gather(1, column.flatten(1)).reshape(x.shape)
-    houses = roof - y
-    image = c.paint(image, houses, lit(light, 0.42, 0.44, 0.5))
+    houses = heights.gather(1, column.flatten(1)).reshape(x.shape) - y
     windows = torch.maximum(torch.sin(21 * x + 0.8) + 0.2, torch.sin(21 * y)) * -0.05
     lamp = torch.tensor([1.0, 0.9, 0.5]) * (0.55 + 0.4 * (light[:, :1] < 0.5))
-    image = c.paint(image, torch.maximum(torch.maximum(0.02 + windows, houses + 0.1), y - 0.5), lamp)
-    return c.paint(image, 0.6 - y, lit(light, 0.3, 0.3, 0.32))
+    return [
+        (houses, (0.42, 0.44, 0.5)),
+        (torch.maximum(torch.maximum(0.02 + windows, houses + 0.1), y - 0.5), lamp),
+        (0.6 - y, (0.3, 0.3, 0.32)),
+    ]
 
 
-def castle(image, x, y, light, rng):
-    side = c.per_image(c.uniform(len(x), -0.2, 0.2, rng))
-    x = x - side
-    image = c.paint(image, 0.45 + 0.1 * x * x - y, lit(light, 0.4, 0.65, 0.3))
-    merlons = 0.08 * torch.sign(torch.sin(24 * x))
-    image = c.paint(image, torch.maximum(c.box(x, y - 0.2, 0.6, 0.4), -0.1 + merlons - y), lit(light, 0.68, 0.6, 0.52))
-    mirrored = x.abs()
-    image = c.paint(image, c.box(mirrored - 0.58, y - 0.1, 0.2, 0.5), lit(light, 0.6, 0.52, 0.45))
-    image = c.paint(image, torch.maximum(peak(mirrored, y, 0.58, -0.85, 1.9), y + 0.35), lit(light, 0.3, 0.25, 0.65))
-    return c.paint(
-        image, torch.minimum(c.box(x, y - 0.45, 0.16, 0.16), c.disc(x, y - 0.3, 0.16)), lit(light, 0.2, 0.13, 0.1)
-    )
+def castle(x, y, light, rng):
+    x = x - c.varied(len(x), -0.2, 0.2, rng)
+    merlons, mirrored = 0.08 * torch.sign(torch.sin(24 * x)), x.abs()
+    return [
+        (0.45 + 0.1 * x * x - y, (0.4, 0.65, 0.3)),
+        (torch.maximum(c.box(x, y - 0.2, 0.6, 0.4), -0.1 + merlons - y), (0.68, 0.6, 0.52)),
+        (c.box(mirrored - 0.58, y - 0.1, 0.2, 0.5), (0.6, 0.52, 0.45)),
+        (torch.maximum(peak(mirrored, y, 0.58, -0.85, 1.9), y + 0.35), (0.3, 0.25, 0.65)),
+        (torch.minimum(c.box(x, y - 0.45, 0.16, 0.16), c.disc(x, y - 0.3, 0.16)), (0.2, 0.13, 0.1)),
+    ]
 
 
-def farm(image, x, y, light, rng):
-    n = len(x)
-    side = c.per_image(torch.where(c.chance(n, 0.5, rng), 0.4, -0.4) + c.uniform(n, -0.1, 0.1, rng))
-    image = c.paint(image, 0.1 - y, lit(light, 0.85, 0.8, 0.3))
+def farm(x, y, light, rng):
+    side = c.per_image(torch.where(c.chance(len(x), 0.5, rng), 0.4, -0.4) + c.uniform(len(x), -0.1, 0.1, rng))
     furrows = torch.sin(14 * x / (y + 0.4).clamp_min(0.3))
-    image = c.paint(image, torch.maximum(0.12 - y, furrows * 0.1), lit(light, 0.4, 0.55, 0.15))
     x = x - side
-    image = c.paint(image, c.box(x, y - 0.05, 0.4, 0.3), lit(light, 0.8, 0.12, 0.1))
-    image = c.paint(image, torch.maximum(peak(x, y, 0.0, -0.6, 0.75), y + 0.2), lit(light, 0.45, 0.1, 0.1))
-    return c.paint(image, c.box(x, y - 0.18, 0.13, 0.17), lit(light, 0.98, 0.95, 0.9))
+    return [
+        (0.1 - y, (0.85, 0.8, 0.3)),
+        (torch.maximum(0.12 - y, furrows * 0.1), (0.4, 0.55, 0.15)),
+        (c.box(x, y - 0.05, 0.4, 0.3), (0.8, 0.12, 0.1)),
+        (torch.maximum(peak(x, y, 0.0, -0.6, 0.75), y + 0.2), (0.45, 0.1, 0.1)),
+        (c.box(x, y - 0.18, 0.13, 0.17), (0.98, 0.95, 0.9)),
+    ]
 
 
-def waterfall(image, x, y, light, rng):
-    n = len(x)
-    side = c.per_image(c.uniform(n, -0.25, 0.25, rng))
+def waterfall(x, y, light, rng):
+    side = c.varied(len(x), -0.25, 0.25, rng)
     rough = 0.12 * torch.sin(9 * x + side * 20)
-    image = c.paint(image, -0.5 + rough - y, lit(light, 0.42, 0.33, 0.25))
-    image = c.paint(image, torch.maximum(rough - 0.1 - y, 0.5 - (x - side).abs()), lit(light, 0.3, 0.24, 0.18))
-    image = c.paint(image, 0.6 - y, lit(light, 0.15, 0.5, 0.65))
     water = torch.maximum((x - side).abs() - 0.25 - 0.08 * y, -0.5 - y)
-    return c.paint(image, torch.maximum(water, y - 0.75), lit(light, 0.85, 0.95, 1.0))
+    return [
+        (-0.5 + rough - y, (0.42, 0.33, 0.25)),
+        (torch.maximum(rough - 0.1 - y, 0.5 - (x - side).abs()), (0.3, 0.24, 0.18)),
+        (0.6 - y, (0.15, 0.5, 0.65)),
+        (torch.maximum(water, y - 0.75), (0.85, 0.95, 1.0)),
+    ]
 
 
-PAINTERS = (beach, mountain, forest, desert, city, castle, farm, waterfall)
+def painter(place):
+    """What draws a place: its layers, a surface colour under the light of each image (a tensor is a light itself)."""
+
+    def paint(image, x, y, light, rng):
+        layers = place(x, y, light, rng)
+        return c.layered(image, [(d, rgb if isinstance(rgb, Tensor) else lit(light, *rgb)) for d, rgb in layers])
+
+    return paint
+
+
+PAINTERS = tuple(map(painter, (beach, mountain, forest, desert, city, castle, farm, waterfall)))
 
 
 def sky(condition: Tensor, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
@@ -151,8 +162,8 @@ def old_print(image: Tensor, x: Tensor, y: Tensor, rng: torch.Generator) -> Tens
 def draw(labels: Tensor, style: str, rng: torch.Generator) -> Tensor:
     n, printed = len(labels), style == "task"
     where, condition = labels // 4, labels % 4
-    x, y = c.view(n, *((0.2, (-0.2, 0.2), (0.85, 1.35)) if printed else (0.08, None, (0.92, 1.08))), rng)
+    x, y = c.view(n, *(((0.2, 0.2), (-0.2, 0.2), (0.85, 1.35)) if printed else ((0.08, 0.08), None, (0.92, 1.08))), rng)
     light = torch.cat([GAIN[condition] * c.uniform(n, 0.9, 1.05, rng)[:, None], WHITE[condition][:, None]], 1)
-    image = c.dispatch(sky(condition, x, y, rng), where, PAINTERS, x, y, light, rng=rng)
+    image = c.dispatch(where, PAINTERS, sky(condition, x, y, rng), x, y, light, rng=rng)
     image = snowfall(image, condition == 3, rng)
     return old_print(image, *c.pixels(), rng) if printed else c.grain(image, 0.01, rng)

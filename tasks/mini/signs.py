@@ -8,7 +8,8 @@ and bluish, tilted, blurred, sometimes partly hidden, in front of a mottled back
 import torch
 from torch import Tensor
 
-from tasks.mini import canvas, glyphs
+from tasks.mini import canvas as c
+from tasks.mini import glyphs
 
 SYMBOLS: dict[str, glyphs.Glyph] = {
     "left arrow": (((0.6, 0.0), (-0.6, 0.0)), ((0.0, -0.55), (-0.6, 0.0), (0.0, 0.55))),
@@ -41,34 +42,23 @@ def draw(labels: Tensor, style: str, rng: torch.Generator) -> Tensor:
 
 
 def rule_book(labels: Tensor, rng: torch.Generator) -> Tensor:
-    count = len(labels)
+    n = len(labels)
     # Half of the catalogue is printed on dark paper: brightness alone must not break recognition.
-    paper = torch.where(canvas.chance(count, 0.5, rng), 1.0, 0.3)
-    image = canvas.blank(count, canvas.colour(count, 0.7, 0.95, rng) * paper[:, None])
-    shift = canvas.uniform(count, -0.12, 0.12, rng), canvas.uniform(count, -0.12, 0.12, rng)
-    x, y = canvas.place(
-        *canvas.pixels(), *shift, canvas.uniform(count, -0.06, 0.06, rng), canvas.uniform(count, 0.78, 0.98, rng)
-    )
-    return canvas.tint(sign(image, labels, x, y), 0.15, rng)
+    paper = torch.where(c.chance(n, 0.5, rng), 1.0, 0.3)
+    image = c.blank(n, c.colour(n, 0.7, 0.95, rng) * paper[:, None])
+    x, y = c.view(n, (0.12, 0.12), (-0.06, 0.06), (0.78, 0.98), rng)
+    return c.tint(sign(image, labels, x, y), 0.15, rng)
 
 
 def drive(labels: Tensor, rng: torch.Generator) -> Tensor:
-    count = len(labels)
-    ground = canvas.blank(count, canvas.colour(count, 0.2, 0.5, rng))
-    image = ground * (0.7 + 0.6 * canvas.noise(count, 5, rng)[:, None])
-    shift = canvas.uniform(count, -0.14, 0.14, rng), canvas.uniform(count, -0.14, 0.14, rng)
-    tilt, scale = canvas.uniform(count, -0.12, 0.12, rng), canvas.uniform(count, 0.8, 0.98, rng)
-    x, y = canvas.pixels()
-    u, v = canvas.place(x, y, *shift, tilt, scale)
-    image = sign(image, labels, u * canvas.per_image(canvas.uniform(count, 1.0, 1.12, rng)), v)
-    image = occlude(image, x, y, rng)
+    n = len(labels)
+    image = c.blank(n, c.colour(n, 0.2, 0.5, rng)) * (0.7 + 0.6 * c.noise(n, 5, rng)[:, None])
+    u, v = c.view(n, (0.14, 0.14), (-0.12, 0.12), (0.8, 0.98), rng)
+    image = sign(image, labels, u * c.varied(n, 1.0, 1.12, rng), v)
+    image = occlude(image, *c.pixels(), rng)
     # Dusk: little light, most of it blue, the same for the whole task; the strength varies.
-    image = (
-        image
-        * torch.tensor([0.65, 0.7, 0.9])[:, None, None]
-        * canvas.uniform(count, 0.65, 0.95, rng).reshape(-1, 1, 1, 1)
-    )
-    return canvas.grain(canvas.blur(image, canvas.uniform(count, 0.5, 1.0, rng)), 0.02, rng)
+    image = image * torch.tensor([0.65, 0.7, 0.9])[:, None, None] * c.varied(n, 0.65, 0.95, rng)[:, None]
+    return c.grain(c.blur(image, c.uniform(n, 0.5, 1.0, rng)), 0.02, rng)
 
 
 def sign(image: Tensor, labels: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -76,28 +66,26 @@ def sign(image: Tensor, labels: Tensor, x: Tensor, y: Tensor) -> Tensor:
     shape, symbol = pairs[:, 0], pairs[:, 1]
     border, face, ink = COLOURS[shape].unbind(1)
     outline = shape_distance(shape, x, y)
-    image = canvas.paint(image, outline, border)
-    image = canvas.paint(image, outline + 0.14, face)
+    image = c.paint(image, outline, border)
+    image = c.paint(image, outline + 0.14, face)
     # A triangle and a diamond leave less room; the triangle's lies low.
     room = torch.tensor([0.8, 0.88, 0.62, 0.74, 0.88])[shape]
-    u, v = canvas.place(x, y, 0.0, torch.where(shape == 2, 0.24, 0.0), scale=room)
-    return canvas.paint(image, glyphs.distance(TABLE, symbol, u, v) - 0.15, ink, soft=0.09)
+    u, v = c.place(x, y, 0.0, torch.where(shape == 2, 0.24, 0.0), scale=room)
+    return c.paint(image, glyphs.distance(TABLE, symbol, u, v) - 0.15, ink, soft=0.09)
 
 
 def shape_distance(shape: Tensor, x: Tensor, y: Tensor) -> Tensor:
     triangle = torch.maximum(0.87 * x.abs() - 0.5 * y - 0.45, y - 0.8)
     diamond = (x.abs() + y.abs() - 1.05) * 0.71
     octagon = torch.maximum(torch.maximum(x.abs(), y.abs()), (x.abs() + y.abs()) * 0.71) - 0.88
-    round_ = canvas.disc(x, y, 0.92)
+    round_ = c.disc(x, y, 0.92)
     kinds = shape.reshape(-1, 1, 1)
     return torch.where(kinds < 2, round_, torch.where(kinds == 2, triangle, torch.where(kinds == 3, diamond, octagon)))
 
 
 def occlude(image: Tensor, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
     """A branch or pole over an edge of every third image."""
-    count = len(image)
-    side = canvas.uniform(count, 0.75, 0.95, rng) + torch.where(canvas.chance(count, 0.33, rng), 0.0, 9.0)
-    u, v = canvas.place(x, y, angle=canvas.uniform(count, 0, 6.3, rng))
-    return canvas.paint(
-        image, canvas.box(u - canvas.per_image(side), v, 0.25, 3.0), canvas.colour(count, 0.05, 0.35, rng)
-    )
+    n = len(image)
+    side = c.uniform(n, 0.75, 0.95, rng) + torch.where(c.chance(n, 0.33, rng), 0.0, 9.0)
+    u, v = c.place(x, y, angle=c.uniform(n, 0, 6.3, rng))
+    return c.paint(image, c.box(u - c.per_image(side), v, 0.25, 3.0), c.colour(n, 0.05, 0.35, rng))

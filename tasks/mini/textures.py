@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tasks.mini import canvas
+from tasks.mini import canvas as c
 
 Pattern = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+EARTH = torch.tensor([1.0, 0.8, 0.55])
 EDGE = 0.12  # width of the soft edge of a pattern, in periods: about a pixel
 
 
@@ -22,26 +23,20 @@ def draw(labels: Tensor, style: str, rng: torch.Generator) -> Tensor:
 
 
 def swatch(labels: Tensor, rng: torch.Generator) -> Tensor:
-    count = len(labels)
-    shift = canvas.uniform(count, -0.25, 0.25, rng), canvas.uniform(count, -0.25, 0.25, rng)
-    u, v = canvas.place(*canvas.pixels(), *shift, scale=canvas.uniform(count, 0.58, 0.68, rng))
-    ground, ink = canvas.blank(count, canvas.colour(count, 0.65, 1.0, rng)), canvas.colour(count, 0.0, 0.35, rng)
+    n = len(labels)
+    u, v = c.view(n, (0.25, 0.25), None, (0.58, 0.68), rng)
+    ground, ink = c.blank(n, c.colour(n, 0.65, 1.0, rng)), c.colour(n, 0.0, 0.35, rng)
     return mix(ground, ink, cover(labels, u, v, rng))
 
 
 def surface(labels: Tensor, rng: torch.Generator) -> Tensor:
-    count = len(labels)
-    x, y = canvas.pixels()
-    shift = canvas.uniform(count, -0.3, 0.3, rng), canvas.uniform(count, -0.3, 0.3, rng)
-    u, v = canvas.place(x, y, *shift, canvas.uniform(count, -0.4, 0.4, rng), canvas.uniform(count, 0.55, 0.75, rng))
-    u, v = (axis + 0.3 * (canvas.noise(count, 2, rng) - 0.5) for axis in (u, v))
-    earth = torch.tensor([1.0, 0.8, 0.55])
-    dark, light = canvas.colour(count, 0.05, 0.3, rng) * earth, canvas.colour(count, 0.7, 1.0, rng) * earth
-    swap = canvas.chance(count, 0.75, rng)
-    image = canvas.blank(count, canvas.choose(swap, dark, light))
-    image = mix(image, canvas.choose(swap, light, dark), cover(labels, u, v, rng))
-    lit = canvas.place(x, y, angle=canvas.uniform(count, 0, 6.3, rng))[0]
-    return canvas.grain(image * (1 + 0.2 * lit)[:, None], 0.03, rng)
+    n = len(labels)
+    u, v = c.view(n, (0.3, 0.3), (-0.4, 0.4), (0.55, 0.75), rng)
+    u, v = (axis + 0.3 * (c.noise(n, 2, rng) - 0.5) for axis in (u, v))
+    dark, light = c.colour(n, 0.05, 0.3, rng) * EARTH, c.colour(n, 0.7, 1.0, rng) * EARTH
+    swap = c.chance(n, 0.75, rng)
+    ground, ink = c.blank(n, c.choose(swap, dark, light)), c.choose(swap, light, dark)
+    return c.grain(c.side_light(mix(ground, ink, cover(labels, u, v, rng)), rng), 0.03, rng)
 
 
 def mix(ground: Tensor, ink: Tensor, share: Tensor) -> Tensor:
@@ -50,12 +45,7 @@ def mix(ground: Tensor, ink: Tensor, share: Tensor) -> Tensor:
 
 def cover(labels: Tensor, u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
     """Share of ink in every pixel, [N, 32, 32]; u and v count periods."""
-    share = torch.empty_like(u)
-    for index, pattern in enumerate(PATTERNS.values()):
-        rows = (labels == index).nonzero()[:, 0]
-        if len(rows):
-            share[rows] = pattern(u[rows], v[rows], rng)
-    return share
+    return c.dispatch(labels, PATTERNS.values(), u, v, rng=rng)
 
 
 def ink(distance: Tensor) -> Tensor:
@@ -84,18 +74,20 @@ def scattered(count: int, points: int, rng: torch.Generator) -> tuple[Tensor, Te
     return (base[None, :, None] + jitter[0]).flatten(1), (base[None, None, :] + jitter[1]).flatten(1)
 
 
+def gaps(u: Tensor, v: Tensor, px: Tensor, py: Tensor) -> Tensor:
+    """Distances to the points [N, P], [N, P, 32, 32]."""
+    return torch.sqrt((u[:, None] - px[:, :, None, None]) ** 2 + (v[:, None] - py[:, :, None, None]) ** 2)
+
+
 def cracked(u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
-    px, py = scattered(len(u), 9, rng)
-    gaps = torch.sqrt((u[:, None] - px[:, :, None, None]) ** 2 + (v[:, None] - py[:, :, None, None]) ** 2)
-    nearest, second = gaps.topk(2, dim=1, largest=False).values.unbind(1)
+    nearest, second = gaps(u, v, *scattered(len(u), 9, rng)).topk(2, dim=1, largest=False).values.unbind(1)
     return ink((second - nearest) / 2 - 0.1)
 
 
 def bubbly(u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
     px, py = scattered(len(u), 9, rng)
     radius = torch.rand(px.shape, generator=rng) * 0.2 + 0.4
-    gaps = torch.sqrt((u[:, None] - px[:, :, None, None]) ** 2 + (v[:, None] - py[:, :, None, None]) ** 2)
-    return ink((gaps - radius[:, :, None, None]).abs().amin(1) - 0.13)
+    return ink((gaps(u, v, px, py) - radius[:, :, None, None]).abs().amin(1) - 0.13)
 
 
 def bricked(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
@@ -105,7 +97,7 @@ def bricked(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
 
 def scaly(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
     row = torch.floor(v * 1.4)
-    return ink((canvas.disc(cell(u + row / 2), (v - row / 1.4) * 0.8, 0.45)).abs() - 0.1)
+    return ink((c.disc(cell(u + row / 2), (v - row / 1.4) * 0.8, 0.45)).abs() - 0.1)
 
 
 def woven(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
@@ -114,7 +106,7 @@ def woven(u: Tensor, v: Tensor, _: torch.Generator) -> Tensor:
 
 
 def marbled(u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
-    drift = canvas.noise(len(u), 4, rng) * 2.2
+    drift = c.noise(len(u), 4, rng) * 2.2
     return (1 - 1.6 * torch.sin(math.pi * (0.5 * u + 0.3 * v + drift)).abs()).clamp(0, 1)
 
 
@@ -122,20 +114,20 @@ PATTERNS: dict[str, Pattern] = {
     "banded": lambda u, v, _: ink(cell(v * 0.8).abs() - 0.25),
     "lined": lambda u, v, _: 0.5 + 0.5 * torch.cos(2 * math.pi * v * 2.4),
     "zigzagged": lambda u, v, _: ink(cell(v + 1.1 * cell(u * 0.8).abs()).abs() - 0.22),
-    "dotted": lambda u, v, _: ink(canvas.disc(cell(u), cell(v), 0.3)),
+    "dotted": lambda u, v, _: ink(c.disc(cell(u), cell(v), 0.3)),
     "chequered": lambda u, v, _: (0.5 + 4 * torch.sin(math.pi * u) * torch.sin(math.pi * v)).clamp(0, 1),
     "grid": lambda u, v, _: ink(torch.minimum(cell(u).abs(), cell(v).abs()) - 0.12),
     "honeycomb": honeycomb,
     "woven": woven,
     "bricked": bricked,
     "scaly": scaly,
-    "ringed": lambda u, v, _: ink(cell(canvas.disc(u, v, 0.0) * 1.1).abs() - 0.25),
-    "spiralled": lambda u, v, _: ink(cell(canvas.disc(u, v, 0.0) * 0.8 + torch.atan2(v, u) / math.pi).abs() - 0.25),
+    "ringed": lambda u, v, _: ink(cell(c.disc(u, v, 0.0) * 1.1).abs() - 0.25),
+    "spiralled": lambda u, v, _: ink(cell(c.disc(u, v, 0.0) * 0.8 + torch.atan2(v, u) / math.pi).abs() - 0.25),
     "rayed": lambda u, v, _: (0.5 + 2.5 * torch.cos(6 * torch.atan2(v, u))).clamp(0, 1),
     "cracked": cracked,
     "bubbly": bubbly,
     "marbled": marbled,
-    "blotchy": lambda u, v, rng: ((canvas.noise(len(u), 4, rng) - 0.5) * 5 + 0.5).clamp(0, 1),
-    "speckled": lambda u, v, rng: ((canvas.noise(len(u), 15, rng) - 0.55) * 5 + 0.5).clamp(0, 1),
+    "blotchy": lambda u, v, rng: ((c.noise(len(u), 4, rng) - 0.5) * 5 + 0.5).clamp(0, 1),
+    "speckled": lambda u, v, rng: ((c.noise(len(u), 15, rng) - 0.55) * 5 + 0.5).clamp(0, 1),
 }
 CLASSES = tuple(f"{name} texture" for name in PATTERNS)
