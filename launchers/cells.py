@@ -1,18 +1,18 @@
 """One cell: merge with one method, choose its scale, score every task, write the row."""
 
 import logging
+import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from launchers.code_version import code_version
-from launchers.expert_scores import expert_scores
-from launchers.router_cache import Fitted, content, fitted
+from launchers.cell_cache import Fitted, content, expert_scores, fitted
 from launchers.rows import Row
-from launchers.timer import Timer
 from merging.accounting import macs
 from merging.api import describe
 from merging.cache import Cache, code, modules_of
@@ -161,8 +161,9 @@ class Cell:
         that was killed are used again.
         """
         grid, timer, journal, opened = self.setup.grid, Timer(), self.journal, Opened()
-        seed, setup = self.config["seed"], self.setup.context
-        context = replace(setup, seed=seed, log=log_step, opened=opened, unfinished=journal.cache)
+        context = replace(
+            self.setup.context, seed=self.config["seed"], log=log_step, opened=opened, unfinished=journal.cache
+        )
         merged = call(self.method, self.setup.experts, context.acting(f"method={self.label}", self.method))
         if "save_dtype" in self.config:
             merged = merged.cast(self.config["save_dtype"])
@@ -195,14 +196,14 @@ class Cell:
             search=chosen.search,
             seconds=timer.seconds,
             unseen=dict(unseen.scores),
-            **self.model_facts(merged, scored.routing, unseen, opened.splits),
+            **self._model_facts(merged, scored.routing, unseen, opened.splits),
         )
         log.info("%s: %s", self.label, summary_line(row))
         return row
 
     def _fitted(self, merged: Merged, journal: Journal, context: Context) -> Fitted:
         """The merge with trained gates, those of an equal merge if there are any."""
-        setup, router, keep = self.setup, self.router, partial(journal.tensors, "fitted gates")
+        setup, router, keep = self.setup, self.router, partial(journal.tensors, "trained gates")
         if setup.gates is not None and isinstance(router, Learned):
             made_by = code(("merging", *modules_of(self.method)))
             seen = context.opened.by(f"method={self.label}")
@@ -221,12 +222,15 @@ class Cell:
         turned = Grid(grid.suite.unseen, grid.backbone, grid.engine)
         return Unseen({**turned.score(call(self.method, own), self.split, journal=journal).scores}, {})
 
-    def model_facts(
+    def _model_facts(
         self, merged: Merged, routed: Routing | None, unseen: Unseen, opened: dict[str, list[str]]
     ) -> dict[str, Any]:
-        """What a row says of the merged model itself."""
+        """What a row says of the merged model itself; cosines between the task vectors, the same for every method, in
+        the rows of the experts alone."""
         routing, adapted, declared = merged.routing, adaptation(opened, [SCALE]), needs_of(self.method)
         used = "nothing" if adapted == "none" else "inputs"
+        similarity = cosines(self.setup.experts).tolist() if isinstance(self.method, Expert) else []
+        weights = {"unseen": unseen.weights} if unseen.weights else {}
         return {
             "needs": declared if declared == "labels" else used,
             "opened": opened,
@@ -236,16 +240,38 @@ class Cell:
             "stored_bytes": merged.stored_bytes,
             "params": merged.params,
             "macs": macs(merged, self.setup.grid.backbone),
-            "routing": {}
-            if routed is None
-            else routed._asdict() | ({"unseen": unseen.weights} if unseen.weights else {}),
+            "routing": {} if routed is None else routed._asdict() | weights,
             "energy": {key: [round(share, 5) for share in shares] for key, shares in merged.energy.items()},
-            "similarity": self._similarity() if isinstance(self.method, Expert) else [],
+            "similarity": [[round(cosine, 5) for cosine in line] for line in similarity],
         }
 
-    def _similarity(self) -> list[list[float]]:
-        """Cosines between the task vectors, in the rows of the experts alone: they are the same for every method."""
-        return [[round(cosine, 5) for cosine in line] for line in cosines(self.setup.experts).tolist()]
+
+class Timer:
+    """Seconds of the phases of a cell."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def ends(self, phase: str, spent: float | None = None) -> None:
+        """The time since the last call was spent on `phase`; or `spent`, where an earlier cell did the work."""
+        now = time.perf_counter()
+        self.seconds[phase], self._last = round(now - self._last if spent is None else spent, 3), now
+
+
+@cache
+def code_version() -> str:
+    """The commit of the checkout this file lies in, `-dirty` if changed; else the installed version."""
+    root = Path(__file__).resolve().parent.parent
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=9"]
+        described = subprocess.run(command, capture_output=True, text=True, check=False)
+        if described.returncode == 0:
+            return described.stdout.strip()
+    try:
+        return version("duet-merging")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def splits_read(method: Method, scale: Fixed | Search, router: Router) -> list[str]:

@@ -30,6 +30,7 @@ from merging.files import write_text
 PACKAGES = ("launchers", "merging", "tasks")
 ELSEWHERE = {"hydra", "output", "save", "redo", "cache_gb", "tracker", "plot"}  # what no row depends on
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
+FOUND = "%s: found in %s (redo=true computes it again)"
 log = logging.getLogger(__name__)
 
 
@@ -37,16 +38,15 @@ def found(config: DictConfig) -> list[str] | None:
     """The row files of a command whose rows are all there, its own first; None where something may be to do."""
     if config.redo or config.save is not None or not config.tracker._target_.endswith(".NoTracker"):
         return None
-    cache, folder, label = _cache(config), Path(config.output) / "results", _label()
-    known = cache.get(_key(config, files)) if (files := state(config)) is not None else None
-    ids = [] if known is None else json.loads(known)
-    busy = any(owner(folder, each) or (cache.folder / "unfinished" / each).exists() for each in ids)
-    if busy or not ids or any(rows.find(folder, each, logging.DEBUG) is None for each in ids):
+    cache, folder, files = _cache(config), Path(config.output) / "results", state(config)
+    ids = json.loads(cache.get(_key(config, files)) or "[]") if files is not None else []
+    busy = any(owner(folder, run_id) or (cache.folder / "unfinished" / run_id).exists() for run_id in ids)
+    if busy or not ids or any(rows.find(folder, run_id, logging.DEBUG) is None for run_id in ids):
         return None
-    listed = [str((folder / f"{each}.json").resolve()) for each in ids]
-    write_text(Path(HydraConfig.get().runtime.output_dir) / LISTED, json.dumps(listed))
-    log.info("%s: found in %s (redo=true computes it again)", label, folder / f"{ids[0]}.json")
-    return listed
+    paths = [str((folder / f"{run_id}.json").resolve()) for run_id in ids]
+    write_text(Path(HydraConfig.get().runtime.output_dir) / LISTED, json.dumps(paths))
+    log.info(FOUND, HydraConfig.get().runtime.choices["method"], folder / f"{ids[0]}.json")
+    return paths
 
 
 def remember(config: DictConfig, files: str, ids: Iterable[str]) -> None:
@@ -60,13 +60,18 @@ def state(config: DictConfig) -> str | None:
 
     To be asked for before they are opened. None where code from outside takes part.
     """
-    texts = list(_texts(_decides(config)))
-    if any(name.partition(".")[0] not in PACKAGES for key, name in texts if key == "_target_"):
+    targets = [text for key, text in _texts(_decides(config)) if key == "_target_"]
+    if any(target.partition(".")[0] not in PACKAGES for target in targets):
         return None
     home = Path(__file__).resolve().parent.parent
-    places = {*(str(home / name) for name in PACKAGES), *named(config)}
-    versions = [platform.python_version(), *map(version, LIBRARIES)]
-    return json.dumps([versions, *(_digest(place) for place in sorted(places))])
+    digest = hashlib.sha256(" ".join([platform.python_version(), *map(version, LIBRARIES)]).encode())
+    for root in sorted({*(str(home / name) for name in PACKAGES), *named(config)}):
+        for path in filter(os.path.exists, _files(root)):  # a dead link is no file
+            stat = os.stat(path)
+            digest.update(
+                f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}\n".encode(errors="surrogateescape")
+            )
+    return digest.hexdigest()
 
 
 def named(config: DictConfig) -> set[str]:
@@ -84,7 +89,8 @@ def is_local(suite: Any, source: Any, backbone: Any) -> bool:
 
 
 def _key(config: DictConfig, files: str) -> str:
-    return json.dumps(["names of rows", _label(), _decides(config), files], sort_keys=True)
+    method = HydraConfig.get().runtime.choices["method"]
+    return json.dumps(["names of rows", method, _decides(config), files], sort_keys=True)
 
 
 def _decides(config: DictConfig) -> dict[str, Any]:
@@ -92,10 +98,6 @@ def _decides(config: DictConfig) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(config, resolve=True)
     values["suite"].pop("store", None)
     return {name: value for name, value in values.items() if name not in ELSEWHERE}
-
-
-def _label() -> str:
-    return HydraConfig.get().runtime.choices["method"]
 
 
 def _cache(config: DictConfig) -> Cache:
@@ -106,12 +108,9 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """(key, text) of every text in a configuration, the keys of mappings included."""
     if isinstance(value, str):
         yield key, value
-    elif isinstance(value, dict):
-        for name, each in value.items():
-            yield from _texts(each, str(name))
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
+    elif isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(inner, str(name))
 
 
 def _paths(text: str) -> list[str]:
@@ -121,25 +120,17 @@ def _paths(text: str) -> list[str]:
     """
     text = os.path.expanduser(text)
     template = "*".join(map(escape, text.split("{task}")))  # whose brackets, unlike a pattern's, are meant as they are
-    named = [os.path.abspath(path) for path in {text, *glob(text), *glob(template)} if path and os.path.exists(path)]
-    return [os.path.dirname(path) if path.endswith(".json") else path for path in named]
+    paths = [os.path.abspath(path) for path in {text, *glob(text), *glob(template)} if path and os.path.exists(path)]
+    return [os.path.dirname(path) if path.endswith(".json") else path for path in paths]
 
 
-def _digest(place: str) -> str:
-    """Of path, size, time and inode of a file, or of all files below a folder, through links too."""
-    digest = hashlib.sha256()
-    for path in _files(place):
-        stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a dead link
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _files(place: str) -> Iterator[str]:
-    if not os.path.isdir(place):
-        yield place
+def _files(root: str) -> Iterator[str]:
+    """A file, or all files below a folder, through links too."""
+    if not os.path.isdir(root):
+        yield root
     seen: set[str] = set()
-    for root, folders, names in os.walk(place, followlinks=True):
-        real = os.path.realpath(root)
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
         folders[:] = [] if real in seen else sorted(name for name in folders if name != "__pycache__")
         seen.add(real)
-        yield from (os.path.join(root, name) for name in sorted(names))
+        yield from (os.path.join(folder, name) for name in sorted(names))

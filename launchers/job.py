@@ -1,10 +1,10 @@
-"""One Hydra job: compose -> check -> merge -> choose the scale -> score -> rows."""
+"""One Hydra job, and the life of a row: configuration -> cell and run id -> found, or claimed -> computed -> file."""
 
 import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from launchers import rows
 from launchers.callback import LISTED, check_writable, draw
-from launchers.cells import Cell, Setup, splits_read
-from launchers.claims import Taken, owner
-from launchers.finishing import finish
-from launchers.found import ELSEWHERE, is_local, named, remember, state
+from launchers.cells import Cell, OnTask, Setup, splits_read
+from launchers.claims import Taken, claim, owner
+from launchers.found import ELSEWHERE, FOUND, is_local, named, remember, state
 from launchers.preflight import foresee
 from launchers.rows import Row
 from launchers.sweeps.axes import group_of
@@ -27,7 +26,7 @@ from launchers.tracking.tracker import Tracker
 from merging.backbones.base import Backbone
 from merging.cache import GIB, Cache
 from merging.checkpoints import Checkpoint, Known
-from merging.context import Context, nested
+from merging.context import Context, Log, nested, silent
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.files import write_text
@@ -43,6 +42,7 @@ from tasks.suite import Suite
 log = logging.getLogger(__name__)
 DECIDES = ("backbone", "experts", "suite", "method", "scale", "router", "engine", "seed")  # what changes a number
 REFERENCES = {"base": Base, "expert": Expert}
+BUSY = "%s: being computed by %s; run the same command again for its row"
 
 
 def run(config: DictConfig) -> list[str]:
@@ -56,12 +56,13 @@ def run(config: DictConfig) -> list[str]:
             others = Known("", tuple(map(Path, sorted(named(config)))))  # a text tower, a model of all tasks
             check_target(config.save, [chosen.setup.experts.origin, *chosen.setup.experts.inputs, others])
         references = [cell(config, label, reference=True) for label in REFERENCES if label != chosen.label]
-        ids = [each.run_id for each in (chosen, *references)]
+        ids = [member.run_id for member in (chosen, *references)]
         files = [str((folder / f"{run_id}.json").resolve()) for run_id in ids]
         write_text(output_dir / LISTED, json.dumps(files))
         if chosen.setup.files is not None:
             remember(config, chosen.setup.files, ids)
-        if elsewhere(chosen, folder):
+        if (holder := owner(folder, chosen.run_id)) is not None:
+            log.info(BUSY, chosen.label, holder)
             return files
         title = f"{chosen.label} {chosen.setup.grid.suite.name}"
         tracker.start(chosen.config, chosen.run_id, title, group_of(HydraConfig.get()))
@@ -75,10 +76,12 @@ def run(config: DictConfig) -> list[str]:
 
 def reference_rows(references: Iterable[Cell], folder: Path, tracker: Tracker) -> Iterator[Row]:
     """The rows of the reference cells, but for those that another process computes just now."""
-    for cell in references:
-        with contextlib.suppress(Taken):  # between the look and the claim
-            if not elsewhere(cell, folder):
-                yield finish(cell, folder, partial(tracker.log_task, method=cell.label), found_level=logging.DEBUG)
+    for reference in references:
+        try:
+            on_task = partial(tracker.log_task, method=reference.label)
+            yield finish(reference, folder, on_task, found_level=logging.DEBUG)
+        except Taken as taken:
+            log.info(BUSY, reference.label, taken)
 
 
 def model_file(config: DictConfig, tracker: Tracker, chosen: Cell, folder: Path) -> str | None:
@@ -87,19 +90,58 @@ def model_file(config: DictConfig, tracker: Tracker, chosen: Cell, folder: Path)
     return config.save or (tracker.model_file(chosen.run_id) if computed and chosen.label not in REFERENCES else None)
 
 
-def elsewhere(cell: Cell, folder: Path) -> bool:
-    """Whether another process computes the cell just now; logs by whom."""
-    holder = owner(folder, cell.run_id)
-    if holder is not None:
-        log.info("%s: being computed by %s; run the same command again for its row", cell.label, holder)
-    return holder is not None
+def finish(
+    cell: Cell,
+    folder: Path,
+    on_task: OnTask,
+    redo: bool = False,
+    save: str | None = None,
+    found_level: int = logging.INFO,
+    log_step: Log = silent,
+) -> Row:
+    """The cell's row: found if finished before, else computed by this process alone and written, its failure too.
+
+    Raises Taken where another process computes it just now, and whatever the cell raises.
+    """
+    anew = redo or save is not None
+    row = None if anew else rows.find(folder, cell.run_id)
+    if row is None:
+        with claim(folder, cell.run_id):
+            row = None if anew else rows.find(folder, cell.run_id, logging.DEBUG)  # finished since by another process
+            if row is None:
+                return _computed(cell, folder, lambda: cell.compute(on_task, save, log_step))
+    log.log(found_level, FOUND, cell.label, folder / f"{cell.run_id}.json")
+    journal = cell.journal.folder
+    if (folder / f"{cell.run_id}.claim").exists() or (journal is not None and journal.exists()):
+        with contextlib.suppress(Taken), claim(folder, cell.run_id):  # of one killed just after it wrote the row
+            cell.journal.close()
+    return row
+
+
+def _computed(cell: Cell, folder: Path, compute: Callable[[], Row]) -> Row:
+    """The row, written to its file. A failure is written too, unless a good row is there, then raised."""
+    try:
+        row = compute()
+    except Exception as error:
+        if rows.find(folder, cell.run_id, logging.DEBUG) is None:
+            try:
+                rows.write(replace(cell.row(), status="error", error=f"{type(error).__name__}: {error}"), folder)
+            except UserError as unwritten:
+                log.error("The failure of %s has no row: %s", cell.label, unwritten)
+        raise
+    rows.write(row, folder)
+    cell.journal.close()
+    return row
 
 
 def cell(config: DictConfig, label: str, reference: bool = False) -> Cell:
     """The cell that the configuration names; or a `reference` beside it, the base or the experts on the same setup."""
     config = prepared(config, label, reference)
     decides = resolved(config)
-    setup = setup_for(label, config, decides)
+    setup = setup_of(config, decides, quiet=label == "base")
+    if label == "base":  # how experts were read says nothing of it
+        kept = tuple(remark for remark in setup.remarks if remark not in setup.experts.remarks)
+        setup = replace(setup, remarks=kept)
     setup = replace(setup, gates=None) if config.redo else setup
     return Cell(label, *built(config), decides, setup, overrides())
 
@@ -108,14 +150,14 @@ def built(config: DictConfig) -> tuple[Method, Fixed | Search, Router]:
     """The method, and who chooses its scale and its gating weights where it leaves that open."""
     method = instantiate(config.method, _convert_="all")
     scale = Fixed() if isinstance(method, (Base, Expert, Multitask)) else instantiate(config.scale)
-    routed = any(getattr(each, "routed", False) for each in nested(method))
+    routed = any(getattr(part, "routed", False) for part in nested(method))
     return method, scale, instantiate(config.router, _convert_="all") if routed else Oracle()
 
 
 def overrides() -> list[str]:
     """Those of this job that its rows depend on: the command that leads to them, and not where they are written."""
-    given = {override: re.split("[.@=/]", override.lstrip("+~"))[0] for override in HydraConfig.get().overrides.task}
-    return [override for override, part in given.items() if part not in ELSEWHERE]
+    return [override for override in HydraConfig.get().overrides.task
+            if re.split("[.@=/]", override.lstrip("+~"))[0] not in ELSEWHERE]  # fmt: skip
 
 
 def prepared(config: DictConfig, label: str, reference: bool = False) -> DictConfig:
@@ -133,20 +175,19 @@ def prepared(config: DictConfig, label: str, reference: bool = False) -> DictCon
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The part of the configuration that decides the numbers, as plain values."""
     parts = {name: config[name] for name in (*DECIDES, "split", "save_dtype")}
-    plain: Any = {name: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
-                  for name, part in parts.items()}  # fmt: skip
-    decides = {name: plain[name] for name in DECIDES}
+    decides: Any = {name: OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
+                    for name, part in parts.items()}  # fmt: skip
     decides["experts"].pop("workers", None)
     decides["suite"].pop("store", None)
+    decides["engine"].pop("device")
     if decides["method"]["_target_"].endswith((".Base", ".Expert", ".Multitask")):
         decides["scale"] = None
     if not any(getattr(get_class(target), "routed", False) for target in targets(decides["method"])):
         decides["router"] = None  # what is static, or brings its own gate, is the same under every router
-    decides["engine"].pop("device")
-    if plain["split"] != "test":
-        decides["split"] = plain["split"]
-    if plain["save_dtype"] is not None:
-        decides["save_dtype"] = plain["save_dtype"]
+    if decides["split"] == "test":
+        del decides["split"]
+    if decides["save_dtype"] is None:
+        del decides["save_dtype"]
     if ((decides["router"] or {}).get("gate") or {}).get("granularity") not in ("batch", "mixed"):
         decides["engine"].pop("batch")  # an image then does not depend on those beside it
     return decides
@@ -154,21 +195,15 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 def targets(method: dict[str, Any]) -> list[str]:
     """The classes of a method's configuration: its own and those of the methods inside it."""
-    inner = [each for value in method.values() if isinstance(value, dict) for each in targets(value)]
+    inner = [target for value in method.values() if isinstance(value, dict) for target in targets(value)]
     return [method["_target_"], *inner] if "_target_" in method else inner
-
-
-def setup_for(label: str, config: DictConfig, decides: dict[str, Any]) -> Setup:
-    """The shared setup; how experts were read says nothing of a base."""
-    setup = setup_of(config, decides, quiet=label == "base")
-    kept = tuple(remark for remark in setup.remarks if remark not in setup.experts.remarks)
-    return replace(setup, remarks=kept) if label == "base" else setup
 
 
 def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -> Setup:
     """Experts and grid of this backbone, suite and seed, shared by the jobs of one process."""
-    engine, shared = instantiate(config.engine), ("backbone", "experts", "suite")
-    key = json.dumps([config.output, repr(engine), *(decides[name] for name in shared)], sort_keys=True)
+    engine = instantiate(config.engine)
+    shared = [decides[name] for name in ("backbone", "experts", "suite")]
+    key = json.dumps([config.output, repr(engine), *shared], sort_keys=True)
     if key not in _SETUPS:
         store = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
         files = state(config)
@@ -180,13 +215,20 @@ def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -
         experts, context = source.open(suite, backbone, store), Context(data, engine.place)
         experts = replace(experts, device=engine.place)
         unseen, more = of_unseen(source, suite, backbone, store)
-        grid, unfinished = Grid(suite, backbone, engine), store.folder / "unfinished"
-        read = [remark for each in (experts, unseen) if each is not None for remark in each.remarks]
+        read = [*experts.remarks, *(() if unseen is None else unseen.remarks)]
         for remark in () if quiet else read:
             log.info("%s", remark)
-        remarks = (*getattr(source, "remarks", ()), *more, *dict.fromkeys(read))
-        files = files if is_local(suite, source, backbone) else None
-        _SETUPS[key] = Setup(experts, grid, source, context, unfinished, remarks, store, unseen, files)
+        _SETUPS[key] = Setup(
+            experts=experts,
+            grid=Grid(suite, backbone, engine),
+            source=source,
+            context=context,
+            unfinished=store.folder / "unfinished",
+            remarks=(*getattr(source, "remarks", ()), *more, *dict.fromkeys(read)),
+            gates=store,
+            unseen=unseen,
+            files=files if is_local(suite, source, backbone) else None,
+        )
     return _SETUPS[key]
 
 

@@ -49,7 +49,7 @@ class Measured:
 
 def run(config: DictConfig) -> None:
     """Measure, write the file, print its means. Raises UserError for a method without neurons and as `duet`."""
-    from launchers.code_version import code_version
+    from launchers.cells import code_version
     from launchers.job import resolved, setup_of
     from launchers.options import MotivationOptions, check
     from merging import motivation

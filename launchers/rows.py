@@ -151,10 +151,9 @@ def _load(path: Path, level: int = logging.WARNING) -> Row | None:
         return _schema().validate_json(json.dumps(_upgraded(content)))
     except OSError as error:
         log.log(level, "skipped the row file %s: %s", path, error.strerror or error)
-    except ValidationError as error:
-        log.log(level, "skipped the damaged row file %s: %s", path, _first(error))
-    except (ValueError, TypeError, AttributeError, UserError) as error:  # no JSON, or nothing like a row
-        log.log(level, "skipped the damaged row file %s: %s", path, error)
+    except (ValueError, TypeError, AttributeError, UserError) as error:  # no JSON, nothing like a row, or a bad one
+        reason = _first(error) if isinstance(error, ValidationError) else error
+        log.log(level, "skipped the damaged row file %s: %s", path, reason)
     return None
 
 
@@ -162,19 +161,20 @@ def _upgraded(row: Any) -> Any:
     """The content of a row file in today's version. Version 1 had no number, and shares of images for scores."""
     if not isinstance(row, dict) or "version" in row or not isinstance(row.get("accuracy"), dict):
         return row
+    shares, splits, unseen = row["accuracy"], row.get("splits", {}), row.get("unseen", {})
     kept = {name: value for name, value in row.items() if name != "accuracy"}
-    sizes = {task: split.get("size", 0) for task, split in row.get("splits", {}).items()}
-    scores, unseen = (
-        {task: None if share is None else _scored(share, sizes.get(task, 0)) for task, share in shares.items()}
-        for shares in (row["accuracy"], row.get("unseen", {}))
-    )
-    return kept | {"scores": scores, "unseen": unseen, "version": VERSION}
+    return kept | {"version": VERSION, "scores": _scored(shares, splits), "unseen": _scored(unseen, splits)}
 
 
-def _scored(share: float, count: int) -> dict[str, Any]:
-    """A share of correct images as a score, in JSON."""
-    error = math.sqrt(share * (1 - share) / count) if count and 0 <= share <= 1 else 0.0
-    return {"metric": "accuracy", "value": share, "count": count, "standard_error": error}
+def _scored(shares: dict[str, Any], splits: dict[str, Any]) -> dict[str, Any]:
+    """Shares of correct images as scores, in JSON."""
+    scores: dict[str, Any] = dict.fromkeys(shares)
+    for task, share in shares.items():
+        if share is not None:
+            count = splits.get(task, {}).get("size", 0)
+            error = math.sqrt(share * (1 - share) / max(1, count))
+            scores[task] = {"metric": "accuracy", "value": share, "count": count, "standard_error": error}
+    return scores
 
 
 @cache
@@ -193,32 +193,30 @@ def _first(error: "ValidationError") -> str:
 
 def _checked(row: Row) -> Row:
     """The row. Raises ValueError where its parts contradict each other."""
+    tasks, routing = row.tasks, row.routing
+    missing = [task for task in tasks if task not in row.scores]
+    scores = {**row.scores, **{task: score for task, score in row.unseen.items() if score is not None}}
+    odd = [task for task, score in scores.items() if score.metric == "accuracy" and not 0 <= score.value <= 1]
+    both = [task for task in row.unseen if task in tasks]
+    lacking = sorted(Searched.__annotations__.keys() - row.search.keys()) if row.search else []
+    rules = {
+        "no score for any task": bool(tasks),
+        f"no score for {', '.join(missing)}": not missing,
+        f"accuracy outside 0..1 for {', '.join(odd)}": not odd,
+        f"{', '.join(both)} both merged and unseen": not both,
+        "similarity is not tasks x tasks": not row.similarity or _is_square(row.similarity, tasks),
+        f"search lacks {', '.join(lacking)}": not lacking,
+        "routing.matrix is not tasks x tasks": not routing or _is_square(routing.get("matrix", []), tasks),
+        "routing.accuracy is not one number a task": not routing or {*routing.get("accuracy", ())} == {*tasks},
+        "routing.unseen is not one weight a task": {*map(len, routing.get("unseen", {}).values())} <= {len(tasks)},
+    }
     if row.status == "error":
-        _expect(bool(row.error), "a failed row without its error")
-        return row
-    _expect(bool(row.tasks), "no score for any task")
-    missing = [task for task in row.tasks if task not in row.scores]
-    _expect(not missing, f"no score for {', '.join(missing)}")
-    known = {**row.scores, **{task: score for task, score in row.unseen.items() if score is not None}}
-    odd = [task for task, score in known.items() if score.metric == "accuracy" and not 0 <= score.value <= 1]
-    _expect(not odd, f"accuracy outside 0..1 for {', '.join(odd)}")
-    both = [task for task in row.unseen if task in row.tasks]
-    _expect(not both, f"{', '.join(both)} both merged and unseen")
-    _expect(not row.similarity or _is_square(row.similarity, row.tasks), "similarity is not tasks x tasks")
-    lacking = Searched.__annotations__.keys() - row.search.keys() if row.search else ()
-    _expect(not lacking, f"search lacks {', '.join(sorted(lacking))}")
-    if row.routing:
-        _expect(_is_square(row.routing.get("matrix", []), row.tasks), "routing.matrix is not tasks x tasks")
-        _expect({*row.routing.get("accuracy", ())} == {*row.tasks}, "routing.accuracy is not one number a task")
-        widths = {len(weights) for weights in row.routing.get("unseen", {}).values()}
-        _expect(widths <= {len(row.tasks)}, "routing.unseen is not one weight a task")
+        rules = {"a failed row without its error": bool(row.error)}
+    for problem, holds in rules.items():
+        if not holds:
+            raise ValueError(problem)
     return row
 
 
-def _expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ValueError(otherwise)
-
-
-def _is_square(matrix: Any, tasks: Sequence[str]) -> bool:
+def _is_square(matrix: Sequence[Sequence[float]], tasks: Sequence[str]) -> bool:
     return [len(line) for line in matrix] == [len(tasks)] * len(tasks)

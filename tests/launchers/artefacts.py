@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from launchers import router_cache
-from launchers.expert_scores import expert_scores
+from launchers.cell_cache import content, expert_scores
 from merging import Cache, Experts, neurons
 from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import SafetensorsFile, StateDict
@@ -154,7 +153,7 @@ def trained_gates(
 
     merged, router = TaskArithmetic(scale=scale)(opened(cache)).cast(dtype), Learned(split="test")
     context = Context(SimpleNamespace(unlabelled=seen))
-    cache.keys.append(router_cache.content(router, merged, context, cell, made_by, ["calibration"]))
+    cache.keys.append(content(router, merged, context, cell, made_by, ["calibration"]))
 
 
 def scored(cache, patch, task="a", images=0, head=1.0, split="val", scale=0.3, batch=100, code="code", device="cpu"):
@@ -219,7 +218,7 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
     "zero-shot head": (head, {"text": 1.0, "classes": ("a", "c"), "templates": ("a {}",), "quick_gelu": False},
                        ("tasks.heads.text",)),
     "tuned text": (tuned_text, {"base": 2.0, "expert": 2.0}, ("tasks.heads.text_towers",)),
-    "fitted gates": (trained_gates, {"images": 1, "head": 2.0, "scale": 0.4, "base": "y", "device": "meta",
+    "trained gates": (trained_gates, {"images": 1, "head": 2.0, "scale": 0.4, "base": "y", "device": "meta",
                                      "made_by": "new", "router": 1, "suite": 1, "seed": 1, "engine": 1, "method": 1,
                                      "experts": 1, "backbone": 1, "dtype": "bf16", "masks": 1, **OTHER}, ()),
     "scored": (scored, {"task": "c", "images": 1, "head": 2.0, "split": "test", "scale": 0.4, "batch": 10,

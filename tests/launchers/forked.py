@@ -60,7 +60,7 @@ def serve():
     import torch
     from hydra.plugins.sweeper import Sweeper
 
-    from launchers.code_version import code_version
+    from launchers.cells import code_version
 
     for package in ("merging", "tasks", "launchers"):
         for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):

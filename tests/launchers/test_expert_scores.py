@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from test_opened import CONFIG, computed, setup  # noqa: F401
 
+from launchers.cell_cache import expert_scores
 from launchers.cells import Cell
-from launchers.expert_scores import expert_scores
 from launchers.results.frame import summarise
 from launchers.results.notes import notes
 from merging.fit.gates import Oracle

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from launchers import claims, finishing, rows
-from launchers.finishing import finish
+from launchers import claims, job, rows
+from launchers.job import finish
 from launchers.results import table
 from merging.errors import UserError
 from merging.methods import Average
@@ -225,7 +225,7 @@ def test_a_failure_without_room_for_its_row(tmp_path, monkeypatch, caplog):
         raise ZeroDivisionError("nothing to merge by")
 
     monkeypatch.setattr(rows, "write", full)
-    monkeypatch.setattr(finishing, "replace", lambda row, **_: row)
+    monkeypatch.setattr(job, "replace", lambda row, **_: row)
     cell = SimpleNamespace(run_id="0" * 12, label="ties", compute=fails, journal=Journal(), row=lambda: None)
     with pytest.raises(ZeroDivisionError):
         finish(cell, tmp_path, lambda *_: None)
