@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 def found(config: DictConfig) -> list[str] | None:
     """The row files of a command whose rows are all there, its own first; None where something may be to do."""
-    if config.redo or config.save is not None or not config.tracker._target_.endswith(".NoTracker"):
+    if config.redo or config.save is not None or not config.tracker._target_.endswith(".Tracker"):
         return None
     cache, folder, files = _cache(config), Path(config.output) / "results", state(config)
     ids = json.loads(cache.get(_key(config, files)) or "[]") if files is not None else []

@@ -21,10 +21,7 @@ class Tracker:
         return None
 
     def start(self, config: Mapping[str, Any], run_id: str, name: str, group: str | None = None) -> None:
-        """Open the run; the same `run_id` continues the same run. `config` is resolved and JSON-able.
-
-        `group` gathers the runs of a sweep unless the tracker has a group of its own.
-        """
+        """Open the run, or go on with that of this id, in the group of its sweep. `config` is JSON-able."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log a step of a fit; steps of one name should rise."""
@@ -38,7 +35,3 @@ class Tracker:
 
     def finish(self, row: Row, table_rows: Sequence[Row], figures: Figures, model: str | None = None) -> None:
         """Log the result of this run, its table, the pictures of that table by name, and the file of its model."""
-
-
-class NoTracker(Tracker):
-    """No live tracking."""

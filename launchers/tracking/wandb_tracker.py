@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlparse
 
 from launchers.results.table import records
@@ -40,11 +40,8 @@ def server() -> str:
 
 def default_mode() -> str:
     """WANDB_MODE if set; else online with an API key, a token or a login for the server; else offline."""
-    modes, mode = get_args(Mode)[1:], os.environ.get("WANDB_MODE", "")
-    if mode in modes:
+    if mode := os.environ.get("WANDB_MODE"):
         return mode
-    if mode:
-        log.warning("WANDB_MODE=%s is not known here and ignored. Known: %s.", mode, ", ".join(modes))
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return "online"
     file = Path(os.environ.get("NETRC", Path.home() / ("_netrc" if os.name == "nt" else ".netrc")))
@@ -91,18 +88,10 @@ class WandbTracker(Tracker):
         mode = default_mode() if self.mode == "auto" else self.mode
         group = self.group or os.environ.get("WANDB_RUN_GROUP") or group
         settings = {"config": dict(config), "id": run_id, "name": name, "group": group}
-        if mode == "online" and time.monotonic() < _UNANSWERED.get(server(), 0.0):
-            mode = "offline"
         if mode == "online":
-            try:
-                return self._open("online", settings)
-            except Exception as error:
-                _UNANSWERED[server()] = time.monotonic() + QUIET
-                log.warning("W&B cannot be used now, going on offline. Send the runs later with `wandb sync "
-                            "%s/wandb/offline-run-*`. %s: %s: %s", self.folder, server(), type(error).__name__,
-                            error)  # fmt: skip
-                client().teardown()  # its service would keep the run's id for the attempt that failed
-                mode = "offline"
+            if time.monotonic() >= _UNANSWERED.get(server(), 0.0) and self._opened_online(settings):
+                return
+            mode = "offline"
         with self._guard(f"could not start {mode}"):
             self._open(mode, settings)
 
@@ -130,36 +119,39 @@ class WandbTracker(Tracker):
         self._failed = row.status != "ok"
         with self._guard("lost the result"):
             self._log_result(row, table_rows)
-        with self._guard("lost the figures"):
-            if figures:
-                self._run.log({name: client().Image(str(path)) for name, path in figures.items()})
-        with self._guard("lost the table"):
-            self._log_table(table_rows)
+        with self._guard("lost the figures or the table"):
+            lines = records(table_rows).round(4).astype(object)
+            cells = lines.where(lines.notna(), None).to_numpy().tolist()
+            images = {name: client().Image(str(path)) for name, path in figures.items()}
+            self._run.log({**images, "table": client().Table(list(lines), cells, allow_mixed_types=True)})
         if self.model and model is not None:
             with self._guard("lost the model"):
                 self._log_model(row, Path(model), temporary=model == self.model_file(row.run_id))
 
+    def _opened_online(self, settings: dict[str, Any]) -> bool:
+        try:
+            self._open("online", settings)
+        except Exception as error:
+            _UNANSWERED[server()] = time.monotonic() + QUIET
+            log.warning("W&B cannot be used now, going on offline. Send the runs later with `wandb sync "
+                        "%s/wandb/offline-run-*`. %s: %s: %s", self.folder, server(), type(error).__name__,
+                        error)  # fmt: skip
+            client().teardown()  # its service would keep the run's id for the attempt that failed
+            return False
+        return True
+
     def _open(self, mode: str, settings: dict[str, Any]) -> None:
         wandb = client()
         Path(self.folder).mkdir(parents=True, exist_ok=True)
-        settings |= {"project": self.project, "entity": self.entity}
-        if os.environ.get("WANDB_SWEEP_ID"):  # the agent has set these already
+        settings = {**settings, "project": self.project, "entity": self.entity}
+        if os.environ.get("WANDB_SWEEP_ID"):  # the agent has set the others already
             settings = {name: settings[name] for name in ("config", "name", "group")}
         self._run = wandb.init(
-            **settings,
-            mode=mode,
-            tags=list(self.tags),
-            dir=self.folder,
-            resume="allow",
+            **settings, mode=mode, tags=list(self.tags), dir=self.folder, resume="allow",
             reinit="create_new",  # jobs of one process must not share a run
-            settings=wandb.Settings(
-                init_timeout=STARTING,
-                finish_timeout=self.timeout,
-                finish_timeout_raises=True,
-                silent=True,
-                console="off",
-            ),
-        )
+            settings=wandb.Settings(init_timeout=STARTING, finish_timeout=self.timeout, finish_timeout_raises=True,
+                                    silent=True, console="off"),
+        )  # fmt: skip
         log.info("W&B %s: %s", mode, self._run.url if mode == "online" else self._run.dir)
 
     def _log_result(self, row: Row, table_rows: Sequence[Row]) -> None:
@@ -176,11 +168,6 @@ class WandbTracker(Tracker):
         self._run.config.update({"row": {name: getattr(row, name) for name in ROW_CONFIG}}, allow_val_change=True)
         self._run.log(means)
         self._run.summary.update(summary | means)
-
-    def _log_table(self, rows: Sequence[Row]) -> None:
-        lines = records(rows).round(4).astype(object)
-        cells = lines.where(lines.notna(), None).to_numpy().tolist()
-        self._run.log({"table": client().Table(list(lines), cells, allow_mixed_types=True)})
 
     def _log_model(self, row: Row, file: Path, temporary: bool) -> None:
         """Read from its file while it is sent; an offline run is sent from there later. A temporary one goes then."""
