@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint
 from merging.errors import UserError
-from merging.routing.exchange import duplicate, linear_in
+from merging.routing.install import duplicate, linear_in
 from merging.threads import each
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {

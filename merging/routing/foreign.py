@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import cache, partial
-from threading import local
 from typing import Any
 
 import torch
@@ -11,17 +10,14 @@ from torch.nn import functional
 
 from merging.deltas import Delta
 from merging.errors import UserError
-from merging.routing.leaves import Linear, shown
-from merging.routing.mixing import Holder, per_row, vector
+from merging.routing.leaves import Conv, Linear, shown
+from merging.routing.mixing import Holder, PerThread, per_row, vector
 
 
-class Values(local):
-    """Tensors that stand for parameters while a forward runs, per thread."""
+class Values(PerThread):
+    """Tensors that stand for parameters while a forward runs."""
 
     now: Mapping[str, Tensor | None] | None = None
-
-    def __deepcopy__(self, memo: dict) -> "Values":
-        return Values()
 
 
 class Substituted:
@@ -64,6 +60,18 @@ class Substituted:
         if values is None:
             return shown(self._parameters[name], self.holder.w)
         return values[name] if name in values else self._parameters[name]
+
+
+class SubstitutedNorm(Substituted):
+    """Layer normalisation: torch's kernel takes one gain alone, so that gains and shifts per sample come after it."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        w = self.holder.w
+        if w is None or w.ndim == 1:
+            return super().forward(x)
+        y = self.with_values({"weight": None, "bias": None}, x)
+        gain, shift = ({**self._parameters, **self.mixed(w, x)}[name] for name in ("weight", "bias"))
+        return (y * gain if shift is None else torch.addcmul(shift, y, gain)).to(y.dtype)
 
 
 class SubstitutedTable(Substituted):
@@ -143,38 +151,54 @@ TOKENS = {  # class -> parameters that are added or put in front, in the modules
     "ViTEmbeddings": {"cls_token", "position_embeddings"},
     "VisionTransformer": {"class_embedding", "positional_embedding", "proj"},
 }
+LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 GAINS = ("RMSNorm", "T5LayerNorm", "LayerScale")  # how the names of classes end that multiply by their parameters
 
 
-def substituted(module: Any, deltas: Mapping[str, Delta | None], holder: Holder, name: str) -> nn.Module | None:
-    """The module itself, of a class that reads mixed parameters; None for one that nothing is written for."""
-    kind, names = type(module).__name__, set(deltas)
-    if isinstance(module, nn.Embedding) and module.max_norm is None:
-        mixin: type = SubstitutedTable
-        names.add("padding_idx")
-    elif names <= TOKENS.get(kind, set()):
-        mixin = SubstitutedVision if kind == "VisionTransformer" else SubstitutedTokens
-    elif kind.endswith(GAINS):
-        mixin = Substituted
-    else:
-        return None
-    if mixin is SubstitutedVision:
-        names.add("positional_embedding")
-        project(module, deltas, holder, name)
-        deltas = {key: delta for key, delta in deltas.items() if key != "proj"}
-    module.deltas, module.holder, module.name, module.values = nn.ModuleDict(deltas), holder, name, Values()  # type: ignore[arg-type]
-    module.__class__ = routed_class(mixin, type(module), tuple(sorted(names)))
+def leaf(old: Any, deltas: Mapping[str, Delta], holder: Holder, name: str) -> nn.Module:
+    """What takes the place of a module. Raises UserError for a class that nothing is written for."""
+    kind, weight, bias = type(old).__name__, deltas.get("weight"), deltas.get("bias")
+    if type(old) in LINEAR:
+        return Linear(old.weight, old.bias, weight, bias, holder, name)
+    if kind == "Conv1D":  # of transformers: a linear layer that is stored as [in, out]
+        return Linear(old.weight.T, old.bias, None if weight is None else weight.transposed(), bias, holder, name)
+    if type(old) is nn.Conv2d:
+        return Conv(old, deltas, holder, name)
+    if isinstance(old, nn.LayerNorm) and kind in ("LayerNorm", "LayerNormFp32"):
+        return substituted(old, SubstitutedNorm, deltas, holder, name, {"weight", "bias"})
+    if isinstance(old, nn.Embedding) and old.max_norm is None:
+        return substituted(old, SubstitutedTable, deltas, holder, name, {"weight", "padding_idx"})
+    if kind == "VisionTransformer" and deltas.keys() <= TOKENS[kind]:
+        return vision(old, deltas, holder, name)
+    if deltas.keys() <= TOKENS.get(kind, set()):
+        return substituted(old, SubstitutedTokens, deltas, holder, name, set(deltas))
+    if kind.endswith(GAINS):
+        return substituted(old, Substituted, deltas, holder, name, set(deltas))
+    raise UserError(
+        f"{name or 'The model'} is a {kind}, whose {' and '.join(deltas)} cannot be mixed per input: nothing is "
+        f"written for this class. Keep them static, or choose a method that does not route them."
+    )
+
+
+def substituted(
+    module: Any, mixin: type, deltas: Mapping[str, Delta], holder: Holder, name: str, read: set[str]
+) -> nn.Module:
+    """The module itself, of a class that reads what stands for its parameters `read`."""
+    module.deltas, module.holder, module.name, module.values = nn.ModuleDict(deltas), holder, name, Values()
+    module.__class__ = routed_class(mixin, type(module), tuple(sorted(read)))
     return module
 
 
-def project(visual: Any, deltas: Mapping[str, Delta | None], holder: Holder, name: str) -> None:
-    """Have open_clip's projection, a bare parameter, be a linear layer that is called after the forward."""
+def vision(visual: Any, deltas: Mapping[str, Delta | None], holder: Holder, name: str) -> nn.Module:
+    """open_clip's vision transformer; its projection, a bare parameter, becomes a linear layer that is called."""
     visual.projection = None
     if "proj" in deltas:
         delta = deltas["proj"]
         delta = None if delta is None else delta.transposed()
         visual.projection = Linear(visual.proj.T, None, delta, None, holder, f"{name}.proj")
         visual._parameters["proj"] = None
+    tokens = {key: delta for key, delta in deltas.items() if key != "proj" and delta is not None}
+    return substituted(visual, SubstitutedVision, tokens, holder, name, {*deltas, "positional_embedding"})
 
 
 @cache
@@ -189,13 +213,25 @@ def _read(name: str, module: Any) -> Tensor | None:
 
 
 class Attention(nn.Module):
-    """nn.MultiheadAttention over one input by two linear layers, which it holds as bare parameters or never calls."""
+    """nn.MultiheadAttention over one input by two linear layers, which it holds as bare parameters or never calls.
 
-    def __init__(self, attention: nn.MultiheadAttention, into: Linear, out: Linear):
+    owners: the deltas of every module by its path. Raises UserError for keys or values of a width of their own.
+    """
+
+    def __init__(
+        self, old: nn.MultiheadAttention, path: str, owners: Mapping[str, Mapping[str, Delta]], holder: Holder
+    ):
         super().__init__()
-        self.heads, self.batch_first, self.dropout = attention.num_heads, attention.batch_first, attention.dropout
-        self.in_proj: nn.Module = into
-        self.out_proj = out
+        if not old._qkv_same_embed_dim or old.bias_k is not None or old.add_zero_attn:
+            raise UserError(f"{path} has keys or values of a width or a bias of their own: it cannot be routed.")
+        self.heads, self.batch_first, self.dropout = old.num_heads, old.batch_first, old.dropout
+        inner, outer, out = owners.get(path, {}), owners.get(f"{path}.out_proj", {}), old.out_proj
+        self.in_proj: nn.Module = Linear(
+            old.in_proj_weight, old.in_proj_bias, inner.get("in_proj_weight"), inner.get("in_proj_bias"), holder,
+            f"{path}.in_proj",
+        )  # fmt: skip
+        weight, bias = outer.get("weight"), outer.get("bias")
+        self.out_proj = Linear(out.weight, out.bias, weight, bias, holder, f"{path}.out_proj")
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,

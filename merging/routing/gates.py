@@ -238,15 +238,6 @@ def largest(weights: Tensor, count: int) -> Tensor:
     return torch.zeros_like(weights).scatter(-1, where, values)
 
 
-def softmax(logits: Tensor, count: int) -> Tensor:
-    """Softmax over the `count` largest of [..., G], the rest zero: sums to 1, and for one is exactly one-hot."""
-    if count >= logits.shape[-1]:
-        return logits.softmax(-1)
-    values, where = logits.topk(count, -1)
-    values = values.softmax(-1)
-    return values.new_zeros(logits.shape).scatter(-1, where, values)
-
-
 class Subspace(nn.Module):
     """SMILE's gate of one linear layer: how much of a token lies in the leading input directions of each part.
 
@@ -261,7 +252,8 @@ class Subspace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inside = nn.functional.linear(x, self.directions.flatten(0, 1)).unflatten(-1, self.directions.shape[:2])
-        return answered(softmax(inside.norm(dim=-1), self.top_k))
+        kept = largest(inside.norm(dim=-1).softmax(-1), self.top_k)
+        return answered(kept / kept.sum(-1, keepdim=True))
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for one sample."""

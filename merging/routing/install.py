@@ -1,5 +1,6 @@
 """Puts a merge into any module, by exchanging the modules that own its changed parameters."""
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
@@ -8,10 +9,9 @@ from torch import nn
 from merging.deltas import Delta, LowRank, OnDemand, Rows, rebuild
 from merging.errors import UserError
 from merging.merged import Merged, Routing
-from merging.routing.exchange import attention_leaf, duplicate, leaf, replace
-from merging.routing.foreign import Attention, Substituted, route_relative_bias
+from merging.routing.foreign import LINEAR, Attention, Substituted, leaf, route_relative_bias, vision
 from merging.routing.gates import Subspace
-from merging.routing.leaves import Linear, Split
+from merging.routing.leaves import Conv, Linear, Split
 from merging.routing.mixing import Holder
 from merging.routing.routed import Block, Routed
 
@@ -108,7 +108,7 @@ def swap(routed: Routed, owners: Deltas) -> Iterator[str]:
     """Exchange the owners of deltas; the names of what is routed now."""
     module, made = routed.module, {}
     for path in attentions(module, owners):
-        replace(module, path, attention_leaf(module, path, owners, holder_of(routed, path)))
+        replace(module, path, Attention(module.get_submodule(path), path, owners, holder_of(routed, path)))  # type: ignore[arg-type]
         yield from (f"{path}.{name}" for name in ("in_proj", "out_proj") if owners.keys() & {path, f"{path}.{name}"})
     for path, deltas in owners.items():
         old = module.get_submodule(path)
@@ -166,15 +166,10 @@ def called_parts(block: Block) -> Iterator[tuple[str, nn.Module]]:
 
 def link(routed: Routed, paths: Iterable[str]) -> None:
     """Remember the way to everything that is routed."""
-    links = {}
-    for path in paths:
-        parent, done = routed.module, ""
-        for name in path.split(".") if path else ():
-            done = f"{done}.{name}"
-            child = parent._modules[name]
-            assert child is not None
-            links[done], parent = (parent, name, child), child
-    routed.links = list(links.values())
+    steps = {path[:end] for path in paths if path for end in (*(i for i, c in enumerate(path) if c == "."), len(path))}
+    parents = ((step.rpartition(".")[::2], step) for step in sorted(steps))
+    get = routed.module.get_submodule
+    routed.links = [(get(parent), name, get(step)) for (parent, name), step in parents]
 
 
 def attach(routed: Routed, routing: Routing) -> None:
@@ -234,3 +229,42 @@ def attach_subspaces(routed: Routed, routing: Routing) -> None:
         if isinstance(layer, Linear) and isinstance(layer.delta, LowRank):
             directions = layer.delta.down.unflatten(0, (layer.delta.parts, -1))[:, : routing.gate_rank]
             layer.subspace = Subspace(directions, routing.top_k or layer.delta.parts)
+
+
+def duplicate(module: nn.Module) -> nn.Module:
+    """The same modules over the same tensors: what is exchanged or moved in the one stays in the other."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+def replace(module: nn.Module, path: str, new: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, new)
+
+
+def linear_in(module: nn.Module, key: str) -> nn.Module:
+    """The module that a matrix is applied by, called with features [B, ..., n]: exchanged where it was not called.
+
+    Raises UserError for a parameter that is not applied to features.
+    """
+    path, _, name = key.rpartition(".")
+    attention = path.removesuffix(".out_proj")
+    if isinstance(old := module.get_submodule(attention), nn.MultiheadAttention):
+        replace(module, attention, Attention(old, attention, {}, Holder()))
+    if name == "in_proj_weight":
+        return module.get_submodule(f"{path}.in_proj")
+    owner = module.get_submodule(path)
+    if isinstance(owner, nn.Conv2d):
+        replace(module, path, Conv(owner, {}, Holder(), path))
+        owner = module.get_submodule(path)
+    if isinstance(owner, Conv):
+        return owner.linear
+    if name == "proj" and type(owner).__name__ == "VisionTransformer":
+        vision(owner, {"proj": None}, Holder(), path)
+        return owner.get_submodule("projection")
+    if name == "weight" and (type(owner) in (*LINEAR, Linear) or type(owner).__name__ == "Conv1D"):
+        return owner
+    raise UserError(
+        f"{key} of {type(owner).__name__} is not a matrix that is applied to features, so that nothing is seen to go "
+        f"into it. Ask for weights of linear layers, attention, patch embeddings and projections."
+    )

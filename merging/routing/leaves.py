@@ -10,7 +10,7 @@ from merging.deltas import Delta, Dense, Rows
 from merging.deltas.products import add_product
 from merging.errors import UserError
 from merging.routing.gates import Subspace
-from merging.routing.mixing import Holder, per_row, vector
+from merging.routing.mixing import Holder, per_row
 
 CHUNK = {"cpu": 1 << 22}  # numbers of the private matrices that exist at once: on a CPU, what its caches hold
 SHOWN = {getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "requires_grad", "is_cuda")}
@@ -177,32 +177,3 @@ class Conv(nn.Module):
         else:
             patches = functional.unfold(x, **self.geometry).mT
         return self.linear(patches).mT.unflatten(-1, (rows, columns))
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis: torch's kernel takes one gain alone, so gain and shift come after it."""
-
-    def __init__(self, norm: nn.LayerNorm, deltas: Mapping[str, Delta], holder: Holder, name: str):
-        super().__init__()
-        self.static, self.deltas, self.holder, self.name = norm, nn.ModuleDict(deltas), holder, name
-
-    @property
-    def weight(self) -> Tensor:
-        return shown(self.static.weight, self.holder.w)
-
-    def forward(self, x: Tensor) -> Tensor:
-        w, norm = self.holder.w, self.static
-        if w is None:
-            return norm(x)
-        w = per_row(w, len(x), x.shape[1] if x.ndim > 2 else None, self.name)
-        gain, shift = self._mixed("weight", w, x), self._mixed("bias", w, x)
-        if w.ndim == 1:
-            y = functional.layer_norm(x, norm.normalized_shape, gain, shift, norm.eps)
-        else:
-            y = functional.layer_norm(x, norm.normalized_shape, eps=norm.eps)
-            y = y * gain if shift is None else torch.addcmul(shift, y, gain)  # type: ignore[operator, arg-type]
-        return y if type(norm) is nn.LayerNorm else y.to(x.dtype)  # as open_clip's casts back
-
-    def _mixed(self, name: str, w: Tensor, x: Tensor) -> Tensor | None:
-        value = getattr(self.static, name)
-        return value if name not in self.deltas else vector(value, self.deltas[name].mix, w, x)  # type: ignore[arg-type]

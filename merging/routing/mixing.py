@@ -13,7 +13,14 @@ from merging.errors import UserError
 Run = Callable[[Tensor, tuple, Mapping[str, Any]], Any]
 
 
-class Holder(threading.local):
+class PerThread(threading.local):
+    """Values that every thread has of its own; a copy starts without."""
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return type(self)()
+
+
+class Holder(PerThread):
     """The weights in force in one block, or outside the blocks: [T], [B, T] or [B, N, T]; None: the static model.
 
     Every thread has its own, so that several may run one model. Every block has its own, so that a backward that runs
@@ -22,9 +29,6 @@ class Holder(threading.local):
 
     w: Tensor | None = None
     asker: nn.Module | None = None  # the part of the block at whose entry its gate gave w
-
-    def __deepcopy__(self, memo: dict) -> "Holder":
-        return type(self)()
 
 
 def per_row(w: Tensor, rows: int, tokens: int | None, name: str) -> Tensor:

@@ -1,6 +1,5 @@
 """A module with a merge inside, and where its gates sit."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from merging.errors import UserError
 from merging.routing.foreign import Substituted
 from merging.routing.gates import Gate, GateShape, Sees
-from merging.routing.leaves import LayerNorm, Linear
-from merging.routing.mixing import Holder, clustered, continued, first_tensor
+from merging.routing.leaves import Linear
+from merging.routing.mixing import Holder, PerThread, clustered, continued, first_tensor
 
 KERNELS = ("auto", "factored", "grouped", "folded", "materialised")
 NO_GATE = "This model has no gate: give the weights of its parts, model(inputs, w=w)."
@@ -26,7 +25,7 @@ class Reached(Exception):
     """Ends a forward at the tokens that were asked for, its one argument."""
 
 
-class State(threading.local):
+class State(PerThread):
     """What the forward that runs in this thread is for."""
 
     asks = False  # whether gates answer
@@ -34,9 +33,6 @@ class State(threading.local):
     stop: tuple[str, int] | None = None  # ("enter" | "leave", block) at which it ends
     mask: Tensor | None = None  # [B, N], 0 where a token is padding
     observer: Observer | None = None  # answers in place of the gates
-
-    def __deepcopy__(self, memo: dict) -> "State":
-        return State()
 
 
 @dataclass
@@ -260,7 +256,7 @@ class Routed(nn.Module):
         if not self.state.asks or (holder.w is not None and not again):
             return
         tokens = first_tensor(args, kwargs)
-        if isinstance(part, LayerNorm | Substituted):
+        if isinstance(part, Substituted):
             tokens = part.static(tokens)
         if self.state.observer is not None:
             w = self.state.observer(index, tokens)
