@@ -211,7 +211,7 @@ def spectrum(tensor: Tensor, mode: int) -> np.ndarray:
 def _basis(tensor: Tensor, mode: int, rank: int) -> Tensor:
     """The leading left singular vectors [size, rank] of an unfolding, completed if it has fewer."""
     gram = _gram(tensor, mode)
-    vectors = leading_vectors(torch.from_numpy(gram), min(rank, len(gram)))[1]
+    vectors = leading_vectors(torch.from_numpy(gram), min(rank, len(gram)))[1].contiguous()
     if len(gram) < tensor.shape[mode]:  # vectors of the columns
         images = tensor.movedim(mode, 0).flatten(1).double() @ vectors
         vectors = torch.linalg.qr(torch.nn.functional.pad(images, (0, rank - images.shape[1])))[0]
@@ -246,5 +246,5 @@ def _better(tensor: Tensor, mode: int, basis: Tensor) -> Tensor:
 
 def _best_inside(span: Tensor, unfolded: Tensor, rank: int) -> Tensor:
     """The basis [size, rank] in the span of orthonormal columns that keeps the most energy of an unfolding."""
-    inside = (span.T @ unfolded).double()
-    return span @ leading_vectors(inside @ inside.T, rank)[1].float()
+    inside = (span.T @ unfolded).double().numpy()
+    return span @ leading_vectors(torch.from_numpy(inside @ inside.T), rank)[1].float()
