@@ -2,71 +2,67 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from merging.deltas import LowRank
 
+Changes = Mapping[str, Tensor]
+
+
+class Mix(NamedTuple):
+    """sum_t weights_t tau_t of the task vectors of one parameter, as factors."""
+
+    low_rank: LowRank
+    weights: Tensor  # [T]
+
 
 @dataclass(frozen=True)
 class Combined(Mapping[str, Tensor]):
-    """Changes of parameters by name: `dense` ones, and sum_t weights_t tau_t of low rank, made dense when asked for."""
+    """Changes of parameters by name; those that are a Mix are made dense when asked for."""
 
-    dense: Mapping[str, Tensor]
-    low_rank: Mapping[str, LowRank]  # task vectors
-    weights: Mapping[str, Tensor]  # [T], of the same names
+    terms: Mapping[str, Tensor | Mix]
 
     def __getitem__(self, key: str) -> Tensor:
-        return self.low_rank[key].mix(self.weights[key]) if key in self.low_rank else self.dense[key]
+        term = self.terms[key]
+        return term.low_rank.mix(term.weights) if isinstance(term, Mix) else term
 
     def __iter__(self) -> Iterator[str]:
-        yield from self.dense
-        yield from self.low_rank
+        return iter(self.terms)
 
     def __len__(self) -> int:
-        return len(self.dense) + len(self.low_rank)
+        return len(self.terms)
 
 
-Changes = Mapping[str, Tensor]
+def mix_of(changes: Changes, key: str) -> Mix | None:
+    """A change as the mix that it is, None for a dense one."""
+    term = changes.terms.get(key) if isinstance(changes, Combined) else None
+    return term if isinstance(term, Mix) else None
 
 
 def total(*terms: tuple[float, Changes]) -> Changes:
     """The sum of factor * changes; of low rank where all terms are."""
-    dense: dict[str, Tensor] = {}
-    low_rank: dict[str, LowRank] = {}
-    weights: dict[str, Tensor] = {}
+    summed: dict[str, Tensor | Mix] = {}
     for key in dict.fromkeys(key for _, changes in terms for key in changes):
         here = [(factor, changes) for factor, changes in terms if key in changes]
-        combined = [changes for _, changes in here if isinstance(changes, Combined) and key in changes.low_rank]
-        if len(combined) == len(here):
-            low_rank[key] = combined[0].low_rank[key]
-            pairs = zip(here, combined, strict=True)
-            weights[key] = torch.stack([factor * changes.weights[key] for (factor, _), changes in pairs]).sum(0)
+        mixes = [(factor, mix) for factor, changes in here if (mix := mix_of(changes, key))]
+        if len(mixes) == len(here):
+            weights = torch.stack([factor * mix.weights for factor, mix in mixes]).sum(0)
+            summed[key] = Mix(mixes[0][1].low_rank, weights)
         else:
             scaled = [changes[key] if factor == 1 else factor * changes[key] for factor, changes in here]
-            dense[key] = sum(scaled[1:], scaled[0])
-    return Combined(dense, low_rank, weights) if low_rank else dense
+            summed[key] = sum(scaled[1:], scaled[0])
+    return Combined(summed)
 
 
-def chosen(changes: Changes, keys: Mapping[str, float]) -> Changes:
-    """Those of `keys`, each times its factor."""
-    return total(*((factor, only(changes, key)) for key, factor in keys.items()))
+def chosen(changes: Changes, factors: Mapping[str, float]) -> Changes:
+    """Some changes, each times its factor."""
+    return Combined({key: _times(factor, mix_of(changes, key) or changes[key]) for key, factor in factors.items()})
 
 
-def only(changes: Changes, key: str) -> Changes:
-    """That of one parameter."""
-    if isinstance(changes, Combined) and key in changes.low_rank:
-        return Combined({}, {key: changes.low_rank[key]}, {key: changes.weights[key]})
-    return {key: changes[key]}
-
-
-def weights_of(key: str, *terms: tuple[float, Changes]) -> Tensor | float | None:
-    """The weights [T] of the task vectors in the sum of factor * changes, 0 for none; None where it is dense."""
-    found: Tensor | float = 0.0
-    for factor, changes in terms:
-        if key in changes:
-            if not isinstance(changes, Combined) or key not in changes.low_rank:
-                return None
-            found = found + factor * changes.weights[key]
-    return found
+def _times(factor: float, term: Tensor | Mix) -> Tensor | Mix:
+    if isinstance(term, Mix):
+        return Mix(term.low_rank, factor * term.weights)
+    return term if factor == 1 else factor * term

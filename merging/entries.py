@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from merging.combined import Changes, Combined
+from merging.combined import Changes, Combined, Mix
 from merging.experts import Experts
 from merging.ops import PIECE
 from merging.threads import Scratch, workers
@@ -91,5 +91,5 @@ def combined(experts: Experts, merge: Callable[[Tensor], Tensor], weight: float)
     dense = entrywise(experts, merge, [key for key in experts.specs() if key not in low_rank])
     if not low_rank:
         return dense
-    changed = {key: delta for key, delta in low_rank.items() if delta.rank}
-    return Combined(dense, changed, {key: torch.full((delta.parts,), weight) for key, delta in changed.items()})
+    mixes = {key: Mix(delta, torch.full((delta.parts,), weight)) for key, delta in low_rank.items() if delta.rank}
+    return Combined({**dense, **mixes})

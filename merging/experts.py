@@ -273,12 +273,9 @@ class Experts:
         specs = replace(self, separate_qkv=False, only=only).specs()
         return Joined(self.origin, self.tasks, specs, shared, join_deltas(deltas or {}), routing, scale, **more)
 
+    @cached_property
     def tied(self) -> Mapping[str, str]:
         """The first name of every parameter that base and experts also hold under another one, see checkpoints.tied."""
-        return self._tied
-
-    @cached_property
-    def _tied(self) -> Mapping[str, str]:
         return tied(self._seen)
 
     def part(self, keys: Iterable[str]) -> "Experts":

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from merging.checkpoints import Checkpoint, raw_bytes
+from merging.checkpoints import Checkpoint, Spec, digest
 from merging.errors import UserError
 
 
@@ -28,31 +28,30 @@ def check_experts(base: Checkpoint, experts: Sequence[Checkpoint], tasks: Sequen
         raise UserError(
             f"There are {len(experts)} experts for {len(tasks)} tasks ({', '.join(tasks)}). Give one expert per task."
         )
-    want = base.specs()
     for task, expert in zip(tasks, experts, strict=True):
-        have = expert.specs()
-        where = f"The expert for {task} ({expert.name})"
-        if missing := sorted(want.keys() - have.keys()):
-            raise UserError(
-                f"{where} lacks {some(missing)}, which the base {base.name} has. Use an expert tuned from this base."
+        if problem := _misfit(expert.specs(), base.specs(), f"the base {base.name}"):
+            raise UserError(f"The expert for {task} ({expert.name}) {problem}")
+
+
+def _misfit(expert: Mapping[str, Spec], base: Mapping[str, Spec], name: str) -> str | None:
+    """Why an expert cannot be merged with a base, None where it can."""
+    if missing := sorted(base.keys() - expert.keys()):
+        return f"lacks {some(missing)}, which {name} has. Use an expert tuned from this base."
+    if extra := sorted(expert.keys() - base.keys()):
+        return f"has {some(extra)}, which {name} lacks. Use an expert tuned from this base."
+    for key, spec in base.items():
+        if expert[key].shape != spec.shape:
+            return (
+                f"has {key} of shape {tuple(expert[key].shape)}, {name} has {tuple(spec.shape)}. All experts must come "
+                f"from the same architecture as the base."
             )
-        if extra := sorted(have.keys() - want.keys()):
-            raise UserError(
-                f"{where} has {some(extra)}, which the base {base.name} lacks. Use an expert tuned from this base."
+        if expert[key].merged != spec.merged:
+            return (
+                f"has {key} as {_short(expert[key].dtype)}, {name} as {_short(spec.dtype)}. Numbers of these two kinds "
+                f"mean different things: quantised weights have scales beside them. Convert the weights back to fp32, "
+                f"bf16 or fp16 before they are merged."
             )
-        for key, spec in want.items():
-            if have[key].shape != spec.shape:
-                raise UserError(
-                    f"{where} has {key} of shape {tuple(have[key].shape)}, "
-                    f"the base {base.name} has {tuple(spec.shape)}. "
-                    f"All experts must come from the same architecture as the base."
-                )
-            if have[key].merged != spec.merged:
-                raise UserError(
-                    f"{where} has {key} as {_short(have[key].dtype)}, the base {base.name} as {_short(spec.dtype)}. "
-                    f"Numbers of these two kinds mean different things: quantised weights have scales beside them. "
-                    f"Convert the weights back to fp32, bf16 or fp16 before they are merged."
-                )
+    return None
 
 
 def check_finite(tau: Tensor, key: str, who: str, expert: Checkpoint, base: Checkpoint) -> None:
@@ -71,24 +70,17 @@ def differing(base: Checkpoint, experts: Sequence[Checkpoint]) -> tuple[str, ...
     integers that differs, and for any other kind: those are quantised weights or tables of indices. Reads these tensors
     alone, and none that merges.
     """
-    found = []
-    for key, spec in sorted(base.specs().items()):
-        if spec.merged or all(same(base, expert, key) for expert in experts):
-            continue
-        if len(spec.shape) > 1 or spec.dtype.is_floating_point or spec.dtype.is_complex:
+    kept = [key for key, spec in sorted(base.specs().items()) if not spec.merged]
+    differ = [key for key in kept if any(digest(expert.tensor(key)) != digest(base.tensor(key)) for expert in experts)]
+    for key in differ:
+        shape, dtype = base.specs()[key]
+        if len(shape) > 1 or dtype.is_floating_point or dtype.is_complex:
             raise UserError(
-                f"{key} is of {_short(spec.dtype)} and shape {tuple(spec.shape)} in {base.name}, and differs between "
+                f"{key} is of {_short(dtype)} and shape {tuple(shape)} in {base.name}, and differs between "
                 f"the base and the experts. Such numbers are not merged: if they are quantised weights, convert them "
                 f"back to fp32, bf16 or fp16 first; if they belong to one task, leave them out of all checkpoints."
             )
-        found.append(key)
-    return tuple(found)
-
-
-def same(first: Checkpoint, second: Checkpoint, key: str) -> bool:
-    """Whether two checkpoints have the same type and bytes under a key."""
-    one, other = first.tensor(key), second.tensor(key)
-    return one.dtype == other.dtype and raw_bytes(one) == raw_bytes(other)
+    return tuple(differ)
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -110,7 +102,7 @@ def check_method(method: object) -> None:
 def listed(experts: object, tasks: object) -> tuple[list, list | None]:
     """Experts and tasks as lists. Raises UserError for one expert or one name in the place of a list."""
     what = f"The experts are given as a {type(experts).__name__}, not as a list of them."
-    if isinstance(experts, Mapping) and experts and not all(isinstance(each, Tensor) for each in experts.values()):
+    if isinstance(experts, Mapping) and experts and not all(isinstance(value, Tensor) for value in experts.values()):
         raise UserError(f"{what} Write experts=list(found.values()), tasks=list(found).")
     if isinstance(experts, nn.Module):
         raise UserError(f"{what} Give the weights of each in a list: [module.state_dict(), ...].")

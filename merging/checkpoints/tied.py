@@ -21,7 +21,7 @@ def tied(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
     again only where two begin alike.
     """
     firsts: dict[object, list[str]] = {}
-    found: dict[str, str] = {}
+    same: dict[str, str] = {}
     for key, spec in sorted(checkpoints[0].specs().items()):
         begin = bytes(raw_bytes(checkpoints[0].tensor(key).reshape(-1)[:64]))  # some are put together when asked for
         others = firsts.setdefault((spec.shape, spec.dtype, begin), [])
@@ -29,8 +29,8 @@ def tied(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
         if first is None:
             others.append(key)
         else:
-            found[key] = first
-    return found
+            same[key] = first
+    return same
 
 
 def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
@@ -43,10 +43,10 @@ def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
 
 def behind(experts: "Experts", key: str) -> bool:
     """Whether a parameter lies behind the blocks, and is not the tensor of another before them."""
-    info, first = experts.param(key), experts.tied
-    if info.tied is None or info.tied not in experts.origin.specs():
+    info = experts.param(key)
+    if not info.after or info.tied is None or info.tied not in experts.origin.specs():
         return info.after
-    return info.after and first().get(key, key) != first().get(info.tied, info.tied)
+    return experts.tied.get(key, key) != experts.tied.get(info.tied, info.tied)
 
 
 def filled(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ Stream = Callable[[], Iterator[tuple[str, Tensor]]]  # (key, tau [T, *shape]) in
 
 def columns(experts: Experts, by_parameter: bool) -> dict[str, int]:
     """The column of coefficients of every parameter: one for all, or one for each; tied names share theirs."""
-    tied = experts.tied()
+    tied = experts.tied
     keys = [key for key in experts.specs() if key not in tied]
     column = {key: index if by_parameter else 0 for index, key in enumerate(keys)}
     return column | {key: column[first] for key, first in tied.items() if first in column}

@@ -27,7 +27,7 @@ class Dare(Options):
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
-        tied = experts.tied()
+        tied = experts.tied
 
         def drop(key: str, task: str, tau: Tensor) -> Tensor:
             rng = generator("dare", self.seed, tied.get(key, key), task)

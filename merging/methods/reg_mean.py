@@ -9,7 +9,7 @@ from merging.entries import entrywise
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.options import Count, Options, Share
-from merging.statistics import grams_of
+from merging.statistics import grams
 
 RIDGE = 1e-7  # of the mean diagonal: where hardly any input lies the mean stays, instead of a number without bound
 ZERO = torch.zeros((), dtype=torch.float64)
@@ -44,7 +44,7 @@ class RegMean(Options):
 
     def _groups(self, experts: Experts) -> list[list[str]]:
         """The matrices that are solved together: all, or those of one block."""
-        specs, tied = experts.specs(), experts.tied()
+        specs, tied = experts.specs(), experts.tied
         shared = {*tied, *tied.values()}
         keys = [key for key, spec in specs.items() if len(spec.shape) == 2 and key not in shared]
         keys = [key for key in keys if any(experts.param(key).is_a(kind) for kind in KINDS)]
@@ -62,7 +62,7 @@ class RegMean(Options):
         moved: dict[str, Tensor] = {}
         mean: dict[str, Tensor] = {}
         for task, checkpoint in enumerate(experts.checkpoints):
-            sums, rows = grams_of(data, checkpoint, task, keys, self.samples)
+            sums, rows = grams(data, checkpoint, task, keys, self.samples)
             for key in keys:
                 gram = shrunk(sums.pop(key) / rows[key], self.rho)
                 tau = as_applied(experts, key, experts.task_vector(key, task)).double()

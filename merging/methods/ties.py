@@ -50,7 +50,7 @@ class Ties(Options):
         if votes > 0:  # entries that cancel exactly take the majority sign of the model, known only now
             for piece in undecided:
                 piece.merged[piece.cancelled] = piece.positive
-        for key, first in experts.tied().items():
+        for key, first in experts.tied.items():
             if key in merged and first in merged:
                 merged[key] = merged[first]  # of equals at the threshold one name may keep what the other drops
         return experts.merged(merged, self.scale)

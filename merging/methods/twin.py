@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from merging.checkpoints.tied import behind
-from merging.combined import Changes, total, weights_of
+from merging.combined import Changes, mix_of, total
 from merging.context import ALONE, Context
 from merging.decompose.compressed import Compressed
 from merging.deltas import Delta, Dense, LowRank, Rows
@@ -67,9 +67,10 @@ class Twin(Options):
     def _beyond(self, experts: Experts, key: str, common: Changes) -> tuple[Delta, list[float]]:
         """What every expert has beyond the shared one, and the share of it that is kept."""
         low_rank = experts.low_rank(key) if self.sparsify == "svd" else None
-        weights = None if low_rank is None or len(low_rank.shape) < 2 else weights_of(key, (1.0, common))
-        if low_rank is not None and weights is not None:
-            return self._from_factors(experts, key, low_rank, torch.eye(low_rank.parts) - weights)
+        mix = mix_of(common, key)
+        if low_rank is not None and len(low_rank.shape) >= 2 and (mix or key not in common):
+            weights = torch.eye(low_rank.parts) - (mix.weights if mix else 0)
+            return self._from_factors(experts, key, low_rank, weights)
         tau = experts.tau(key)
         beyond = tau - common[key] if key in common else tau
         delta = self._delta(experts, key, beyond)
@@ -99,7 +100,7 @@ class Twin(Options):
         if self.sparsify == "magnitude":
             return Dense(self._largest(beyond))
         if self.sparsify == "dropout":
-            name = experts.tied().get(key, key)  # tied weights stay tied
+            name = experts.tied.get(key, key)  # tied weights stay tied
             return Dense(torch.stack([self._dropped(*each, name) for each in zip(beyond, experts.tasks, strict=True)]))
         matrices = beyond.flatten(2)
         if self.split_qkv and (blocks := cut(key, matrices)):

@@ -11,7 +11,7 @@ from merging import Experts
 from merging.decompose.ranks import Ranks
 from merging.methods import Duet, NeuronMask, Twin
 from merging.neurons import Neurons
-from merging.statistics import linear_statistics
+from merging.statistics import moments
 
 TASKS, WIDE, NARROW = 3, 12, 5
 W = torch.tensor([0.7, -1.3, 2.1])
@@ -124,7 +124,7 @@ def test_activity_of_texts_leaves_padding_out():
         ids = torch.tensor([[5, 6, 7, 8], [3, 4, 0, 0]])
         padded = {"input_ids": ids, "attention_mask": (ids != 0).long()}
         alone = [{"input_ids": row[row != 0][None]} for row in ids]
-        one, other = (linear_statistics(model, (matrix,), iter(batches)) for batches in ([padded], alone))
+        one, other = (moments(model, (matrix,), iter(batches)) for batches in ([padded], alone))
         assert one[matrix].shape == (20,) and close(one[matrix], other[matrix], 1e-6)
 
 

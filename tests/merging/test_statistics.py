@@ -10,7 +10,7 @@ from samples import BACKBONE, IMAGES, context, opened
 from torch.nn import functional
 
 from merging.errors import UserError
-from merging.statistics import STATISTICS, activations, grams, linear_statistics, observe
+from merging.statistics import STATISTICS, activations, grams, moments, observe
 
 NAMES = tuple(f"visual.transformer.resblocks.{block}.mlp.c_proj.weight" for block in (0, 1))
 MEASURES = {
@@ -51,7 +51,7 @@ def hidden(state, images):
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_equals_a_forward_pass_by_hand(found, statistic, tokens, count):
     calibration = context(found).unlabelled()
-    measured = activations(calibration, found.checkpoints, NAMES, count, statistic, tokens)
+    measured = activations(calibration, found.checkpoints, NAMES, count, statistic, tokens=tokens)
     for task, checkpoint in enumerate(found.checkpoints):
         images = calibration.images(task, torch.arange(IMAGES if count is None else count))
         state = {key: checkpoint.tensor(key) for key in BACKBONE.build().state_dict()}
@@ -64,7 +64,7 @@ def test_equals_a_forward_pass_by_hand(found, statistic, tokens, count):
 def test_magnitude_is_the_default(found):
     calibration = context(found).unlabelled()
     plain = activations(calibration, found.checkpoints, NAMES, 4)
-    asked = activations(calibration, found.checkpoints, NAMES, 4, "mean_abs", "all")
+    asked = activations(calibration, found.checkpoints, NAMES, 4, "mean_abs", tokens="all", side="input")
     assert all(torch.equal(plain[name], asked[name]) for name in NAMES)
 
 
@@ -73,13 +73,13 @@ def test_batches_of_any_size_give_the_same(found, statistic):
     """Every image counts once, also in a last batch that is smaller."""
     calibration = context(found).unlabelled()
     tower = calibration.tower()
-    together, split = (linear_statistics(tower, NAMES, calibration.batches(0, 7, batch), statistic) for batch in (7, 3))
+    together, split = (moments(tower, NAMES, calibration.batches(0, 7, batch), statistic) for batch in (7, 3))
     assert all(close(together[name], split[name], 1e-6) for name in NAMES)
 
 
 def test_leaves_no_hooks(found):
     tower = context(found).unlabelled().tower()
-    linear_statistics(tower, NAMES, context(found).unlabelled().batches(0, 2))
+    moments(tower, NAMES, context(found).unlabelled().batches(0, 2))
     assert not any(module._forward_pre_hooks for module in tower.modules())
 
 
@@ -132,16 +132,16 @@ def test_every_matrix_is_seen(name):
 
 def test_grams_are_those_of_all_inputs_block_by_block_too(found):
     calibration, keys = context(found).unlabelled(), (*NAMES, "visual.proj", "visual.conv1.weight")
-    whole = grams(calibration, found.checkpoints, keys, 7)
-    assert whole.sums[NAMES[0]].shape == (3, 64, 64) and whole.sums["visual.conv1.weight"].shape == (3, 192, 192)
     for task, checkpoint in enumerate(found.checkpoints):
+        sums, rows = grams(calibration, checkpoint, task, keys, 7)
+        assert sums[NAMES[0]].shape == (64, 64) and sums["visual.conv1.weight"].shape == (192, 192)
         state = {key: checkpoint.tensor(key) for key in BACKBONE.build().state_dict()}
         for name, x in zip(NAMES, hidden(state, calibration.images(task, torch.arange(7))), strict=True):
             x = x.flatten(0, 1)
-            assert whole.rows[name][task] == len(x) == 35 and close(whole.sums[name][task], x.T @ x, 1e-5)
-    assert whole.rows["visual.proj"].tolist() == [7, 7, 7]
-    for key in keys:
-        assert close(grams(calibration, found.checkpoints, (key,), 7).sums[key], whole.sums[key], 1e-5)
+            assert rows[name] == len(x) == 35 and close(sums[name], x.T @ x, 1e-5)
+        assert rows["visual.proj"] == 7
+        for key in keys:
+            assert close(grams(calibration, checkpoint, task, (key,), 7)[0][key], sums[key], 1e-5)
 
 
 def test_padding_does_not_count():

@@ -84,9 +84,9 @@ def test_weights_that_are_no_longer_tied_are_refused_by_a_tied_module(tmp_path):
 
 def test_what_one_expert_holds_apart_is_not_tied():
     states = [parted(Tied(seed)) for seed in range(3)]
-    assert Experts.open(states[0], states[1:]).tied() == {"head.weight": "embed.weight"}
+    assert Experts.open(states[0], states[1:]).tied == {"head.weight": "embed.weight"}
     states[2]["head.weight"][0, 0] += 1
-    assert Experts.open(states[0], states[1:]).tied() == {}
+    assert Experts.open(states[0], states[1:]).tied == {}
     merged = merge(Dare(0.5), states[0], states[1:])
     assert not torch.equal(merged.weight("embed.weight"), merged.weight("head.weight"))
 
