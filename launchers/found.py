@@ -81,11 +81,9 @@ def named(config: DictConfig) -> set[str]:
 
 def is_local(suite: Any, source: Any, backbone: Any) -> bool:
     """Whether the configuration names every file that experts and images come from, and none is asked of the Hub."""
-    if hasattr(source, "wanted") and source.wanted(suite, backbone):
+    if hasattr(source, "downloads") and source.downloads(suite, backbone):
         return False
-    texts = [task.text for task in suite.every if hasattr(task, "text")]
-    repos = [task.source.repo for task in suite.every if hasattr(task, "source")]
-    return not any(repos) and all(isinstance(text, str) and Path(text).expanduser().exists() for text in texts)
+    return all(getattr(task, "is_local", True) for task in suite.every)
 
 
 def _key(config: DictConfig, files: str) -> str:

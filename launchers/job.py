@@ -212,8 +212,8 @@ def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -
         foresee(suite, source, backbone, engine, [config.split, *splits_read(*built(config))])
         suite = source.headed(suite, backbone, store) if hasattr(source, "headed") else suite
         data = SuiteData(suite, backbone, engine, partial(multitask_of, source, suite, backbone, store))
-        experts, context = source.open(suite, backbone, store), Context(data, engine.place)
-        experts = replace(experts, device=engine.place)
+        experts, context = source.open(suite, backbone, store), Context(data, engine.torch_device)
+        experts = replace(experts, device=engine.torch_device)
         unseen, more = of_unseen(source, suite, backbone, store)
         read = [*experts.remarks, *(() if unseen is None else unseen.remarks)]
         for remark in () if quiet else read:

@@ -24,7 +24,7 @@ def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine",
 
     Raises UserError where a file is missing from its repository and where a disk is too small.
     """
-    if (wanted := getattr(source, "wanted", None)) is not None:
+    if (wanted := getattr(source, "downloads", None)) is not None:
         downloads(wanted(suite, backbone))
     tasks: list[Any] = [task for task in suite.every if hasattr(task, "needs")]
     if needs := [need for task in tasks for need in task.needs(splits)]:
@@ -69,7 +69,7 @@ def duration(suite: "Suite", backbone: "Backbone", engine: "Engine") -> None:
         rate = speed(backbone, engine)
         log.info(
             f"one model takes about {spoken(test / rate)} for {test:,} test images, {spoken(val / rate)} for {val:,} "
-            f"of validation (each coefficient that is tried): {rate:.0f} images a second on {engine.place}"
+            f"of validation (each coefficient that is tried): {rate:.0f} images a second on {engine.torch_device}"
         )
 
 
@@ -83,7 +83,10 @@ def speed(backbone: "Backbone", engine: "Engine") -> float:
     """Samples per second through the static model: the best of three batches after a first one."""
     import torch
 
-    module, inputs = backbone.build().to(engine.place), backbone.prepare(backbone.example(PROBE).to(engine.place))
+    module, inputs = (
+        backbone.build().to(engine.torch_device),
+        backbone.prepare(backbone.example(PROBE).to(engine.torch_device)),
+    )
     seconds = []
     with torch.inference_mode(), engine.running():
         for _ in range(4):

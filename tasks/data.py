@@ -32,12 +32,12 @@ class SuiteData:
     def unlabelled(self, split: str) -> Calibration:
         """The inputs of every task."""
         if split not in self._unlabelled:
-            self._unlabelled[split] = calibration(self.suite, self.backbone, split, device=self.engine.place)
+            self._unlabelled[split] = calibration(self.suite, self.backbone, split, device=self.engine.torch_device)
         return self._unlabelled[split]
 
     def labels(self, split: str) -> Sequence[Tensor]:
         """int64 [n] of every task."""
-        return [task.split(split).labels.to(self.engine.place) for task in self.suite.tasks]
+        return [task.split(split).labels.to(self.engine.torch_device) for task in self.suite.tasks]
 
     def validate(self, merged: Merged) -> Scores:
         """Scores on validation."""

@@ -40,20 +40,20 @@ class Engine:
 
     def __post_init__(self) -> None:
         if self.precision == "auto":
-            object.__setattr__(self, "precision", "bf16" if self.place.type == "cuda" else "fp32")
+            object.__setattr__(self, "precision", "bf16" if self.torch_device.type == "cuda" else "fp32")
         if self.precision not in PRECISIONS:
             known = ", ".join(["auto", *PRECISIONS])
             raise UserError(f"engine.precision={self.precision!r} is unknown. Choose one of {known}.")
         check_range("engine.batch", self.batch, 1, 10**6)
-        place = self.place
-        if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        device = self.torch_device
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise UserError(
                 f"engine.device={self.device} is not there: torch sees {torch.cuda.device_count()} GPUs. Set "
                 f"engine.device=cpu, or check the driver and CUDA_VISIBLE_DEVICES."
             )
 
     @property
-    def place(self) -> torch.device:
+    def torch_device(self) -> torch.device:
         """The device. Raises UserError for one that is not supported."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,23 +64,23 @@ class Engine:
     @property
     def identity(self) -> tuple[int, str]:
         """What may move the last digits of a result and is in no configuration of a row."""
-        return self.batch, self.place.type
+        return self.batch, self.torch_device.type
 
     @property
     def workers(self) -> int:
         """Tasks scored at once: on a CPU one per torch thread, each on a single thread."""
-        return torch.get_num_threads() if self.place.type == "cpu" else 1
+        return torch.get_num_threads() if self.torch_device.type == "cpu" else 1
 
     def clock(self) -> float:
         """Seconds that this thread has worked on the CPU, or until the GPU has done what it was given."""
-        if self.place.type == "cpu":
+        if self.torch_device.type == "cpu":
             return time.thread_time()
-        torch.cuda.synchronize(self.place)
+        torch.cuda.synchronize(self.torch_device)
         return time.perf_counter()
 
     def ready(self, module: Module, routed: bool = False) -> Module:
         """The module on the device, compiled if asked for."""
-        module = module.to(self.place)
+        module = module.to(self.torch_device)
         if self.compile and not routed:
             module.compile()
         return module
@@ -89,7 +89,7 @@ class Engine:
         """Autocast where the precision asks for it."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.place.type, PRECISIONS[self.precision])
+        return torch.autocast(self.torch_device.type, PRECISIONS[self.precision])
 
     def stream(self, inputs: Inputs, start: int = 0) -> Iterator[Inputs]:
         """Batches of inputs [N, ...] from sample `start` on, on the device.
@@ -98,12 +98,12 @@ class Engine:
         """
         count = count_of(inputs)
         batches = [slice(first, min(first + self.batch, count)) for first in range(start, count, self.batch)]
-        if self.place.type == "cpu":
+        if self.torch_device.type == "cpu":
             yield from (take(inputs, some) for some in batches)
             return
         pinned = lambda some: mapped(lambda tensor: tensor[some].contiguous().pin_memory(), inputs)  # noqa: E731
         for batch in ahead(pinned, iter(batches)):
-            yield mapped(lambda tensor: tensor.to(self.place, non_blocking=True), batch)
+            yield mapped(lambda tensor: tensor.to(self.torch_device, non_blocking=True), batch)
 
 
 def ahead(read: Callable[[Item], Read], items: Iterator[Item]) -> Iterator[Read]:

@@ -104,7 +104,7 @@ class Grid:
         if merged.remade is not None:
             return [self.score(merged.scaled(scale), split, journal=journal).scores for scale in scales]
         check_order(merged, self.suite)
-        moving, names = Moving.of(merged, self.engine.place), self.suite.names
+        moving, names = Moving.of(merged, self.engine.torch_device), self.suite.names
         run = lambda index: self._along(merged, moving, scales, index, split, journal)  # noqa: E731
         columns = list(self.each(run, len(names)))
         return [dict(zip(names, scores, strict=True)) for scores in zip(*columns, strict=True)]

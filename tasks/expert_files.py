@@ -86,8 +86,8 @@ class Bench:
     def check_space(self, names: Sequence[str]) -> None:
         """Raises UserError unless the disk has room for the experts that are missing and for two snapshots."""
         missing = [name for name in names if self.redo or not self.path(name).exists()]
-        each = sum(4 * spec.shape.numel() for spec in self.base.specs().values())
-        needed, free = each * (len(missing) + SNAPSHOTS) if missing else 0, shutil.disk_usage(self.folder).free
+        size = sum(4 * spec.shape.numel() for spec in self.base.specs().values())
+        needed, free = size * (len(missing) + SNAPSHOTS) if missing else 0, shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
                 f"{len(missing)} experts and a snapshot of the training need {needed / 1e9:.1f} GB in {self.folder}, "
@@ -167,16 +167,16 @@ class Bench:
     def _score(self, training: Training) -> float:
         """The score on validation, mean over tasks."""
         task, tower = training.job.task, training.tower.eval()
-        parts = task.tasks if isinstance(task, Together) else (task,)
+        tasks = task.tasks if isinstance(task, Together) else (task,)
         try:
-            return fmean(outcome(tower, self.backbone, part, "val", self.engine).score.value for part in parts)
+            return fmean(outcome(tower, self.backbone, task, "val", self.engine).score.value for task in tasks)
         finally:
             tower.train()
 
 
 def trained_on(task: Task | Together) -> dict[str, list[str]]:
     """The fact that only a model of several tasks has: their names."""
-    return {TASKS: [each.name for each in task.tasks]} if isinstance(task, Together) else {}
+    return {TASKS: [one.name for one in task.tasks]} if isinstance(task, Together) else {}
 
 
 def check_same(path: Path, metadata: Mapping[str, str], facts: Mapping[str, Any]) -> None:

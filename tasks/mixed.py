@@ -35,7 +35,7 @@ def run_together(
     shape = merged.routing.gate if merged.routing is not None else None
     assert shape is not None
     count = sum(map(len, splits))
-    order, given = torch.randperm(count, generator=generator("mixed")), None
+    order, group_weights = torch.randperm(count, generator=generator("mixed")), None
     prepare = lambda some: backbone.prepare(_moved(gather(splits, some), engine))  # noqa: E731
     if shape.granularity == "group":
         gate = model.gate
@@ -44,14 +44,15 @@ def run_together(
         with engine.running():
             logits = torch.cat([ask(some) for some in torch.arange(count).split(engine.batch)]).cpu()
         labels, means = grouped(gate, logits)
-        order, given = labels.argsort(stable=True), means[labels]
-    answers = []
+        order, group_weights = labels.argsort(stable=True), means[labels]
+    outputs = []
     for some in order.split(engine.batch):
-        features, weights = run(prepare(some), *([] if given is None else [given[some].to(engine.place)]))
-        answers.append((features, weights if given is None else given[some]))
-    back = order.argsort()
-    return torch.cat([features for features, _ in answers])[back], torch.cat([w for _, w in answers])[back]  # type: ignore[arg-type]
+        gate_weights = () if group_weights is None else (group_weights[some].to(engine.torch_device),)
+        features, weights = run(prepare(some), *gate_weights)
+        outputs.append((features, weights if group_weights is None else group_weights[some]))
+    features, weights = (torch.cat(column)[order.argsort()] for column in zip(*outputs, strict=True))
+    return features, weights
 
 
 def _moved(inputs: Inputs, engine: Engine) -> Inputs:
-    return mapped(lambda tensor: tensor.to(engine.place), inputs)
+    return mapped(lambda tensor: tensor.to(engine.torch_device), inputs)

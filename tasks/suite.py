@@ -129,12 +129,12 @@ def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.devi
     )
 
 
-def unread(option: str, given: Iterable[str], tasks: Sequence[str]) -> list[str]:
+def unread(option: str, mapping: Iterable[str], tasks: Sequence[str]) -> list[str]:
     """The names in a mapping by task that no task reads.
 
     Raises UserError for one that is nearly the name of a task which the mapping lacks: it is misspelt.
     """
-    names = list(given)
+    names = list(mapping)
     others = [name for name in names if name not in tasks]
     lacking = {task.casefold(): task for task in tasks if task not in names}
     for name in others:

@@ -51,8 +51,8 @@ class Training:
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.tower.named_parameters()}
         self._parameters = job.recipe.tuned(self.tower)
         self._optimizer = job.recipe.stepper(self._parameters)
-        self._head = head_of(job.task).to(engine.place)
-        self._owners = job.task.owners().to(engine.place) if isinstance(job.task, Together) else None
+        self._head = head_of(job.task).to(engine.torch_device)
+        self._owners = job.task.owners().to(engine.torch_device) if isinstance(job.task, Together) else None
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> None:
         """All steps that are left. Raises UserError where the GPU's memory is too small."""
@@ -65,7 +65,7 @@ class Training:
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"A batch of {recipe.batch} images in {recipe.accumulate} pieces does not fit into the memory of "
-                f"{self.engine.place}. Cut it into more, with the same result: recipe.accumulate="
+                f"{self.engine.torch_device}. Cut it into more, with the same result: recipe.accumulate="
                 f"{2 * recipe.accumulate}."
             ) from error
 
@@ -89,14 +89,14 @@ class Training:
 
     def _batches(self) -> Iterator[tuple[Inputs, Tensor]]:
         """Inputs and labels of the steps that are left; a GPU's next batch is read while it works."""
-        job, place = self.job, self.engine.place
+        job, device = self.job, self.engine.torch_device
         chosen = order(job.split.sizes, job.recipe, generator("finetune", job.seed, job.task.name), self.step)
-        if place.type == "cpu":
+        if device.type == "cpu":
             yield from map(job.split.take, chosen)
             return
         pinned = lambda some: [mapped(Tensor.pin_memory, part) for part in job.split.take(some)]  # noqa: E731
         for batch in ahead(pinned, chosen):
-            inputs, labels = (mapped(lambda tensor: tensor.to(place, non_blocking=True), part) for part in batch)
+            inputs, labels = (mapped(lambda tensor: tensor.to(device, non_blocking=True), part) for part in batch)
             yield inputs, labels  # type: ignore[misc]
 
     def weights(self) -> State:

@@ -78,9 +78,9 @@ class Matthews(Metric):
     def value(self, predicted: Tensor, labels: Tensor) -> float:
         count, right = len(labels), int((predicted == labels).sum())
         classes = torch.cat([predicted, labels]).unique()
-        given, true = ((values[:, None] == classes).sum(0).double() for values in (predicted, labels))
-        spread = (count**2 - float(given @ given)) * (count**2 - float(true @ true))
-        return (right * count - float(given @ true)) / math.sqrt(spread) if spread else 0.0
+        answered, true = ((values[:, None] == classes).sum(0).double() for values in (predicted, labels))
+        spread = (count**2 - float(answered @ answered)) * (count**2 - float(true @ true))
+        return (right * count - float(answered @ true)) / math.sqrt(spread) if spread else 0.0
 
     def undefined(self, labels: Tensor, classes: Sequence[str]) -> str | None:
         return "all labels are of one class" if constant(labels) else None

@@ -112,8 +112,8 @@ def segment(x: Tensor, y: Tensor, ax: Number, ay: Number, bx: Number, by: Number
 
 def strokes(x: Tensor, y: Tensor, points: Sequence[tuple[float, float]], width: Number) -> Tensor:
     """A polyline through `points`, the same for the whole batch."""
-    parts = [segment(x, y, *a, *b, width) for a, b in pairwise(points)]
-    return torch.stack(parts).amin(0)
+    lines = [segment(x, y, *a, *b, width) for a, b in pairwise(points)]
+    return torch.stack(lines).amin(0)
 
 
 def paint(

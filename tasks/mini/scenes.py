@@ -122,11 +122,11 @@ def waterfall(x, y, light, rng):
     ]
 
 
-def painter(place):
+def painter(scene):
     """What draws a place: its layers, a surface colour under the light of each image (a tensor is a light itself)."""
 
     def paint(image, x, y, light, rng):
-        layers = place(x, y, light, rng)
+        layers = scene(x, y, light, rng)
         return c.layered(image, [(d, rgb if isinstance(rgb, Tensor) else lit(light, *rgb)) for d, rgb in layers])
 
     return paint

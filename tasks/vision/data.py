@@ -49,6 +49,11 @@ class VisionTask(LabelledTask):
             _ = self.heads.tower  # first of all, because a download takes long
         return super().split(name)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing of it is asked of the Hub."""
+        return self.data.source.repo is None and (not isinstance(self.heads, TextHead) or self.heads.tower.repo is None)
+
     def needs(self, splits: Sequence[str] = SCORED) -> list[Need]:
         """What these splits are yet to load, from published sizes; nothing is opened, and Hub files may be cached."""
         tower = self.heads.tower if isinstance(self.heads, TextHead) else None
@@ -63,19 +68,19 @@ class VisionData(Uncached):
     name: str
     source: Source
     known: Facts | None  # None: a user's own task
-    given: tuple[str, ...] | None  # class names, None for those of the data set
+    class_names: tuple[str, ...] | None  # None for those of the data set
     rule: Rule
     size: int  # pixels of a side
     store: Store
 
     def __post_init__(self) -> None:
-        if self.given is not None:
-            check_prompts(self.name, self.given)
+        if self.class_names is not None:
+            check_prompts(self.name, self.class_names)
 
     @property
     def classes(self) -> Sequence[str]:
         """As written into the prompts, in label order."""
-        return self._source_classes if self.given is None else self.given
+        return self._source_classes if self.class_names is None else self.class_names
 
     @cached_property
     def _source_classes(self) -> tuple[str, ...]:
@@ -130,7 +135,7 @@ class VisionData(Uncached):
 
     def _check_classes(self) -> None:
         names = self.source.classes()
-        if self.known is not None and self.given == self.known.classes:
+        if self.known is not None and self.class_names == self.known.classes:
             check_order(self.known, names)
         if names is None or len(names) == len(self.classes):
             return

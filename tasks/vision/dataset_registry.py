@@ -69,19 +69,19 @@ def read(path: Path) -> Mapping:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-def check_order(facts: Facts, given: Sequence[str] | None) -> None:
+def check_order(facts: Facts, label_names: Sequence[str] | None) -> None:
     """Raises UserError where the label names of a copy are the known ones in another order."""
-    have = tuple(map(_plain, given or ()))
+    have = tuple(map(_plain, label_names or ()))
     lists = [tuple(map(_plain, names)) for names in (facts.classes, facts.labels) if names]
-    if given is None or facts.order == "free" or have in lists:
+    if label_names is None or facts.order == "free" or have in lists:
         return
     for names in lists:
         if sorted(have) == sorted(names):
             index = next(i for i, pair in enumerate(zip(have, names, strict=True)) if pair[0] != pair[1])
             raise UserError(
                 f"The labels of this copy of {facts.name} are in another order than its class names: label {index} is "
-                f"{given[index]!r}, the zero-shot head has {facts.classes[index]!r} there. Use the published copy, or "
-                f"give this one's class names in suite.sources.{facts.name}.classes."
+                f"{label_names[index]!r}, the zero-shot head has {facts.classes[index]!r} there. Use the published copy, "
+                f"or give this one's class names in suite.sources.{facts.name}.classes."
             )
 
 

@@ -133,7 +133,7 @@ class HubFamily(Published):
     revision: str | None = field(default=None, metadata=WHERE)
     base_revision: str | None = field(default=None, metadata=WHERE)
 
-    def wanted(self, suite: Suite, backbone: Backbone) -> list[HubFile]:
+    def downloads(self, suite: Suite, backbone: Backbone) -> list[HubFile]:
         """The base, then the files of every expert. Raises UserError for what the family does not have."""
         known = family(self.family)
         known.check(backbone, suite.names)
@@ -144,8 +144,8 @@ class HubFamily(Published):
         return [base_model(backbone, self.base_revision), *experts]
 
     def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
-        """Downloads what is missing. Raises UserError as `wanted`, and for files that do not fit the backbone."""
-        first, *paths = [fetch(file, cache) for file in self.wanted(suite, backbone)]
+        """Downloads what is missing. Raises UserError as `downloads`, and for files that do not fit the backbone."""
+        first, *paths = [fetch(file, cache) for file in self.downloads(suite, backbone)]
         stored = open_file(first, cache)
         base = from_hugging_face(stored)
         if family(self.family).adapter:
@@ -202,7 +202,7 @@ class EncoderFamily(Published):
             )
         return dict(files)
 
-    def wanted(self, suite: Suite, backbone: Backbone) -> list[HubFile]:
+    def downloads(self, suite: Suite, backbone: Backbone) -> list[HubFile]:
         """What comes from the Hub. Raises UserError as `files`."""
         return [file for file in self.files(suite, backbone).values() if isinstance(file, HubFile)]
 

@@ -76,7 +76,7 @@ class Folder:
     multitask: str | None = field(default=None, metadata=WHERE)
     remarks = ()
 
-    def wanted(self, suite: Suite, backbone: Backbone) -> list[HubFile]:
+    def downloads(self, suite: Suite, backbone: Backbone) -> list[HubFile]:
         """The base, if it comes from the Hub. Raises UserError naming every file that is not there."""
         if others := unread("experts.paths", self.paths, [task.name for task in suite.every]):
             log.info("experts.paths: no task reads %s", some(others))
@@ -104,8 +104,9 @@ class Folder:
 
     def _notes(self, expert: Opened, base: Opened, cache: Cache) -> tuple[str, ...]:
         """What is to be said of the text tower of an expert."""
-        own = self.heads == "expert" and has_text_tower(expert.model)
-        return ("its own text tower reads the class names",) if own else left_out(expert.model, base.model, cache)
+        if self.heads == "expert" and has_text_tower(expert.model):
+            return ("its own text tower reads the class names",)
+        return left_out(expert.model, base.model, cache)
 
     def headed(self, suite: Suite, backbone: Backbone, cache: Cache) -> Suite:
         """The suite with the heads that `heads` names.
@@ -191,7 +192,7 @@ class Folder:
 
     def _opened_all(self, suite: Suite, backbone: Backbone, cache: Cache) -> tuple[Opened, dict[str, Opened]]:
         """The base, and by task the experts, with all that their files hold."""
-        self.wanted(suite, backbone)
+        self.downloads(suite, backbone)
         if self.base == OPENAI:
             base = Opened(open_base(backbone, cache), None, self._base, OPENAI)
         else:

@@ -84,7 +84,7 @@ def _before(checkpoint: Checkpoint) -> str:
         matches = filter(None, (first.fullmatch(key) for key in checkpoint.specs()))
         if before := sorted({match[1] for match in matches}):
             if len(before) > 1:
-                names = some([each or "no prefix" for each in before])
+                names = some([prefix or "no prefix" for prefix in before])
                 raise UserError(
                     f"{checkpoint.name} holds {len(before)} CLIPs, behind {names}. Which one is meant is not guessed: "
                     f"save it alone."

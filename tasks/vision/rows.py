@@ -190,7 +190,7 @@ class RowSource(Uncached):
         if split not in self._loaded:
             from datasets import Image
 
-            rows = reach(lambda: self._load(split), self.name)
+            rows = loaded(lambda: self._load(split), self.name)
             for column in (self.image, self.label):
                 if column not in rows.column_names:
                     raise UserError(
@@ -236,7 +236,7 @@ def prepared(repo: str, args: Sequence[str], commit: str | None = None) -> Mappi
     owner, _, short = repo.rpartition("/")
     folder = Path(config.HF_DATASETS_CACHE) / "___".join([*filter(None, [owner]), camelcase_to_snakecase(short)])
     configs = [f"{args[0]}*" if args else "*", "default-*"]
-    files = {path for each in configs for path in folder.glob(f"{each}/*/{commit or '*'}/*.arrow")}
+    files = {path for config_name in configs for path in folder.glob(f"{config_name}/*/{commit or '*'}/*.arrow")}
     splits: dict[str, list[Path]] = {}
     for path in sorted(files, key=lambda path: (path.parent.stat().st_mtime, path.name)):
         if match := ARROW.search(path.name):
@@ -251,7 +251,7 @@ def prepared(repo: str, args: Sequence[str], commit: str | None = None) -> Mappi
     return splits
 
 
-def reach(load: Callable[[], Result], name: str) -> Result:
+def loaded(load: Callable[[], Result], name: str) -> Result:
     """What `load` returns; tried again where the network failed. Raises UserError for what cannot be had."""
     attempt = 1
     while True:
@@ -271,7 +271,7 @@ def _data_files(name: str, *positional: Any, **named: Any) -> dict[str, list[str
     """Split -> its files, as `datasets` finds them. On the Hub with the commit: hf://datasets/<repo>@<sha>/<path>."""
     from datasets import load_dataset_builder
 
-    files = reach(lambda: load_dataset_builder(*positional, **named), name).config.data_files or {}
+    files = loaded(lambda: load_dataset_builder(*positional, **named), name).config.data_files or {}
     return {str(split): list(paths) for split, paths in files.items()}
 
 

@@ -160,7 +160,7 @@ def scored(cache, patch, task="a", images=0, head=1.0, split="val", scale=0.3, b
     patch.setattr(journal, "Cache", lambda folder: cache)
     patch.setattr(evaluate, "outcome", lambda *given: evaluate.Outcome(accuracy(0, 1), None))
     tower = SimpleNamespace(load_state_dict=lambda *given, **how: None)
-    idle = {"ready": lambda self, tower, routed=False: tower, "place": torch.device(device)}
+    idle = {"ready": lambda self, tower, routed=False: tower, "torch_device": torch.device(device)}
     engine = type("Idle", (Engine,), idle)("cpu", batch=batch)
     tasks = suite.Suite("one", (Shades(task, images, head),))
     board = evaluate.Grid(tasks, SimpleNamespace(build=lambda: tower), engine)
@@ -171,7 +171,7 @@ def expert_accuracy(
     cache, patch, task="a", images=0, head=1.0, split="val", base="x", batch=100, device="cpu", precision="fp32", **how
 ):  # fmt: skip
     tower, tasks = backbone(**{**BACKBONE, **how}), suite.Suite("one", (Shades(task, images, head),))
-    engine = type("Placed", (Engine,), {"place": torch.device(device)})("cpu", precision, batch=batch)
+    engine = type("Placed", (Engine,), {"torch_device": torch.device(device)})("cpu", precision, batch=batch)
     board = evaluate.Grid(tasks, tower, engine)
     patch.setattr(evaluate.Grid, "score", lambda *given, **how: evaluate.Scored({task: accuracy(1, 2)}, None))
     setup = SimpleNamespace(experts=opened(None), grid=board, checkpoints={"base": base}, gates=cache)

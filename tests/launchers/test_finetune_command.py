@@ -118,8 +118,8 @@ def test_auto_is_bf16_on_a_gpu_only(monkeypatch):
     with initialize_config_module("conf", version_base="1.3"):
         automatic, chosen = (compose("finetune", given) for given in ([], ["engine.precision=fp32"]))
     gpu = type("Gpu", (), {"type": "cuda", "index": None})()
-    for place, want in ((Engine("cpu").place, "fp32"), (gpu, "bf16")):
-        monkeypatch.setattr(Engine, "place", property(lambda self, place=place: place))
+    for place, want in ((Engine("cpu").torch_device, "fp32"), (gpu, "bf16")):
+        monkeypatch.setattr(Engine, "torch_device", property(lambda self, place=place: place))
         monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
         assert instantiate(automatic.engine).precision == want and instantiate(chosen.engine).precision == "fp32"
 

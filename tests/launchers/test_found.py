@@ -7,6 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from launchers.found import is_local, state
+from tasks.vision.data import Store
+from tasks.vision.suite import build
 
 
 @pytest.fixture
@@ -100,15 +102,15 @@ def test_code_from_outside_is_not_followed(files):
 
 
 def test_what_may_come_from_the_hub_is_not_remembered(tmp_path):
-    def suite(**facts):
-        return SimpleNamespace(every=[SimpleNamespace(**facts)])
+    def suite(text, **source):
+        return build("mine", None, Store(str(tmp_path), str(tmp_path)), text, sources={"pets": source})
 
-    text, near, far = tmp_path / "clip.safetensors", SimpleNamespace(repo=None), SimpleNamespace(repo="user/pets")
+    text, near, far = tmp_path / "clip.safetensors", {"folder": str(tmp_path)}, {"hub": "user/pets"}
     text.write_text("")
-    hub = SimpleNamespace(wanted=lambda suite, backbone: ["a file"])
-    assert is_local(suite(text=str(text), source=near), SimpleNamespace(), None)
-    assert is_local(suite(name="cars"), SimpleNamespace(wanted=lambda suite, backbone: []), None)
-    assert not is_local(suite(text=str(text), source=near), hub, None)
-    assert not is_local(suite(text=str(text), source=far), SimpleNamespace(), None)
-    assert not is_local(suite(text="clip_vit_b32", source=near), SimpleNamespace(), None)
-    assert not is_local(suite(text={"repo": "user/clip"}, source=near), SimpleNamespace(), None)
+    nothing, hub = (SimpleNamespace(downloads=lambda suite, backbone, files=files: files) for files in ([], ["a file"]))
+    assert is_local(suite(str(text), **near), SimpleNamespace(), None)
+    assert is_local(SimpleNamespace(every=[SimpleNamespace(name="cars")]), nothing, None)
+    assert not is_local(suite(str(text), **near), hub, None)
+    assert not is_local(suite(str(text), **far), SimpleNamespace(), None)
+    assert not is_local(suite("clip_vit_b32", **near), SimpleNamespace(), None)
+    assert not is_local(suite({"repo": "user/clip"}, **near), SimpleNamespace(), None)

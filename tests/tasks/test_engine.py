@@ -55,6 +55,10 @@ def test_what_is_not_there_is_named(knobs, message):
 def test_auto_takes_the_first_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert Engine().place == torch.device("cuda") and Engine("cuda:1").place.index == 1 and Engine().workers == 1
+    assert (
+        Engine().torch_device == torch.device("cuda")
+        and Engine("cuda:1").torch_device.index == 1
+        and Engine().workers == 1
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert Engine().place == torch.device("cpu") and Engine().workers == torch.get_num_threads()
+    assert Engine().torch_device == torch.device("cpu") and Engine().workers == torch.get_num_threads()

@@ -53,13 +53,13 @@ def test_family_a_reads_no_weight_to_open(hub, cache):
             f"tanganke/clip-vit-base-patch16_{SUFFIXES[task]}", vision_repository(tuned(clip("clip_vit_b16"), seed))
         )
     source = HubFamily("hub_a", qkv="fused")
-    told = plan(source.wanted(suite(), tower("clip_vit_b16")))
+    told = plan(source.downloads(suite(), tower("clip_vit_b16")))
 
     assert [each.name.split("/")[1] for each in told][:2] == ["clip-vit-base-patch16", "clip-vit-base-patch16_mnist"]
     assert not any(each.cached for each in told) and all(each.bytes for each in told)
     assert not hub.asked("GET")
     assert not source.open(suite(), tower("clip_vit_b16"), cache).separate_qkv
-    assert all(each.cached for each in plan(source.wanted(suite(), tower("clip_vit_b16"))))
+    assert all(each.cached for each in plan(source.downloads(suite(), tower("clip_vit_b16"))))
 
 
 def test_lora_adapters_are_added_to_the_base(hub, cache):
@@ -99,7 +99,7 @@ def test_family_b_from_a_local_root(tmp_path, cache, form, text):
         write_encoder(root / "ViT-B-32" / task / "finetuned.pt", each, form)
 
     source = EncoderFamily("task_vectors", str(root), text=text)
-    assert source.wanted(suite(), tower()) == []
+    assert source.downloads(suite(), tower()) == []
     experts = source.open(suite(), tower(), cache)
 
     seen = {key.removeprefix("model."): value for key, value in encoder_state(state).items()} if text else visual(state)
@@ -121,7 +121,7 @@ def test_family_c_announces_its_leak(hub, tmp_path, cache, copy_of_base):
         write_encoder(root / "ViT-B-32" / f"{task}Val" / "nonlinear_finetuned.pt", each, module=False)
 
     source = EncoderFamily("tall_masks_v1", str(root), text=True)
-    assert len(source.wanted(suite(), tower())) == (0 if copy_of_base else 1)
+    assert len(source.downloads(suite(), tower())) == (0 if copy_of_base else 1)
     experts = source.open(suite(), tower(), cache)
 
     seen = {key.removeprefix("model."): value for key, value in encoder_state(state).items()}
@@ -193,7 +193,7 @@ def test_the_base_keeps_its_text_tower_for_the_heads(hub, cache):
     ],
 )
 def test_what_a_family_lacks_is_refused_with_what_it_has(hub, cache, source, tasks, name, message):
-    for ask in (lambda: plan(source.wanted(suite(*tasks), tower(name))),
+    for ask in (lambda: plan(source.downloads(suite(*tasks), tower(name))),
                 lambda: source.open(suite(*tasks), tower(name), cache)):  # fmt: skip
         with pytest.raises(UserError, match=message):
             ask()

@@ -37,7 +37,7 @@ def test_own_experts_by_a_template(files, cache):
 
 def test_own_experts_one_by_one_and_the_published_base(hub, files, cache):
     source = Folder("openai", paths={task: str(files / f"{task}.safetensors") for task in TASKS}, qkv="separate")
-    assert [each.repo for each in source.wanted(suite(), tower())] == ["openai/clip-vit-base-patch32"]
+    assert [each.repo for each in source.downloads(suite(), tower())] == ["openai/clip-vit-base-patch32"]
     experts = source.open(suite(), tower(), cache)
     assert_opens(experts, visual(clip()), [visual(tuned(clip(), seed)) for seed in range(len(TASKS))])
     assert experts.separate_qkv

@@ -219,7 +219,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path, store):
     task = one(store, {"birds": {"folder": str(photos(tmp_path / "photos"))}})
     table = task.data.source.table("test")
     with pytest.raises(UserError, match="run from 0 to 1; with 1 classes they must lie in 0 to 0"):
-        replace(task.data, given=("owl",))._check_labels(table, "test")
+        replace(task.data, class_names=("owl",))._check_labels(table, "test")
 
 
 def test_nothing_is_opened_when_built(store, monkeypatch):
