@@ -80,8 +80,8 @@ def check_order(facts: Facts, label_names: Sequence[str] | None) -> None:
             index = next(i for i, pair in enumerate(zip(have, names, strict=True)) if pair[0] != pair[1])
             raise UserError(
                 f"The labels of this copy of {facts.name} are in another order than its class names: label {index} is "
-                f"{label_names[index]!r}, the zero-shot head has {facts.classes[index]!r} there. Use the published copy, "
-                f"or give this one's class names in suite.sources.{facts.name}.classes."
+                f"{label_names[index]!r}, the zero-shot head has {facts.classes[index]!r} there. Use the published "
+                f"copy, or give this one's class names in suite.sources.{facts.name}.classes."
             )
 
 
