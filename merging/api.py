@@ -68,7 +68,7 @@ def describe(method: object) -> dict[str, object]:
 
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):  # of any kind, also a configuration's
-        return {str(name): _plain(each) for name, each in value.items()}
+        return {str(name): _plain(inner) for name, inner in value.items()}
     return describe(value) if callable(value) or is_dataclass(value) else value
 
 

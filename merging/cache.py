@@ -87,8 +87,8 @@ class Cache:
         from safetensors.torch import load, save  # here, because what is remembered as text is read without torch
 
         stored = self.get(key)
-        if stored is not None and enough(found := load(stored)):
-            return found
+        if stored is not None and enough(tensors := load(stored)):
+            return tensors
         value = {name: tensor.contiguous() for name, tensor in make().items()}
         self.put(key, save(value))
         return value
@@ -139,5 +139,5 @@ def code(modules: tuple[str, ...], libraries: tuple[str, ...] = ()) -> str:
 def modules_of(method: object) -> tuple[str, ...]:
     """The modules of a method and those inside it, by name: a user's own lie outside of this library."""
     inner = [getattr(method, option.name) for option in fields(method)] if is_dataclass(method) else []
-    names = {name for each in inner if is_dataclass(each) for name in modules_of(each)}
+    names = {name for option in inner if is_dataclass(option) for name in modules_of(option)}
     return tuple(sorted({type(method).__module__, *names}))

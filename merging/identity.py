@@ -50,8 +50,8 @@ def fingerprint(value: object, digits: int = 64) -> str:
 def _of_object(value: Any) -> Json:
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return _name(value)
-    if callable(own := getattr(value, "identity", None)):
-        return own()
+    if callable(stated := getattr(value, "identity", None)):
+        return stated()
     if isinstance(content := getattr(value, "id", None), str):
         return content
     if isinstance(value, partial):
@@ -61,7 +61,7 @@ def _of_object(value: Any) -> Json:
     if type(value).__module__.partition(".")[0] == "torch":
         return _of_torch(value)
     if is_dataclass(value):
-        kept = [each.name for each in fields(value) if each.metadata.get("identity", True)]
+        kept = [option.name for option in fields(value) if option.metadata.get("identity", True)]
     elif hasattr(value, "__dict__") and type(value).__module__ != "builtins":
         kept = sorted(name for name in vars(value) if not name.startswith("_"))
     else:

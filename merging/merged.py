@@ -82,9 +82,9 @@ class Merged:
 
     def cast(self, dtype: "str | torch.dtype") -> "Merged":
         """The same merge with what all inputs share in another dtype (fp32, bf16, fp16); deltas stay as they are."""
-        found, remade = saving.dtype_of(dtype), self.remade
-        specs = {key: Spec(spec.shape, found) for key, spec in self.specs.items()}
-        return replace(self, specs=specs, remade=remade and (lambda scale: remade(scale).cast(found)))
+        cast, remade = saving.dtype_of(dtype), self.remade
+        specs = {key: Spec(spec.shape, cast) for key, spec in self.specs.items()}
+        return replace(self, specs=specs, remade=remade and (lambda scale: remade(scale).cast(cast)))
 
     def static(self, key: str) -> Tensor:
         """What all inputs share of one parameter, in fp32, rounded to the dtype it is stored in.

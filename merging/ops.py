@@ -61,8 +61,8 @@ class KeepLargest:
         room, equal = count - above - above_low, counts.gather(1, low[:, None])[:, 0]
         if bool((equal == room).all()):
             return cls(bits.view(torch.float32), {})
-        wanted, entries = (bits, _equal(sweep, bits.numpy())) if entries is None else (low, entries)
-        return cls(bits.view(torch.float32), _beyond(entries, wanted.numpy(), room.numpy()))
+        last, entries = (bits, _equal(sweep, bits.numpy())) if entries is None else (low, entries)
+        return cls(bits.view(torch.float32), _beyond(entries, last.numpy(), room.numpy()))
 
     @cached_property
     def _below(self) -> list[float]:
@@ -133,10 +133,10 @@ def _histogram(
             tallies.append(mine.tally)
         bits, upper = (scratch.like(piece, which).view(torch.int32).numpy() for which in (0, 1))
         np.bitwise_and(piece.view(torch.int32).numpy(), MAGNITUDE, out=bits)
-        found = numbers(bits, np.right_shift(bits, LOW, out=upper))
-        for row, values in enumerate(found):
+        counted = numbers(bits, np.right_shift(bits, LOW, out=upper))
+        for row, values in enumerate(counted):
             mine.tally.add(row, values)
-        return (name, found) if most else None
+        return (name, counted) if most else None
 
     size, kept = 0, []
     for counted in sweep(count):
@@ -151,22 +151,22 @@ def _equal(sweep: Sweep, bits: np.ndarray) -> Iterable[Counted]:
     """For every piece, in another pass, the entries that have exactly these bits [T]."""
 
     def equal(name: Hashable, piece: Tensor) -> Counted:
-        found = piece.view(torch.int32).numpy() & MAGNITUDE
-        return name, [row[row == wanted] for row, wanted in zip(found, bits, strict=True)]
+        magnitudes = piece.view(torch.int32).numpy() & MAGNITUDE
+        return name, [row[row == number] for row, number in zip(magnitudes, bits, strict=True)]
 
     return sweep(equal)
 
 
-def _beyond(entries: Iterable[Counted], wanted: np.ndarray, room: np.ndarray) -> dict[Hashable, dict[int, int]]:
-    """Pieces with more of the wanted number [T] in a row than there is room [T]: how many of them are kept there."""
-    found = {}
+def _beyond(entries: Iterable[Counted], last: np.ndarray, room: np.ndarray) -> dict[Hashable, dict[int, int]]:
+    """Pieces with more of the last number kept [T] in a row than there is room [T]: how many of them stay there."""
+    crowded = {}
     for name, numbers in entries:
-        equal = np.array([np.count_nonzero(row == number) for row, number in zip(numbers, wanted, strict=True)])
+        equal = np.array([np.count_nonzero(row == number) for row, number in zip(numbers, last, strict=True)])
         kept = equal.clip(max=room)
         room = room - kept
         if len(rows_ := np.flatnonzero(kept < equal)):
-            found[name] = {int(row): int(kept[row]) for row in rows_}
-    return found
+            crowded[name] = {int(row): int(kept[row]) for row in rows_}
+    return crowded
 
 
 def _select(counts: Tensor, rank: Tensor | int) -> tuple[Tensor, Tensor]:

@@ -43,8 +43,8 @@ def translated(name: str, template: str, other: str, **more: str) -> str | None:
 
 def separate_names(key: str) -> tuple[str, ...]:
     """The three names of a fused parameter in the order q, k, v; none for any other."""
-    found = (translated(key, fused, apart, p=letter) for fused, apart, _ in FUSED for letter in LETTERS)
-    return tuple(name for name in found if name)
+    names = (translated(key, fused, apart, p=letter) for fused, apart, _ in FUSED for letter in LETTERS)
+    return tuple(name for name in names if name)
 
 
 def fused_name(key: str) -> str:

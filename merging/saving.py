@@ -27,10 +27,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16} 
 
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype by its name. Raises UserError for one that no merge is saved in."""
-    found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    named = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if named not in DTYPES.values():
         raise UserError(f"dtype={dtype} is none that a merge is saved in. Choose one of {', '.join(DTYPES)}.")
-    return found  # type: ignore[return-value]
+    return named  # type: ignore[return-value]
 
 
 def rounded(key: str, weight: Tensor, dtype: torch.dtype) -> Tensor:

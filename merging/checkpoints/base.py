@@ -203,7 +203,7 @@ def identify_ahead(checkpoints: Iterable[Checkpoint]) -> None:
 
     def identify() -> None:
         for checkpoint in checkpoints:
-            with contextlib.suppress(Exception):  # said to whoever asks for the id
+            with contextlib.suppress(Exception):  # raised again where the id is asked for
                 _ = checkpoint.id
 
     threading.Thread(target=identify, daemon=all(checkpoint.files for checkpoint in checkpoints)).start()

@@ -42,7 +42,7 @@ def open_checkpoint(source: Source, cache: Cache | None = None) -> Checkpoint:
 
 
 def open_file(path: str | Path, cache: Cache | None = None) -> Checkpoint:
-    """A safetensors file, a pickle, or by its index a checkpoint of several files; told by content.
+    """A safetensors file, a pickle, or by its index a checkpoint of several files; recognised by content.
 
     Raises UserError for what is missing or damaged, and for anything else, naming what it is.
     """

@@ -56,12 +56,12 @@ def joint_deltas(experts: Experts, keys: Sequence[str], unit: str, decompose: De
         stack = (
             known.core if known else torch.cat([tau if up else tau.mT for tau, up in zip(taus, upright, strict=True)])
         )
-        found = decompose(" ".join(group), stack, known.exact() if known else None)
-        whole = found._replace(out=known.out @ found.out, in_=known.into @ found.in_) if known else found
+        small = decompose(" ".join(group), stack, known.exact() if known else None)
+        whole = small._replace(out=known.out @ small.out, in_=known.into @ small.in_) if known else small
         joint = {}
         for index, (key, stands) in enumerate(zip(group, upright, strict=True)):
             rows = slice(index * len(experts.tasks), (index + 1) * len(experts.tasks))
-            part = Joint(own(whole, rows), own(found, rows), known and known._replace(core=known.core[rows]))
+            part = Joint(sliced(whole, rows), sliced(small, rows), known and known._replace(core=known.core[rows]))
             joint[key] = part if stands else part.transposed()
         return joint
 
@@ -78,9 +78,9 @@ def factors_of(experts: Experts, keys: Sequence[str], upright: Sequence[bool]) -
     return Compressed.of(LowRank.of([up for up, _ in pairs], [down for _, down in pairs]))
 
 
-def own(found: Factors, rows: slice) -> Tucker:
-    """The delta of the matrix at that place of the stack; of a full task factor only its own slices of the core."""
-    if len(found.core) == len(found.task):  # the identity
-        core = found.core[rows]
-        return Tucker(core.clone(), torch.eye(len(core)), found.out, found.in_)
-    return Tucker(found.core, found.task[rows].clone(), found.out, found.in_)
+def sliced(stack: Factors, rows: slice) -> Tucker:
+    """The delta of the matrix at these rows of the stack; of a full task factor only its slices of the core."""
+    if len(stack.core) == len(stack.task):  # the identity
+        core = stack.core[rows]
+        return Tucker(core.clone(), torch.eye(len(core)), stack.out, stack.in_)
+    return Tucker(stack.core, stack.task[rows].clone(), stack.out, stack.in_)

@@ -68,8 +68,8 @@ class Ranks:
 
 def _energy_rank(tensor: Tensor, mode: int, lost: float) -> int:
     """The smallest rank of an unfolding that loses at most that share of the energy."""
-    found = spectrum(tensor, mode)
-    return int((found[::-1].cumsum()[::-1] > lost * found.sum()).sum())
+    energies = spectrum(tensor, mode)
+    return int((energies[::-1].cumsum()[::-1] > lost * energies.sum()).sum())
 
 
 def _spend(budget: int, shape: Triple, first: int, gains: Sequence[np.ndarray]) -> list[int]:

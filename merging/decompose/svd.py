@@ -91,16 +91,16 @@ def _syevr(symmetric: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     values, vectors = np.empty(size), np.empty((size - first, size))
     # 64-bit zeros also serve a LAPACK with 32-bit integers (little-endian machines)
     work, indices, support = np.empty(72 * size), np.zeros(10 * size, np.int64), np.zeros(2 * size, np.int64)
-    found, status, unused = ctypes.c_int64(), ctypes.c_int64(), ctypes.byref(ctypes.c_double())
+    count, status, unused = ctypes.c_int64(), ctypes.c_int64(), ctypes.byref(ctypes.c_double())
     number = lambda value: ctypes.byref(ctypes.c_int64(value))  # noqa: E731
     _routine("dsyevr", 21)(
         *(b"V", b"I", b"L", number(size), symmetric.ctypes, number(size)),
         *(unused, unused, number(first + 1), number(size), unused),
-        *(ctypes.byref(found), values.ctypes, vectors.ctypes, number(size), support.ctypes),
+        *(ctypes.byref(count), values.ctypes, vectors.ctypes, number(size), support.ctypes),
         *(work.ctypes, number(work.size), indices.ctypes, number(indices.size), ctypes.byref(status)),
     )
-    if status.value or found.value != len(vectors):
-        raise np.linalg.LinAlgError(f"dsyevr found {found.value} of {len(vectors)} eigenvalues (status {status.value})")
+    if status.value or count.value != len(vectors):
+        raise np.linalg.LinAlgError(f"dsyevr found {count.value} of {len(vectors)} eigenvalues (status {status.value})")
     return values[: len(vectors)], vectors
 
 

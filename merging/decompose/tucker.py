@@ -163,8 +163,8 @@ def _tensorly(tensor: Tensor, ranks: Sequence[int], free: Sequence[int], _: str,
     from tensorly import decomposition
 
     with tensorly.backend_context("numpy"):  # pyright: ignore[reportAttributeAccessIssue]
-        found = decomposition.tucker(tensor.numpy(), rank=list(ranks), n_iter_max=sweeps, init="svd", tol=tol)
-    return {mode: torch.from_numpy(np.ascontiguousarray(found[1][mode])) for mode in free}
+        factors = decomposition.tucker(tensor.numpy(), rank=list(ranks), n_iter_max=sweeps, init="svd", tol=tol)
+    return {mode: torch.from_numpy(np.ascontiguousarray(factors[1][mode])) for mode in free}
 
 
 def _times(tensor: Tensor, basis: Tensor, mode: int) -> Tensor:
