@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -21,11 +21,21 @@ from launchers.results import table, writers
 from launchers.results.frame import summarise
 from launchers.results.plot import Plot, declared, drawings
 from launchers.rows import Row
+from launchers.sweeps.axes import parsed
 from merging.errors import UserError
 from merging.files import write_text
 
 log = logging.getLogger(__name__)
 ROOM = 1 << 20  # bytes that must be free for what Hydra, a row and a table write
+
+
+@contextlib.contextmanager
+def one_paragraph() -> Iterator[None]:
+    """Exits with the text of a UserError; Hydra would show a traceback before jobs, and only warn after them."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(str(error))
 
 
 class Report(Callback):
@@ -37,10 +47,12 @@ class Report(Callback):
     def __init__(self, live: bool = True):
         self.live = live
 
+    @one_paragraph()
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         check_output(Path(config.output))
         plot_of(config)
 
+    @one_paragraph()
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         check_output(Path(config.output))
         check_saves(config)
@@ -48,6 +60,7 @@ class Report(Callback):
         if self.live:
             watch.start(config)
 
+    @one_paragraph()
     def on_job_end(self, config: DictConfig, **_: Any) -> None:
         if config.hydra.mode == RunMode.MULTIRUN:
             with contextlib.suppress(OSError):  # where the disk is full the job's own error says so
@@ -55,47 +68,39 @@ class Report(Callback):
             if config.hydra.launcher._target_.endswith(".BasicLauncher"):
                 check_output(Path(config.output))  # Hydra's own files of the next job would end in a traceback
 
+    @one_paragraph()
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
-        shown(Path(config.hydra.run.dir), config)
+        show(Path(config.hydra.run.dir), plot_of(config))
 
+    @one_paragraph()
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         watch.stop()
-        shown(Path(config.hydra.sweep.dir), config)
+        show(Path(config.hydra.sweep.dir), plot_of(config))
 
 
 def check_output(folder: Path) -> None:
-    """Exits with one paragraph unless files can be made in `folder` and its results; Hydra would show a traceback."""
-    try:
-        check_writable("output", folder)
-        if (results := folder / "results").exists():  # it may be a disk of its own
-            check_writable("output", results)
-    except UserError as error:
-        sys.exit(str(error))
+    """Raises UserError unless files can be made in `folder` and its results, which may be a disk of its own."""
+    check_writable("output", folder)
+    if (results := folder / "results").exists():
+        check_writable("output", results)
 
 
 def plot_of(config: DictConfig) -> Plot | None:
-    """The figure that the configuration declares. Exits with one paragraph for one that cannot be drawn."""
+    """The figure that the configuration declares. Raises UserError for one that cannot be drawn."""
     raw: Any = OmegaConf.to_container(config, resolve=False)
-    try:
-        return None if raw.get("plot") is None else declared(raw["plot"], "this command")
-    except UserError as error:
-        sys.exit(str(error))
+    return None if raw.get("plot") is None else declared(raw["plot"], "this command")
 
 
 def check_saves(config: DictConfig) -> None:
-    """Exits with one paragraph if every job of a sweep would write its model to the same file."""
+    """Raises UserError if every job of a sweep would write its model to the same file."""
     raw: Any = OmegaConf.to_container(config, resolve=False)
-    same = isinstance(raw["save"], str) and "${" not in raw["save"]
-    if same and not _swept("save", raw["hydra"]["overrides"]["task"]):
-        sys.exit(
+    overrides = parsed(raw["hydra"]["overrides"]["task"])
+    swept = any(override.key_or_group == "save" and override.is_sweep_override() for override in overrides)
+    if isinstance(raw["save"], str) and "${" not in raw["save"] and not swept:
+        raise UserError(
             f"save={raw['save']} would be overwritten by every job of this sweep. Name a file per job: "
             "'save=models/${hydra:job.num}.safetensors' or 'save=models/${hydra:runtime.choices.method}.safetensors'."
         )
-
-
-def _swept(key: str, overrides: list[str]) -> bool:
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return any(override.key_or_group == key and override.is_sweep_override() for override in parsed)
 
 
 def check_writable(option: str, folder: Path) -> None:
@@ -111,14 +116,6 @@ def check_writable(option: str, folder: Path) -> None:
             f"Cannot write to {option}={folder}: {error.strerror}. Free some space or name a folder that you may write "
             "to, then run the same command again; finished rows are kept."
         ) from error
-
-
-def shown(folder: Path, config: DictConfig) -> None:
-    """As `show`. Exits with one paragraph where the table cannot be written; Hydra would only warn."""
-    try:
-        show(folder, plot_of(config))
-    except UserError as error:
-        sys.exit(str(error))
 
 
 def show(folder: Path, plot: Plot | None = None) -> None:
@@ -140,9 +137,10 @@ def draw(made: list[Row], folder: Path, plot: Plot | None = None) -> dict[str, P
     from launchers.results.report import write_figure
 
     summaries = summarise(made)
-    pairs = [pair for summary in summaries for pair in heat.routed(summary)]
-    figures = {"heatmap": heat.score_map(summaries), **({"routing": heat.routing_map(pairs)} if pairs else {})}
-    more = drawings(plot, "plot", summaries) if plot is not None and plot.kind != "scores" else []
-    for number, drawn in enumerate(more):
-        figures[f"plot-{number}" if number else "plot"] = drawn
+    figures = {"heatmap": heat.score_map(summaries)}
+    if pairs := [pair for summary in summaries for pair in heat.routed(summary)]:
+        figures["routing"] = heat.routing_map(pairs)
+    if plot is not None and plot.kind != "scores":
+        for number, drawn in enumerate(drawings(plot, "plot", summaries)):
+            figures[f"plot-{number}" if number else "plot"] = drawn
     return {name: write_figure(drawn, folder / f"{name}.png", dpi=200) for name, drawn in figures.items()}

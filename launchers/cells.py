@@ -54,7 +54,7 @@ class Setup:
     def checkpoints(self) -> dict[str, str]:
         ids = {"base": self.experts.origin.id}
         for experts in (self.experts, self.unseen) if self.unseen is not None else (self.experts,):
-            ids |= {task: each.id for task, each in zip(experts.tasks, experts.checkpoints, strict=True)}
+            ids |= {task: checkpoint.id for task, checkpoint in zip(experts.tasks, experts.checkpoints, strict=True)}
         return ids
 
 
@@ -110,7 +110,10 @@ class Cell:
 
     def row(self, chosen_on: Sequence[str] = ()) -> Row:
         """The row before any result: everything that is known without computing, and what was chosen on which split."""
-        grid = self.setup.grid
+        grid, experts = self.setup.grid, self.setup.experts
+        of_merge = [f"experts: {experts.remark}"] if experts.differing else []
+        if dtype := self.config.get("save_dtype"):
+            of_merge.append(f"{self.label}: what all inputs share is scored and saved as {dtype}")
         scored = {task.name: task.split(self.split) for task in grid.suite.every}
         return Row(
             run_id=self.run_id,
@@ -119,33 +122,19 @@ class Cell:
             config=self.config,
             suite=grid.suite.name,
             tasks=list(grid.suite.names),
-            scores={},
-            validation=None,
-            scale=None,
-            scale_source="-",
             needs=self.method.needs,
-            router="none",
-            granularity="none",
             family=self.setup.source.family,
             checkpoints=self.checkpoints,
             splits={name: {"name": self.split, "id": split.id, "size": len(split)} for name, split in scored.items()},
             seed=self.config["seed"],
             code=code_version(),
-            stored_bytes=0,
             macs=grid.backbone.macs,
-            seconds={},
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            remarks=[*self.setup.remarks, *self.remarks(), *remarks(grid.suite, scored, chosen_on)],
+            remarks=[*self.setup.remarks, *of_merge, *remarks(grid.suite, scored, chosen_on)],
             unseen={task.name: None for task in grid.suite.held_out},
             contents=self.contents,
             overrides=[*self.overrides],
         )
-
-    def remarks(self) -> list[str]:
-        """What a table must say of this merge."""
-        experts, dtype = self.setup.experts, self.config.get("save_dtype")
-        rounded = [f"{self.label}: what all inputs share is scored and saved as {dtype}"] if dtype else []
-        return ([f"experts: {experts.remark}"] if experts.differing else []) + rounded
 
     @property
     def journal(self) -> Journal:
@@ -216,11 +205,11 @@ class Cell:
 
     def _unseen(self, merged: Merged, journal: Journal) -> Unseen:
         """Scores on the held-out tasks; in the expert row those of their own experts, where there are any."""
-        grid, own = self.setup.grid, self.setup.unseen
-        if own is None or not isinstance(self.method, Expert):
+        grid, experts = self.setup.grid, self.setup.unseen
+        if experts is None or not isinstance(self.method, Expert):
             return score_unseen(grid, merged, self.split, journal)
-        turned = Grid(grid.suite.unseen, grid.backbone, grid.engine)
-        return Unseen({**turned.score(call(self.method, own), self.split, journal=journal).scores}, {})
+        held_out = Grid(grid.suite.unseen, grid.backbone, grid.engine)
+        return Unseen({**held_out.score(call(self.method, experts), self.split, journal=journal).scores}, {})
 
     def _model_facts(
         self, merged: Merged, routed: Routing | None, unseen: Unseen, opened: dict[str, list[str]]

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 import conf
-from launchers.sweeps.axes import check_exists, composed, is_group, parsed
+from launchers.sweeps.axes import composed, parsed, values_of
 from merging.errors import UserError
 
 EXTRAS = {
@@ -44,22 +44,18 @@ def installed(extra: str) -> bool:
 
 
 def hint(arguments: Sequence[str]) -> str | None:
-    """For the first override whose key does not exist: what exists there, the nearest named. None if all exist.
+    """For the first override whose key or choice does not exist: what exists there, the nearest named; else None.
 
-    Of a sweep over a group its first choice is looked into.
+    Of a sweep its first values are looked into.
     """
     try:
         overrides = parsed(argument for argument in arguments if not argument.startswith("-"))
-        chosen = [override for override in overrides if is_group(override.key_or_group)]
-        config = composed((override.input_line or "").split(",")[0] for override in chosen)
-        for override in overrides:
-            key = override.key_or_group
-            if not (override.is_add() or override in chosen or "/" in key or key.startswith("hydra.")):
-                check_exists(config, key)
-    except HydraException:  # Hydra's own message says what it cannot read
-        return None
+        composed(f"{override.get_key_element()}={values_of(override)[0]}" if override.is_sweep_override()
+                 else override.input_line or "" for override in overrides)  # fmt: skip
     except UserError as error:
         return str(error)
+    except HydraException:  # Hydra's own message says what it cannot read
+        pass
     return None
 
 

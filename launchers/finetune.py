@@ -29,11 +29,11 @@ PROGRAM = Program("duet-finetune", "Run the same command again to go on from the
 def run(config: DictConfig) -> None:
     """An expert per task, or a model for all; those that another process is making are left to it, and one that fails
     stops no other."""
-    from launchers.options import FinetuneOptions, check
+    from launchers.options import FINETUNE, check
     from merging.saving import check_target
     from tasks.multitask import Together
 
-    check(config, HydraConfig.get().overrides.task, FinetuneOptions)
+    check(config, HydraConfig.get().overrides.task, FINETUNE)
     check_writable("folder", Path(config.folder))
     suite = instantiate(config.suite)
     bench, tasks = bench_of(config, suite), suite.tasks
@@ -58,14 +58,13 @@ def run(config: DictConfig) -> None:
 
 def bench_of(config: DictConfig, suite: "Suite") -> "Bench":
     """The typed objects that the configuration names; the base is opened, its weights are not read."""
-    from merging.cache import GIB, Cache
+    from launchers.found import cache_of
     from tasks.expert_files import Bench
     from tasks.vision.folder import pretrained
 
     backbone, source = instantiate(config.backbone, _convert_="all"), instantiate(config.experts)
-    cache = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
     return Bench(
-        base=pretrained(source, suite, backbone, cache),
+        base=pretrained(source, suite, backbone, cache_of(config)),
         backbone=backbone,
         recipe=instantiate(config.recipe, _convert_="all"),
         seed=config.seed,

@@ -34,11 +34,11 @@ FOUND = "%s: found in %s (redo=true computes it again)"
 log = logging.getLogger(__name__)
 
 
-def found(config: DictConfig) -> list[str] | None:
+def found_rows(config: DictConfig) -> list[str] | None:
     """The row files of a command whose rows are all there, its own first; None where something may be to do."""
     if config.redo or config.save is not None or not config.tracker._target_.endswith(".Tracker"):
         return None
-    cache, folder, files = _cache(config), Path(config.output) / "results", state(config)
+    cache, folder, files = cache_of(config), Path(config.output) / "results", state(config)
     ids = json.loads(cache.get(_key(config, files)) or "[]") if files is not None else []
     busy = any(owner(folder, run_id) or (cache.folder / "unfinished" / run_id).exists() for run_id in ids)
     if busy or not ids or any(rows.find(folder, run_id, logging.DEBUG) is None for run_id in ids):
@@ -52,7 +52,7 @@ def found(config: DictConfig) -> list[str] | None:
 def remember(config: DictConfig, files: str, ids: Iterable[str]) -> None:
     """Note the names of a command's rows, which came from files in that `state`; without one where the disk is full."""
     with contextlib.suppress(UserError):
-        _cache(config).put(_key(config, files), json.dumps(list(ids)).encode())
+        cache_of(config).put(_key(config, files), json.dumps(list(ids)).encode())
 
 
 def state(config: DictConfig) -> str | None:
@@ -98,7 +98,8 @@ def _decides(config: DictConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in ELSEWHERE}
 
 
-def _cache(config: DictConfig) -> Cache:
+def cache_of(config: DictConfig) -> Cache:
+    """The cache of an output folder."""
     return Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
 
 

@@ -18,13 +18,13 @@ from launchers import rows
 from launchers.callback import LISTED, check_writable, draw
 from launchers.cells import Cell, OnTask, Setup, splits_read
 from launchers.claims import Taken, claim, owner
-from launchers.found import ELSEWHERE, FOUND, is_local, named, remember, state
+from launchers.found import ELSEWHERE, FOUND, cache_of, is_local, named, remember, state
 from launchers.preflight import foresee
 from launchers.rows import Row
 from launchers.sweeps.axes import group_of
 from launchers.tracking.tracker import Tracker
 from merging.backbones.base import Backbone
-from merging.cache import GIB, Cache
+from merging.cache import Cache
 from merging.checkpoints import Checkpoint, Known
 from merging.context import Context, Log, nested, silent
 from merging.errors import UserError
@@ -205,7 +205,7 @@ def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -
     shared = [decides[name] for name in ("backbone", "experts", "suite")]
     key = json.dumps([config.output, repr(engine), *shared], sort_keys=True)
     if key not in _SETUPS:
-        store = Cache(Path(config.output) / ".cache", int(config.cache_gb * GIB))
+        store = cache_of(config)
         files = state(config)
         suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
         source = instantiate(config.experts)

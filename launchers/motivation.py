@@ -51,12 +51,12 @@ def run(config: DictConfig) -> None:
     """Measure, write the file, print its means. Raises UserError for a method without neurons and as `duet`."""
     from launchers.cells import code_version
     from launchers.job import resolved, setup_of
-    from launchers.options import MotivationOptions, check
+    from launchers.options import MOTIVATION, check
     from merging import motivation
     from merging.methods import Duet
     from merging.preflight import check_range
 
-    check(config, HydraConfig.get().overrides.task, MotivationOptions)
+    check(config, HydraConfig.get().overrides.task, MOTIVATION)
     method, decides = instantiate(config.method, _convert_="all"), resolved(config)
     check_range("mass", config.mass, 0.0, 1.0, open_low=True)
     if not isinstance(method, Duet):

@@ -8,7 +8,7 @@ import inspect
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -32,43 +32,21 @@ PLAIN = (int, float, bool, str, NoneType)
 BY_TASK = ("experts.paths", "suite.sources")  # mappings from tasks
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Those of a run that belong to no group; see conf/config.yaml."""
-
-    seed: int
-    split: Literal["test", "val"]
-    redo: bool
-    output: str
-    save: str | None
-    save_dtype: Literal["fp32", "bf16", "fp16"] | None
-    cache_gb: float
-    plot: Mapping[str, Any] | None
+RUN: dict[str, Any] = {  # options that belong to no group -> their type; see conf/config.yaml
+    "seed": int, "split": Literal["test", "val"], "redo": bool, "output": str, "save": str | None,
+    "save_dtype": Literal["fp32", "bf16", "fp16"] | None, "cache_gb": float, "plot": Mapping[str, Any] | None,
+}  # fmt: skip
+FINETUNE = RUN | {"folder": str, "every": float, "multitask": bool}  # conf/finetune.yaml
+MOTIVATION = RUN | {"mass": float}  # conf/motivation.yaml
 
 
-@dataclass(frozen=True)
-class FinetuneOptions(RunOptions):
-    """Those of duet-finetune; see conf/finetune.yaml."""
-
-    folder: str
-    every: float
-    multitask: bool
-
-
-@dataclass(frozen=True)
-class MotivationOptions(RunOptions):
-    """Those of launchers.motivation; see conf/motivation.yaml."""
-
-    mass: float
-
-
-def check(config: DictConfig, overrides: Sequence[str] = (), own: type[RunOptions] = RunOptions) -> None:
+def check(config: DictConfig, overrides: Sequence[str] = (), schema: Mapping[str, Any] = RUN) -> None:
     """Raises UserError for an option that nothing reads, or whose value is not of the type that is asked for.
 
     `overrides` are those of the command line: what they add must be read, too. What is to be built is imported.
     """
-    values, text = check_own(config, own), OmegaConf.to_yaml(config, resolve=False)
-    known = [*get_type_hints(own), *PARTS, *GROUPS]
+    values, text = check_run(config, schema), OmegaConf.to_yaml(config, resolve=False)
+    known = [*schema, *PARTS, *GROUPS]
     for name in [*PARTS, *({"recipe"} & values.keys())]:
         if not isinstance(values.get(name), dict):
             raise UserError(f"There is no {name}, which every run needs. Choose one: {name}=<name>.")
@@ -81,7 +59,7 @@ def check(config: DictConfig, overrides: Sequence[str] = (), own: type[RunOption
             raise UserError(unknown([top], names(dict.fromkeys(known))) + " Nothing reads it.")
 
 
-def check_own(config: DictConfig, own: type[RunOptions] = RunOptions) -> dict[str, Any]:
+def check_run(config: DictConfig, schema: Mapping[str, Any] = RUN) -> dict[str, Any]:
     """The values of the configuration. Raises UserError for those of the run itself, and for a reference to nothing.
 
     Nothing is imported for it.
@@ -91,7 +69,7 @@ def check_own(config: DictConfig, own: type[RunOptions] = RunOptions) -> dict[st
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{error.full_key} has no value: {reason}. Set it, or what it refers to.") from error
-    for name, annotation in get_type_hints(own).items():
+    for name, annotation in schema.items():
         if name not in values:
             raise UserError(f"The configuration has no {name}. Its file should start with conf/config.yaml.")
         check_value(name, values[name], annotation)

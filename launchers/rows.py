@@ -61,22 +61,22 @@ class Row:
     config: dict[str, Any]  # the resolved Hydra config
     suite: str
     tasks: list[str]
-    scores: dict[str, Score]  # task -> score on the split that `splits` names
-    validation: dict[str, float] | None  # task -> value on validation at the chosen scale; None without a search
-    scale: float | None
-    scale_source: str  # "fixed" | "search:val" | "-"
     needs: str  # what the method asks for besides weights: "nothing" | "inputs" | "labels"
-    router: str  # "none" | "oracle" | ...
-    granularity: str  # "none" | "sample" | ...
     family: str  # where base and experts come from
     checkpoints: dict[str, str]  # "base" and every task -> content id
     splits: dict[str, dict[str, Any]]  # task -> {"name": "test", "id": fingerprint, "size": images}
     seed: Whole
     code: str  # git commit or version
-    stored_bytes: Whole  # everything that must be stored to use the merged model, the base included
     macs: Whole  # multiply-accumulates per sample
-    seconds: dict[str, float]  # "merge", "search", "router", "score"
     created: str  # ISO time, UTC
+    scores: dict[str, Score] = field(default_factory=dict)  # task -> score on the split that `splits` names
+    validation: dict[str, float] | None = None  # task -> value on validation at the chosen scale, after a search
+    scale: float | None = None
+    scale_source: str = "-"  # "fixed" | "search:val" | "-"
+    router: str = "none"  # "oracle" | ...
+    granularity: str = "none"  # "sample" | ...
+    stored_bytes: Whole = 0  # everything that must be stored to use the merged model, the base included
+    seconds: dict[str, float] = field(default_factory=dict)  # "merge", "search", "router", "score"
     error: str | None = None
     adaptation: str = "none"  # the split whose unlabelled images the method or its router saw; "test" is transductive
     opened: dict[str, list[str]] = field(default_factory=dict)  # split -> who looked at it before the score

@@ -6,19 +6,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launchers.cli_help import hint, missing
-from launchers.found import found
+from launchers.found import found_rows
 from launchers.live import watch
 from launchers.program import Program
 from launchers.results.pareto import Point, objectives
 from launchers.sweeps.check import problem
 from launchers.sweeps.slurm import FAILED
+
+DUET = Program("duet")
 
 
 def row_files(config: DictConfig) -> list[str]:
@@ -26,16 +27,16 @@ def row_files(config: DictConfig) -> list[str]:
 
     Raises UserError for an option that nothing reads or that has a value of the wrong type.
     """
-    from launchers.options import check, check_own
+    from launchers.options import check, check_run
 
-    check_own(config)
-    if (files := found(config)) is None:
-        with interruptible():
-            from launchers.job import run
+    check_run(config)
+    if (files := found_rows(config)) is not None:
+        return files
+    with interruptible():
+        from launchers.job import run
 
-        check(config, HydraConfig.get().overrides.task)
-        return run(config)
-    return files
+    check(config, HydraConfig.get().overrides.task)
+    return run(config)
 
 
 @contextmanager
@@ -45,21 +46,13 @@ def interruptible() -> Iterator[None]:
     if not callable(before) or threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        pressed.append(number)
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, lambda *signalled: pressed.append(signalled) or before(*signalled))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
-
-
-DUET = Program("duet")
 
 
 @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")

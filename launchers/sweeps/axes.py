@@ -46,7 +46,7 @@ def read(arguments: Sequence[str]) -> Sweep:
     fixed = tuple(override.input_line or "" for override in overrides if not override.is_sweep_override())
     axes = axes_of(composed(fixed).hydra.sweeper.get("params"), overrides)
     intervals = frozenset(key for key, override in axes.items() if isinstance(override.value(), IntervalSweep))
-    return Sweep(fixed, {key: _values(override) for key, override in axes.items()}, intervals)
+    return Sweep(fixed, {key: values_of(override) for key, override in axes.items()}, intervals)
 
 
 def axes_of(params: Mapping[str, Any] | None, overrides: Sequence[Override]) -> dict[str, Override]:
@@ -56,7 +56,8 @@ def axes_of(params: Mapping[str, Any] | None, overrides: Sequence[Override]) -> 
     return {key: override for key, override in last.items() if override.is_sweep_override() or override in declared}
 
 
-def _values(axis: Override) -> tuple[str, ...]:
+def values_of(axis: Override) -> tuple[str, ...]:
+    """The values of an axis as text; of an interval its ends."""
     if not axis.is_sweep_override():
         return (axis.get_value_element_as_str(),)
     value = axis.value()
@@ -125,7 +126,7 @@ def names(keys: Iterable[Any]) -> list[str]:
 def choices(overrides: Iterable[str]) -> list[str]:
     """Those that choose files of conf/, and Hydra's own."""
     return [override.input_line or "" for override in parsed(overrides)
-            if is_group(key := override.get_key_element()) or key.startswith("hydra.")]  # fmt: skip
+            if is_group(key := override.get_key_element()) or key.startswith(("hydra.", "hydra/"))]  # fmt: skip
 
 
 def is_group(key: str) -> bool:

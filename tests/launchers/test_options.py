@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 import conf
-from launchers.options import FinetuneOptions, RunOptions, check, options
+from launchers.options import FINETUNE, RUN, check, options
 from merging.errors import UserError
 
 FILES = sorted(Path(conf.__path__[0]).rglob("*.yaml"))
@@ -15,9 +15,9 @@ TARGETS = sorted({name for file in FILES for name in re.findall(r"_target_: *([\
 RECIPES = [file.stem for file in FILES if file.parent.name == "recipe"]
 
 
-def checked(*overrides, name="config", own=RunOptions):
+def checked(*overrides, name="config", schema=RUN):
     with initialize_config_module("conf", version_base="1.3"):
-        check(compose(name, list(overrides)), overrides, own)
+        check(compose(name, list(overrides)), overrides, schema)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_right_value_passes(overrides):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_passes(recipe):
-    checked(f"recipe={recipe}", name="finetune", own=FinetuneOptions)
+    checked(f"recipe={recipe}", name="finetune", schema=FINETUNE)
 
 
 def test_every_shipped_target_tells_its_options():
