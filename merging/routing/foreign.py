@@ -53,7 +53,7 @@ class Substituted:
     def mixed(self, w: Tensor, x: Tensor) -> Mapping[str, Tensor | None]:
         """What stands for the parameters [d] of a module that multiplies x [B, ..., d] by them: norms, LayerScale."""
         w = per_row(w, len(x), x.shape[1] if x.ndim > 2 else None, self.name)
-        return {name: vector(self._parameters[name], delta.mix, w, x) for name, delta in self.deltas.items()}  # type: ignore[union-attr]
+        return {name: vector(self._parameters[name], delta, w, x) for name, delta in self.deltas.items()}  # type: ignore[arg-type]
 
     def read(self, name: str) -> Tensor | None:
         values = self.values.now

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from threading import local
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.merged import Merged
 from merging.routing.gates import Gate
-from merging.routing.routed import Reached, Routed
+from merging.routing.mixing import PerThread
+from merging.routing.routed import Reached, Routed, reached
 from merging.threads import each
 
 
@@ -60,11 +60,11 @@ def show_gates(model: Routed, calibration: Calibration, merged: Merged, act: Cal
         visits = over(lambda some, w: under(model, read(*some), w), batches, truth)
         act(gate, joined([features[index] for index in indices for features in visits]))
         return
-    progress: list[Progress] = [Progress() for _ in batches]
+    progress: list[tuple] = [(0, None)] * len(batches)
     with resumable(model) as current:
         for index in indices:
             show = lambda some, state, i=index: resumed(model, current, state, i, read(*some))  # noqa: E731
-            features = over(show, batches, progress)
+            features, progress = map(list, zip(*over(show, batches, progress), strict=True))
             act(model.gate_of(index), joined(features))
 
 
@@ -86,20 +86,14 @@ def under(model: Routed, inputs: Any, w: Tensor) -> dict[int, Tensor]:
     return shown
 
 
-class Progress:
-    """How far a batch has come: what its last finished block gave."""
+class Current(PerThread):
+    """How far the batch of this thread is: its finished blocks, and what the last of them gave."""
 
     done, output = 0, None
 
 
-class Current(local):
-    """The batch that this thread works on."""
-
-    progress: Progress | None = None
-
-
-def resumed(model: Routed, current: Current, progress: Progress, stop: int, inputs: Any) -> Tensor:
-    """The features that a block's gate is shown; the forward goes on from the last block that is finished."""
+def resumed(model: Routed, current: Current, progress: tuple, stop: int, inputs: Any) -> tuple[Tensor, tuple]:
+    """The features that a block's gate is shown, and how far the forward is that went on from `progress`."""
 
     def observer(index: int, tokens: Tensor) -> Tensor:
         gate, mask = model.gate_of(index), model.mask_of(tokens)
@@ -107,35 +101,28 @@ def resumed(model: Routed, current: Current, progress: Progress, stop: int, inpu
             raise Reached(gate.features(tokens, mask))
         return gate(tokens, mask)
 
-    current.progress = progress
-    try:
-        applied(partial(model.observed, observer), inputs)
-    except Reached as reached:
-        return reached.args[0]
-    finally:
-        current.progress = None
-    raise UserError(f"The model's forward did not pass block {stop}, which has a gate.")
+    current.done, current.output = progress
+    features = reached(partial(applied, partial(model.observed, observer), inputs), stop)
+    return features, (current.done, current.output)
 
 
 @contextmanager
 def resumable(model: Routed) -> Iterator[Current]:
-    """Blocks that a batch is through give what they gave: the last of them its output, which is all that goes on."""
+    """Blocks that a batch is through give what the last of them gave, which is all that goes on."""
     current = Current()
+
+    def resume(index: int, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+        if index >= current.done:
+            current.output, current.done = forward(*args, **kwargs), index + 1
+        return current.output
+
     for index, block in enumerate(model.blocks):
-        block.module.forward = partial(_resume, current, index, block.module.forward)
+        block.module.forward = partial(resume, index, block.module.forward)
     try:
         yield current
     finally:
         for block in model.blocks:
             del block.module.forward
-
-
-def _resume(current: Current, index: int, forward: Callable, *args: Any, **kwargs: Any) -> Any:
-    progress = current.progress
-    assert progress is not None
-    if index >= progress.done:
-        progress.output, progress.done = forward(*args, **kwargs), index + 1
-    return progress.output
 
 
 def applied(function: Callable, inputs: Any) -> Any:

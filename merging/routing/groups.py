@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from merging.errors import UserError
-from merging.ops import generator
 from merging.routing.gates import Gate, answered
 
 
@@ -31,9 +30,8 @@ def group(
     for index, count in enumerate(counts):
         inside = (bins == index).nonzero()[:, 0]
         if count:
-            found = k_means(points[inside], count, seed)
-            labels[inside] = used + found
-            used += int(found.max()) + 1
+            labels[inside] = used + k_means(points[inside], count, seed)
+            used = int(labels[inside].max()) + 1
     sums = torch.zeros(used, weights.shape[1], dtype=torch.float64).index_add(0, labels, weights.double())
     return labels, (sums / torch.bincount(labels, minlength=used)[:, None]).to(weights.dtype)
 
@@ -48,32 +46,18 @@ def grouped(gate: Gate, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def shares(sizes: list[int], count: int) -> list[int]:
     """`count` split over bins in proportion to their sizes: at least 1 for each in use, at most its size."""
-    given = [min(1, size) for size in sizes]
-    while sum(given) < min(count, sum(sizes)):  # to the bin with the most samples per group
-        best = max((i for i, size in enumerate(sizes) if given[i] < size), key=lambda i: sizes[i] / given[i])
-        given[best] += 1
-    return given
+    counts = [min(1, size) for size in sizes]
+    while sum(counts) < min(count, sum(sizes)):  # to the bin with the most samples per group
+        largest = max((i for i, size in enumerate(sizes) if counts[i] < size), key=lambda i: sizes[i] / counts[i])
+        counts[largest] += 1
+    return counts
 
 
-def k_means(points: Tensor, count: int, seed: int = 0, rounds: int = 100) -> Tensor:
+def k_means(points: Tensor, count: int, seed: int = 0) -> Tensor:
     """Labels [n] from 0 on, without gaps, of at most `count` clusters; starts spread out (k-means++), deterministic."""
-    points, rng = points.double(), generator("k_means", seed)
-    centres = points[torch.randint(len(points), (1,), generator=rng)]
-    while len(centres) < count:
-        gaps = distances(points, centres).min(1).values
-        if not gaps.any():  # every distinct point is a centre
-            break
-        centres = torch.cat([centres, points[torch.multinomial(gaps, 1, generator=rng)]])
-    labels = distances(points, centres).argmin(1)
-    for _ in range(rounds):
-        found = labels.unique(return_inverse=True)[1]
-        sums = torch.zeros(int(found.max()) + 1, points.shape[1], dtype=points.dtype).index_add(0, found, points)
-        labels = distances(points, sums / torch.bincount(found)[:, None]).argmin(1)
-        if torch.equal(labels, found):
-            break
-    return labels.unique(return_inverse=True)[1]
+    from scipy.cluster.vq import kmeans2  # here, because it is rarely needed
 
-
-def distances(points: Tensor, centres: Tensor) -> Tensor:
-    """Squared distances [n, k], exactly zero between equal points."""
-    return torch.stack([(points - centre).square().sum(1) for centre in centres], 1)
+    points = points.detach().cpu().double()
+    clusters = min(count, len(points.unique(dim=0)))
+    labels = kmeans2(points.numpy(), clusters, iter=100, minit="++", seed=seed)[1]
+    return torch.from_numpy(labels).long().unique(return_inverse=True)[1]

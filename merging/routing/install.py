@@ -143,25 +143,17 @@ def holder_of(routed: Routed, path: str) -> Holder:
 
 def find_parts(routed: Routed, paths: list[str]) -> None:
     """Note which parts of the blocks hold something routed, and whether something in front of the blocks does."""
+    owners = {path: routed.module.get_submodule(path) for path in paths}
+    for block in routed.blocks:
+        children = block.module.children()
+        lists = (child if isinstance(child, nn.ModuleList) else [child] for child in children)  # never called as such
+        block.parts = [part for parts in lists for part in parts if not set(part.modules()).isdisjoint(owners.values())]
     order = {name: place for place, (name, _) in enumerate(routed.module.named_modules())}
     first = min((order[block.name] for block in routed.blocks), default=0)
-    for path in paths:
-        block = next((block for block in routed.blocks if f"{path}.".startswith(f"{block.name}.")), None)
-        if block is not None:
-            parts = (part for name, part in called_parts(block) if f"{path}.".startswith(f"{name}."))
-            block.parts += [part for part in parts if part not in block.parts]
-        elif routed.blocks and order[path] < first:
-            child = routed.module.get_submodule(path)
-            routed.stem_routed |= not isinstance(child, Substituted) or len(child.deltas) > 0  # proj comes after
-
-
-def called_parts(block: Block) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a block calls, with their names; lists are never called, their members are."""
-    for name, child in block.module.named_children():
-        if isinstance(child, nn.ModuleList):
-            yield from ((f"{block.name}.{name}.{index}", member) for index, member in enumerate(child))
-        else:
-            yield f"{block.name}.{name}", child
+    routed.stem_routed = any(
+        order[path] < first and (not isinstance(owner, Substituted) or len(owner.deltas) > 0)  # proj comes after
+        for path, owner in owners.items()
+    )
 
 
 def link(routed: Routed, paths: Iterable[str]) -> None:

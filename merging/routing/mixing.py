@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from merging.deltas import Delta
 from merging.errors import UserError
 
 Run = Callable[[Tensor, tuple, Mapping[str, Any]], Any]
@@ -47,11 +48,9 @@ def per_row(w: Tensor, rows: int, tokens: int | None, name: str) -> Tensor:
     return w
 
 
-def vector(value: Tensor, delta: Callable[[Tensor], Tensor] | None, w: Tensor, x: Tensor) -> Tensor:
+def vector(value: Tensor, delta: Delta, w: Tensor, x: Tensor) -> Tensor:
     """A parameter [d] plus its mixed change, shaped to act on the features of x [B, ..., d]."""
-    if delta is None:
-        return value
-    mixed = value + delta(w.to(value.dtype))
+    mixed = value + delta.mix(w.to(value.dtype))
     rows = mixed.shape[:-1]
     return mixed.view(*rows, *[1] * (x.ndim - 1 - len(rows)), -1) if rows else mixed
 

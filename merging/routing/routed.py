@@ -25,6 +25,15 @@ class Reached(Exception):
     """Ends a forward at the tokens that were asked for, its one argument."""
 
 
+def reached(forward: Callable[[], object], block: int) -> Tensor:
+    """What a forward raises Reached with. Raises UserError where it ends without."""
+    try:
+        forward()
+    except Reached as end:
+        return end.args[0]
+    raise UserError(f"The model's forward did not pass block {block}, where its tokens are looked at.")
+
+
 class State(PerThread):
     """What the forward that runs in this thread is for."""
 
@@ -159,13 +168,9 @@ class Routed(nn.Module):
         kwargs = {name: value for name, value in kwargs.items() if name not in CACHES}
         of_inputs = any(isinstance(x, Tensor) and x.requires_grad for x in (*inputs, *kwargs.values()))
         graph = torch.is_grad_enabled() and of_inputs  # all else in it is frozen
-        try:
-            with torch.set_grad_enabled(graph), self._during(asks=False, stop=stop):
-                self.put(None)
-                self.module(*inputs, **kwargs)
-        except Reached as reached:
-            return reached.args[0]
-        raise UserError(f"The model's forward did not pass block {stop[1]}, where its tokens are looked at.")
+        with torch.set_grad_enabled(graph), self._during(asks=False, stop=stop):
+            self.put(None)
+            return reached(partial(self.module, *inputs, **kwargs), stop[1])
 
     def observed(self, observer: Observer, *inputs: Any, **kwargs: Any) -> Any:
         """A forward in which `observer`(block, tokens) answers in place of the blocks' gates."""
