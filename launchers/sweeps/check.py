@@ -1,10 +1,9 @@
 """Whether every axis of an experiment exists and every value builds, before anything runs."""
 
-import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from launchers.sweeps.axes import GROUPS, Sweep, check_exists, choices, composed
 from merging.errors import UserError
 
 PARTS = ("backbone", "experts", "suite", "method", "scale", "router", "engine", "tracker")  # what is built
-MANY = 64  # combinations of values tried in full
 ELSEWHERE = ("--config", "-c")  # flags that bring in folders which are not looked into here
 
 
@@ -40,22 +38,31 @@ def problem(arguments: Sequence[str]) -> str | None:
 def check(sweep: Sweep) -> int:
     """How many cells there are. Raises UserError where an axis or key does not exist or a value does not build.
 
-    The values under one part of the configuration are tried together, those of different parts are not; choices of
-    shipped files that nothing else changes are not tried.
+    Every value is tried once, beside the first ones of the other axes, but for shipped files that nothing changes.
     """
-    changed = _changed(composed(choices(sweep.fixed)))
-    keys = [override.get_key_element() for override in parsed(sweep.fixed)]
-    set_by_hand = {*changed, *(_root(key) for key in keys if not is_group(key))}
-    first = [f"{key}={values[0]}" for key, values in sweep.axes.items() if is_group(key)]
-    for root in dict.fromkeys([*map(_root, sweep.axes), *changed]):
-        axes = {key: [f"{key}={value}" for value in values] for key, values in sweep.axes.items() if _root(key) == root}
-        groups = [overrides for key, overrides in axes.items() if is_group(key)]
-        options = {key: overrides for key, overrides in axes.items() if not is_group(key)}
-        if options or root in set_by_hand or not all(map(_is_shipped, itertools.chain(*groups))):
-            others = [choice for choice in first if _root(choice) != root]
-            for chosen in itertools.product(*groups):
-                _check_choice(root, [*sweep.fixed, *others, *chosen], options)
+    keys = [*sweep.axes, *(override.get_key_element() for override in parsed(sweep.fixed))]
+    changed = {*_changed(composed(choices(sweep.fixed))), *(_root(key) for key in keys if not is_group(key))}
+    built: set[str] = set()
+    for axis, cell in _cells(sweep):
+        if _is_shipped(cell.get(axis, "")) and _root(axis) not in changed:
+            continue
+        groups, options = ([override for key, override in cell.items() if is_group(key) is chooses]
+                           for chooses in (True, False))  # fmt: skip
+        config = composed([*sweep.fixed, *groups]).copy()
+        for override in parsed(options):
+            check_exists(config, override.get_key_element())
+            OmegaConf.update(config, override.get_key_element(), override.value(), force_add=False)
+        _build(config, [*cell.values()] or sweep.fixed, built)
     return math.prod(map(len, sweep.axes.values()))
+
+
+def _cells(sweep: Sweep) -> Iterator[tuple[str, dict[str, str]]]:
+    """The first cell, then those that differ from it in one axis: that axis, and key -> override."""
+    first = {key: f"{key}={values[0]}" for key, values in sweep.axes.items()}
+    yield "", first
+    for key, values in sweep.axes.items():
+        for value in values[1:]:
+            yield key, first | {key: f"{key}={value}"}
 
 
 def _changed(config: DictConfig) -> list[str]:
@@ -65,42 +72,27 @@ def _changed(config: DictConfig) -> list[str]:
     """
     closed = GROUPS - {"experiment", "local", "hydra"}
     chosen = {group: name for group, name in config.hydra.runtime.choices.items() if group.split("@")[0] in closed}
-    plain = composed([f"{group}={name}" for group, name in chosen.items()])
+    plain = composed(f"{group}={name}" for group, name in chosen.items())
     text = OmegaConf.to_yaml(config, resolve=False)
-    for key in config:
+    for key in map(str, config):
         if key not in plain and f"${{{key}" not in text:
-            raise UserError(f"The experiment has a key too many. {unknown([str(key)], names(plain))}")
-    whole, other = (OmegaConf.to_container(made, resolve=False) for made in (config, plain))
-    return [part for part in PARTS if whole[part] != other[part]]  # type: ignore[index,call-overload]
+            raise UserError(f"The experiment has a key too many. {unknown([key], names(plain))}")
+    return [part for part in PARTS if OmegaConf.to_yaml(config[part]) != OmegaConf.to_yaml(plain[part])]
 
 
-def _check_choice(root: str, overrides: list[str], options: Mapping[str, Sequence[str]]) -> None:
-    """One choice of the groups under a root, with the values of the options there."""
-    config = composed(overrides)
-    for key in options:
-        check_exists(config, key)
-    parts, built, changed = [root] if root in PARTS else PARTS, set[str](), config.copy()
-    for values in _combinations(options):
-        for override in parsed(values):
-            if isinstance(override.value(), dict):  # is merged with what was there
-                changed = config.copy()
-            OmegaConf.update(changed, override.get_key_element(), override.value(), force_add=False)
-        _build(changed, parts, values or overrides, built)
+def _is_shipped(choice: str) -> bool:
+    return Path(conf.__path__[0], _root(choice), f"{choice.rpartition('=')[2]}.yaml").exists()
 
 
-def _combinations(options: Mapping[str, Sequence[str]]) -> Iterable[Sequence[str]]:
-    """All of them; where they are many every value once, beside the first ones of the others."""
-    if math.prod(map(len, options.values())) <= MANY:
-        return itertools.product(*options.values())
-    first = {key: overrides[0] for key, overrides in options.items()}
-    return [[*(first | {key: override}).values()] for key, overrides in options.items() for override in overrides]
+def _root(key: str) -> str:
+    return re.split(r"[.@=]", key)[0]
 
 
-def _build(config: DictConfig, parts: Iterable[str], overrides: Sequence[str], built: set[str]) -> None:
+def _build(config: DictConfig, overrides: Iterable[str], built: set[str]) -> None:
     """Every part that was not `built` with the same values."""
     from launchers.options import check_part  # here, because it imports pydantic, which `--help` does without
 
-    for part in parts:
+    for part in PARTS:
         try:
             values: Any = OmegaConf.to_container(config[part], resolve=True)
             key = part + json.dumps(values, default=str)
@@ -111,11 +103,3 @@ def _build(config: DictConfig, parts: Iterable[str], overrides: Sequence[str], b
         except (InstantiationException, OmegaConfBaseException, UserError) as error:
             cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
             raise UserError(f"{', '.join(overrides)} does not build {part}: {cause}") from error
-
-
-def _is_shipped(choice: str) -> bool:
-    return Path(conf.__path__[0], _root(choice), f"{choice.rpartition('=')[2]}.yaml").exists()
-
-
-def _root(key: str) -> str:
-    return re.split(r"[.@=]", key)[0]
