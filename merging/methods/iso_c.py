@@ -1,10 +1,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from merging.experts import Experts
 from merging.merged import Merged
+from merging.methods.iso_cts import IsoCts
 
 
 @dataclass(frozen=True)
@@ -20,10 +19,4 @@ class IsoC:
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts) -> Merged:
-        def merge(key: str, tau: Tensor) -> Tensor:
-            if tau.ndim != 3:
-                return tau.mean(0)
-            ((u, s, vh),) = experts.svd(tau.sum(0, keepdim=True))
-            return (u * s.mean()) @ vh
-
-        return experts.merged(experts.map(merge, heavy=True), self.scale)
+        return IsoCts(common=1.0, scale=self.scale)(experts)

@@ -15,7 +15,7 @@ class IsoCts(Options):
     """Iso-CTS: Iso-C whose weakest common directions give way to task-specific ones.
 
     Marczak et al., 2025, arXiv 2502.04959.
-    common: share of the directions taken from the summed task matrix, 1 is Iso-C (up to rounding), 0 is made of task
+    common: share of the directions taken from the summed task matrix, 1 is Iso-C, 0 is made of task
     directions alone. What is not a matrix is averaged. scale: 0 is the base; 1.5 to 1.9 is usual for eight tasks.
     """
 
@@ -30,6 +30,8 @@ class IsoCts(Options):
             tasks, full = len(tau), min(tau.shape[1:])
             specific = min(round((full - int(full * self.common)) / tasks), full // tasks)  # directions per task
             ((u, s, vh),) = experts.svd(tau.sum(0, keepdim=True))
+            if not specific:
+                return (u * s.mean()) @ vh
             kept = full - specific * tasks
             common = SVD(u[:, :kept], s[:kept], vh[:kept])
             parts = [*experts.svd(tau - common.u @ (common.u.T @ tau), specific, kept=False), common]

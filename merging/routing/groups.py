@@ -59,5 +59,5 @@ def k_means(points: Tensor, count: int, seed: int = 0) -> Tensor:
 
     points = points.detach().cpu().double()
     clusters = min(count, len(points.unique(dim=0)))
-    labels = kmeans2(points.numpy(), clusters, iter=100, minit="++", seed=seed)[1]
+    labels = kmeans2(points.numpy(), clusters, iter=100, minit="++", seed=seed)[1]  # type: ignore[call-arg]  # `rng` in later ones
     return torch.from_numpy(labels).long().unique(return_inverse=True)[1]
