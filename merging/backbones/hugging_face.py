@@ -227,8 +227,8 @@ def read(hidden: Tensor, readout: str, mask: Tensor | None) -> Tensor:
     mask = hidden.new_ones(hidden.shape[:2]) if mask is None else mask.to(hidden)
     if readout == "mean":
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-    place = mask.argmax(1) if readout == "first" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), place]
+    position = mask.argmax(1) if readout == "first" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), position]
 
 
 def head_of(state: Mapping[str, Tensor]) -> nn.Module:

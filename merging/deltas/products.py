@@ -1,4 +1,4 @@
-"""Products that deltas share: weights of parts spread over features, matrices applied in place."""
+"""Products that deltas share: gating weights spread over features, matrices applied in place."""
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ def in_use(weights: Tensor) -> list[int]:
     blind = torch.compiler.is_compiling() or weights.requires_grad or weights.device.type == "meta"
     if blind or (weights.ndim > 1 and weights.device.type != "cpu"):
         return every
-    found = (weights if weights.ndim == 1 else weights.flatten(0, -2).any(0)).tolist()
-    return [index for index in every if found[index]]
+    used = (weights if weights.ndim == 1 else weights.flatten(0, -2).any(0)).tolist()
+    return [index for index in every if used[index]]
 
 
 def over_tokens(weights: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ class Descent(Options, prefix="train."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.objectives.values() if isinstance(self.objectives, Mapping) else self.objectives
-        object.__setattr__(self, "objectives", tuple(objective for objective in given if objective.weight))
+        listed = self.objectives.values() if isinstance(self.objectives, Mapping) else self.objectives
+        object.__setattr__(self, "objectives", tuple(objective for objective in listed if objective.weight))
         if not self.objectives:
             raise UserError("train.objectives has no objective with a weight: there is nothing to learn from.")
 
@@ -134,10 +134,10 @@ def _data(context: Context, experts: Experts, descent: Descent, split: str):
 
     def batches(features: Sequence[Tensor], chosen: Sequence[Tensor]) -> list[Batch]:
         return [
-            Batch(found, lambda x, task=task: data.outputs(task, x),
+            Batch(of_task, lambda x, task=task: data.outputs(task, x),
                   lambda task=task, rows=rows: labels[task][rows.to(labels[task].device)],
                   lambda task=task, rows=rows: targets()[task][rows])
-            for task, (found, rows) in enumerate(zip(features, chosen, strict=True))
+            for task, (of_task, rows) in enumerate(zip(features, chosen, strict=True))
         ]  # fmt: skip
 
     return data, batches
@@ -171,7 +171,7 @@ def collapsed(steps: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _State:
-    """What a killed descent goes on from, in the context's place for unfinished work."""
+    """What a killed descent goes on from, among the context's unfinished work."""
 
     optimizer: torch.optim.Optimizer
     context: Context

@@ -70,7 +70,7 @@ class FeatureDistillation(Objective):
     name: ClassVar[str] = "distillation"
 
     def __call__(self, batch: Batch) -> Tensor:
-        ours, theirs = (functional.normalize(found, dim=-1) for found in (batch.features, batch.expert()))
+        ours, theirs = (functional.normalize(features, dim=-1) for features in (batch.features, batch.expert()))
         return 1 - (ours * theirs).sum(-1).mean()
 
 

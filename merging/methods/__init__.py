@@ -6,6 +6,7 @@ A file in this folder is all that a method needs: its class is found by name, an
 import pkgutil
 from dataclasses import is_dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from merging.options import snake_case
@@ -13,16 +14,14 @@ from merging.options import snake_case
 
 def discovered() -> dict[str, type]:
     """All methods by the names of their classes, in the order of their files; imports every file."""
-    modules = [import_module(f"{__name__}.{each.name}") for each in pkgutil.iter_modules(__path__)]
-    return {
-        name: each for module in modules for name, each in vars(module).items() if _is_method(each, module.__name__)
-    }
+    modules = [import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
+    return {name: kind for module in modules for name, kind in vars(module).items() if _is_method(kind, module)}
 
 
-def _is_method(found: Any, module: str) -> bool:
+def _is_method(kind: Any, module: ModuleType) -> bool:
     """Whether it is a frozen dataclass with `needs`, and defined in that module."""
-    frozen = isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    return frozen and hasattr(found, "needs") and found.__module__ == module
+    frozen = isinstance(kind, type) and is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    return frozen and hasattr(kind, "needs") and kind.__module__ == module.__name__
 
 
 def __getattr__(name: str) -> Any:
@@ -30,11 +29,9 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return [*discovered(), "Method"]
     if name[:1].isupper():
-        file = snake_case(name)
-        if any(each.name == file for each in pkgutil.iter_modules(__path__)):
-            module = import_module(f"{__name__}.{file}")
-            if hasattr(module, name):
-                return getattr(module, name)
+        files = {file.name for file in pkgutil.iter_modules(__path__)}
+        if snake_case(name) in files and hasattr(module := import_module(f"{__name__}.{snake_case(name)}"), name):
+            return getattr(module, name)
         if name in (methods := discovered()):
             return methods[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -70,11 +70,11 @@ class AdaMerging(Options):
             }
 
         if experts.cache is None:
-            found = learn()
+            learned = learn()
         else:
             ids = [experts.origin.id, *(checkpoint.id for checkpoint in experts.checkpoints)]
             seen = (data.split, data.ids, data.head_ids, data.backbone, data.device.type)
             made_from = (identity(self), ids, sorted(experts.specs()), seen, context.seed)
-            found = experts.cache.tensors(key_of("ada_merging", code(CODE), *made_from), learn)
-        names = zip(experts.tasks, found["collapsed"].tolist(), strict=True)
-        return found["values"], [name for name, suspected in names if suspected]
+            learned = experts.cache.tensors(key_of("ada_merging", code(CODE), *made_from), learn)
+        names = zip(experts.tasks, learned["collapsed"].tolist(), strict=True)
+        return learned["values"], [name for name, suspected in names if suspected]

@@ -171,8 +171,8 @@ class Duet(Options):
     def _delta(self, experts: Experts, key: str, stack: Tensor, exact: Factors | None = None) -> Delta:
         """Of a stack, or of the cores that stand for one whose factors are `exact`."""
         if self.factors == "tucker":
-            found = self._decomposed(experts)(key, stack, exact)
-            return Tucker(found.core, found.task, found.out, found.in_)
+            factors = self._decomposed(experts)(key, stack, exact)
+            return Tucker(factors.core, factors.task, factors.out, factors.in_)
         source = stack if exact is None else exact
         shape = source.shape
         with about(key):

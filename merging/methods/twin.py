@@ -101,7 +101,7 @@ class Twin(Options):
             return Dense(self._largest(beyond))
         if self.sparsify == "dropout":
             name = experts.tied.get(key, key)  # tied weights stay tied
-            return Dense(torch.stack([self._dropped(*each, name) for each in zip(beyond, experts.tasks, strict=True)]))
+            return Dense(torch.stack([self._dropped(*pair, name) for pair in zip(beyond, experts.tasks, strict=True)]))
         matrices = beyond.flatten(2)
         if self.split_qkv and (blocks := cut(key, matrices)):
             return Rows([self._low_rank(experts, key, block, None) for block in blocks[0]], blocks[1])

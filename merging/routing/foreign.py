@@ -86,8 +86,8 @@ class SubstitutedTable(Substituted):
             per_row(w, len(x), None, self.name)
         ids = x.expand(len(w), *x.shape[1:]) if w.ndim > 1 else x
         rows = delta.looked_up(ids, w.to(static.dtype))  # type: ignore[operator]
-        places = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
-        return static + self.with_values({"weight": rows.flatten(0, -2).to(static.dtype)}, places)
+        positions = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+        return static + self.with_values({"weight": rows.flatten(0, -2).to(static.dtype)}, positions)
 
     def read(self, name: str) -> Any:
         if name == "padding_idx":  # no row of a mixed table is padding, through which no gradient flows
@@ -129,8 +129,9 @@ class SubstitutedVision(SubstitutedTokens):
         values = {name: self.one(name, w) for name in self.deltas}
         if w.ndim > 1 and "class_embedding" in values:
             first = values.pop("class_embedding") - self._parameters["class_embedding"]  # [B, 1, d]
-            places = values.get("positional_embedding", self._parameters["positional_embedding"]).expand(len(x), -1, -1)
-            values["positional_embedding"] = torch.cat([places[:, :1] + first, places[:, 1:]], 1)
+            positions = values.get("positional_embedding", self._parameters["positional_embedding"])
+            positions = positions.expand(len(x), -1, -1)
+            values["positional_embedding"] = torch.cat([positions[:, :1] + first, positions[:, 1:]], 1)
         return values
 
     def read(self, name: str) -> Tensor | None:

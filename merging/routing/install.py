@@ -30,8 +30,8 @@ def install(module: nn.Module, merged: Merged, blocks: Sequence[nn.Module] | Non
     copied = duplicate(module)
     fill(copied, merged)
     owners = deltas_of(copied, merged)
-    places = [Block(names[id(block)], copied.get_submodule(names[id(block)])) for block in blocks]
-    routed = Routed(copied, places, Holder(), merged.parts if merged.deltas else None)
+    copies = [Block(names[id(block)], copied.get_submodule(names[id(block)])) for block in blocks]
+    routed = Routed(copied, copies, Holder(), merged.parts if merged.deltas else None)
     paths = list(swap(routed, owners))
     find_parts(routed, paths)
     if merged.routing is not None:
@@ -148,7 +148,7 @@ def find_parts(routed: Routed, paths: list[str]) -> None:
         children = block.module.children()
         lists = (child if isinstance(child, nn.ModuleList) else [child] for child in children)  # never called as such
         block.parts = [part for parts in lists for part in parts if not set(part.modules()).isdisjoint(owners.values())]
-    order = {name: place for place, (name, _) in enumerate(routed.module.named_modules())}
+    order = {name: index for index, (name, _) in enumerate(routed.module.named_modules())}
     first = min((order[block.name] for block in routed.blocks), default=0)
     routed.stem_routed = any(
         order[path] < first and (not isinstance(owner, Substituted) or len(owner.deltas) > 0)  # proj comes after

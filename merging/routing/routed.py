@@ -16,7 +16,7 @@ from merging.routing.leaves import Linear
 from merging.routing.mixing import Holder, PerThread, clustered, continued, first_tensor
 
 KERNELS = ("auto", "factored", "grouped", "folded", "materialised")
-NO_GATE = "This model has no gate: give the weights of its parts, model(inputs, w=w)."
+NO_GATE = "This model has no gate: give the gating weights, model(inputs, w=w)."
 CACHES = ("past_key_values", "cache")
 Observer = Callable[[int, Tensor], Tensor]
 
@@ -160,8 +160,8 @@ class Routed(nn.Module):
 
     def seen(self, *inputs: Any, **kwargs: Any) -> Tensor:
         """The tokens [B, N, d] that the model's one gate is shown (early and pass)."""
-        place = ("leave", self.last) if self.sees == "pass" else ("enter", self.first_routed)
-        return self.tokens(place, *inputs, **kwargs)
+        stop = ("leave", self.last) if self.sees == "pass" else ("enter", self.first_routed)
+        return self.tokens(stop, *inputs, **kwargs)
 
     def tokens(self, stop: tuple[str, int], *inputs: Any, **kwargs: Any) -> Tensor:
         """Tokens [B, N, d] of a static pass that ends where it enters or leaves a block."""
@@ -272,8 +272,8 @@ class Routed(nn.Module):
 
     def gate_of(self, index: int) -> Gate:
         """The gate of a routed block."""
-        place = 0 if len(self.gates) == 1 else sum(block.routed for block in self.blocks[:index])
-        return cast(Gate, self.gates[place])
+        position = 0 if len(self.gates) == 1 else sum(block.routed for block in self.blocks[:index])
+        return cast(Gate, self.gates[position])
 
     def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.state.stop == ("leave", self.last):
