@@ -116,7 +116,7 @@ class TestBadInput:
             tower(images(), w=torch.zeros(shape))
 
     def test_no_weights(self):
-        with pytest.raises(UserError, match="has no gate: give the weights"):
+        with pytest.raises(UserError, match="has no gate: give the gating weights"):
             install(backbone().build(), merge())(images())
 
     def test_delta_of_a_wrong_shape(self):

@@ -94,7 +94,7 @@ class TestSameBits:
         model = load(merged.save(tmp_path / "merged.safetensors"), BACKBONE.build())
         for w in (merged.one_hot(1), drawn(6, 3, seed=4)):
             assert torch.equal(answer(model, w=w), answer(install(BACKBONE.build(), merged), w=w))
-        with pytest.raises(UserError, match="has no gate: give the weights"):
+        with pytest.raises(UserError, match="has no gate: give the gating weights"):
             model(images())
 
     @pytest.mark.parametrize("split_qkv", [True, False])
