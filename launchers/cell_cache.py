@@ -3,18 +3,18 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from merging.cache import code, key_of
+from merging.cache import code, key_of, modules_of
 from merging.checkpoints import digest
 from merging.context import Context, Opened
-from merging.experts import Experts
-from merging.fit.gates import Learned, Router
+from merging.fit.gates import Learned
 from merging.merged import Merged
 from merging.methods import Expert
 from tasks.evaluate import Scores
@@ -23,37 +23,41 @@ from tasks.score import Score
 from tasks.task import head_id
 
 if TYPE_CHECKING:
-    from launchers.cells import Setup
+    from launchers.cells import Cell, Setup
 
-Make = Callable[[], dict[str, Tensor]]
 FACTS = "facts"  # beside the gates: those of their training, JSON as bytes
 
 
 class Fitted(NamedTuple):
-    """A merge with its gates, the tasks that the collapse guard suspects, the splits and the time of the training."""
+    """A merge with its gates, the tasks that the collapse guard suspects, and the time of the training."""
 
     merged: Merged
     collapsed: list[str]
-    splits: list[str]
     seconds: float
 
 
-def fitted(
-    router: Router, merged: Merged, experts: Experts, context: Context, keep: Callable[[Make], dict[str, Tensor]]
-) -> Fitted:
-    """Train the gates of a merge, unless `keep` has them."""
+def fitted(cell: "Cell", merged: Merged, journal: Journal, context: Context) -> Fitted:
+    """Train the gates of a cell's merge, unless those of an equal merge, or of this cell before a kill, are there."""
+    setup, router, who = cell.setup, cell.router, f"router={cell.router.name}"
+    keep = partial(journal.tensors, "trained gates")
+    if setup.gates is not None and isinstance(router, Learned):
+        made_by = code(("merging", *modules_of(cell.method)))
+        seen = context.opened.by(f"method={cell.label}")
+        keep = partial(setup.gates.tensors, content(router, merged, context, cell.identity, made_by, seen))
 
     def fit() -> dict[str, Tensor]:
-        begin, opened, who = time.perf_counter(), Opened(), f"router={router.name}"
-        trained, collapsed = router.fit(merged, experts, replace(context.acting(who), opened=opened))
+        begin, opened = time.perf_counter(), Opened()
+        trained, collapsed = router.fit(merged, setup.experts, replace(context.acting(who), opened=opened))
         gates = trained.routing.gates if trained.routing is not None else None  # an oracle has none
         facts = {"collapsed": collapsed, "splits": opened.by(who), "seconds": time.perf_counter() - begin}
-        content = torch.tensor([*json.dumps(facts).encode()], dtype=torch.uint8)
-        return {**({} if gates is None else gates.state_dict()), FACTS: content}
+        text = torch.tensor([*json.dumps(facts).encode()], dtype=torch.uint8)
+        return {**({} if gates is None else gates.state_dict()), FACTS: text}
 
     stored = keep(fit)
     facts = json.loads(bytes(stored.pop(FACTS).tolist()))
-    return Fitted(router.restored(merged, stored), **facts)
+    for split in facts["splits"]:
+        context.opened.note(who, split)
+    return Fitted(router.restored(merged, stored), facts["collapsed"], facts["seconds"])
 
 
 def content(

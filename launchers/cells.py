@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from launchers.cell_cache import Fitted, content, expert_scores, fitted
+from launchers.cell_cache import expert_scores, fitted
 from launchers.rows import Row
 from merging.accounting import macs
 from merging.api import describe
@@ -149,27 +150,29 @@ class Cell:
         `on_task` hears each accuracy, `log_step` the losses of a gate in training. Scores and trained gates of a run
         that was killed are used again.
         """
-        grid, timer, journal, opened = self.setup.grid, Timer(), self.journal, Opened()
+        grid, journal, opened, ends = self.setup.grid, self.journal, Opened(), {"begin": time.perf_counter()}
         context = replace(
             self.setup.context, seed=self.config["seed"], log=log_step, opened=opened, unfinished=journal.cache
         )
         merged = call(self.method, self.setup.experts, context.acting(f"method={self.label}", self.method))
         if "save_dtype" in self.config:
             merged = merged.cast(self.config["save_dtype"])
-        timer.ends("merge")
+        ends["merge"] = time.perf_counter()
         references = partial(expert_scores, setup=self.setup, journal=journal)
         chosen = self.scale.choose(merged, grid, references, journal)
         merged, validation = chosen.merged, chosen.validation
         if validation is not None and isinstance(self.scale, Search):
             opened.note(SCALE, self.scale.split)
-        timer.ends("search")
-        collapsed: list[str] = []
+        ends["search"] = time.perf_counter()
+        collapsed, training = list[str](), {}
         if merged.routing is not None and merged.routing.router == "learned":
-            merged, collapsed, _, spent = self._fitted(merged, journal, context)
-            timer.ends("router", spent)
+            merged, collapsed, seconds = fitted(self, merged, journal, context)
+            training = {"router": round(seconds, 3)}  # whichever cell trained the gates
+            ends["router"] = time.perf_counter()
         scored = grid.score(merged, self.split, on_task, journal)
         unseen = self._unseen(merged, journal)
-        timer.ends("score")
+        ends["score"] = time.perf_counter()
+        spans = {phase: round(end - begin, 3) for (_, begin), (phase, end) in pairwise(ends.items())}
         if save is not None:
             about = {"method": describe(self.method), "run_id": self.run_id, "opened": opened.splits}
             merged = replace(merged, provenance=about, inputs=self.setup.experts.inputs)
@@ -183,25 +186,12 @@ class Cell:
             scale=merged.scale,
             scale_source="-" if merged.scale is None else "fixed" if validation is None else self.scale.source,
             search=chosen.search,
-            seconds=timer.seconds,
+            seconds=spans | training,
             unseen=dict(unseen.scores),
             **self._model_facts(merged, scored.routing, unseen, opened.splits),
         )
         log.info("%s: %s", self.label, summary_line(row))
         return row
-
-    def _fitted(self, merged: Merged, journal: Journal, context: Context) -> Fitted:
-        """The merge with trained gates, those of an equal merge if there are any."""
-        setup, router, keep = self.setup, self.router, partial(journal.tensors, "trained gates")
-        if setup.gates is not None and isinstance(router, Learned):
-            made_by = code(("merging", *modules_of(self.method)))
-            seen = context.opened.by(f"method={self.label}")
-            key = content(router, merged, context, self.identity, made_by, seen)
-            keep = partial(setup.gates.tensors, key)
-        gates = fitted(router, merged, setup.experts, context, keep)
-        for split in gates.splits:
-            context.opened.note(f"router={router.name}", split)
-        return gates
 
     def _unseen(self, merged: Merged, journal: Journal) -> Unseen:
         """Scores on the held-out tasks; in the expert row those of their own experts, where there are any."""
@@ -233,19 +223,6 @@ class Cell:
             "energy": {key: [round(share, 5) for share in shares] for key, shares in merged.energy.items()},
             "similarity": [[round(cosine, 5) for cosine in line] for line in similarity],
         }
-
-
-class Timer:
-    """Seconds of the phases of a cell."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def ends(self, phase: str, spent: float | None = None) -> None:
-        """The time since the last call was spent on `phase`; or `spent`, where an earlier cell did the work."""
-        now = time.perf_counter()
-        self.seconds[phase], self._last = round(now - self._last if spent is None else spent, 3), now
 
 
 @cache
