@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -70,7 +70,7 @@ class Bench:
 
     def facts(self, name: str, recipe: Recipe) -> dict[str, Any]:
         """What decides an expert and is known before an image is read."""
-        options = {f"recipe.{key}": value for key, value in recipe.facts().items()}
+        options = {f"recipe.{key}": value for key, value in asdict(recipe).items()}
         options |= {f"backbone.{key}": value for key, value in self.backbone.identity().items()}
         return {**options, "task": name, "seed": self.seed, "backbone": self.backbone.name, "base": self.base.id,
                 "precision": self.engine.precision, "torch": torch.__version__}  # fmt: skip
@@ -107,8 +107,8 @@ class Bench:
         if len(split) == 0:
             raise UserError(f"{task.name} has no training images. Give it some, or leave it out of suite.tasks.")
         recipe, path = self.recipe.for_images(len(split)), self.path(task.name)
-        head = head_id(task)
-        facts = {**self.facts(task.name, recipe), **trained_on(task), "train": split.id, "head": head}
+        together = {TASKS: [one.name for one in task.tasks]} if isinstance(task, Together) else {}
+        facts = {**self.facts(task.name, recipe), **together, "train": split.id, "head": head_id(task)}
         if path.exists() and not self.redo:
             stored = SafetensorsFile(path).metadata
             check_same(path, stored, facts)
@@ -172,11 +172,6 @@ class Bench:
             return fmean(outcome(tower, self.backbone, task, "val", self.engine).score.value for task in tasks)
         finally:
             tower.train()
-
-
-def trained_on(task: Task | Together) -> dict[str, list[str]]:
-    """The fact that only a model of several tasks has: their names."""
-    return {TASKS: [one.name for one in task.tasks]} if isinstance(task, Together) else {}
 
 
 def check_same(path: Path, metadata: Mapping[str, str], facts: Mapping[str, Any]) -> None:

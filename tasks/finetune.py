@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 
 import torch
 
@@ -67,7 +68,7 @@ def _make(
     facts = code(CODE, LIBRARIES), base.id, backbone.identity()
     jobs = []
     for task, split in zip(tasks, each(lambda task: task.split("train"), tasks), strict=True):
-        key = key_of("expert", *facts, task.name, split.id, head_id(task), recipe.facts(), seed)
+        key = key_of("expert", *facts, task.name, split.id, head_id(task), asdict(recipe), seed)
         jobs.append(Job(state, backbone, task, recipe, seed, split, key))
     if missing := [job for job in jobs if cache.get(job.key) is None]:
         _train_all(missing, cache, min(workers or len(os.sched_getaffinity(0)), len(missing)))

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -13,6 +13,11 @@ from merging.preflight import check_range
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 Schedule = Literal["cosine", "cosine_after_warmup", "constant"]
+RANGES = {
+    "steps": (1, 10**9), "batch": (1, 10**6), "lr": (0.0, 1.0), "warmup": (0, 10**9), "weight_decay": (0.0, 10**6),
+    "clip": (0.0, math.inf), "epochs": (0.0, 10**6),
+}  # fmt: skip
+ABOVE = ("lr", "clip", "epochs")  # must be above the lower bound
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frozen", tuple(self.frozen))
-        check_range("recipe: steps", self.steps, 1, 10**9)
-        check_range("recipe: batch", self.batch, 1, 10**6)
-        check_range("recipe: lr", self.lr, 0.0, 1.0, open_low=True)
-        check_range("recipe: warmup", self.warmup, 0, 10**9)
-        check_range("recipe: weight_decay", self.weight_decay, 0.0, 10**6)
-        check_range("recipe: accumulate", self.accumulate, 1, self.batch)
-        for name, highest in (("clip", math.inf), ("epochs", 10**6)):
-            if getattr(self, name) is not None:
-                check_range(f"recipe: {name}", getattr(self, name), 0.0, highest, open_low=True)
+        for name, (low, high) in {**RANGES, "accumulate": (1, self.batch)}.items():
+            if (value := getattr(self, name)) is not None:
+                check_range(f"recipe: {name}", value, low, high, open_low=name in ABOVE)
         for name, known in (("optimizer", tuple(OPTIMIZERS)), ("schedule", get_args(Schedule))):
             if getattr(self, name) not in known:
                 raise UserError(f"recipe: {name}={getattr(self, name)} is unknown. Choose one of {', '.join(known)}.")
@@ -89,10 +88,6 @@ class Recipe:
     def for_tasks(self, count: int) -> "Recipe":
         """The recipe for one model of that many tasks: as many times the steps, those of the warm-up included."""
         return replace(self, steps=count * self.steps, warmup=count * self.warmup)
-
-    def facts(self) -> dict[str, Any]:
-        """The hyperparameters, as JSON knows them."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,13 @@ def build(
 
     Raises UserError for tasks that neither the published facts nor `sources` know, and for unknown keys.
     """
-    sources, rule = plain(sources or {}), Rule(val, calibration, limit, seed=seed)
-    tower = plain(text)
+    listed, tower = plain(sources or {}), plain(text)
+    rule = Rule(val, calibration, limit, seed=seed)
     head = lambda prompts: None if tower is None else TextHead(tower, prompts, quick_gelu, store.cache)  # noqa: E731
-    chosen = tuple(sources) if tasks is None else tuple(tasks)
-    if others := unread("suite.sources", sources, chosen):
+    chosen = tuple(listed) if tasks is None else tuple(tasks)
+    if others := unread("suite.sources", listed, chosen):
         log.info("suite.sources: suite.tasks leaves out %s", some(others))
-    made = [make(task, variant, sources.get(task), rule, size, store, head) for task in chosen]
+    made = [make(task, variant, listed.get(task), rule, size, store, head) for task in chosen]
     return divided(name, made, held_out)
 
 
