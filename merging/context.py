@@ -74,39 +74,34 @@ class Context:
 
     def unlabelled(self, split: str = "calibration") -> Calibration:
         """The inputs of a split, without labels. Raises UserError where there are none, or they were not declared."""
-        data = self._data(f"unlabelled {split} inputs of every task")
-        self._check("inputs", split)
-        self.opened.note(self.who, split)
-        return data.unlabelled(split)
+        return self._open(f"unlabelled {split} inputs of every task", "inputs", split).unlabelled(split)
 
     def labelled(self, split: str = "calibration") -> tuple[Calibration, Sequence[Tensor]]:
         """The inputs of a split and their labels [n] per task. Raises UserError as `unlabelled`."""
-        data = self._data(f"labelled {split} inputs of every task")
-        self._check("labels", split)
-        if not hasattr(data, "labels"):
-            raise UserError(f"{self.who} uses labelled {split} inputs of every task, and there are no labels here.")
-        self.opened.note(self.who + LABELS, split)
+        data = self._open(f"labelled {split} inputs of every task", "labels", split)
         return data.unlabelled(split), data.labels(split)
 
     def validate(self, merged: Any) -> Mapping[str, Any]:
         """{task: Score} on validation, which needs labels. Raises UserError as `unlabelled`."""
-        data = self._data("validation scores")
-        self._check("labels", "val")
-        self.opened.note(self.who + LABELS, "val")
-        return data.validate(merged)
+        return self._open("validation scores", "labels", "val").validate(merged)
 
     def multitask(self) -> Checkpoint:
         """The model trained on the labelled data of all tasks. Raises UserError where there is none."""
-        data = self._data("a model trained on the data of all tasks")
-        self.opened.note(self.who + LABELS, "train")
-        return data.multitask()
+        return (
+            replace(self, needs=None)._open("a model trained on the data of all tasks", "labels", "train").multitask()
+        )
 
-    def _data(self, what: str) -> Data:
+    def _open(self, what: str, need: str, split: str) -> Data:
+        """The data, and a record that a split was opened. Raises UserError for what is not there or not declared."""
         if self.data is None:
             raise UserError(
                 f"{self.who} uses {what}, and there are none here. Give a context with data, or choose a method that "
                 f"needs nothing."
             )
+        self._check(need, split)
+        if need == "labels" and not hasattr(self.data, "labels"):
+            raise UserError(f"{self.who} uses {what}, and there are no labels here.")
+        self.opened.note(self.who + (LABELS if need == "labels" else ""), split)
         return self.data
 
     def _check(self, need: str, split: str) -> None:

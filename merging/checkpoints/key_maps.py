@@ -1,6 +1,9 @@
 """CLIP in the names of Hugging Face and of the task_vectors code, and in open_clip's, which are this library's."""
 
-from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import yaml
 
 from merging.backbones.open_clip import PREFIX
 from merging.checkpoints.base import Checkpoint
@@ -8,52 +11,30 @@ from merging.checkpoints.views import below, renamed
 from merging.errors import UserError
 from merging.qkv import fused, separate_names, separated, translated
 
-TABLE = """
-vision_model.embeddings.class_embedding             visual.class_embedding
-vision_model.embeddings.patch_embedding.weight      visual.conv1.weight
-vision_model.embeddings.position_embedding.weight   visual.positional_embedding
-vision_model.pre_layrnorm.{w}                       visual.ln_pre.{w}
-vision_model.post_layernorm.{w}                     visual.ln_post.{w}
-vision_model.encoder.layers.{i}                     visual.transformer.resblocks.{i}
-text_model.embeddings.token_embedding.weight        token_embedding.weight
-text_model.embeddings.position_embedding.weight     positional_embedding
-text_model.final_layer_norm.{w}                     ln_final.{w}
-text_model.encoder.layers.{i}                       transformer.resblocks.{i}
-visual_projection.weight                            visual.proj
-text_projection.weight                              text_projection
-logit_scale                                         logit_scale
-"""  # Hugging Face (pre_layrnorm is their misspelling), open_clip
-BLOCK = """
-.layer_norm1.{w}           .ln_1.{w}
-.layer_norm2.{w}           .ln_2.{w}
-.self_attn.{p}_proj.{w}    .attn.{p}_proj_{w}
-.self_attn.out_proj.{w}    .attn.out_proj.{w}
-.mlp.fc1.{w}               .mlp.c_fc.{w}
-.mlp.fc2.{w}               .mlp.c_proj.{w}
-"""
 TRANSPOSED = {"visual_projection.weight", "text_projection.weight", "visual.proj", "text_projection"}
 BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")  # a vision model saved without its prefix
 
 
-def _rows() -> Iterator[list[str]]:
-    """Pairs of names; a line of a stack stands for all parameters of its blocks."""
-    for theirs, ours in map(str.split, TABLE.strip().splitlines()):
-        ends = map(str.split, BLOCK.strip().splitlines()) if "{i}" in theirs else [["", ""]]
-        yield from ([theirs + end, ours + other] for end, other in ends)
+def _names() -> list[tuple[str, str]]:
+    """Pairs of templates of names: of Hugging Face, of open_clip."""
+    table = yaml.safe_load(Path(__file__).with_name("clip_names.yaml").read_text())
+    pairs = product(table["stacks"].items(), table["block"].items())
+    inside = [(theirs + end, ours + other) for (theirs, ours), (end, other) in pairs]
+    return [*table["model"].items(), *inside]
 
 
-ROWS = list(_rows())
+NAMES = _names()
 
 
 def open_clip_name(key: str) -> str | None:
     """open_clip's name of a parameter of Hugging Face's CLIP, of which a vision model may be saved without prefix."""
     key = f"vision_model.{key}" if key.startswith(BARE) else key
-    return next((name for theirs, ours in ROWS if (name := translated(key, theirs, ours))), None)
+    return next((name for theirs, ours in NAMES if (name := translated(key, theirs, ours))), None)
 
 
 def hugging_face_name(key: str) -> str | None:
     """Hugging Face's name of a parameter of open_clip's CLIP, q, k and v apart."""
-    return next((name for theirs, ours in ROWS if (name := translated(key, ours, theirs))), None)
+    return next((name for theirs, ours in NAMES if (name := translated(key, ours, theirs))), None)
 
 
 def from_hugging_face(checkpoint: Checkpoint) -> Checkpoint:

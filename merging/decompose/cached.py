@@ -16,14 +16,10 @@ from merging.decompose.svd import SVD
 from merging.decompose.tucker import Tucker
 
 CPU = torch.device("cpu")
-ACCELERATED = "merging.decompose.accelerated"
-SVD_CODE, SVD_LIBRARIES = ("merging.decompose.svd", ACCELERATED), ("numpy", "scipy")  # what made an entry of the cache
-TUCKER_CODE, TUCKER_LIBRARIES = (*SVD_CODE, "merging.decompose.tucker", "merging.ops"), (*SVD_LIBRARIES, "tensorly")
-
-
-_ACCELERATOR = (
-    threading.Lock()
-)  # torch.linalg sets itself up at its first call on a GPU, which must come from one thread
+SVD_CODE, SVD_LIBRARIES = ("merging.decompose.svd",), ("numpy", "scipy")  # what made an entry of the cache
+TUCKER_CODE = (*SVD_CODE, "merging.decompose.accelerated", "merging.decompose.tucker", "merging.ops")
+TUCKER_LIBRARIES = (*SVD_LIBRARIES, "tensorly")
+_ACCELERATOR = threading.Lock()  # torch.linalg sets itself up at its first call on a GPU, in one thread only
 
 
 def on(device: torch.device, function: Callable[..., Any], tensor: Tensor, *options: Any) -> Any:
@@ -65,13 +61,6 @@ def tucker(
     decompose = partial(core.tucker, engine=engine, sides=sides)
     if cache is None:
         return on(device, decompose, stack, ranks)
-    key = key_of(
-        "tucker",
-        code(TUCKER_CODE, TUCKER_LIBRARIES),
-        digest(stack),
-        list(ranks),
-        engine,
-        device.type,
-        sides and list(sides),
-    )
+    how = (list(ranks), engine, device.type, sides and list(sides))
+    key = key_of("tucker", code(TUCKER_CODE, TUCKER_LIBRARIES), digest(stack), *how)
     return Tucker(**cache.tensors(key, lambda: on(device, decompose, stack, ranks)._asdict()))
