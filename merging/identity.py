@@ -18,27 +18,30 @@ WHERE = {"identity": False}  # metadata of a field that says where something lie
 Json = Any  # None, booleans, finite numbers, text, lists and mappings
 
 
-def identity(value: object) -> Json:
+def identity(value: object, where: str = "") -> Json:
     """The identity of a value, as JSON.
 
     Of a dataclass: its class, the class's `version` where it has one, and its fields, without those declared with
     `field(metadata={"identity": False})`: paths, devices, numbers of workers. An object with an `id` of its content is
     that id, a file (`Path`) the sha256 of its bytes, a tensor that of dtype, shape and numbers; a method `identity`
-    wins over all of these. Raises UserError for a number that is not finite, and for what is none of these.
+    wins over all of these. Raises UserError for a number that is not finite, naming the keys that lead to it (`where`),
+    and for what is none of these.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
-        return _finite(value)
+        if not math.isfinite(value):  # JSON has no word for it
+            raise UserError(f"{where.lstrip('.') or 'The value'} is {value!r}, which is no finite number.")
+        return value
     if isinstance(value, Mapping):
-        return {str(key): _inside(key, inner) for key, inner in value.items()}
+        return {str(key): identity(inner, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_inside(index, inner) for index, inner in enumerate(value)]
+        return [identity(inner, f"{where}.{index}") for index, inner in enumerate(value)]
     if isinstance(value, set | frozenset):
         return sorted(map(identity, value), key=json.dumps)
     if isinstance(value, Path):
         return sha256(value)
-    return _of_object(value)
+    return _of_object(value, where)
 
 
 def fingerprint(value: object, digits: int = 64) -> str:
@@ -47,7 +50,7 @@ def fingerprint(value: object, digits: int = 64) -> str:
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:digits]
 
 
-def _of_object(value: Any) -> Json:
+def _of_object(value: Any, where: str) -> Json:
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return _name(value)
     if callable(stated := getattr(value, "identity", None)):
@@ -71,7 +74,7 @@ def _of_object(value: Any) -> Json:
         )
     version = getattr(type(value), "version", None)
     named = {"class": _name(type(value)), **({} if version is None else {"version": version})}
-    return named | {name: _inside(name, getattr(value, name)) for name in kept}
+    return named | {name: identity(getattr(value, name), f"{where}.{name}") for name in kept}
 
 
 def _of_torch(value: Any) -> Json:
@@ -80,28 +83,6 @@ def _of_torch(value: Any) -> Json:
     from merging.checkpoints import digest
 
     return digest(value) if isinstance(value, torch.Tensor) else str(value)  # torch.dtype, torch.device, torch.Size
-
-
-def _inside(key: object, value: object) -> Json:
-    """The identity of a part; an error names the way to it."""
-    try:
-        return identity(value)
-    except NotFinite as error:
-        raise NotFinite(error.value, (str(key), *error.path)) from None
-
-
-class NotFinite(UserError):
-    """A number that JSON has no word for, and the keys that lead to it."""
-
-    def __init__(self, value: float, path: tuple[str, ...] = ()):
-        self.value, self.path = value, path
-        super().__init__(f"{'.'.join(path) or 'The value'} is {value!r}, which is no finite number.")
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise NotFinite(value)
-    return value
 
 
 def _name(of: Any) -> str:
