@@ -78,6 +78,8 @@ class Context:
 
     def labelled(self, split: str = "calibration") -> tuple[Calibration, Sequence[Tensor]]:
         """The inputs of a split and their labels [n] per task. Raises UserError as `unlabelled`."""
+        if self.data is not None and not hasattr(self.data, "labels"):
+            raise UserError(f"{self.who} uses labelled {split} inputs of every task, and there are no labels here.")
         data = self._open(f"labelled {split} inputs of every task", "labels", split)
         return data.unlabelled(split), data.labels(split)
 
@@ -87,9 +89,8 @@ class Context:
 
     def multitask(self) -> Checkpoint:
         """The model trained on the labelled data of all tasks. Raises UserError where there is none."""
-        return (
-            replace(self, needs=None)._open("a model trained on the data of all tasks", "labels", "train").multitask()
-        )
+        what = "a model trained on the data of all tasks"
+        return replace(self, needs=None)._open(what, "labels", "train").multitask()
 
     def _open(self, what: str, need: str, split: str) -> Data:
         """The data, and a record that a split was opened. Raises UserError for what is not there or not declared."""
@@ -99,8 +100,6 @@ class Context:
                 f"needs nothing."
             )
         self._check(need, split)
-        if need == "labels" and not hasattr(self.data, "labels"):
-            raise UserError(f"{self.who} uses {what}, and there are no labels here.")
         self.opened.note(self.who + (LABELS if need == "labels" else ""), split)
         return self.data
 
