@@ -52,7 +52,8 @@ def check(config: DictConfig, overrides: Sequence[str] = (), schema: Mapping[str
             raise UserError(f"There is no {name}, which every run needs. Choose one: {name}=<name>.")
         check_part(name, values[name])
     for override in parsed(overrides):
-        _check_task(override.key_or_group.split("."), values)
+        if not override.is_delete():
+            _check_task(override.key_or_group.split("."), values)
         top = override.key_or_group.replace("@", ".").replace("/", ".").partition(".")[0]
         added = override.is_add() or override.is_force_add()
         if added and top != "hydra" and top not in known and f"${{{top}" not in text:

@@ -66,6 +66,7 @@ def test_a_wrong_value_is_named_with_what_would_be_right(overrides, message):
         ["method=duet", "method.ranks.task=full", "router.gate.top_k=0.5"],
         ["+folder=/data", "save=${folder}/model.safetensors"],  # referred to
         ["suite=folder", "+suite.sources.dogs={folder: /data/dogs, args: [a]}", "suite.text={repo: a, filename: b}"],
+        ["suite=folder", "~suite.sources.pets", "+suite.sources.dogs.folder=a"],
         ["experts=folder", "+experts.paths.cars=/data/cars.pt"],
         ["experts=folder", "suite=folder", "+suite.sources.dogs.folder=a", "+experts.paths.dogs=b.pt"],
     ],
