@@ -134,7 +134,6 @@ def show(folder: Path, plot: Plot | None = None) -> None:
 def draw(made: list[Row], folder: Path, plot: Plot | None = None) -> dict[str, Path]:
     """The figures of a table, by name: heatmap.png, routing.png where gates routed, plot.png if one is declared."""
     from launchers.results import heat  # here: importing matplotlib takes longer than all of `duet --help`
-    from launchers.results.report import write_figure
 
     summaries = summarise(made)
     figures = {"heatmap": heat.score_map(summaries)}
@@ -143,4 +142,4 @@ def draw(made: list[Row], folder: Path, plot: Plot | None = None) -> dict[str, P
     if plot is not None and plot.kind != "scores":
         for number, drawn in enumerate(drawings(plot, "plot", summaries)):
             figures[f"plot-{number}" if number else "plot"] = drawn
-    return {name: write_figure(drawn, folder / f"{name}.png", dpi=200) for name, drawn in figures.items()}
+    return {name: drawn.write(folder / f"{name}.png", dpi=200) for name, drawn in figures.items()}

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from launchers.cli_help import hint, missing
 from launchers.found import found_rows
 from launchers.live import watch
+from launchers.pareto import Point, objectives
 from launchers.program import Program
-from launchers.results.pareto import Point, objectives
 from launchers.sweeps.check import problem
 from launchers.sweeps.slurm import FAILED
 

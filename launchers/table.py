@@ -1,6 +1,32 @@
-"""`python -m launchers.table`: rows as a table."""
+"""Rows as a table: `python -m launchers.table [paths...] --format terminal|markdown|latex|csv --against published`."""
 
-from launchers.results.table import main
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from launchers.results import against, table
+from launchers.results.command import one_paragraph, parser_of
+from launchers.results.frame import rows_of
+from launchers.results.writers import FORMATS, WIDTH, comma_separated, show
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line. Exits 1 with one paragraph when there is nothing to print."""
+    parser = parser_of("table", "Print result rows as a table.")
+    parser.add_argument("--format", choices=[*FORMATS, "csv"], default="terminal", help="what to print (terminal)")
+    parser.add_argument("--against", choices=["published"], help="put published numbers beside the measured ones")
+    chosen = parser.parse_args(arguments)
+    with one_paragraph():
+        rows = rows_of(chosen.paths)
+    shown = against if chosen.against else table
+    if chosen.format == "csv":
+        sys.stdout.write(comma_separated(shown.records(rows)))
+    elif chosen.format == "terminal":
+        show(shown.sheets(rows), Console(width=None if sys.stdout.isatty() else WIDTH))
+    else:
+        sys.stdout.write(FORMATS[chosen.format](shown.sheets(rows)))
+
 
 if __name__ == "__main__":
     main()

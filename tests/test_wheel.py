@@ -32,7 +32,8 @@ def test_every_file_of_the_packages_is_in_the_wheel(names):
               if path.is_file()}  # fmt: skip
     assert {name for name in beside if shipped(name)} <= set(names)
     assert {name.rpartition("/")[2] for name in names if name.startswith("launchers/results/page/")} == {
-        "figures.mplstyle", "notes.txt", "report.css", "report.html", "report.js", "show.txt", "warnings.txt",
+        "figures.mplstyle", "notes.txt", "report.css", "report.html", "report.js", "show.txt", "table.md", "table.tex",
+        "warnings.txt",
     }  # fmt: skip
     for some in ("conf/config.yaml", "conf/hydra/launcher/", "conf/hydra/sweeper/", "conf/experiment/", "tasks/mini/"):
         assert any(name.startswith(some) for name in names), some

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from launchers.live.view import Job, View
 from launchers.results.frame import REFERENCES, Summary
-from launchers.results.table import columns
+from launchers.results.table import FACTS, columns, references
 from launchers.results.writers import draw, fits
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ def _table(summaries: Sequence[Summary], width: int, height: int) -> list[Render
     left_out += [f"{others} lines of other tasks"] * (others > 0)
     note = [_line(f"not shown: {' and '.join(left_out)}", "dim")] if left_out else []
     title = _line(f"{summary.suite}, {len(summary.tasks)} tasks", "bold")
-    dim = frozenset(position for position, kind in enumerate(kept["kind"]) if kind in REFERENCES)
-    wide = [column for column in columns(replace(summary, lines=kept)) if not column.is_fact]
+    facts = {fact.header for fact in FACTS}
+    wide = [column for column in columns(replace(summary, lines=kept)) if column.header not in facts]
     narrow = [column for column in wide if column.header in SCORES]
-    return [Text(""), title, draw(wide if fits(wide, Console(width=width)) else narrow, dim), *note]
+    return [Text(""), title, draw(wide if fits(wide, Console(width=width)) else narrow, references(kept)), *note]
 
 
 def _kept(lines: "DataFrame", room: int) -> "DataFrame":

@@ -1,9 +1,10 @@
 """Rows as one DataFrame: a record per run and task, and from it the lines that tables, figures and pages show."""
 
 import json
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
@@ -13,22 +14,26 @@ from launchers.rows import Row, read
 from merging.errors import UserError
 from tasks.score import Score
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # every run has a summary of its rows; pandas is loaded when it is made
     from pandas import DataFrame
 
 RESULTS = "outputs/results"
 KINDS = ("base", "static", "routed", "oracle", "failed", "multitask", "expert")
 REFERENCES = ("base", "multitask", "expert")  # no merges
 MERGES = ("static", "routed", "oracle")
+COMPETE = ("static", "routed")  # kinds of lines that are judged among themselves, where they are fair
+COPIED = ("method", "status", "scale_source", "needs", "router", "granularity", "adaptation", "family", "params")
+NO_SCORES = ("routing_accuracy", "energy")  # quantities that not every run of a line needs to have
 
 
 @dataclass(frozen=True)
 class Summary:
     """The lines of one suite, numbered from 1, in the order of KINDS and by rising mean within a kind.
 
-    `lines` has a column for each fact of `_facts` and, in percent, for each quantity: "task <task>", "unseen <task>",
-    "norm <task>" (percent of the expert's score), their means "mean", "unseen", "norm"; "routing_accuracy", "energy".
-    A quantity is a mean over seeds; "<quantity> sd" is the sample standard deviation, NaN for a single seed.
+    `lines` has a column for each fact of `_facts` and `_costs` and, in percent, for each quantity: "task <task>",
+    "unseen <task>", "norm <task>" (percent of the expert's score), their means "mean", "unseen", "norm";
+    "routing_accuracy", "energy". A quantity is a mean over seeds; "<quantity> sd" is the sample standard deviation, NaN
+    for a single seed.
     """
 
     suite: str
@@ -39,7 +44,7 @@ class Summary:
     @property
     def rows(self) -> list[Row]:
         """All rows behind the lines, in their order."""
-        return [row for rows in self.lines["rows"] for row in rows]
+        return list(chain(*self.lines["rows"]))
 
     @property
     def scored(self) -> "DataFrame":
@@ -61,8 +66,26 @@ class Summary:
     @property
     def breaks(self) -> list[int]:
         """Positions of the lines after which routed or oracle lines begin or end."""
-        return [place for place, pair in enumerate(pairwise(self.lines["kind"]))
+        return [position for position, pair in enumerate(pairwise(self.lines["kind"]))
                 if pair[0] != pair[1] and {*pair} & {"routed", "oracle"}]  # fmt: skip
+
+    @property
+    def level(self) -> str:
+        """The score that lines are compared by: "norm" where every line has one, else "mean"."""
+        return "norm" if len(self.scored) and self.scored["norm"].notna().all() else "mean"
+
+    @property
+    def front(self) -> "DataFrame":
+        """The fair merges that no other beats in score and bytes, by rising bytes."""
+        lines = self.scored
+        known = (lines["stored_bytes"] > 0) & lines[self.level].notna()
+        return pareto(lines[lines["kind"].isin(COMPETE) & lines["fair"] & known], "stored_bytes", self.level)
+
+
+def pareto(frame: "DataFrame", cost: str, gain: str) -> "DataFrame":
+    """The records of rising cost whose gain exceeds that of everything cheaper; of equal records the first."""
+    ordered = frame.sort_values([cost, gain], ascending=[True, False], kind="stable")
+    return ordered[ordered[gain] > ordered[gain].cummax().shift(fill_value=-math.inf)]
 
 
 def of_rows(rows: Iterable[Row]) -> "DataFrame":
@@ -73,30 +96,28 @@ def of_rows(rows: Iterable[Row]) -> "DataFrame":
     """
     from pandas import DataFrame
 
-    listed = list(rows)
-    experts = {same_experts(row): row for row in listed if row.method == "expert" and row.status == "ok"}
-    return DataFrame([record for row in listed for record in _records(row, experts.get(same_experts(row)))])
+    rows = list(rows)
+    experts = {same_experts(row): row.scores for row in rows if row.method == "expert" and row.status == "ok"}
+    return DataFrame([record for row in rows for record in _records(row, experts.get(same_experts(row), {}))])
 
 
-def _records(row: Row, expert: Row | None) -> list[dict[str, Any]]:
+def _records(row: Row, experts: Mapping[str, Score]) -> Iterator[dict[str, Any]]:
     facts = {"run_id": row.run_id, "suite": row.suite, "method": row.method, "kind": kind_of(row), "seed": row.seed}
-    right, experts = row.routing.get("accuracy", {}), expert.scores if expert is not None else {}
-    tasks = [(task, False, row.scores.get(task)) for task in row.tasks]
-    return [{**facts, "task": task, "unseen": unseen, "routing_accuracy": right.get(task),
-             "normalised": None if unseen else _ratio(score, experts.get(task)), **_score(score)}
-            for task, unseen, score in [*tasks, *((task, True, score) for task, score in row.unseen.items())]
-            ]  # fmt: skip
+    merged = [(task, False, row.scores.get(task)) for task in row.tasks]
+    for task, unseen, score in [*merged, *((task, True, score) for task, score in row.unseen.items())]:
+        record = facts | {"task": task, "unseen": unseen, "normalised": None, "metric": None, "score": None}
+        record |= {"routing_accuracy": row.routing.get("accuracy", {}).get(task)}
+        if score is not None:
+            record |= {"metric": score.metric, "score": score.value, "count": score.count}
+            record |= {"standard_error": score.standard_error}
+            record["normalised"] = None if unseen else _ratio(score, experts.get(task))
+        yield record
 
 
-def _score(score: Score | None) -> dict[str, Any]:
-    names = {"metric": "metric", "score": "value", "count": "count", "standard_error": "standard_error"}
-    return {name: getattr(score, attribute, None) for name, attribute in names.items()}
-
-
-def _ratio(score: Score | None, expert: Score | None) -> float | None:
-    if score is None or expert is None or score.metric != expert.metric:
+def _ratio(score: Score, expert: Score | None) -> float | None:
+    if expert is None or score.metric != expert.metric or not score.higher_is_better or expert.value <= 0:
         return None
-    return score.value / expert.value if score.higher_is_better and expert.value > 0 else None
+    return score.value / expert.value
 
 
 def rows_of(paths: Sequence[str]) -> list[Row]:
@@ -123,17 +144,16 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
 
 def _summary(rows: Sequence[Row]) -> Summary:
-    from pandas import DataFrame, RangeIndex, concat
+    from pandas import DataFrame, RangeIndex, Series, concat
 
     groups = _by_line(rows)
     names = labels([identity(group[0]) for group in groups])
     tasks, unseen = tuple(rows[0].tasks), tuple(rows[0].unseen)
     facts = DataFrame([_facts(label, group) for label, group in zip(names, groups, strict=True)])
-    facts["work"] = _work(groups)
-    quantities = _over_seeds(_quantities(rows, tasks, unseen), groups)
-    lines = concat([facts, quantities], axis=1)
-    order = lines["kind"].map(KINDS.index).rename("order")
-    lines = lines.assign(order=order).sort_values(["order", "mean"], kind="stable").drop(columns="order")
+    line_of = Series({row.run_id: number for number, group in enumerate(groups) for row in group})
+    lines = concat([facts, _costs(rows, line_of), _over_seeds(_quantities(rows, tasks, unseen), line_of)], axis=1)
+    lines["order"] = lines["kind"].map(KINDS.index)
+    lines = lines.sort_values(["order", "mean"], kind="stable").drop(columns="order")
     lines.index = RangeIndex(1, len(lines) + 1)
     split = rows[0].config.get("split")
     title = rows[0].suite + (f" without {', '.join(unseen)}" if unseen else "")
@@ -156,77 +176,65 @@ def _quantities(rows: Sequence[Row], tasks: Sequence[str], unseen: Sequence[str]
     from pandas import DataFrame
 
     records = of_rows(rows)
-    merged, held_out = records[~records["unseen"]], records[records["unseen"]]
-    scores = merged.pivot(index="run_id", columns="task", values="score")[list(tasks)].astype(float)
-    ratios = merged.pivot(index="run_id", columns="task", values="normalised")[list(tasks)].astype(float)
-    others = held_out.pivot(index="run_id", columns="task", values="score").reindex(scores.index, columns=list(unseen))
-    right = merged.pivot(index="run_id", columns="task", values="routing_accuracy").astype(float)
-    kept = {row.run_id: statistics.fmean(chain(*row.energy.values())) for row in rows if any(row.energy.values())}
+    runs = [row.run_id for row in rows]
+    scores, ratios, right = (
+        records[~records["unseen"]].pivot(index="run_id", columns="task", values=value).loc[runs, list(tasks)]
+        .astype(float) for value in ("score", "normalised", "routing_accuracy")
+    )  # fmt: skip
+    others = records[records["unseen"]].pivot(index="run_id", columns="task", values="score")
+    others = others.reindex(runs, columns=list(unseen)).astype(float)
+    energy = {row.run_id: statistics.fmean(chain(*row.energy.values())) for row in rows if any(row.energy.values())}
     means = DataFrame({"mean": scores.mean(axis=1, skipna=False), "norm": ratios.mean(axis=1),
-                       "unseen": others.astype(float).mean(axis=1, skipna=False),
-                       "routing_accuracy": right.mean(axis=1), "energy": scores.index.map(kept.get)})  # fmt: skip
-    named = scores.add_prefix("task ").join(means).join(others.add_prefix("unseen ")).join(ratios.add_prefix("norm "))
-    return 100 * named.astype(float)
+                       "unseen": others.mean(axis=1, skipna=False), "routing_accuracy": right.mean(axis=1),
+                       "energy": [energy.get(run, math.nan) for run in runs]})  # fmt: skip
+    return 100 * scores.add_prefix("task ").join([means, others.add_prefix("unseen "), ratios.add_prefix("norm ")])
 
 
-def _over_seeds(runs: "DataFrame", groups: Sequence[Sequence[Row]]) -> "DataFrame":
-    """Line x quantity and its deviation: NaN unless every seed has the score; gates and energies, of those that do."""
-    from pandas import Series
-
-    lines = Series({row.run_id: number for number, group in enumerate(groups) for row in group})
-    seeds = runs.groupby(lines)
-    whole = seeds.count().eq(seeds.size(), axis=0)
-    whole[["routing_accuracy", "energy"]] = True
-    both = seeds.mean().where(whole).join(seeds.std().where(whole).add_suffix(" sd"))
+def _over_seeds(runs: "DataFrame", line_of: Any) -> "DataFrame":
+    """Line x quantity and its deviation: NaN unless every seed has the score."""
+    seeds = runs.groupby(line_of)
+    complete = seeds.count().eq(seeds.size(), axis=0)
+    complete[list(NO_SCORES)] = True
+    both = seeds.mean().where(complete).join(seeds.std().where(complete).add_suffix(" sd"))
     return both[[name for quantity in runs for name in (quantity, f"{quantity} sd")]]
 
 
+def _costs(rows: Sequence[Row], line_of: Any) -> "DataFrame":
+    """Line x cost, means over seeds. `work`: multiply-accumulates over those of its backbone's static forward."""
+    from pandas import DataFrame
+
+    costs = DataFrame([{
+        "run_id": row.run_id, "stored_bytes": row.stored_bytes, "macs": row.macs,
+        "backbone": str(row.config.get("backbone")),
+        "static": row.macs if row.router in ("none", "oracle") and row.macs else math.nan,
+        **{f"{phase}_seconds": row.seconds.get(phase, math.nan) for phase in ("merge", "router")},
+        "seconds": sum(row.seconds.values()),
+    } for row in rows]).set_index("run_id")  # fmt: skip
+    costs["work"] = costs["macs"] / costs.groupby("backbone")["static"].transform("min")
+    means = costs.drop(columns=["backbone", "static"]).groupby(line_of).mean()
+    return means.astype({"stored_bytes": "int64", "macs": "int64"})
+
+
 def _facts(label: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """What is known of a line beside its scores."""
+    """What is known of a line beside its scores and costs."""
     row, searched = rows[0], rows[0].search
     transductive, by_batch = any(map(is_transductive, rows)), any(row.granularity == "batch" for row in rows)
+    scales = list(dict.fromkeys(row.scale for row in rows if row.scale is not None))
+    ends = [f"{end(scales):.3g}" for end in (min, max) if scales]
     return {
-        "suite": row.suite, "label": label, "method": row.method, "kind": kind_of(row), "status": row.status,
+        **{name: getattr(row, name) for name in COPIED}, "suite": row.suite, "label": label, "kind": kind_of(row),
         "n": len(rows), "rows": tuple(rows), "transductive": transductive, "by_batch": by_batch,
         "fair": not (transductive or by_batch),  # whether it may be the best of its kind
-        "scale": _joined([seed.scale for seed in rows]), "scale_source": row.scale_source,
+        "scale": scales[0] if len(scales) == 1 else " ".join(map(str, scales)) or None,
+        "scale_range": "..".join(dict.fromkeys(ends)) or None,
         "scale_criterion": searched.get("criterion"), "scales_scored": searched.get("scored"),
-        "needs": row.needs, "router": row.router, "granularity": row.granularity, "adaptation": row.adaptation,
-        "opened": "; ".join(f"{split}: {', '.join(who)}" for split, who in row.opened.items()) or None,
+        "opened": "; ".join(f"{split}: {', '.join(names)}" for split, names in row.opened.items()) or None,
         "collapsed": " ".join(dict.fromkeys(task for seed in rows for task in seed.collapsed)) or None,
-        "family": row.family, "params": row.params,
-        "stored_bytes": statistics.mean(seed.stored_bytes for seed in rows),
-        "macs": statistics.mean(seed.macs for seed in rows),
-        **{f"{phase}_seconds": _mean(seed.seconds.get(phase) for seed in rows) for phase in ("merge", "router")},
-        "seconds": statistics.fmean(sum(seed.seconds.values()) for seed in rows),
-        "seeds": _joined([seed.seed for seed in rows]),
+        "seeds": " ".join(str(seed.seed) for seed in rows),
         "code": " ".join(dict.fromkeys(seed.code for seed in rows)),
         "run_ids": " ".join(seed.run_id for seed in rows),
         "error": first_line(row.error) if row.status == "error" else None,
     }  # fmt: skip
-
-
-def _work(groups: Sequence[Sequence[Row]]) -> list[float | None]:
-    """Multiply-accumulates relative to the static forward of the same backbone, None where no line has that."""
-    rows = list(chain(*groups))
-
-    def ratio(row: Row) -> float | None:
-        backbone = row.config.get("backbone")
-        alike = (other for other in rows if other.config.get("backbone") == backbone)
-        static = min((other.macs for other in alike if other.router in ("none", "oracle")), default=0)
-        return row.macs / static if static else None
-
-    return [_mean(map(ratio, group)) for group in groups]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def _joined(values: Sequence[Any]) -> Any:
-    """The one value of all seeds, or all of them in a text."""
-    return values[0] if len(set(values)) == 1 else " ".join(map(str, values))
 
 
 def kind_of(row: Row) -> str:

@@ -3,7 +3,6 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from launchers.rows import Row
@@ -30,66 +29,59 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Identity:
     return flat
 
 
+def value_at(config: Any, name: str) -> Any:
+    """The value at a dotted place of a configuration, None where there is no such place."""
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
 def labels(identities: Sequence[Identity]) -> list[str]:
     """The method names; where one stands for several configs, followed by the hyperparameters that tell them apart.
 
     Of many hyperparameters those are left out that have their most frequent value, as long as the names still differ.
     """
-    same: dict[str, list[Identity]] = defaultdict(list)
-    for own in identities:
-        same[own["row.method"]].append(own)
-    telling = [_telling(own, same[own["row.method"]]) for own in identities]
-    usual = {(method, key): _usual(key, rivals) for method, rivals in same.items() for key in {*chain(*rivals)}}
-    fewer = [[key for key in keys if len(keys) <= MANY or own[key] != usual[own["row.method"], key]]
-             for own, keys in zip(identities, telling, strict=True)]  # fmt: skip
-    short = [_label(own, keys) for own, keys in zip(identities, fewer, strict=True)]
+    methods: dict[str, list[Identity]] = defaultdict(list)
+    for options in identities:
+        methods[options["row.method"]].append(options)
+    short, whole = [], []
+    for options in identities:
+        rivals = methods[options["row.method"]]
+        differing = {key for rival in rivals for key in _differing(options, rival)}
+        keys = [key for key in options if key in differing]
+        unusual = [key for key in keys if len(keys) <= MANY or options[key] != _usual(key, rivals)]
+        whole.append(_label(options, keys))
+        short.append(_label(options, unusual))
     count = Counter(short)
-    return [name if count[name] == 1 else _label(own, keys)
-            for name, own, keys in zip(short, identities, telling, strict=True)]  # fmt: skip
-
-
-def _telling(own: Identity, rivals: Sequence[Identity]) -> list[str]:
-    """The hyperparameters that tell a line from its rivals."""
-    differing = {key for rival in rivals for key in _differing(own, rival)}
-    return [key for key in own if key in differing]
+    return [name if count[name] == 1 else full for name, full in zip(short, whole, strict=True)]
 
 
 def _usual(key: str, identities: Sequence[Identity]) -> Any:
     """The most frequent value of a hyperparameter."""
-    texts = Counter(json.dumps(own[key]) for own in identities if key in own)
+    texts = Counter(json.dumps(options[key]) for options in identities if key in options)
     return json.loads(texts.most_common(1)[0][0])
 
 
-def _label(own: Identity, keys: Sequence[str]) -> str:
-    parts = {key: _parts(key) for key in keys}
-    shared = Counter(path[-1] for path in parts.values())
-    names = {key: ".".join(path[-2:]) if shared[path[-1]] > 1 else path[-1] for key, path in parts.items()}
-    return " ".join([own["row.method"], *(f"{names[key]}={_short(key, own[key])}" for key in keys)])
-
-
-def _differing(own: Identity, rival: Identity) -> list[str]:
+def _differing(options: Identity, rival: Identity) -> list[str]:
     """The hyperparameters that tell two configs of a method apart: of parts of different kind the kind alone."""
-    keys = [key for key in own if rival.get(key) != own[key]]
-    options = [key for key in keys if not key.startswith("row.") and not _explained(key, own, rival)]
-    return options or [key for key in keys if key.startswith("row.")]
+    keys = [key for key in options if rival.get(key) != options[key]]
+    chosen = [key for key in keys if not key.startswith("row.") and not _explained(key, options, rival)]
+    return chosen or [key for key in keys if key.startswith("row.")]
 
 
-def _explained(key: str, own: Identity, rival: Identity) -> bool:
+def _explained(key: str, options: Identity, rival: Identity) -> bool:
     """Whether a part around the hyperparameter is of another kind, which is named instead."""
     parts = key.split(".")
-    for depth in range(1, len(parts)):
-        for kind in (".".join([*parts[:depth], name]) for name in KINDS):
-            if kind == key:
-                return False
-            if own.get(kind) != rival.get(kind):
-                return True
-    return False
+    kinds = [".".join([*parts[:depth], name]) for depth in range(1, len(parts)) for name in KINDS]
+    unlike = next((kind for kind in kinds if options.get(kind) != rival.get(kind)), key)
+    return unlike != key
 
 
-def _parts(key: str) -> list[str]:
-    """The path of a hyperparameter; a part's kind goes by the name of the part."""
-    parts = key.split(".")
-    return parts[:-1] if parts[-1] in KINDS and len(parts) > 1 else parts
+def _label(options: Identity, keys: Sequence[str]) -> str:
+    paths = {key: key.removesuffix("._target_").removesuffix(".name").split(".") for key in keys}
+    count = Counter(path[-1] for path in paths.values())
+    named = {key: ".".join(path[-2:] if count[path[-1]] > 1 else path[-1:]) for key, path in paths.items()}
+    return " ".join([options["row.method"], *(f"{named[key]}={_short(key, options[key])}" for key in keys)])
 
 
 def _short(key: str, value: Any) -> str:

@@ -32,7 +32,7 @@ class Published:
     norm: float | None
     tolerance: float  # points of the mean
     digits: int
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # what a measured row must agree in
     test_images: dict[str, int]  # empty where unknown
     notes: tuple[str, ...]  # known errors and traps
     misprint: bool  # whether its printed mean contradicts its cells, as a note tells
@@ -51,18 +51,10 @@ class Published:
     def on(self, suite: str, tasks: Sequence[str]) -> "Published | None":
         """The row as a counterpart on these tasks: the same suite, or for PER_TASK rows a part of it; else None."""
         if self.method in PER_TASK and self.accuracy:
-            if not set(tasks) <= set(self.accuracy):
-                return None
-            return replace(self, suite=suite, accuracy={task: self.accuracy[task] for task in tasks})
+            known = set(tasks) <= set(self.accuracy)
+            return replace(self, suite=suite, accuracy={task: self.accuracy[task] for task in tasks}) if known else None
         same = suite == self.suite and set(tasks) == set(_about()["suites"][self.suite])
         return self if same else None
-
-
-@cache
-def published() -> tuple[Published, ...]:
-    """All published rows, family by family."""
-    files = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "about.yaml")
-    return tuple(row for path in files for table in _load(path) for row in _rows(table))
 
 
 def method_of(label: str) -> str:
@@ -70,39 +62,35 @@ def method_of(label: str) -> str:
     return _about()["presets"].get(label, label)
 
 
-def _settings(about: Mapping[str, Any], table: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a measured row must agree in: of the method, over it of the table, over that of the row."""
-    protocol = about["protocols"][about["methods"][row["method"]]]
-    settings = {**protocol, **table.get("settings", {}), **row.get("settings", {})}
-    return {name: value for name, value in settings.items() if value != ANY}
+@cache
+def _about() -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / "about.yaml").read_text("utf-8"))
 
 
 @cache
-def _about() -> dict[str, Any]:
-    return _load(FOLDER / "about.yaml")
-
-
-def _load(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+def published() -> tuple[Published, ...]:
+    """All published rows, family by family."""
+    tables = (yaml.safe_load(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.yaml")))
+    return tuple(row for listed in tables if isinstance(listed, list) for table in listed for row in _rows(table))
 
 
 def _rows(table: Mapping[str, Any]) -> Iterator[Published]:
     about = _about()
     tasks, family = about["suites"][table["suite"]], about["families"][table["family"]]
-    images = table.get("test_images", {})
+    images = {} if table.get("test_images") == UNKNOWN else family["test_images"] | table.get("test_images", {})
     for row in table["rows"]:
-        accuracy = row.get("accuracy", [])
+        settings = about["protocols"][about["methods"][row["method"]]] | table.get("settings", {})
         notes = [about["notes"][name] for part in (table, row) for name in part.get("notes", [])]
         yield Published(
             **{name: table[name] for name in ("table", "source", "backbone", "suite", "family", "digits")},
             **{name: row[name] for name in ("method", "printed", "tolerance")},
             also=family.get("also", table["family"]),
             variant=family["variant"],
-            accuracy=dict(zip(tasks, accuracy, strict=True)) if accuracy else {},
+            accuracy=dict(zip(tasks, row["accuracy"], strict=True)) if "accuracy" in row else {},
             printed_mean=row.get("mean"),
             norm=row.get("norm"),
-            settings=_settings(about, table, row),
-            test_images={} if images == "unknown" else {**family["test_images"], **images},
+            settings={name: value for name, value in (settings | row.get("settings", {})).items() if value != ANY},
+            test_images=images,
             notes=(*notes, *([row["misprint"]] if "misprint" in row else [])),
             misprint="misprint" in row,
         )

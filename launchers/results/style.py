@@ -10,9 +10,12 @@ from pathlib import Path
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
+from merging.files import write_atomically
+
 PAGE, COLUMN = 6.75, 3.25  # inches: the text width of a paper in two columns, and one column
 TEXT = 7  # points
 INK, RULE, MISSING = "#1b1c1e", "#d3d4d6", "#fdfdfc"  # become the page's own colours
+THEME = {INK: "currentColor", RULE: "var(--rule)", MISSING: "var(--page)"}
 COLOURS = colormaps["cividis"]  # reads the same with every common colour vision, and in grey
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # distinct to every colour vision
 MARKERS = "osD^vPX"
@@ -21,12 +24,10 @@ NAME = 34  # characters of a line's name in a figure
 KIND_NAMES = {"base": "base", "static": "static", "routed": "routed per input",
               "oracle": "oracle (task identity given)", "multitask": "one model trained on all",
               "expert": "experts"}  # fmt: skip
-LOOKS = {kind: (marker, colour) for kind, marker, colour in
-         zip(KIND_NAMES, "Xos^vP", (INK, *OKABE_ITO[:3], INK, INK), strict=True)}  # fmt: skip
+LOOKS = dict(zip(KIND_NAMES, zip("Xos^vP", (INK, *OKABE_ITO[:3], INK, INK), strict=True), strict=True))
 MEASURES = {
     "norm": "mean accuracy, % of the experts'",
     "mean": "mean accuracy, %",
-    "unseen": "mean accuracy on unseen tasks, %",
     "routing_accuracy": "routing accuracy, %",
     "energy": "energy kept, %",
 }
@@ -48,12 +49,31 @@ class Drawn:
         """In inches."""
         return self.figure.get_figwidth()
 
+    @styled
+    def write(self, path: Path, dpi: int = 300) -> Path:
+        """Write it in the format that the path ends with."""
+        settle(self.figure)
+        stamp = {"CreationDate": None} if path.suffix == ".pdf" else {}
+        save = self.figure.savefig
+        return write_atomically(path, lambda file: save(file, format=path.suffix[1:], dpi=dpi, metadata=stamp))
 
-def named(label: str, number: int, more: str = "") -> str:
-    """A line's name; a long one is cut and carries its number in the table."""
-    if len(label) <= NAME:
-        return label + more
-    return f"{label[: NAME - 8].rstrip()}... [{number}]{more}"
+    @styled
+    def svg(self, prefix: str) -> str:
+        """An `<svg>` element: ids begin with `prefix`, colours of text and rules are the page's own."""
+        settle(self.figure)
+        file = io.StringIO()
+        self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", file.getvalue(), flags=re.DOTALL)
+        svg = re.sub(r'(\bid="|\bxlink:href="#|url\(#)', rf"\1{prefix}-", svg).replace("xlink:href", "href")
+        for colour, variable in THEME.items():
+            svg = svg.replace(colour, variable)
+        svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
+        for gid, tip in self.tips.items():
+            svg = svg.replace(f'<g id="{prefix}-{gid}">', f'<g id="{prefix}-{gid}"><title>{escape(tip)}</title>')
+        width, height = self.figure.get_size_inches() * 96
+        head = f'<svg role="img" aria-label="{escape(self.title)}" viewBox="0 0 {width * 0.75:g} {height * 0.75:g}"'
+        _, _, inside = svg.partition("<svg")[2].partition(">")
+        return f'{head} width="{width:.0f}" height="{height:.0f}">{inside}'
 
 
 def settle(figure: Figure) -> None:
@@ -64,31 +84,6 @@ def settle(figure: Figure) -> None:
         figure.set_layout_engine("none")
 
 
-@styled
-def save(drawn: Drawn, kind: str, dpi: int = 300) -> bytes:
-    """The figure as a "pdf" or "png" file."""
-    settle(drawn.figure)
-    file = io.BytesIO()
-    stamp = {"CreationDate": None} if kind == "pdf" else {}
-    drawn.figure.savefig(file, format=kind, dpi=dpi, metadata=stamp)
-    return file.getvalue()
-
-
-@styled
-def inline_svg(drawn: Drawn, prefix: str) -> str:
-    """The figure as an `<svg>` element: ids begin with `prefix`, colours of text and rules are the page's own."""
-    settle(drawn.figure)
-    file = io.StringIO()
-    drawn.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|\bxlink:href="#|url\(#)', rf"\1{prefix}-", svg).replace("xlink:href", "href")
-    for colour, own in ((INK, "currentColor"), (RULE, "var(--rule)"), (MISSING, "var(--page)")):
-        svg = svg.replace(colour, own)
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
-    for gid, tip in drawn.tips.items():
-        svg = svg.replace(f'<g id="{prefix}-{gid}">', f'<g id="{prefix}-{gid}"><title>{escape(tip)}</title>')
-    width, height = drawn.figure.get_size_inches() * 96
-    head = f'<svg role="img" aria-label="{escape(drawn.title)}" viewBox="0 0 {width * 0.75:g} {height * 0.75:g}"'
-    return head + f' width="{width:.0f}" height="{height:.0f}">' + svg[svg.index(">") + 1 :]
+def named(label: str, number: int, more: str = "") -> str:
+    """A line's name; a long one is cut and carries its number in the table."""
+    return (label if len(label) <= NAME else f"{label[: NAME - 8].rstrip()}... [{number}]") + more

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 from cells import failed_row, make_row, routed_row
 
-from launchers.results import report
+from launchers import report
 from launchers.results.frame import summarise
 
 KNOBS = (4, 8, 16, 64)

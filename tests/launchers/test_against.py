@@ -8,23 +8,17 @@ import pytest
 from cells import failed_row, make_row, routed_row, scores
 from repeated import KNOWN, SEARCH, SUITES, measured, names, published_row
 
-from launchers import rows
-from launchers.results import against, table, writers
-from launchers.results.against import sections
+from launchers import rows, table
+from launchers.results import against, writers
+from launchers.results.against import compare
 
 
-def counterparts_of(*rows):
-    """Those of the one line that these rows make."""
-    ((line,),) = (section.lines for section in sections(rows))
-    return line.counterparts
-
-
-def compared(row, there):
-    """The comparison of a measured row with one published row."""
-    every = counterparts_of(row)
-    assert all(each.published.method == row.method for each in every)
-    (found,) = (each for each in every if each.published.table == there.table)
-    return found
+def compared(there, *rows):
+    """The comparison of the one line that these rows make with the row of a published table."""
+    comparisons = compare(rows)
+    assert all(comparison.line["n"] == len(rows) for comparison in comparisons)
+    (comparison,) = (comparison for comparison in comparisons if comparison.published.table == there.table)
+    return comparison
 
 
 WITH_CELLS = [row for row in KNOWN if row.accuracy]
@@ -33,18 +27,18 @@ WITH_CELLS = [row for row in KNOWN if row.accuracy]
 @pytest.mark.parametrize("there", WITH_CELLS, ids=names)
 def test_a_repetition_is_within_and_a_worse_one_is_outside(there):
     if "unknown" in there.settings.values():
-        never = compared(measured(there), there)
-        assert never.gaps["mean"] == pytest.approx(0, abs=1e-9) and not never.comparable and not never.within
+        never = compared(there, measured(there))
+        assert never.gaps["mean"] == pytest.approx(0, abs=1e-9) and never.reasons and not never.within
         return
-    exact = compared(measured(there), there)
+    exact = compared(there, measured(there))
     assert exact.published.printed == there.printed and exact.reasons == () and exact.within
     assert exact.gaps["mean"] == pytest.approx(0, abs=1e-9)
 
     for off in (0.9, -0.9):
-        assert compared(measured(there, off * there.tolerance), there).within
+        assert compared(there, measured(there, off * there.tolerance)).within
     for off in (1.1, -1.1):
-        worse = compared(measured(there, off * there.tolerance), there)
-        assert worse.comparable and not worse.within
+        worse = compared(there, measured(there, off * there.tolerance))
+        assert not worse.reasons and not worse.within
         assert worse.gaps["mean"] == pytest.approx(off * there.tolerance) and len(worse.published.accuracy) == len(
             there.accuracy
         )
@@ -62,7 +56,7 @@ TWIN, DUET = published_row("Twin-Merging, Table 3", "twin"), published_row("Duet
     (TA, {"family": "task_vectors"}, "experts of hub_a there, of task_vectors here"),
     (TA, {"config": {"suite.variant": "tall_masks"}}, "prompts and test sets of fusion_bench there, of tall_masks"),
     (TA, {"config": {"suite.variant": None}}, "an unknown code base here"),
-    (TA, {"scale": 0.4}, "scale 0.3 / 0.4"),
+    (TA, {"scale": 0.4}, "scale 0.3 fixed / 0.4 fixed"),
     (TA, {"scale_source": "search:val"}, "scale 0.3 fixed / 0.3 tuned on validation"),
     (TA, {"adaptation": "test"}, "adaptation none / test"),
     (TA, {"router": "oracle"}, "router none / oracle"),
@@ -96,8 +90,8 @@ TWIN, DUET = published_row("Twin-Merging, Table 3", "twin"), published_row("Duet
 ])  # fmt: skip
 def test_another_experiment_is_never_a_repetition(there, changes, said):
     told = {"granularity": "sample"} if there is DUET else {}
-    found = compared(measured(there, **(told | changes)), there)
-    assert not found.within and not found.comparable
+    found = compared(there, measured(there, **(told | changes)))
+    assert not found.within and found.reasons
     assert any(said in reason for reason in found.reasons), found.reasons
     assert there.accuracy == {} or found.gaps["mean"] == pytest.approx(0, abs=1e-9)  # shown all the same
 
@@ -116,81 +110,79 @@ def learning(warm_up=None, **weights):
 ])  # fmt: skip
 def test_gates_are_compared_by_what_they_learned_from_and_not_by_their_name(train, told):
     row = measured(WEMOE, router="my_gates", config={f"router.train.{name}": value for name, value in train.items()})
-    reasons = compared(row, WEMOE).reasons
+    reasons = compared(WEMOE, row).reasons
     assert reasons == () if told is None else any(told in reason for reason in reasons)
 
 
 def test_a_preset_is_compared_with_the_method_that_it_is():
     row = replace(measured(SMILE), method="smile_128")
-    found = next(each for each in counterparts_of(row) if each.published.table == SMILE.table)
+    found = compared(SMILE, row)
     assert found.within and found.published.printed == "gate_k=16 k=128"
     fewer = replace(row, config=measured(SMILE, config={"method.rank": 32}).config)
-    found = next(each for each in counterparts_of(fewer) if each.published.table == SMILE.table)
+    found = compared(SMILE, fewer)
     assert found.published.printed == "gate_k=16 k=32" and not found.within
 
 
 def test_a_family_goes_by_its_other_name_too():
-    assert compared(measured(TA, family="hf_tanganke"), TA).within
-    assert not compared(measured(TA, family="task_vectors"), TA).comparable
+    assert compared(TA, measured(TA, family="hf_tanganke")).within
+    assert compared(TA, measured(TA, family="task_vectors")).reasons
 
 
 def test_other_test_images_are_named():
     row = measured(TA)
     sizes = {"EuroSAT": {"size": 5400}, "SUN397": {"name": "val"}}
     splits = {task: {**split, **sizes.get(task, {})} for task, split in row.splits.items()}
-    found = compared(replace(row, splits=splits), TA)
+    found = compared(TA, replace(row, splits=splits))
     assert found.reasons == ("scored on the val split here", "other test images (there / here): EuroSAT 2700 / 5400")
     assert not found.within
 
 
 def test_a_trial_run_on_a_few_images_is_none_where_the_published_number_of_images_is_unknown_too():
     there = published_row("Twin-Merging, Table 3", "average")
-    assert there.test_images == {} and compared(measured(there), there).comparable
-    found = compared(measured(there, config={"suite.limit": 100}), there)
-    assert found.reasons == ("at most 100 images per split here",) and not found.comparable
+    assert there.test_images == {} and not compared(there, measured(there)).reasons
+    found = compared(there, measured(there, config={"suite.limit": 100}))
+    assert found.reasons == ("at most 100 images per split here",) and found.reasons
 
 
 def test_a_scale_tuned_there_must_be_tuned_here():
     there = published_row("TSV logs", "tsv_m")
-    assert not compared(measured(there, scale_source="fixed"), there).comparable
-    assert compared(measured(there, scale_source="search:val"), there).comparable
+    assert compared(there, measured(there, scale_source="fixed")).reasons
+    assert not compared(there, measured(there, scale_source="search:val")).reasons
 
 
 def test_an_equal_mean_of_unequal_tasks_is_outside():
     row = measured(TA)
     shares = {**row.accuracy, "Cars": row.accuracy["Cars"] + 0.05, "DTD": row.accuracy["DTD"] - 0.05}
-    found = compared(replace(row, scores=scores(shares)), TA)
-    assert found.comparable and found.gaps["mean"] == pytest.approx(0, abs=1e-9) and not found.within
+    found = compared(TA, replace(row, scores=scores(shares)))
+    assert not found.reasons and found.gaps["mean"] == pytest.approx(0, abs=1e-9) and not found.within
 
 
 def test_seeds_are_averaged_and_one_odd_seed_is_told():
     seeds = [measured(TA, off, seed=seed) for seed, off in enumerate((-1.0, 1.0))]
-    found = next(each for each in counterparts_of(*seeds) if each.published.table == TA.table)
+    found = compared(TA, *seeds)
     assert found.within
 
-    found = next(
-        each for each in counterparts_of(seeds[0], replace(seeds[1], scale=0.5)) if each.published.table == TA.table
-    )
-    assert found.reasons == ("other settings (there / here): scale 0.3 / 0.5",)
+    odd = compared(TA, seeds[0], replace(seeds[1], scale=0.5))
+    assert odd.reasons == ("other settings (there / here): scale 0.3 fixed / 0.5 fixed",)
 
 
 def test_the_nearest_row_of_a_sweep_is_shown():
     for scale, printed in ((0.3, "0.3"), (0.41, "0.4"), (0.9, "1.0")):
         there = published_row("subspace_fusion sweep", "task_arithmetic", printed=f"Task Arithmetic lambda={printed}")
-        assert compared(measured(there, scale=scale), there).published == there
+        assert compared(there, measured(there, scale=scale)).published == there
 
 
 def test_references_count_on_a_part_of_the_tasks_and_merges_do_not():
     twenty = published_row("OPCM logs", "expert", suite="clip20")
-    assert compared(measured(twenty, suite="clip14"), twenty).within
+    assert compared(twenty, measured(twenty, suite="clip14")).within
     part = measured(twenty, tasks=["Cars", "DTD"], accuracy={"Cars": 0.78523, "DTD": 0.79681})
-    found = compared(part, twenty)
+    found = compared(twenty, part)
     assert found.within and set(found.published.accuracy) == {"Cars", "DTD"} and found.published.mean == 79.102
 
     merged = measured(TA, tasks=["Cars", "DTD"])
-    assert sections([merged])[0].lines[0].counterparts == ()
-    assert compared(measured(TA), TA).comparable and not [
-        each for each in counterparts_of(measured(TA, suite="clip14")) if each.published.table == TA.table
+    assert [comparison.published for comparison in compare([merged])] == [None]
+    assert not compared(TA, measured(TA)).reasons and not [
+        comparison for comparison in compare([measured(TA, suite="clip14")]) if comparison.published == TA
     ]
 
 
@@ -199,9 +191,8 @@ def test_a_normalised_score_is_compared_where_only_that_is_published():
     expert = published_row("subspace_fusion experts", "expert")
     scores = {task: 0.723 * value / 100 for task, value in expert.accuracy.items()}
     row = measured(there, accuracy=scores, splits={})
-    (section,) = sections([row, replace(measured(expert), checkpoints=row.checkpoints, splits={})])
-    line = next(each for each in section.lines if each.line.label == "average")
-    (found,) = (each for each in line.counterparts if each.published.table == there.table)
+    comparisons = compare([row, replace(measured(expert), checkpoints=row.checkpoints, splits={})])
+    (found,) = (comparison for comparison in comparisons if comparison.published == there)
     assert set(found.gaps) == {"norm"} and found.gaps["norm"] == pytest.approx(0, abs=1e-9) and found.within
 
 

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from launchers import claims, job, rows
+from launchers import claims, job, rows, table
 from launchers.job import finish
-from launchers.results import table
 from merging.errors import UserError
 from merging.methods import Average
 from tasks.journal import Journal

@@ -7,8 +7,7 @@ import console
 import pytest
 from cells import make_row
 
-from launchers import motivation, rows
-from launchers.results import report
+from launchers import motivation, report, rows
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from matplotlib.image import imread
 from pandas import DataFrame
 
 from launchers import rows
-from launchers.results.pareto import Point, main, objectives, pareto
+from launchers.pareto import Point, main, objectives
+from launchers.results.frame import pareto
 
 
 def test_the_objectives_are_those_of_the_first_file(tmp_path):

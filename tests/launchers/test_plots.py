@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from launchers.callback import draw
 from launchers.results.frame import summarise
 from launchers.results.heat import WEIGHTS as SPAN
-from launchers.results.heat import paint, routed, routing_map, score_map, weights
+from launchers.results.heat import Panel, paint, routed, routing_map, score_map, weights
 from launchers.results.plot import declared
 from merging.errors import UserError
 
@@ -69,7 +69,7 @@ def test_the_routing_figure_is_the_mean_over_seeds_in_the_order_of_the_tasks():
 
     cars = TASKS.index("cars")
     expected = (np.full((8, 8), 0.1 / 7) + (0.9 - 0.1 / 7) * np.eye(8) + np.eye(8)[[cars] * 8]) / 2
-    assert weights(summary, pair[1].rows).to_numpy() == pytest.approx(expected)
+    assert weights(*pair).to_numpy() == pytest.approx(expected)
 
     drawing = routing_map([pair])
     ax = drawing.figure.axes[0]
@@ -85,6 +85,7 @@ def test_weights_outside_zero_and_one_are_drawn():
     row = routed_row(tasks=["cars", "signs"], routing={"matrix": wild, "accuracy": {"cars": 1.0, "signs": 1.0}})
     (summary,) = summarise([row])
     ax = Figure().subplots()
-    paint(ax, 100 * weights(summary, [row]), SPAN, 0)
+    (pair,) = routed(summary)
+    paint(ax, Panel("", 100 * weights(*pair)), SPAN, 0)
     assert [text.get_text() for text in ax.texts] == ["300", "-100", "0", "50"]
     assert ax.collections[0].norm.vmin == -100 and ax.collections[0].norm.vmax == 300

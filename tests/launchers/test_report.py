@@ -12,13 +12,12 @@ from cells import TASKS, failed_row, make_row, routed_row, scores
 from pages import SCRIPT, many_rows
 from PIL import Image
 
-from launchers import rows
-from launchers.results import report
+from launchers import report, rows
+from launchers.report import page, sections
 from launchers.results.frame import summarise
 from launchers.results.heat import energy_map, similarity, similarity_maps
-from launchers.results.notes import notes, numbered, warnings
+from launchers.results.notes import notes, warnings
 from launchers.results.plot import declared, drawings
-from launchers.results.report import page, sections
 from launchers.results.table import columns
 from merging.errors import UserError
 
@@ -204,18 +203,13 @@ def test_similarity_survives_the_disk_and_older_rows_have_none(tmp_path):
     assert rows.read(tmp_path) == [replace(row, similarity=[])]
 
 
-def test_notes_of_a_long_table_give_the_numbers_of_lines():
+def test_notes_of_a_long_table_name_a_dozen_lines():
     some = [make_row("ties", level / 100, knobs={"rank": level}) for level in range(40, 60)]
     some += [make_row("emr", 0.9, router="oracle"), make_row("twin", 0.95, router="oracle"), failed_row()]
-    (summary,) = summarise(some)
-    told = " ".join(numbered(summary))
-    assert (
-        "search on the val split for lines 1-22." in told
-        and "(task identity given; no fair rival, never bold): lines 21-22." in told
-    )
-    assert "line 23 failed (seed 0): ValueError: rank 0" in told
-    (short,) = summarise(some[:3])
-    assert numbered(short) == notes(short)
+    text = " ".join(notes(summarise(some)[0]))
+    assert "search on the val split for ties rank=40, " in text and "ties rank=51 and 10 more." in text
+    assert "(task identity given; no fair rival, never bold): emr, twin." in text
+    assert "tsv_m failed (seed 0): ValueError: rank 0" in text
 
 
 def test_energy_is_drawn_by_layer_and_lines_that_hold_the_same_share_one():
@@ -227,7 +221,7 @@ def test_energy_is_drawn_by_layer_and_lines_that_hold_the_same_share_one():
     assert drawn is not None
     ax = drawn.figure.axes[0]
     names = [tick.get_text() for tick in ax.get_xticklabels()]
-    assert names == [*(f"{layer} mlp" for layer in range(20)), "other"]  # 40 matrices do not fit
+    assert names == [*(f"{layer} mlp" for layer in range(20)), "other"]
     lines = [tick.get_text() for tick in ax.get_yticklabels()]
     assert sorted(lines) == ["duet (+1)", "smile"]
     cells = [cell.get_text() for cell in ax.texts]

@@ -10,9 +10,9 @@ import pytest
 from cells import failed_row, make_row, routed_row
 
 from launchers import rows
+from launchers.report import page, sections
 from launchers.results import writers
 from launchers.results.frame import summarise
-from launchers.results.report import page, sections
 from launchers.results.table import records, sheets
 from merging.errors import UserError
 from tasks import score

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from launchers import rows
 from launchers.job import resolved
-from launchers.results.show import command, explain, main, pick
+from launchers.show import command, explain, main, pick
 from merging.errors import UserError
 
 CHECKPOINTS = {"base": "b" * 64, **{task: task * 8 for task in TASKS}}

@@ -12,7 +12,8 @@ from launchers import rows
 from launchers.results import writers
 from launchers.results.frame import of_rows, summarise
 from launchers.results.notes import notes
-from launchers.results.table import columns, main, records, sheets
+from launchers.results.table import columns, records, sheets
+from launchers.table import main
 from merging.errors import UserError
 from tasks.score import Score
 
@@ -287,7 +288,7 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_user_error_says_where_it_looked(tmp_path):
-    from launchers.results.table import rows_of
+    from launchers.results.frame import rows_of
 
     with pytest.raises(UserError, match=str(tmp_path)):
         rows_of([str(tmp_path)])

@@ -4,10 +4,9 @@ import pytest
 from cells import make_row, routed_row
 from console import by_method
 
-from launchers import rows
-from launchers.results import show
+from launchers import rows, show
+from launchers.report import page, sections
 from launchers.results.frame import summarise
-from launchers.results.report import page, sections
 from launchers.results.table import columns, records
 from merging.errors import UserError
 
