@@ -55,9 +55,9 @@ def job(name: str, width: str) -> tuple[float, float]:
 
 
 def sample(width: int) -> Tensor:
-    """[T, 4 width, width]: shared and per-task low-rank parts with falling spectra, and noise."""
+    """[T, 4 width, width]: shared and per-task low-rank components with falling spectra, and noise."""
     wide, g = 4 * width, generator("bench factor")
-    common, own = width // 8, max(1, width // 96)
+    common, specific = width // 8, max(1, width // 96)
 
     def factor(size: int, rank: int) -> Tensor:
         return torch.randn(size, rank, generator=g) * torch.arange(1, rank + 1) ** -0.5 / (wide * width) ** 0.25
@@ -66,7 +66,7 @@ def sample(width: int) -> Tensor:
     stack = torch.randn(TASKS, wide, width, generator=g) * 2e-3
     for task in stack:
         task += left @ torch.randn(common, common, generator=g) @ right / common
-        task += factor(wide, own) @ torch.randn(own, width, generator=g) / own**0.5
+        task += factor(wide, specific) @ torch.randn(specific, width, generator=g) / specific**0.5
     return stack
 
 

@@ -41,10 +41,10 @@ def status(view: View, elapsed: str = "") -> str:
     """One line such as "7 of 36 cells, about 0:04:10 left, 1 failed, 3 found from before"."""
     failed, found = (sum(job.state == state for job in view.jobs) for state in ("failed", "found"))
     total, rows = view.plan.total, f"{view.done} row{'s' * (view.done != 1)}"
-    parts = [f"{view.done} of {total} cells{elapsed}" if total is not None else rows]
+    facts = [f"{view.done} of {total} cells{elapsed}" if total is not None else rows]
     if view.done != total and (left := view.left) is not None:
-        parts.append(f"about {clock(left)} left")
-    return ", ".join([*parts, *[f"{failed} failed"] * bool(failed), *[f"{found} found from before"] * bool(found)])
+        facts.append(f"about {clock(left)} left")
+    return ", ".join([*facts, *[f"{failed} failed"] * bool(failed), *[f"{found} found from before"] * bool(found)])
 
 
 def _running(job: Job, now: float) -> str:

@@ -157,14 +157,14 @@ class WandbTracker(Tracker):
     def _log_result(self, row: Row, table_rows: Sequence[Row]) -> None:
         experts = [other for other in table_rows if other.method == "expert"]
         lines = records([row, *experts]).round(4)
-        own = lines[lines["run_ids"] == row.run_id].iloc[0].dropna()
+        line = lines[lines["run_ids"] == row.run_id].iloc[0].dropna()
         summary = {name: getattr(row, name) for name in ("status", "error", "scale", "macs", "params", "stored_bytes")}
         summary |= {f"seconds/{phase}": seconds for phase, seconds in row.seconds.items()}
         summary |= {f"accuracy/{task}": accuracy for task, accuracy in row.accuracy.items()}
         summary |= {f"unseen/{task}": score.value for task, score in row.unseen.items() if score is not None}
         summary |= {f"routing_accuracy/{task}": share for task, share in row.routing.get("accuracy", {}).items()}
-        summary |= {name: own[name] / 100 for name in ("routing_accuracy", "energy") if name in own}
-        means = {f"accuracy/{name}": own[name] / 100 for name in ("mean", "norm") if name in own}
+        summary |= {name: line[name] / 100 for name in ("routing_accuracy", "energy") if name in line}
+        means = {f"accuracy/{name}": line[name] / 100 for name in ("mean", "norm") if name in line}
         self._run.config.update({"row": {name: getattr(row, name) for name in ROW_CONFIG}}, allow_val_change=True)
         self._run.log(means)
         self._run.summary.update(summary | means)

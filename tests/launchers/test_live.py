@@ -31,7 +31,7 @@ def sweep_at(now, computed=(), running=(), waiting=()):
     cell = lambda name, seed=0: (f"seed={seed}", f"method={name}")  # noqa: E731
     jobs = [Job(cell(name, seed), "computed", began, ended) for name, seed, began, ended in computed]
     jobs += [Job(cell(name, seed), "running", began) for name, seed, began in running]
-    cells = (*(job.overrides for job in jobs), *(cell(*each) for each in waiting))
+    cells = (*(job.overrides for job in jobs), *(cell(*names) for names in waiting))
     return View(Plan(len(cells), ("seed", "method"), cells), tuple(jobs), (), 0.0, now)
 
 
@@ -150,10 +150,10 @@ def test_what_did_not_change_is_not_read_again(sweep, monkeypatch):
     assert sweep.jobs.look().rows[0] is first[0]
 
 
-def view_of(found, running=(), total=60):
-    done = [Job((f"seed={row.seed}",), "computed", 100.0 + 10 * n, 110.0 + 10 * n) for n, row in enumerate(found)]
-    now = 110.0 + 10 * len(found)
-    return View(Plan(total, ("seed",)), (*done, *running), tuple(found), 100.0, now)
+def view_of(scored_rows, running=(), total=60):
+    done = [Job((f"seed={row.seed}",), "computed", 100.0 + 10 * n, 110.0 + 10 * n) for n, row in enumerate(scored_rows)]
+    now = 110.0 + 10 * len(scored_rows)
+    return View(Plan(total, ("seed",)), (*done, *running), tuple(scored_rows), 100.0, now)
 
 
 def drawn(view, width, height):
@@ -233,8 +233,8 @@ def test_a_results_folder_is_watched_from_outside(sweep, capsys):
 
 
 def test_a_sweep_is_watched_from_outside_until_it_is_done(sweep, capsys):
-    told = config([], params={"seed": "0,1", "method": "ties,tsv_m"})
-    OmegaConf.save(told, sweep.folder / "multirun.yaml")
+    swept = config([], params={"seed": "0,1", "method": "ties,tsv_m"})
+    OmegaConf.save(swept, sweep.folder / "multirun.yaml")
     for number in range(4):
         sweep.begin(number)
         sweep.finish(number)
@@ -263,13 +263,13 @@ def test_on_a_terminal_the_table_comes_last_and_log_lines_are_whole(scored):
         screen.read()
         assert process.wait(60) == 0
     text, drawn_over = screen.text, ("of 2 cells after", "now 0:0", "method=base\x1b", "cells after")
-    assert all(each in screen.raw for each in drawn_over[:2]) and not screen.cursor_hidden
-    assert not any(each in text for each in drawn_over)  # the view is wiped
+    assert all(part in screen.raw for part in drawn_over[:2]) and not screen.cursor_hidden
+    assert not any(part in text for part in drawn_over)  # the view is wiped
     table = text[text.rindex("\nmethod ") :].splitlines()
     assert [line.split()[0] for line in table[3:6]] == ["base", "average", "expert"]
-    said = [line.split() for line in text.splitlines() if line[2:3] == line[5:6] == ":"]
-    assert [words[1:3] for words in said if words[1][-1] == ":"] == [["base:", "found"], ["average:", "mean"]]
-    assert [words[-1] for words in said if words[1] in ("#0", "#1")] == ["method=base", "method=average"]
+    logged = [line.split() for line in text.splitlines() if line[2:3] == line[5:6] == ":"]
+    assert [words[1:3] for words in logged if words[1][-1] == ":"] == [["base:", "found"], ["average:", "mean"]]
+    assert [words[-1] for words in logged if words[1] in ("#0", "#1")] == ["method=base", "method=average"]
 
 
 def test_ctrl_c_leaves_the_terminal_as_it_was(output):

@@ -59,8 +59,8 @@ def test_an_experiment_says_what_it_is_and_is_a_sweep(name):
     assert head.startswith("# @package _global_\n# ") and len(head.splitlines()) >= 2
     assert yaml.safe_load(text)["hydra"]["mode"] == "MULTIRUN" and max(map(len, text.splitlines())) <= 150
     if "# Axes:" in head:
-        told = head.split("# Axes: ")[1].split("Draws:")[0]
-        assert all(key.split(".")[-1].split("@")[-1].split("_")[0] in told or "both ranks" in told
+        axes = head.split("# Axes: ")[1].split("Draws:")[0]
+        assert all(key.split(".")[-1].split("@")[-1].split("_")[0] in axes or "both ranks" in axes
                    for key in yaml.safe_load(text)["hydra"]["sweeper"]["params"])  # fmt: skip
 
 
@@ -68,20 +68,20 @@ def test_an_experiment_says_what_it_is_and_is_a_sweep(name):
 def test_what_an_experiment_sets_is_set(name):
     needs_plugin(name)
     config = OmegaConf.to_container(composed([f"experiment={name}"]), resolve=False)
-    for part, told in yaml.safe_load(TEXTS[name]).items():
+    for part, changes in yaml.safe_load(TEXTS[name]).items():
         if part not in ("defaults", "hydra"):
-            assert merged(config[part], told) == config[part]
+            assert merged(config[part], changes) == config[part]
 
 
-def merged(value, told):
+def merged(value, changes):
     """`value` with what an experiment says of it."""
-    if not isinstance(told, dict):
-        return told
-    return value | {key: merged(value[key], each) for key, each in told.items()}
+    if not isinstance(changes, dict):
+        return changes
+    return value | {key: merged(value[key], change) for key, change in changes.items()}
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "hydra: {sweeper: {params: {method: duet, method.ranks.vaule: '0.1,1'}}}",
@@ -99,11 +99,11 @@ def merged(value, told):
         ("hydra: {sweeper: {params: {suite.tasks: '[cars],[karts]'}}}", "no task 'karts'"),
     ],
 )
-def test_a_wrong_name_is_told_before_anything_runs(text, told, experiment):
+def test_a_wrong_name_is_told_before_anything_runs(text, message, experiment):
     overrides = experiment(text)
     with pytest.raises(UserError) as error:
         check(read(overrides))
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert problem(["-m", *overrides]) == str(error.value)
 
 
@@ -145,18 +145,18 @@ def test_every_task_is_equally_often_among_the_first(suite):
 
 @pytest.mark.parametrize("name", ["mini8_routers", "ranks_per_mode", "task_count", "task_rank", "twin_sparsity"])
 def test_an_experiment_is_a_wandb_sweep_of_the_same_cells(name):
-    found = read(agents.tracked([f"experiment={name}"]))
-    made = yaml.safe_load(agents.text(found, agents.definition(found)))
+    sweep = read(agents.tracked([f"experiment={name}"]))
+    made = yaml.safe_load(agents.text(sweep, agents.definition(sweep)))
 
-    assert {key: len(values) for key, values in found.axes.items()} == {
+    assert {key: len(values) for key, values in sweep.axes.items()} == {
         key: len(parameter["values"]) for key, parameter in made["parameters"].items()
     }
     assert all(isinstance(value, (str, int, float)) for part in made["parameters"].values() for value in part["values"])
     assert made["command"][:2] == ["${env}", "${program}"] and made["command"][-1] == "${args_no_hyphens}"
     arguments = [f"{key}={part['values'][-1]}" for key, part in made["parameters"].items()]
-    fixed = [each for each in made["command"][2:-1] if not each.startswith("hydra.")]
+    fixed = [argument for argument in made["command"][2:-1] if not argument.startswith("hydra.")]
     job = composed([*fixed, *arguments])
-    meant = composed([f"experiment={name}", *(f"{key}={values[-1]}" for key, values in found.axes.items())])
+    meant = composed([f"experiment={name}", *(f"{key}={values[-1]}" for key, values in sweep.axes.items())])
     assert job.tracker.group == name and made["project"] == job.tracker.project
     assert {key: part for key, part in job.items() if key not in ("tracker", "hydra")} == {
         key: part for key, part in meant.items() if key not in ("tracker", "hydra")
@@ -164,7 +164,7 @@ def test_an_experiment_is_a_wandb_sweep_of_the_same_cells(name):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["method=ties", "suite.tasks=[cars],[cars,digits]"], "W&B cannot sweep suite.tasks=[cars]"),
         (["method=ties", "method.density=interval(0.1,0.9)"], "A grid has no intervals"),
@@ -174,16 +174,16 @@ def test_an_experiment_is_a_wandb_sweep_of_the_same_cells(name):
         (["experiment=seeds", "method.densty=0.1,0.2"], "There is no method.densty"),
     ],
 )
-def test_what_cannot_be_a_wandb_sweep_is_refused(overrides, told, tmp_path, monkeypatch):
+def test_what_cannot_be_a_wandb_sweep_is_refused(overrides, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="error: ") as stop:
         command.main(["wandb", *overrides])
-    assert told in str(stop.value) and not list(tmp_path.iterdir())
+    assert message in str(stop.value) and not list(tmp_path.iterdir())
 
 
 def test_null_and_intervals_reach_wandb():
-    found = read(agents.tracked(["method=twin", "method.rank=null,4", "method.keep=interval(0.1,0.5)"]))
-    made = agents.definition(found, "bayes")
+    sweep = read(agents.tracked(["method=twin", "method.rank=null,4", "method.keep=interval(0.1,0.5)"]))
+    made = agents.definition(sweep, "bayes")
     assert made["parameters"] == {"method.rank": {"values": ["null", 4]}, "method.keep": {"min": 0.1, "max": 0.5}}
     assert made["metric"] == {"name": "accuracy/norm", "goal": "maximize"} and made["name"] == "sweep"
 

@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 
 
 def client(*command, cwd, environment):
-    """What the command said. A busy machine is waited for; W&B's own service of this process is not shared."""
+    """What the command printed. A busy machine is waited for; W&B's own service of this process is not shared."""
     env = os.environ | environment | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     env.pop("WANDB_SERVICE", None)
     done = subprocess.run(command, cwd=cwd, env=env, stdout=-1, stderr=subprocess.STDOUT, text=True, timeout=600)
@@ -27,8 +27,8 @@ def client(*command, cwd, environment):
 
 
 def test_agents_run_the_experiment_and_the_server_has_the_numbers_of_the_rows(output, tmp_path, monkeypatch, capsys):
-    told = [each for each in console.TINY if not each.startswith("scale=")]
-    overrides = ["experiment=coefficient", *told, f"output={output}", "method=ties,tsv_m", "method.scale=0.3", "seed=0",
+    tiny = [override for override in console.TINY if not override.startswith("scale=")]
+    overrides = ["experiment=coefficient", *tiny, f"output={output}", "method=ties,tsv_m", "method.scale=0.3", "seed=0",
                  "engine.device=cpu"]  # fmt: skip
     monkeypatch.chdir(tmp_path)
     wandb.teardown()  # its client reads the environment once
@@ -41,16 +41,17 @@ def test_agents_run_the_experiment_and_the_server_has_the_numbers_of_the_rows(ou
 
         client("wandb", "sweep", "sweep.yaml", cwd=tmp_path, environment=server.environment)
         assert server.sweeps["sweep1"]["text"] == server.sweeps["sweep0"]["text"]
-        said = client("wandb", "agent", "me/duet-merging/sweep1", cwd=tmp_path, environment=server.environment)
+        printed = client("wandb", "agent", "me/duet-merging/sweep1", cwd=tmp_path, environment=server.environment)
     wandb.teardown()
     assert not server.unknown and server.sweeps["sweep1"]["left"] == []
 
     rows = by_method(output)
-    assert set(rows) == {"base", "ties", "tsv_m", "expert"}, said  # agents of W&B end well whatever became of the runs
+    # agents of W&B end well whatever became of the runs
+    assert set(rows) == {"base", "ties", "tsv_m", "expert"}, printed
     assert set(server.runs) == {"run1", "run2"}  # as the agent named them
-    told = {run["config"]["row"]["value"]["method"]: run for run in server.runs.values()}
-    assert set(told) == {"ties", "tsv_m"}
-    for method, run in told.items():
+    runs = {run["config"]["row"]["value"]["method"]: run for run in server.runs.values()}
+    assert set(runs) == {"ties", "tsv_m"}
+    for method, run in runs.items():
         row, experts = rows[method], rows["expert"]
         assert run["exit"] == 0 and run["sweep"] == "sweep1" and run["groupName"] == "coefficient"
         assert {task: run["history"][f"accuracy/{task}"] for task in row.tasks} == row.accuracy

@@ -19,26 +19,27 @@ def groups(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text("{method: ties, seed: 0, density: 1, cache_gb: 1, engine: {device: auto}}")
 
     def call(*arguments, folder_of_config=None):
-        found = []
+        names = []
 
         @hydra.main(config_path=folder_of_config or str(tmp_path), config_name="config", version_base="1.3")
         def job(_):
-            found.append(group_of(HydraConfig.get()))
+            names.append(group_of(HydraConfig.get()))
 
         folder = tmp_path / f"started{next(started)}"
-        told = [f"hydra.sweep.dir={folder}", f"hydra.run.dir={folder}"]
-        monkeypatch.setattr(sys, "argv", ["duet", *arguments, *told])
+        folders = [f"hydra.sweep.dir={folder}", f"hydra.run.dir={folder}"]
+        monkeypatch.setattr(sys, "argv", ["duet", *arguments, *folders])
         with console.logging_kept():
             job()
-        return found
+        return names
 
     return call
 
 
 def test_an_experiment_is_its_own_group(groups):
-    told = ["experiment=granularity", "seed=0", "~hydra.callbacks.report"]
-    assert groups(*told, "router.gate.granularity=sample,token", folder_of_config="pkg://conf") == ["granularity"] * 2
-    assert groups(*told, "hydra.mode=RUN", folder_of_config="pkg://conf") == ["granularity"]
+    granular = ["experiment=granularity", "seed=0", "~hydra.callbacks.report"]
+    gates = "router.gate.granularity=sample,token"
+    assert groups(*granular, gates, folder_of_config="pkg://conf") == ["granularity"] * 2
+    assert groups(*granular, "hydra.mode=RUN", folder_of_config="pkg://conf") == ["granularity"]
 
 
 def test_a_bare_sweep_is_named_by_what_it_sweeps(groups):
@@ -51,15 +52,15 @@ def test_a_bare_sweep_is_named_by_what_it_sweeps(groups):
 
 def test_a_long_name_is_cut_and_stays_its_own(groups):
     long = [f"density=0.{'1' * 60}{last}1,0.{'1' * 60}{last}2" for last in "34"]
-    (first, _), (again, _), (second, _) = (groups("-m", each) for each in (long[0], long[0], long[1]))
+    (first, _), (again, _), (second, _) = (groups("-m", sweep) for sweep in (long[0], long[0], long[1]))
     assert first == again != second and len(first) == LONGEST and first.startswith("density=0.1")
 
 
 def test_the_run_of_a_sweep_is_told_its_group_and_stores_its_model(output, duet_here):
-    told = ["-m", "experiment=coefficient", "method=ties", "method.scale=1.0", "seed=0"]
-    status, _, errors = duet_here(output, *told, "tracker=wandb", "tracker.model=true")
+    overrides = ["-m", "experiment=coefficient", "method=ties", "method.scale=1.0", "seed=0"]
+    status, _, errors = duet_here(output, *overrides, "tracker=wandb", "tracker.model=true")
     assert status == 0, errors
     run_id, folder = by_method(output)["ties"].run_id, output / "runs"
-    (model,) = [each for each in artifacts(folder, run_id) if each.type == "model"]
+    (model,) = [artifact for artifact in artifacts(folder, run_id) if artifact.type == "model"]
     file = folder / "wandb" / "models" / f"{run_id}.safetensors"
     assert group(folder, run_id) == "coefficient" and model.manifest.contents[0].size == file.stat().st_size > 0

@@ -1,4 +1,4 @@
-"""What W&B was told is read back from the run's own file, byte by byte."""
+"""What was logged to W&B is read back from the run's own file, byte by byte."""
 
 import base64
 import hashlib
@@ -78,7 +78,7 @@ def test_the_merged_model_is_an_artifact_that_stays_where_it_is(tmp_path):
     with tracker:
         tracker.start(row.config, row.run_id, "ties on mini8")
         tracker.finish(row, [row], {}, str(file))
-    (artifact,) = [each for each in artifacts(tmp_path, row.run_id) if each.type == "model"]
+    (artifact,) = [stored for stored in artifacts(tmp_path, row.run_id) if stored.type == "model"]
     (entry,) = artifact.manifest.contents
 
     assert artifact.name == f"ties-{row.run_id}" and json.loads(artifact.metadata)["run_id"] == row.run_id
@@ -148,5 +148,5 @@ def test_configs_build_and_name_every_knob():
     assert type(instantiate(conf["none"])) is Tracker
     wandb = OmegaConf.create({"output": "outputs", "tracker": conf["wandb"]}).tracker
     assert instantiate(wandb) == WandbTracker(folder="outputs/runs")
-    knobs = {each.name for each in fields(WandbTracker) if each.init}
-    assert set(conf["wandb"]) == knobs | {"_target_"}
+    options = {option.name for option in fields(WandbTracker) if option.init}
+    assert set(conf["wandb"]) == options | {"_target_"}

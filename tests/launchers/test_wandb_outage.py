@@ -105,8 +105,8 @@ def test_what_was_kept_offline_is_sent_later(tmp_path, point):
         command = [Path(sys.executable).with_name("wandb"), "sync", *runs]
         done = subprocess.run(command, env=os.environ | server.environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    told = server.runs[ROWS[0].run_id]
-    assert told["groupName"] == "sweep" and told["history"]["accuracy/cars"] == ROWS[0].accuracy["cars"]
+    run = server.runs[ROWS[0].run_id]
+    assert run["groupName"] == "sweep" and run["history"]["accuracy/cars"] == ROWS[0].accuracy["cars"]
 
 
 def test_a_server_that_answers_has_the_same_run_however_often_it_is_repeated(tmp_path, point):
