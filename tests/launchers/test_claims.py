@@ -32,16 +32,16 @@ def started(folder, seconds):
 def written(folder, age=0.0, **changes):
     """A claim as another process would have left it."""
     path = folder / "cell.claim"
-    found = {"host": "far", "space": "x", "pid": 1, "since": "2026-01-01 12:00 UTC"} | changes
-    path.write_text(json.dumps(found))
+    content = {"host": "far", "space": "x", "pid": 1, "since": "2026-01-01 12:00 UTC"} | changes
+    path.write_text(json.dumps(content))
     os.utime(path, (time.time() - age,) * 2)
 
 
 def test_one_of_many_gets_it_and_leaves_nothing(tmp_path):
     processes = [started(tmp_path, 3) for _ in range(6)]
-    said = [process.communicate(timeout=60)[0].strip() for process in processes]
-    assert sorted(line.split(":")[0] for line in said) == ["mine", *["taken"] * 5]
-    assert all(str(processes[said.index("mine")].pid) in line for line in said if line != "mine")
+    lines = [process.communicate(timeout=60)[0].strip() for process in processes]
+    assert sorted(line.split(":")[0] for line in lines) == ["mine", *["taken"] * 5]
+    assert all(str(processes[lines.index("mine")].pid) in line for line in lines if line != "mine")
     assert not list(tmp_path.glob("*.claim")) and not list(tmp_path.glob(".cell*"))
 
 
@@ -98,10 +98,10 @@ def test_owners_give_signs_of_life(tmp_path, monkeypatch):
         assert time.time() - path.stat().st_mtime < 5
 
 
-def in_slurm(monkeypatch, **told):
+def in_slurm(monkeypatch, **variables):
     for key in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT"):
         monkeypatch.delenv(f"SLURM_{key}", raising=False)
-    for key, value in told.items():
+    for key, value in variables.items():
         monkeypatch.setenv(f"SLURM_{key}", str(value))
 
 
@@ -140,8 +140,8 @@ def test_claims_of_no_job_are_nobodys_earlier_life(tmp_path, monkeypatch):
 def test_a_claim_names_its_slurm_job(here, job, life, tmp_path, monkeypatch):
     in_slurm(monkeypatch, **here)
     with claim(tmp_path, "cell"):
-        found = json.loads((tmp_path / "cell.claim").read_text())
-        assert (found["job"], found["life"]) == (job, life)
+        content = json.loads((tmp_path / "cell.claim").read_text())
+        assert (content["job"], content["life"]) == (job, life)
         assert (f"SLURM job {job}, " in owner(tmp_path, "cell")) == bool(job)
 
 

@@ -28,13 +28,13 @@ def test_it_measures_every_layer_and_the_report_draws_it(output, motivation_here
     status, page, errors = motivation_here(output, "method.neurons.ratio=0.25", "mass=0.9")
     assert status == 0, errors
     (path,) = (output / "motivation").glob("*.json")
-    (found,) = motivation.read(path.parent)
-    assert found.tasks == ["cars", "digits"] and found.ratio == 0.25 and list(found.blocks) == list("01234")
-    assert set(found.checkpoints) == {"base", "cars", "digits"} and len(found.matrices) == 10
-    for block in found.blocks.values():
+    (measured,) = motivation.read(path.parent)
+    assert measured.tasks == ["cars", "digits"] and measured.ratio == 0.25 and list(measured.blocks) == list("01234")
+    assert set(measured.checkpoints) == {"base", "cars", "digits"} and len(measured.matrices) == 10
+    for block in measured.blocks.values():
         assert block["hidden"] == 768 and block["kept"] == 0.25 and block["chance"] == pytest.approx(0.25 / 1.75)
         assert all(0.1 < share < 0.9 for share in block["active"]) and block["overlap"][0][0] == 1
-    for matrix in found.matrices.values():
+    for matrix in measured.matrices.values():
         modes = matrix["modes"]
         assert modes["task"]["ranks"] == [1, 2] and modes["task"]["energy"][1] == 1
         full = [min(size, 2 * other) for size, other in (matrix["shape"][1:], matrix["shape"][:0:-1])]
@@ -50,7 +50,7 @@ def test_it_measures_every_layer_and_the_report_draws_it(output, motivation_here
     text = (tmp_path / "page.html").read_text()
     assert text.count("What DuetMerging builds on: mini8, seed 0") == 2 and "Masks of 25 % of the neurons" in text
     for name in ("active", "spectra", "overlap"):
-        assert (tmp_path / "drawn" / f"motivation-{found.run_id}-{name}.pdf").exists()
+        assert (tmp_path / "drawn" / f"motivation-{measured.run_id}-{name}.pdf").exists()
 
 
 def test_what_cannot_be_measured_is_one_paragraph(output, motivation_here):

@@ -93,8 +93,8 @@ def test_a_class_of_a_user_is_read_too(tmp_path, monkeypatch):
         "def free(**anything): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    found = options("my_methods.Mine")
-    assert found is not None and list(found) == ["share", "kind", "where"]
+    types = options("my_methods.Mine")
+    assert types is not None and list(types) == ["share", "kind", "where"]
     with pytest.raises(UserError, match=r"kind=c cannot be used: it must be 'a' or 'b' or null"):
         checked("~method", "+method={_target_: my_methods.Mine, kind: c}")
     assert options("my_methods.free") is None and options("nowhere.Mine") is None

@@ -148,8 +148,8 @@ def test_a_damaged_file_is_named_and_the_others_survive(tmp_path, caplog, damage
     path.write_bytes(damage(path.read_text()).encode(errors="surrogateescape"))
 
     assert rows.read(tmp_path) == [good]
-    (said,) = caplog.messages
-    assert said.startswith(f"skipped the damaged row file {path}: ") and re.search(reason, said), said
+    (message,) = caplog.messages
+    assert message.startswith(f"skipped the damaged row file {path}: ") and re.search(reason, message), message
     assert rows.find(tmp_path, bad.run_id) is None
 
 

@@ -25,8 +25,8 @@ def loaded(module, *arguments, cwd=None):
     """The heavy packages in memory when a program ends, its exit status and what it wrote to both streams."""
     code = LOADED.format(heavy=HEAVY, argv=["duet", *arguments], module=module)
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
-    *said, last = done.stderr.splitlines()
-    return last.split()[1:], done.returncode, done.stdout + "\n".join(said)
+    *lines, last = done.stderr.splitlines()
+    return last.split()[1:], done.returncode, done.stdout + "\n".join(lines)
 
 
 @pytest.mark.parametrize("module", ["launchers.run", "launchers.finetune"])
