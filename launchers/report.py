@@ -84,7 +84,7 @@ def page(made: Sequence[Section], damaged: Sequence[str] = ()) -> str:
     return render(
         "report.html", sections=suites, across=[section for section in made if section.summary is None],
         svg=lambda drawn, key: drawn.svg(f"{key}-{_slug(drawn.name)}"),
-        rows=[row for section in suites for row in section.summary.rows],
+        rows=[row for section in suites if section.summary is not None for row in section.summary.rows],
         columns_of=lambda summary: columns(summary, wide=True)[1:], notes=notes, warnings=warnings,
         checkpoints=checkpoints, splits=splits, many=MANY, damaged=damaged, style=style, script=script,
     )  # fmt: skip

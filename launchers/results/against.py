@@ -53,10 +53,10 @@ class Comparison:
         return close and all(abs(gaps[task]) <= limit for task in self.published.accuracy)
 
     @property
-    def verdict(self) -> str | None:
-        """ "within" or "outside" the tolerance; "differs" where the two must not be compared."""
+    def verdict(self) -> str:
+        """ "within" or "outside" the tolerance; "differs" where the two must not be compared; "" beside nothing."""
         if self.published is None:
-            return None
+            return ""
         return "differs" if self.reasons else "within" if self.within else "outside" if self.gaps else "unknown"
 
 
@@ -182,18 +182,18 @@ def sheets(rows: Iterable[Row]) -> list[Sheet]:
 
 def _sheet(comparisons: Sequence[Comparison]) -> Sheet:
     summary = comparisons[0].summary
-    known = [comparison for comparison in comparisons if comparison.published is not None]
+    known = [(comparison, there) for comparison in comparisons if (there := comparison.published) is not None]
     footnotes: dict[str, int] = {}
     lines: list[dict[str, Cell]] = []
     dim, breaks = set(), set()
-    for _, members in groupby(known, lambda comparison: comparison.line["run_ids"]):
+    for _, members in groupby(known, lambda pair: pair[0].line["run_ids"]):
         compared = list(members)
-        norm = any("norm" in comparison.gaps for comparison in compared)
-        measured = {name: value for name, value in compared[0].measured.items() if name != "norm" or norm}
+        first, norm = compared[0][0], any("norm" in comparison.gaps for comparison, _ in compared)
+        measured = {name: value for name, value in first.measured.items() if name != "norm" or norm}
         breaks.add(len(lines) - 1)
-        lines.append(_line(compared[0].line["label"], measured, "{:.1f}", Cell("measured")))
-        for comparison in compared:
-            there, verdict = comparison.published, comparison.verdict
+        lines.append(_line(first.line["label"], measured, "{:.1f}", Cell("measured")))
+        for comparison, there in compared:
+            verdict = comparison.verdict
             dim |= {len(lines), len(lines) + 1}
             verdict += f" {there.tolerance:g}" if verdict in ("within", "outside") else ""
             verdict = f"{verdict} {_marks(comparison.reasons, footnotes)}".strip()

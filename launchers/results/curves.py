@@ -112,6 +112,7 @@ def bars(groups: Sequence[tuple[str, "DataFrame"]], measures: Sequence[str]) -> 
         ax.set(xlabel=MEASURES[measure], xlim=(0, max(112, ax.get_xlim()[1])))
         ax.set_xticks(range(0, 101, 20))
         ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
     _down(axes[0], {position: shorten(name, 56) for position, (name, line) in enumerate(listed) if line is not None})
     for position, (name, line) in enumerate(listed):
         if line is None:
@@ -121,7 +122,8 @@ def bars(groups: Sequence[tuple[str, "DataFrame"]], measures: Sequence[str]) -> 
 
 def _bar(ax: Axes, position: int, value: float, deviation: float, colour: str) -> None:
     whisker = 0.0 if math.isnan(deviation) else deviation
-    ax.barh(position, value, 0.8, xerr=whisker or None, color=colour, alpha=0.8, ecolor=INK, capsize=2)
+    ax.barh(position, value, 0.8, xerr=whisker or None, color=colour, alpha=0.8, ecolor=INK, capsize=2,
+            error_kw={"lw": 0.8})  # fmt: skip
     ax.text(value + whisker + 1.5, position, f"{value:.1f}", va="center", size=TEXT - 1)
 
 

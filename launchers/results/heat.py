@@ -81,7 +81,8 @@ def maps(panels: Sequence[Panel], scale: Scale, digits: int, xlabel: str, ylabel
     cell = min(WIDEST, inside / columns)
     below = 0.5 + 0.045 * max(len(str(name)) for panel in panels for name in panel.cells)
     heights = [below + len(panel.cells) * (high or cell) for panel in panels[::across]]
-    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    beside = 0.25 + 0.06 * max(map(len, ylabel.splitlines()), default=0)
+    figure = Figure(figsize=(width, max(beside, sum(heights))), layout="constrained")
     axes = figure.subplots(len(heights), across, sharey=across > 1, squeeze=False, height_ratios=heights).flatten()
     characters = max(len(f"{value:.{digits}f}") for panel in panels for value in (*panel.cells.stack(), 10.0))
     size = min(TEXT, 72 * cell / (0.7 * characters))
@@ -168,7 +169,8 @@ def weights(summary: Summary, line: Any) -> "DataFrame":
     """Mean over seeds of true task x mean weight, in the order of the table; unseen tasks last."""
 
     def matrix(row: Row) -> list[Any]:
-        return [*row.routing["matrix"], *(row.routing["unseen"][task] for task in summary.unseen)]
+        routing: dict[str, Any] = {**row.routing}
+        return [*routing["matrix"], *(routing["unseen"][task] for task in summary.unseen)]
 
     more = [f"{task} (unseen)" for task in summary.unseen]
     return _mean(summary, [row for row in line.rows if row.routing], matrix, more)
