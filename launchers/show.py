@@ -111,7 +111,7 @@ def _changes(overrides: Sequence[str]) -> Table:
 
 
 def _scores(row: Row, line: Mapping[str, Any]) -> Table:
-    """Per task: accuracy, share of the expert's, images that went to their own part; the last line is their mean."""
+    """Per task: accuracy, share of the expert's, images that went to their own expert; the last line is their mean."""
     shares = {task: line[f"norm {task}"] / 100 for task in row.tasks if not isnan(line[f"norm {task}"])}
     columns = {"accuracy %": row.accuracy, "of the expert %": shares, "validation %": row.validation,
                "routing accuracy %": row.routing.get("accuracy")}  # fmt: skip
@@ -123,7 +123,7 @@ def _scores(row: Row, line: Mapping[str, Any]) -> Table:
 
 
 def _unseen(row: Row, related: Sequence[Row]) -> Table:
-    """Per held-out task: accuracy, that of the base and of its own expert, and whose parts the gates gave it."""
+    """Per held-out task: accuracy, that of the base and of its own expert, and whose experts the gates gave it."""
     references = {other.method: other.unseen for other in related if other.method in REFERENCES}
     scores = {"accuracy %": row.unseen} | {f"{name} %": references[name] for name in REFERENCES if name in references}
     columns = {name: _percents([value(known.get(task)) for task in row.unseen]) for name, known in scores.items()}

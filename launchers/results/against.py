@@ -151,13 +151,13 @@ def _settings(row: Row, there: Published) -> list[str]:
 def _here(row: Row, name: str) -> Any:
     """A setting of a row, as published rows tell it."""
     scales = row.search.get("scales")
-    told = {
+    settings = {
         "scale": f"{_short(row.scale)} {TUNED if row.scale_source.startswith('search') else 'fixed'}",
         "router": routed_by(row), "adaptation": row.adaptation, "granularity": row.granularity,
         "search.criterion": row.search.get("criterion"),
         "search.scales": scales and f"{len(scales)} from {min(scales):g} to {max(scales):g}",
     }  # fmt: skip
-    return told[name] if name in told else value_at(row.config, name)
+    return settings[name] if name in settings else value_at(row.config, name)
 
 
 def _short(value: Any) -> str:

@@ -160,8 +160,8 @@ def routing_map(pairs: Sequence[tuple[Summary, Any]]) -> Drawn:
     figure, _ = maps(panels, WEIGHTS, 0, "mean gating weight of the expert for, %", "images of", side * across,
                      across=across)  # fmt: skip
     name = "routing" if several else f"routing-{line.method}-{line.Index}"
-    title = "Mean weight of each task's part" if several else named(line.label, line.Index)
-    caption = f"Largest weight on the own task, in percent of the images: {'; '.join(titles)}."
+    title = "Mean gating weight of every expert" if several else named(line.label, line.Index)
+    caption = f"Routing accuracy (largest weight on the own task), in percent of the images: {'; '.join(titles)}."
     return Drawn(name, title, figure, caption)
 
 
