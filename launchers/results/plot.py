@@ -63,10 +63,11 @@ def declared(text: Any, where: str) -> Plot:
 
     try:
         values = yaml.safe_load(text) if isinstance(text, str) else text
-        if isinstance(values, dict):
-            values = values | {name: (values[name],) for name in ("y", "hue") if isinstance(values.get(name), str)}
+        if not isinstance(values, dict):
+            raise ValueError(f"{values} is no mapping")
+        values = values | {name: (values[name],) for name in ("y", "hue") if isinstance(values.get(name), str)}
         return TypeAdapter(Plot).validate_python(values)
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # of pydantic too
         problems = error.errors() if isinstance(error, ValidationError) else []
         listed = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems) or error
         raise UserError(
