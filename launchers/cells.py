@@ -39,7 +39,7 @@ SCALE = "scale"  # who picks a coefficient by labelled scores: selection, not ad
 
 @dataclass(frozen=True)
 class Setup:
-    """What the cells of one configuration share: experts loaded once, a grid with its towers and images."""
+    """What the cells of one configuration share: experts loaded once, a grid with its towers and samples."""
 
     experts: Experts
     grid: Grid
@@ -49,7 +49,7 @@ class Setup:
     remarks: tuple[str, ...] = ()  # on the experts
     gates: Cache | None = None  # trained ones, by content
     unseen: Experts | None = None  # of the held-out tasks, where there are any: what the expert row is scored with
-    files: str | None = None  # in which state experts and images were opened, see launchers.found
+    files: str | None = None  # in which state experts and samples were opened, see launchers.found
 
     @property
     def checkpoints(self) -> dict[str, str]:
@@ -249,7 +249,7 @@ def splits_read(method: Method, scale: Fixed | Search, router: Router) -> list[s
 
 def summary_line(row: Row) -> str:
     """One line about a finished row."""
-    text = f"mean accuracy {100 * sum(row.accuracy.values()) / len(row.accuracy):.1f} %"
+    text = f"mean score {100 * sum(row.accuracy.values()) / len(row.accuracy):.1f} %"
     if known := [score.value for score in row.unseen.values() if score is not None]:
         text += f", of unseen tasks {100 * sum(known) / len(known):.1f} %"
     if row.routing:

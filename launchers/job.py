@@ -189,7 +189,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     if decides["save_dtype"] is None:
         del decides["save_dtype"]
     if ((decides["router"] or {}).get("gate") or {}).get("granularity") not in ("batch", "mixed"):
-        decides["engine"].pop("batch")  # an image then does not depend on those beside it
+        decides["engine"].pop("batch")  # a sample then does not depend on those beside it
     return decides
 
 

@@ -56,7 +56,7 @@ def _figures(summary: Summary) -> dict[str, list[Drawn]]:
     figures = {
         "Methods and tasks": [score_map([summary]), *similarity_maps(summary)],
         "Trade-offs": [bytes_figure(summary), level_figure(summary)],
-        "Where the gates send images": [routing_map([pair]) for pair in routed(summary)],
+        "Where the gates send samples": [routing_map([pair]) for pair in routed(summary)],
         "What the routed parts hold": [energy_map(summary)],
     }
     known = {heading: [figure for figure in drawn if figure is not None] for heading, drawn in figures.items()}
@@ -97,7 +97,7 @@ def checkpoints(summary: Summary) -> list[tuple[str, int, dict[str, str]]]:
 
 
 def splits(summary: Summary) -> list[tuple[str, ...]]:
-    """Every split that a row was scored on: task, name, images, fingerprint."""
+    """Every split that a row was scored on: task, name, samples, fingerprint."""
     seen = {(task, *(str(split.get(name, "-")) for name in ("name", "size", "id")))
             for row in summary.rows for task, split in row.splits.items()}  # fmt: skip
     order = [*summary.tasks, *summary.unseen]

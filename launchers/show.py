@@ -111,7 +111,7 @@ def _changes(overrides: Sequence[str]) -> Table:
 
 
 def _scores(row: Row, line: Mapping[str, Any]) -> Table:
-    """Per task: accuracy, share of the expert's, images that went to their own expert; the last line is their mean."""
+    """Per task: accuracy, share of the expert's, samples that went to their own expert; the last line is their mean."""
     shares = {task: line[f"norm {task}"] / 100 for task in row.tasks if not isnan(line[f"norm {task}"])}
     columns = {"accuracy %": row.accuracy, "of the expert %": shares, "validation %": row.validation,
                "routing accuracy %": row.routing.get("accuracy")}  # fmt: skip

@@ -1,4 +1,4 @@
-"""What may be learned without labels: images whose task is known, and what they say about an expert."""
+"""What may be learned without labels: samples whose task is known, and what they say about an expert."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ class Calibration:
     """Unlabelled inputs of every task, in the order of the experts, and the frozen heads that score them."""
 
     split: str
-    ids: tuple[str, ...]  # content of the images of each task
+    ids: tuple[str, ...]  # content of the samples of each task
     sizes: tuple[int, ...]
-    images: Callable[[int, Tensor], Tensor]  # (task, indices) -> normalised images [n, 3, H, W]
+    inputs: Callable[[int, Tensor], Tensor]  # (task, indices) -> what the model takes: images [n, 3, H, W], ...
     heads: tuple[Callable[[Tensor], Tensor] | None, ...]  # features [n, D] -> logits [n, C], frozen, on the device
     tower: Callable[[], nn.Module]  # an empty backbone, in main memory
-    backbone: Mapping[str, object]  # its identity, as JSON: what it is and how its images are normalised
-    device: torch.device = CPU  # where images and heads lie, and towers are to run
+    backbone: Mapping[str, object]  # its identity, as JSON: what it is and how its inputs are prepared
+    device: torch.device = CPU  # where inputs and heads lie, and towers are to run
     head_ids: tuple[str, ...] = ()  # content of the heads
     features: Callable[[nn.Module, Any], Tensor] = lambda module, inputs: module(inputs)  # what heads read, [n, D]
 
@@ -41,17 +41,17 @@ class Calibration:
         return module.to(self.device)
 
     def batches(self, task: int, count: int | None = None, batch: int = BATCH) -> Iterator[Tensor]:
-        """The first `count` images of a task (default: all) in order."""
+        """The first `count` samples of a task (default: all) in order."""
         size = min(self.sizes[task], self.sizes[task] if count is None else count)
         for indices in torch.arange(size).split(batch):
-            yield self.images(task, indices)
+            yield self.inputs(task, indices)
 
     def every(self, batch: int = BATCH) -> list[tuple[int, Tensor]]:
-        """What `images` takes to give all images of all tasks, in order."""
+        """What `inputs` takes to give all samples of all tasks, in order."""
         return [(task, some) for task, size in enumerate(self.sizes) for some in torch.arange(size).split(batch)]
 
     def drawn(self, task: int, batch: int, *seed: object) -> Iterator[Tensor]:
-        """Endless random batches of indices, every image once per round."""
+        """Endless random batches of indices, every sample once per round."""
         rng, left = generator("calibration", *seed, task), torch.empty(0, dtype=torch.int64)
         while True:
             while len(left) < batch:

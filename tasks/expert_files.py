@@ -27,7 +27,7 @@ from tasks.training import Job, State, Training
 
 SNAPSHOTS = 6  # in sizes of an expert: weights and two moments, the old one and the new
 FREE = ("recipe.accumulate", "precision", "torch")  # noted, but no reason to call an expert another one
-HASHES = {"base": "another base", "train": "other training images", "head": "another zero-shot head"}
+HASHES = {"base": "another base", "train": "other training samples", "head": "another zero-shot head"}
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +69,7 @@ class Bench:
         return {key: self.base.tensor(key).float() for key in self.base.specs()}
 
     def facts(self, name: str, recipe: Recipe) -> dict[str, Any]:
-        """What decides an expert and is known before an image is read."""
+        """What decides an expert and is known before a sample is read."""
         options = {f"recipe.{key}": value for key, value in asdict(recipe).items()}
         options |= {f"backbone.{key}": value for key, value in self.backbone.identity().items()}
         return {**options, "task": name, "seed": self.seed, "backbone": self.backbone.name, "base": self.base.id,
@@ -78,7 +78,7 @@ class Bench:
     def check(self, name: str) -> None:
         """Raises UserError where an expert lies that was made in another way, seen from its header."""
         facts = self.facts(name, self.recipe)
-        if self.recipe.for_images(1) is not self.recipe:  # epochs: the steps are not known yet
+        if self.recipe.for_samples(1) is not self.recipe:  # epochs: the steps are not known yet
             facts = {key: value for key, value in facts.items() if key not in ("recipe.steps", "recipe.epochs")}
         if not self.redo and self.path(name).exists():
             check_same(self.path(name), SafetensorsFile(self.path(name)).metadata, facts)
@@ -101,12 +101,12 @@ class Bench:
     def make(self, task: Task | Together) -> Made:
         """The expert, from its file, or trained now, going on where a killed run was.
 
-        Raises UserError for no training images, for a file or a snapshot that was made in another way, and as Training.
+        Raises UserError for no training samples, for a file or a snapshot that was made in another way, and as Training.
         """
         split = task.split("train")
         if len(split) == 0:
-            raise UserError(f"{task.name} has no training images. Give it some, or leave it out of suite.tasks.")
-        recipe, path = self.recipe.for_images(len(split)), self.path(task.name)
+            raise UserError(f"{task.name} has no training samples. Give it some, or leave it out of suite.tasks.")
+        recipe, path = self.recipe.for_samples(len(split)), self.path(task.name)
         together = {TASKS: [one.name for one in task.tasks]} if isinstance(task, Together) else {}
         facts = {**self.facts(task.name, recipe), **together, "train": split.id, "head": head_id(task)}
         if path.exists() and not self.redo:
@@ -136,7 +136,7 @@ class Bench:
     def _train(self, job: Job, facts: Mapping[str, Any]) -> Made:
         name, training = job.task.name, Training(job, self.engine)
         before = self._resumed(training, facts)
-        self._steps(training, facts, before, f"{len(job.split)} images, {100 * before:.1f} % right on val before")
+        self._steps(training, facts, before, f"{len(job.split)} samples, {100 * before:.1f} % right on val before")
         after = self._score(training)
         metadata = {"family": self.family, "made": json.dumps(facts), "val": json.dumps([before, after])}
         _write(self.path(name), training.weights(), metadata)

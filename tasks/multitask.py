@@ -27,7 +27,7 @@ class Mixture:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Images per task."""
+        """Samples per task."""
         return tuple(map(len, self.splits))
 
     @cached_property
@@ -48,13 +48,13 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Together:
-    """The tasks as one, their heads one below the other. An image still chooses among its own task's classes alone."""
+    """The tasks as one, their heads one below the other. A sample still chooses among its own task's classes alone."""
 
     tasks: tuple[Task, ...]
     name: str = NAME
 
     def split(self, name: str) -> Mixture:
-        """The images of all tasks."""
+        """The samples of all tasks."""
         return Mixture(tuple(task.split(name) for task in self.tasks), tuple(len(task.classes) for task in self.tasks))
 
     def head(self) -> nn.Module:

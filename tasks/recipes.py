@@ -79,8 +79,8 @@ class Recipe:
         """The optimizer; `rate` is yet to be set before every step."""
         return OPTIMIZERS[self.optimizer](parameters, weight_decay=self.weight_decay)
 
-    def for_images(self, count: int) -> "Recipe":
-        """The recipe for that many training images: epochs become steps, the last one rounded up."""
+    def for_samples(self, count: int) -> "Recipe":
+        """The recipe for that many training samples: epochs become steps, the last one rounded up."""
         if self.epochs is None:
             return self
         return replace(self, steps=max(1, math.ceil(self.epochs * count / self.batch)), epochs=None)

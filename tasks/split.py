@@ -27,7 +27,7 @@ class Split:
     name: str
     inputs: Inputs  # images uint8 [N, 3, H, W], or what a tokenizer gives: {"input_ids": [N, L], ...}
     labels: Tensor  # int64 [N], token ids [N, L], or floating-point numbers [N]
-    stored_id: str | None = None  # the fingerprint where it is known, so that images on disk need not be read for it
+    stored_id: str | None = None  # the fingerprint where it is known, so that samples on disk need not be read for it
 
     def __len__(self) -> int:
         return len(self.labels)

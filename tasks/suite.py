@@ -97,7 +97,7 @@ def remarks(suite: Suite, scored: Mapping[str, Split], chosen_on: Iterable[str] 
     owners: dict[str, str] = {}
     for name, split in scored.items():
         if (first := owners.setdefault(split.id, name)) != name:
-            notes.append(f"{first} and {name} are scored on the same images.")
+            notes.append(f"{first} and {name} are scored on the same samples.")
     return notes
 
 
@@ -107,7 +107,9 @@ def absent(task: Task, split: Split) -> str | None:
     missing = [name for index, name in enumerate(task.classes) if index not in present]
     if not missing:
         return None
-    return f"{task.name}: {split.name} has no image of {len(missing)} of {len(task.classes)} classes ({some(missing)})."
+    return (
+        f"{task.name}: {split.name} has no sample of {len(missing)} of {len(task.classes)} classes ({some(missing)})."
+    )
 
 
 def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.device = CPU) -> Calibration:
@@ -117,7 +119,7 @@ def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.devi
         split=split,
         ids=tuple(samples.id for samples in splits),
         sizes=tuple(len(samples) for samples in splits),
-        images=lambda task, indices: backbone.prepare(
+        inputs=lambda task, indices: backbone.prepare(
             mapped(lambda tensor: tensor.to(device), take(splits[task].inputs, indices))
         ),
         heads=tuple(None if (head := task.head()) is None else head.to(device) for task in suite.tasks),

@@ -32,7 +32,7 @@ class Job:
     task: Task | Together
     recipe: Recipe
     seed: int
-    split: Split | Mixture  # training images
+    split: Split | Mixture  # training samples
     key: str  # the content of base, data, head and recipe
 
 
@@ -64,13 +64,13 @@ class Training:
                 on_step()
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
-                f"A batch of {recipe.batch} images in {recipe.accumulate} pieces does not fit into the memory of "
+                f"A batch of {recipe.batch} samples in {recipe.accumulate} pieces does not fit into the memory of "
                 f"{self.engine.torch_device}. Cut it into more, with the same result: recipe.accumulate="
                 f"{2 * recipe.accumulate}."
             ) from error
 
     def _learn(self, inputs: Inputs, labels: Tensor) -> None:
-        """One step on a batch, piece by piece; every image has the same weight."""
+        """One step on a batch, piece by piece; every sample has the same weight."""
         recipe = self.job.recipe
         for group in self._optimizer.param_groups:
             group["lr"] = recipe.rate(self.step)
@@ -80,7 +80,7 @@ class Training:
             with self.engine.running():
                 features = self.job.backbone.features(self.tower, self.job.backbone.prepare(take(inputs, some)))
             logits = self._head(features.float())
-            if self._owners is not None:  # an image chooses among its own task's classes
+            if self._owners is not None:  # a sample chooses among its own task's classes
                 logits = logits.masked_fill(self._owners != self._owners[truth][:, None], -torch.inf)
             (functional.cross_entropy(logits, truth) * (len(truth) / len(labels))).backward()
         if recipe.clip is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CELL_FACTOR = 10  # a single task may be off by this many tolerances of the mean
 CELL_LEAST = 1.0  # points that a single task may always be off
 MEANS = ("mean", "norm")
-TUNED = "tuned on validation"  # by labelled images
+TUNED = "tuned on validation"  # by labelled samples
 PRECISION = "fp32"  # of all published scores
 LEGEND = (
     "Percent and points. within, outside: of so many points of the mean, every task within ten times that; differs: "
@@ -115,8 +115,8 @@ def _reasons(row: Row, there: Published) -> list[str]:
         f"prompts and test sets of {there.variant} there, of {variant or 'an unknown code base'} here":
             variant != there.variant,
         f"scored on the {' and '.join(names)} split here": names,
-        f"at most {limit} images per split here": limit is not None,
-        f"other test images (there / here): {', '.join(sizes)}": sizes,
+        f"at most {limit} samples per split here": limit is not None,
+        f"other test samples (there / here): {', '.join(sizes)}": sizes,
         f"other settings (there / here): {', '.join(settings)}": settings,
     }  # fmt: skip
     return [reason for reason, holds in reasons.items() if holds]

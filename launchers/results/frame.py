@@ -245,7 +245,7 @@ def kind_of(row: Row) -> str:
 
 
 def is_transductive(row: Row) -> bool:
-    """Whether it adapted to the test images, or to those of another split that it is scored on."""
+    """Whether it adapted to the test samples, or to those of another split that it is scored on."""
     return row.adaptation in {"test", *(split.get("name") for split in row.splits.values())}
 
 

@@ -105,11 +105,11 @@ def maps(panels: Sequence[Panel], scale: Scale, digits: int, xlabel: str, ylabel
 @styled
 def score_map(summaries: Sequence[Summary]) -> Drawn:
     """Methods x tasks, a panel a suite: percent of the expert, plain accuracy where a line has no expert."""
-    whats = {"norm": "accuracy, % of the expert's", "mean": "accuracy, %"}
+    whats = {"norm": "score, % of the expert's", "mean": "score, %"}
     titles = [f"{summary.title}: {whats[summary.level]}" if len(summaries) > 1 else "" for summary in summaries]
     panels = [Panel(title, _scores(summary)) for title, summary in zip(titles, summaries, strict=True)]
     relative = any(summary.level == "norm" for summary in summaries)
-    xlabel = "task, with the expert's accuracy; last the mean" if relative else "task"
+    xlabel = "task, with the expert's score; last the mean" if relative else "task"
     figure, axes = maps(panels, SCORES, 1, xlabel, high=ROW)
     for ax, summary, panel in zip(axes, summaries, panels, strict=True):
         _mark_kinds(ax, summary.lines.loc[panel.cells.index], panel.cells.shape[1])
@@ -157,11 +157,11 @@ def routing_map(pairs: Sequence[tuple[Summary, Any]]) -> Drawn:
     panels = [Panel(title if several else "", 100 * weights(*pair)) for title, pair in zip(titles, pairs, strict=True)]
     across = min(3, ceil(sqrt(len(pairs))))
     side = max(0.8 * COLUMN, 0.9 + 0.2 * len(panels[0].cells)) if several else COLUMN
-    figure, _ = maps(panels, WEIGHTS, 0, "mean gating weight of the expert for, %", "images of", side * across,
+    figure, _ = maps(panels, WEIGHTS, 0, "mean gating weight of the expert for, %", "samples of", side * across,
                      across=across)  # fmt: skip
     name = "routing" if several else f"routing-{line.method}-{line.Index}"
     title = "Mean gating weight of every expert" if several else named(line.label, line.Index)
-    caption = f"Routing accuracy (largest weight on the own task), in percent of the images: {'; '.join(titles)}."
+    caption = f"Routing accuracy (largest weight on the own task), in percent of the samples: {'; '.join(titles)}."
     return Drawn(name, title, figure, caption)
 
 

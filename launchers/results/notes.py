@@ -67,7 +67,7 @@ def _splits(summary: Summary) -> str:
     if sizes:
         ((common, _),) = Counter(sizes.values()).most_common(1)
         odd = [f"{task} {size}" for task, size in sizes.items() if size != common]
-        text += f" ({', '.join([f'{common} images a task', *odd])})"
+        text += f" ({', '.join([f'{common} samples a task', *odd])})"
     unlike = {(task, *(split.get(name) for name in ("name", "size", "id"))): task for task, split in splits}
     mixed = [task for task, count in Counter(unlike.values()).items() if count > 1]
     return text + (f"; rows were scored on different splits of {', '.join(mixed)}" if mixed else "")

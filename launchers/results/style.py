@@ -26,8 +26,8 @@ KIND_NAMES = {"base": "base", "static": "static", "routed": "routed per input",
               "expert": "experts"}  # fmt: skip
 LOOKS = dict(zip(KIND_NAMES, zip("Xos^vP", (INK, *OKABE_ITO[:3], INK, INK), strict=True), strict=True))
 MEASURES = {
-    "norm": "mean accuracy, % of the experts'",
-    "mean": "mean accuracy, %",
+    "norm": "normalised score, %",
+    "mean": "mean score, %",
     "routing_accuracy": "routing accuracy, %",
     "energy": "energy kept, %",
 }

@@ -104,7 +104,7 @@ def descend(
         chosen = [next(draw) for draw in draws]
         optimizer.param_groups[0]["lr"] = descent.rate(step)
         optimizer.zero_grad(set_to_none=True)
-        features = model.features([data.images(task, rows) for task, rows in enumerate(chosen)])
+        features = model.features([data.inputs(task, rows) for task, rows in enumerate(chosen)])
         seen = batches(features, chosen)
         loss, terms = _loss(descent.terms, seen)
         for steps, batch in zip(predictions, seen, strict=True):

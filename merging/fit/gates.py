@@ -176,7 +176,7 @@ class Learned:
     def _fit(self, merged: Merged, experts: Experts, context: Context) -> tuple[Merged, list[str]]:
         data = context.unlabelled(self.split)
         routed = install(data.tower(), merged).to(data.device)
-        width = applied(partial(routed.tokens, ("enter", 0)), data.images(0, torch.arange(1))).shape[-1]
+        width = applied(partial(routed.tokens, ("enter", 0)), data.inputs(0, torch.arange(1))).shape[-1]
         gates = self._gates(routed, merged, width, context.seed)
         trained = self._with(merged, gates, data.split)
         assert trained.routing is not None

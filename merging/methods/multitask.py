@@ -8,7 +8,7 @@ from merging.merged import Merged
 
 @dataclass(frozen=True)
 class Multitask:
-    """One model fine-tuned on the labelled images of all tasks together: a reference, what merging does without."""
+    """One model fine-tuned on the labelled samples of all tasks together: a reference, what merging does without."""
 
     needs: ClassVar[str] = "labels"
 

@@ -48,7 +48,7 @@ def show_gates(model: Routed, calibration: Calibration, merged: Merged, act: Cal
     `act` may train the gate: blocks behind it then see what it routes. A shared gate is shown all its blocks at once,
     under the weights of the true task. Batches are spread over single-threaded workers.
     """
-    batches, read = calibration.every(), calibration.images  # read when their turn comes: all at once may be gigabytes
+    batches, read = calibration.every(), calibration.inputs  # read when their turn comes: all at once may be gigabytes
     gate = model.gate
     assert gate is not None
     if model.sees != "block":

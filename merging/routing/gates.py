@@ -39,7 +39,7 @@ def answered(weights: Tensor) -> Tensor:
     if not weights.isfinite().all():
         raise UserError(
             "A gate gives NaN or Inf. Its training diverged or its input is not finite: lower router.train.lr, "
-            "or check the merge and the images."
+            "or check the merge and the samples."
         )
     recorded = _RECORDED.get()
     if recorded is not None:
@@ -64,7 +64,7 @@ class GateShape(Options, prefix="router.gate."):
     for a "mixed" batch of all tasks, or per "group" of similar samples of the whole test set (Twin-Merging's appendix
     E): samples with the same largest part, clustered by `points`, their "logits" as published or the "weights", into
     `groups` groups, of every part (per_bin) or of all parts together.
-    standardise: features are centred and scaled by what they are on the training images; False shows them raw, as the
+    standardise: features are centred and scaled by what they are on the training samples; False shows them raw, as the
     published gates see them.
     """
 

@@ -133,7 +133,7 @@ def test_other_test_images_are_named():
     sizes = {"EuroSAT": {"size": 5400}, "SUN397": {"name": "val"}}
     splits = {task: {**split, **sizes.get(task, {})} for task, split in row.splits.items()}
     found = compared(TA, replace(row, splits=splits))
-    assert found.reasons == ("scored on the val split here", "other test images (there / here): EuroSAT 2700 / 5400")
+    assert found.reasons == ("scored on the val split here", "other test samples (there / here): EuroSAT 2700 / 5400")
     assert not found.within
 
 
@@ -141,7 +141,7 @@ def test_a_trial_run_on_a_few_images_is_none_where_the_published_number_of_image
     there = published_row("Twin-Merging, Table 3", "average")
     assert there.test_images == {} and not compared(there, measured(there)).reasons
     found = compared(there, measured(there, config={"suite.limit": 100}))
-    assert found.reasons == ("at most 100 images per split here",) and found.reasons
+    assert found.reasons == ("at most 100 samples per split here",) and found.reasons
 
 
 def test_a_scale_tuned_there_must_be_tuned_here():

@@ -75,4 +75,4 @@ def test_a_sweep_that_would_overwrite_its_own_models(duet_here, tmp_path):
 def test_a_model_that_cannot_be_saved(duet_here, output, unwritable):
     code, _, errors = duet_here(output, "method=average", f"save={unwritable}/model.safetensors")
     assert code == 1 and "Traceback" not in errors
-    assert f"Cannot write to save={unwritable}" in errors and "mean accuracy" not in errors
+    assert f"Cannot write to save={unwritable}" in errors and "mean score" not in errors

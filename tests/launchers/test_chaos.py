@@ -168,7 +168,7 @@ def test_two_sweeps_write_to_one_folder(chaos):
     assert [chaos.ended(child) for child in both] == [0, 0], [chaos.said(name) for name in methods]
     found, said = numbers(output), [chaos.said(name) for name in methods]
     for method in ("base", "expert", "average", "duet", "task_arithmetic"):
-        scored = [len(re.findall(rf"\d {method}: mean accuracy", each)) for each in said]
+        scored = [len(re.findall(rf"\d {method}: mean score", each)) for each in said]
         assert sum(scored) == 1, (method, said)
         for each, wanted in zip(said, methods.values(), strict=True):
             if method in wanted or method in ("base", "expert"):

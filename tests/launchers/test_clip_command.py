@@ -83,7 +83,7 @@ def test_the_published_benchmark_from_nothing(hub, tmp_path):
     offline = run(hub, tmp_path, "method=tsv_m", "scale.scales=[0.5,1.0]", "scale.criterion=mean", HF_HUB_OFFLINE="1")
     assert offline.returncode == 0 and not hub.requests, offline.stderr
     assert "to download" not in offline.stderr and "to decode, once: 160 images" in offline.stderr  # of validation
-    assert "base: mean accuracy" not in offline.stderr  # its row too
+    assert "base: mean score" not in offline.stderr  # its row too
 
 
 def test_nothing_is_left_of_what_a_hub_does_not_have(hub, tmp_path):

@@ -81,7 +81,7 @@ def test_a_full_disk(duet, output, mounted):
 
     code, page, errors = duet("-m", "method=average,task_arithmetic,duet", "router.train.steps=3")
     assert code == 0, errors
-    assert "average: found in" in errors and "task_arithmetic: found in" in errors and "duet: mean accuracy" in errors
+    assert "average: found in" in errors and "task_arithmetic: found in" in errors and "duet: mean score" in errors
     assert {row["status"] for row in by_method(output).values()} == {"ok"} and "failed" not in page
     assert not [path for path in output.rglob(".*") if path.name not in (".claims.lock", ".cache", ".hydra")]
 
@@ -103,7 +103,7 @@ def test_a_row_for_which_there_is_no_room(duet, output, monkeypatch):
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr("tasks.evaluate.answer", lambda *_, **__: pytest.fail("scored again"))
     code, page, errors = duet("method=average")
-    assert code == 0 and "\naverage " in page and "average: mean accuracy" in errors
+    assert code == 0 and "\naverage " in page and "average: mean score" in errors
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="no mount command")
@@ -117,7 +117,7 @@ def test_a_read_only_disk(duet, output, mounted, what):
         code, page, errors = duet("method=average,task_arithmetic" if mode else "method=task_arithmetic", *mode)
         assert code == 1 and page == "" and "Traceback" not in errors
         assert re.search(rf"Cannot write to output={output / what}\S*: Read-only file system\. Free", errors), errors
-        assert "mean accuracy" not in errors  # told before anything is computed
+        assert "mean score" not in errors  # told before anything is computed
     assert contents(output) == good
     table.main([str(output / "results")])  # reading needs no more than this
 
@@ -125,7 +125,7 @@ def test_a_read_only_disk(duet, output, mounted, what):
 def test_a_file_in_place_of_the_results_folder(duet, output):
     (output / "results").write_text("in the way")
     code, _, errors = duet("method=average")
-    assert code == 1 and "Traceback" not in errors and "mean accuracy" not in errors
+    assert code == 1 and "Traceback" not in errors and "mean score" not in errors
     assert re.search(rf"Cannot write to output={output}/results: (File exists|Not a directory)\.", errors), errors
 
 
@@ -155,7 +155,7 @@ def test_damaged_rows(duet, output, capsys, caplog):
 
     code, page, errors = duet("method=average")
     assert code == 0 and "\naverage " in page and errors.count(f"damaged row file {path}") == 1, errors
-    assert errors.count("mean accuracy") == 1 and by_method(output) == before
+    assert errors.count("mean score") == 1 and by_method(output) == before
 
 
 def test_a_failed_cell_is_tried_again(duet, output, monkeypatch):
@@ -174,7 +174,7 @@ def test_a_failed_cell_is_tried_again(duet, output, monkeypatch):
 
     monkeypatch.setattr(Average, "__call__", merge)
     code, page, errors = duet("-m", "method=average,task_arithmetic")
-    assert code == 0 and "average: mean accuracy" in errors and "failed" not in page
+    assert code == 0 and "average: mean score" in errors and "failed" not in page
     assert by_method(output)["average"]["error"] is None and not list((output / "results").glob("*.claim"))
 
 

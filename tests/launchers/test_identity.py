@@ -99,7 +99,7 @@ def test_a_row_says_how_its_images_were_read(data, computed):
         assert row.remarks == [
             "pets: read train=train (12 images, 2 classes), test=Testing (12 images, 2 classes).",
             "pets: skipped 1 no image (notes.txt).",
-            "fruit: test has no image of 1 of 2 classes (b).",
+            "fruit: test has no sample of 1 of 2 classes (b).",
         ]  # fmt: skip
         assert row.contents["pets"].keys() == {"head", "test"}
 

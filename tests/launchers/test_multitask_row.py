@@ -33,7 +33,7 @@ def test_mini8_trains_it(output, duet_here):
     (summary,) = summarise(found.values())
     assert list(summary.lines["kind"]) == ["base", "multitask", "expert"] and summary.lines["norm"][2] > 0
     said = " ".join(table.split())
-    assert "trained on the labelled train images of all tasks together: multitask" in said and "unlabelled" not in said
+    assert "trained on the labelled train samples of all tasks together: multitask" in said and "unlabelled" not in said
 
     _, _, errors = duet_here(output, "method=multitask", "scale=fixed", "router=oracle")
     assert "multitask: found" in errors

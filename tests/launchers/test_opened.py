@@ -114,7 +114,7 @@ def test_a_method_that_looks_at_test_images_is_transductive(setup):
     assert row.opened == {"test": ["method=mine"]} and row.adaptation == "test" and row.needs == "inputs"
     (summary,) = summarise([row])
     assert summary.lines["transductive"][1]
-    assert "Saw the unlabelled test images (transductive; no fair rival, never bold): mine." in notes(summary)
+    assert "Saw the unlabelled test samples (transductive; no fair rival, never bold): mine." in notes(summary)
 
 
 def test_of_several_splits_the_test_split_counts(setup):
@@ -185,7 +185,7 @@ def test_the_split_that_is_scored_need_not_be_test(setup):
     row = computed(setup, Twin(), learned("val"), split="val")
     (summary,) = summarise([row])
     assert row.adaptation == "val" and summary.lines["transductive"][1]
-    assert "Saw the unlabelled val images (transductive; no fair rival, never bold): mine." in notes(summary)
+    assert "Saw the unlabelled val samples (transductive; no fair rival, never bold): mine." in notes(summary)
 
 
 @pytest.mark.parametrize(("overrides", "read"), [
@@ -213,7 +213,7 @@ def test_openings_survive_the_disk_and_older_rows_have_none(tmp_path):
 def test_a_class_without_an_image_is_noted_for_the_split_of_the_search_too(setup):
     tasks = (Noise("one", ("a", "b", "c")), Noise("three"))
     setup = replace(setup, grid=Grid(Suite("noise", tasks), TOWER))
-    note = "one: {} has no image of 1 of 3 classes (c)."
+    note = "one: {} has no sample of 1 of 3 classes (c)."
     assert computed(setup, TaskArithmetic()).remarks == [note.format("test")]
     searched = computed(setup, TaskArithmetic(), scale=Search([0.1, 0.3], criterion="mean"))
     assert searched.remarks == [note.format("test"), note.format("val")]

@@ -31,7 +31,7 @@ def test_two_processes_share_a_sweep(output, first_run, tmp_path):
     said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     for method in [*METHODS, "base", "expert"]:
-        scored = sum(len(re.findall(rf"\d {method}: mean accuracy", errors)) for errors in said)
+        scored = sum(len(re.findall(rf"\d {method}: mean score", errors)) for errors in said)
         assert scored == 1, (method, said)
     assert numbers(output) == numbers(alone)
     assert not list((output / "results").glob("*.claim"))

@@ -122,7 +122,7 @@ def test_accuracy_against_the_number_of_tasks_is_the_mean_over_sets():
     (ax,) = drawn.figure.axes
     found = {bar.get_label(): bar.lines for bar in ax.containers}
 
-    assert sorted(found) == ["duet", "ties"] and "experts'" in ax.get_ylabel()
+    assert sorted(found) == ["duet", "ties"] and "normalised" in ax.get_ylabel()
     points, _, (whiskers,) = found["ties"]
     assert list(points.get_xdata()) == [2, 4, 8]
     pair = [100 * statistics.fmean(share) for share in ((0.45 / 0.9, 0.45 / 0.91), (0.6 / 0.9, 0.61 / 0.91))]

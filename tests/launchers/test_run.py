@@ -82,17 +82,17 @@ def test_a_second_run_finds_what_the_first_computed(first_run, duet_here):
     code, page, errors = duet_here(first_run.output, "scale=search", "scale.scales=[0.3,1.0]")
 
     assert code == 0 and "task_arithmetic: found in" in errors and page == first_run.process.stdout
-    assert "fine-tuning" not in errors and "mean accuracy" not in errors
+    assert "fine-tuning" not in errors and "mean score" not in errors
     assert {path: path.stat().st_mtime_ns for path in (first_run.output / "results").iterdir()} == before
 
 
 def test_redo_computes_again_and_gets_the_same(output, duet_here):
-    assert duet_here(output, "method=average")[2].count("mean accuracy") == 3
+    assert duet_here(output, "method=average")[2].count("mean score") == 3
     first = found(output)
     code, _, errors = duet_here(output, "method=average", "redo=true")
 
     assert code == 0 and "found in" not in errors
-    assert errors.count("mean accuracy") == 1  # base and experts are redone by method=base and method=expert
+    assert errors.count("mean score") == 1  # base and experts are redone by method=base and method=expert
     timing = {"seconds": {}, "created": ""}
     assert [asdict(row) | timing for row in found(output)] == [asdict(row) | timing for row in first]
 
@@ -100,7 +100,7 @@ def test_redo_computes_again_and_gets_the_same(output, duet_here):
 def test_a_knob_makes_another_cell(output, duet_here):
     """The base and the experts do not depend on it."""
     first, second = (duet_here(output, f"method.scale={scale}")[2] for scale in (0.3, 0.5))
-    assert first.count("mean accuracy") == 3 and second.count("mean accuracy") == 1
+    assert first.count("mean score") == 3 and second.count("mean score") == 1
     assert [row.method for row in found(output)] == ["base", "expert", "task_arithmetic", "task_arithmetic"]
     assert {row.scale for row in found(output)} == {None, 0.3, 0.5}
 
@@ -138,14 +138,14 @@ def test_gates_trained_on_test_images_are_marked(output, duet_here):
     (row,) = [row for row in found(output) if row.method == "duet"]
     assert row.adaptation == "test" and row.needs == "inputs" and row.routing
     assert (
-        "Saw the unlabelled test images (transductive; no fair rival, never bold): duet." in page and " adapt " in page
+        "Saw the unlabelled test samples (transductive; no fair rival, never bold): duet." in page and " adapt " in page
     )
 
 
 def test_what_has_no_gates_is_the_same_under_every_router(output, duet_here):
-    assert duet_here(output, "method=ffn_oracle", "router=task_id")[2].count("mean accuracy") == 3
+    assert duet_here(output, "method=ffn_oracle", "router=task_id")[2].count("mean score") == 3
     errors = duet_here(output, "method=ffn_oracle", "router=oracle")[2]
-    assert "ffn_oracle: found in" in errors and "mean accuracy" not in errors and len(found(output)) == 3
+    assert "ffn_oracle: found in" in errors and "mean score" not in errors and len(found(output)) == 3
 
 
 def test_a_swept_save_writes_a_file_per_job(output, duet_here, tmp_path):
@@ -262,5 +262,5 @@ def test_an_input_is_not_saved_over(output, duet_here, tmp_path):
     link.symlink_to(BASE)
     before = BASE.read_bytes()
     code, _, errors = duet_here(output, "method=average", f"save={link}", "redo=true")
-    assert code == 1 and "is one of the inputs" in errors and "mean accuracy" not in errors
+    assert code == 1 and "is one of the inputs" in errors and "mean score" not in errors
     assert "Traceback" not in errors and link.read_bytes() == BASE.read_bytes() == before

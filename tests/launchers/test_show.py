@@ -83,11 +83,11 @@ def test_a_run_is_explained():
     page = explained(row, expert, base, output="my runs")
     flat = " ".join(page.split())
 
-    assert f"duet on mini8, run {row.run_id}: mean accuracy 75.5 %" in flat  # 72 and 3.5 for the tasks' steps
+    assert f"duet on mini8, run {row.run_id}: mean score 75.5 %" in flat  # 72 and 3.5 for the tasks' steps
     norm = sum((0.72 + step / 100) / (0.9 + step / 100) for step in range(8)) / 8
     assert f"{100 * norm:.1f} % of the experts'" in flat
     for fact in ("DuetMerging: shared-factor", "Scale 0.3, picked by search on the val split", "Router task_id",
-                 "500 images a task", "unlabelled calibration images", "15.0 MB to store, 1.50 x the base",
+                 "500 samples a task", "unlabelled calibration samples", "15.0 MB to store, 1.50 x the base",
                  "1.26 x the base", "router 6.08 s", "11.3 s in all", "code 1a2b3c4",
                  "Half of it.", "0.070 on average, 0.130 for digits and textures"):  # fmt: skip
         assert fact in flat, fact

@@ -108,7 +108,7 @@ def test_static_routed_and_oracle_lines_are_ordered_and_judged_apart():
     said = " ".join(notes(summary))
     assert "Bold: best static and best routed line." in said
     assert "Oracle (task identity given; no fair rival, never bold): ffn_oracle, emr." in said
-    assert "Saw the unlabelled calibration images: duet, twin." in said
+    assert "Saw the unlabelled calibration samples: duet, twin." in said
     assert "Routing accuracy (largest weight on the own task), in percent: duet 93.5, twin 93.5." in said
 
 
@@ -119,7 +119,7 @@ def test_what_saw_the_test_images_is_marked_and_never_bold():
 
     assert bold(summary, "mean") == ["tsv_m", "twin"]
     assert printed([*DYNAMIC, seen], "adapt")["wemoe"] == "test"
-    assert "Saw the unlabelled test images (transductive; no fair rival, never bold): wemoe." in said
+    assert "Saw the unlabelled test samples (transductive; no fair rival, never bold): wemoe." in said
     assert "adapt" not in [column.header for column in columns(summarise(DYNAMIC)[0])]
     assert "transductive" not in " ".join(notes(summarise(DYNAMIC)[0]))
 
@@ -131,7 +131,7 @@ def test_what_was_routed_by_batches_of_one_task_is_marked_and_never_bold():
     told = "One set of weights per batch of one task, which tells it (no fair rival, never bold): wemoe."
     grouped = notes(summarise([*DYNAMIC, routed_row("twin", 0.9, granularity="group")])[0])
     assert any(
-        "per group of similar images of the whole split" in note and note.endswith(": twin.") for note in grouped
+        "per group of similar samples of the whole split" in note and note.endswith(": twin.") for note in grouped
     )
     assert told in notes(summary) and "per batch" not in " ".join(notes(summarise(DYNAMIC)[0]))
 
@@ -234,7 +234,7 @@ def test_notes_name_mixed_origins_failures_and_how_scales_were_picked():
     results = [make_row("ties"), make_row("average", code="other", family="hub", scale_source="fixed"), failed_row()]
     said = " ".join(notes(summarise(results)[0]))
 
-    assert "test split (500 images a task)" in said
+    assert "test split (500 samples a task)" in said
     assert "picked by search on the val split for ties; fixed for average" in said
     assert "tsv_m failed (seed 0): ValueError: rank 0" in said and "line 3" not in said
     assert "different code versions: 1a2b3c4, other" in said and "different families: hub, mini8" in said

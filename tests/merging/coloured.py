@@ -29,7 +29,7 @@ class Coloured(Noise):
 
     def unlabelled(self, split):
         made = [coloured(task, split == "test") for task in range(PARTS)]
-        return replace(super().unlabelled(split), images=lambda task, some: made[task][some])
+        return replace(super().unlabelled(split), inputs=lambda task, some: made[task][some])
 
 
 def separable():

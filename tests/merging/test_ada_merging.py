@@ -29,7 +29,7 @@ def loop(experts, data, by_parameter, steps, lr):
                    for i, key in enumerate(tau)}  # fmt: skip
         loss = torch.zeros(())
         for task in range(3):
-            features = functional_call(module, weights, data.images(task, torch.arange(IMAGES)))
+            features = functional_call(module, weights, data.inputs(task, torch.arange(IMAGES)))
             logs = data.outputs(task, features).log_softmax(1)
             loss = loss - (logs.exp() * logs).sum(1).mean()
         optimizer.zero_grad()
@@ -54,7 +54,7 @@ def test_the_gradient_is_that_of_the_folded_loss():
     model = Coefficients(experts, context.unlabelled(), experts.stream, 0.3, by_parameter=False)
 
     def loss():
-        inputs = [model.data.images(task, torch.arange(IMAGES)) for task in range(3)]
+        inputs = [model.data.inputs(task, torch.arange(IMAGES)) for task in range(3)]
         return sum(features.square().mean() for features in model.features(inputs))
 
     loss().backward()

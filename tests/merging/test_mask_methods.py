@@ -108,7 +108,7 @@ def test_neuron_masks_keep_the_rows_and_columns_of_active_neurons_alone():
     taus, untouched = dict_of(found), set(seen)
     for block in range(2):
         for task, expert in enumerate(experts):
-            images = context(found).unlabelled().images(task, torch.arange(24))
+            images = context(found).unlabelled().inputs(task, torch.arange(24))
             kept = torch.zeros(64).index_fill(0, active(expert, images, block).topk(16).indices, 4.0)  # 1 / density
             for name, factor in ((FC + "weight", kept[:, None]), (FC + "bias", kept), (PROJ + "weight", kept)):
                 key = name.format(block)

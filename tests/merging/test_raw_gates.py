@@ -32,7 +32,7 @@ def test_training_looks_at_no_image_before_the_first_step():
 
     def noting(split):
         found = context.unlabelled(split)
-        return replace(found, images=lambda task, some: seen.append(task) or found.images(task, some))
+        return replace(found, inputs=lambda task, some: seen.append(task) or found.inputs(task, some))
 
     merged = fitted(RAW, Gradient(steps=2, lr=1e-12, batch=4), given=(experts, Context(Made(noting))))
     assert len(seen) == 1 + 2 * PARTS  # one tells how wide the tokens are

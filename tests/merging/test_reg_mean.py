@@ -20,7 +20,7 @@ def seen(experts, data, task, name):
     module.load_state_dict({key: experts.checkpoints[task].tensor(key).float() for key in module.state_dict()})
     module.get_submodule(name).register_forward_hook(lambda _, args, output: inputs.append(args[0].flatten(0, -2)))
     with torch.no_grad():
-        module(data.images(task, torch.arange(IMAGES)))
+        module(data.inputs(task, torch.arange(IMAGES)))
     return torch.cat(inputs).double()
 
 

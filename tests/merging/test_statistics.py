@@ -53,7 +53,7 @@ def test_equals_a_forward_pass_by_hand(found, statistic, tokens, count):
     calibration = context(found).unlabelled()
     measured = activations(calibration, found.checkpoints, NAMES, count, statistic, tokens=tokens)
     for task, checkpoint in enumerate(found.checkpoints):
-        images = calibration.images(task, torch.arange(IMAGES if count is None else count))
+        images = calibration.inputs(task, torch.arange(IMAGES if count is None else count))
         state = {key: checkpoint.tensor(key) for key in BACKBONE.build().state_dict()}
         for name, seen in zip(NAMES, hidden(state, images), strict=True):
             expected = MEASURES[statistic](seen[:, :1] if tokens == "class" else seen)
@@ -86,7 +86,7 @@ def test_leaves_no_hooks(found):
 def test_every_expert_sees_its_own_images(found):
     """Swapped images change what is measured of every expert."""
     calibration = context(found).unlabelled()
-    swapped = replace(calibration, images=lambda task, some: calibration.images(2 - task, some))
+    swapped = replace(calibration, inputs=lambda task, some: calibration.inputs(2 - task, some))
     own, other = (activations(each, found.checkpoints, NAMES) for each in (calibration, swapped))
     for name in NAMES:
         moved = (own[name] - other[name]).abs().amax(1)
@@ -136,7 +136,7 @@ def test_grams_are_those_of_all_inputs_block_by_block_too(found):
         sums, rows = grams(calibration, checkpoint, task, keys, 7)
         assert sums[NAMES[0]].shape == (64, 64) and sums["visual.conv1.weight"].shape == (192, 192)
         state = {key: checkpoint.tensor(key) for key in BACKBONE.build().state_dict()}
-        for name, x in zip(NAMES, hidden(state, calibration.images(task, torch.arange(7))), strict=True):
+        for name, x in zip(NAMES, hidden(state, calibration.inputs(task, torch.arange(7))), strict=True):
             x = x.flatten(0, 1)
             assert rows[name] == len(x) == 35 and close(sums[name], x.T @ x, 1e-5)
         assert rows["visual.proj"] == 7

@@ -160,8 +160,8 @@ def test_absent_classes_and_equal_tasks_are_said():
     suite = Suite("two", (one, other))  # type: ignore[arg-type]
     said = remarks(suite, {task.name: task.split("test") for task in suite.tasks})
     assert said == [
-        "hues: test has no image of 1 of 3 classes (green).", "tints: test has no image of 1 of 3 classes (green).",
-        "hues and tints are scored on the same images.",
+        "hues: test has no sample of 1 of 3 classes (green).", "tints: test has no sample of 1 of 3 classes (green).",
+        "hues and tints are scored on the same samples.",
     ]  # fmt: skip
     assert absent(Named(), Named().split("test")) is None
     assert contents(suite, "test")["tints"].keys() == {"head", "test"}

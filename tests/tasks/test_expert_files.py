@@ -130,7 +130,7 @@ def test_other_images_are_noticed_when_they_are_read(tmp_path):
     flipped = Split("train", split.inputs.flip(3), split.labels)
     object.__setattr__(task, "split", lambda name: flipped if name == "train" else split)
     bench(tmp_path).check("hues")
-    with pytest.raises(UserError, match="other training images"):
+    with pytest.raises(UserError, match="other training samples"):
         bench(tmp_path).make(task)
 
 
@@ -155,7 +155,7 @@ def test_a_task_without_training_images_is_refused(tmp_path):
     task = small.Colours("hues")
     split = task.split("train")
     object.__setattr__(task, "split", lambda name: Split(name, split.inputs[:0], split.labels[:0]))
-    with pytest.raises(UserError, match="hues has no training images"):
+    with pytest.raises(UserError, match="hues has no training samples"):
         bench(tmp_path).make(task)
 
 

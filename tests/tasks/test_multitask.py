@@ -110,7 +110,7 @@ def test_images_and_labels_are_counted_through():
 
 @pytest.mark.parametrize("recipe", [RECIPE, ClipRecipe(steps=4, batch=10, warmup=2), ClipRecipe(epochs=2.0, batch=10)])
 def test_the_recipe_has_as_many_steps_as_the_experts_together(recipe):
-    found = recipe.for_tasks(3).for_images(60)
+    found = recipe.for_tasks(3).for_samples(60)
     assert found.steps == 12 and found.warmup == 3 * recipe.warmup and found.batch == 10 and found.lr == recipe.lr
 
 

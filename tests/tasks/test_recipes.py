@@ -104,9 +104,9 @@ def test_a_recipe_out_of_range_is_refused(wrong, message):
 
 def test_epochs_are_passes_over_the_images():
     recipe = ClipRecipe(batch=8, epochs=2.5)
-    assert recipe.for_images(24).steps == math.ceil(2.5 * 24 / 8) and recipe.for_images(24).epochs is None
-    assert recipe.for_images(1).steps == 1
-    assert ClipRecipe().for_images(24) == ClipRecipe()
+    assert recipe.for_samples(24).steps == math.ceil(2.5 * 24 / 8) and recipe.for_samples(24).epochs is None
+    assert recipe.for_samples(1).steps == 1
+    assert ClipRecipe().for_samples(24) == ClipRecipe()
 
 
 def test_training_is_the_plain_loop():
