@@ -101,7 +101,7 @@ class Bench:
     def make(self, task: Task | Together) -> Made:
         """The expert, from its file, or trained now, going on where a killed run was.
 
-        Raises UserError for no training samples, for a file or a snapshot that was made in another way, and as Training.
+        Raises UserError for no training samples, for a file or a snapshot made in another way, and as Training.
         """
         split = task.split("train")
         if len(split) == 0:
