@@ -169,6 +169,10 @@ def prepared(config: DictConfig, label: str, reference: bool = False) -> DictCon
         changed.method, changed.save_dtype = {"_target_": f"merging.methods.{REFERENCES[label].__name__}"}, None
     if label == "base" and "heads" in config.experts:
         changed.experts.heads = "suite"
+    if changed.method["_target_"].endswith(".LinearProbe"):
+        if "heads_from" not in config.experts:
+            raise UserError("method=linear_probe needs experts with heads of their own, such as experts=gloss8.")
+        changed.experts.heads_from = "base"
     return changed
 
 

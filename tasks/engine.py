@@ -101,7 +101,7 @@ class Engine:
         if self.torch_device.type == "cpu":
             yield from (take(inputs, some) for some in batches)
             return
-        pinned = lambda some: mapped(lambda tensor: tensor[some].contiguous().pin_memory(), inputs)  # noqa: E731
+        pinned = lambda some: mapped(lambda tensor: tensor.contiguous().pin_memory(), take(inputs, some))  # noqa: E731
         for batch in ahead(pinned, iter(batches)):
             yield mapped(lambda tensor: tensor.to(self.torch_device, non_blocking=True), batch)
 

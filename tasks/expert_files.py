@@ -191,7 +191,8 @@ def check_same(path: Path, metadata: Mapping[str, str], facts: Mapping[str, Any]
 def differing(metadata: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The facts that were others when a file was made: then and now."""
     facts = json.loads(json.dumps(facts))
-    stored = {key: facts[key] for key in facts if key.startswith("backbone.")}  # older files do not say
+    unsaid = ("backbone.", "recipe.head_lr", "recipe.group_by_length")  # older files do not say
+    stored = {key: facts[key] for key in facts if key.startswith(unsaid)}
     stored |= json.loads(metadata["made"])
     return {key: (stored.get(key), facts[key]) for key in facts if key not in FREE and stored.get(key) != facts[key]}
 

@@ -8,23 +8,31 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from merging.backbones.base import Backbone
+from merging.backbones.hugging_face import head_of
 from merging.cache import Cache, code, key_of
 from merging.checkpoints import Checkpoint, StateDict
 from merging.errors import UserError
+from merging.experts import Experts
+from merging.identity import WHERE
 from merging.threads import each
+from tasks.engine import Engine
+from tasks.heads.head import Given
+from tasks.heads.probe import Probe
 from tasks.multitask import Together
 from tasks.progress import Progress
 from tasks.recipes import Recipe
 from tasks.suite import Suite
 from tasks.task import Task, head_id
-from tasks.training import Job, State, Training
+from tasks.training import HEAD, Job, State, Training
 
-__all__ = ["Job", "Recipe", "make_experts", "make_multitask", "train_expert"]
+__all__ = ["FineTuned", "Job", "Recipe", "make_experts", "make_multitask", "train_expert"]
 LIBRARIES = ("open_clip_torch",)
 CODE = (
     "tasks.training",
@@ -35,22 +43,83 @@ CODE = (
 )  # that makes an expert
 
 
+@dataclass(frozen=True)
+class FineTuned:
+    """A family whose experts are tuned by the run that needs them; a subclass says from which base.
+
+    seed: orders the training samples. workers: processes, None is one per core. heads_from: "expert", those that the
+    recipe trains, else the suite's own; "base", linear probes fitted on the features of the base. precision: of the
+    forward pass; bf16 is twice as fast on a CPU that has it, and slow on others.
+    """
+
+    family: str
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    workers: int | None = field(default=None, metadata=WHERE)
+    heads_from: Literal["expert", "base"] = "expert"
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def base(self, backbone: Backbone, cache: Cache) -> Checkpoint:
+        """Raises UserError where it does not fit the backbone."""
+        raise NotImplementedError
+
+    def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
+        """Experts for the tasks of `suite`, from the cache or trained now."""
+        base = self.base(backbone, cache)
+        table = backbone.table if self.recipe.head_lr is not None else None
+        return Experts.open(base, self._made(base, suite, backbone, cache), suite.names, cache, table=table)
+
+    def headed(self, suite: Suite, backbone: Backbone, cache: Cache) -> Suite:
+        """The suite with the heads that were trained with the experts, or with linear probes of the base."""
+        if self.heads_from == "expert" and self.recipe.head_lr is None:
+            return suite
+        base = self.base(backbone, cache)
+        if self.heads_from == "base":
+            heads: list[Any] = [Probe(base, backbone, task.data, cache) for task in suite.every]  # type: ignore[attr-defined]
+        else:
+            made = self._made(base, Suite(suite.name, suite.every), backbone, cache)
+            heads = [Given(head_of(parts_of_head(expert))) for expert in made]
+        every = {task.name: replace(task, heads=head) for task, head in zip(suite.every, heads, strict=True)}  # type: ignore[type-var]
+        merged, unseen = (tuple(every[task.name] for task in some) for some in (suite.tasks, suite.held_out))
+        return Suite(suite.name, merged, unseen)
+
+    def _made(self, base: Checkpoint, suite: Suite, backbone: Backbone, cache: Cache) -> list[Checkpoint]:
+        return make_experts(base, backbone, suite, self.recipe, self.seed, cache, self.workers, self.precision)
+
+    def open_multitask(self, suite: Suite, backbone: Backbone, cache: Cache) -> Checkpoint:
+        """One model trained on all tasks of `suite`, from the cache or trained now.
+
+        Raises UserError where every task trains a head of its own.
+        """
+        if self.recipe.head_lr is not None:
+            raise UserError(
+                f"The experts of {self.family} train heads of their own, and there is no model of all tasks with one "
+                f"head. Leave method=multitask out."
+            )
+        return make_multitask(self.base(backbone, cache), backbone, suite, self.recipe, self.seed, cache)
+
+
+def parts_of_head(expert: Checkpoint) -> dict[str, Tensor]:
+    """The parameters of the head that was trained with an expert."""
+    return {key: expert.tensor(key) for key in expert.specs() if key.startswith(f"{HEAD}.")}
+
+
 def train_expert(job: Job, on_step: Callable[[], object] = lambda: None) -> State:
     """The fine-tuned tower (fp32). Repeats bitwise for a given job on one machine and thread count."""
-    training = Training(job)
+    training = Training(job, Engine("cpu", job.precision))
     training.run(on_step)
     return training.weights()
 
 
 def make_experts(
     base: Checkpoint, backbone: Backbone, suite: Suite, recipe: Recipe, seed: int, cache: Cache,
-    workers: int | None = None,
+    workers: int | None = None, precision: Literal["fp32", "bf16"] = "fp32",
 ) -> list[Checkpoint]:  # fmt: skip
     """One expert per task, from the cache or trained now by `workers` processes of one thread (default: one per core).
 
     A finished expert is stored at once: after Ctrl-C the same call trains only what is missing.
     """
-    return _make(base, backbone, suite.tasks, recipe, seed, cache, workers)
+    return _make(base, backbone, suite.tasks, recipe, seed, cache, workers, precision)
 
 
 def make_multitask(
@@ -62,14 +131,15 @@ def make_multitask(
 
 def _make(
     base: Checkpoint, backbone: Backbone, tasks: Sequence[Task | Together], recipe: Recipe, seed: int, cache: Cache,
-    workers: int | None,
+    workers: int | None, precision: Literal["fp32", "bf16"] = "fp32",
 ) -> list[Checkpoint]:  # fmt: skip
     state = {key: base.tensor(key).float() for key in base.specs()}
     facts = code(CODE, LIBRARIES), base.id, backbone.identity()
     jobs = []
     for task, split in zip(tasks, each(lambda task: task.split("train"), tasks), strict=True):
-        key = key_of("expert", *facts, task.name, split.id, head_id(task), asdict(recipe), seed)
-        jobs.append(Job(state, backbone, task, recipe, seed, split, key))
+        head = head_id(task) if recipe.head_lr is None else "trained"
+        key = key_of("expert", *facts, task.name, split.id, head, asdict(recipe), seed, precision)
+        jobs.append(Job(state, backbone, task, recipe, seed, split, key, precision))
     if missing := [job for job in jobs if cache.get(job.key) is None]:
         _train_all(missing, cache, min(workers or len(os.sched_getaffinity(0)), len(missing)))
     made = [cache.tensors(job.key, lambda job=job: train_expert(job)) for job in jobs]

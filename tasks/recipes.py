@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -15,9 +15,9 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 Schedule = Literal["cosine", "cosine_after_warmup", "constant"]
 RANGES = {
     "steps": (1, 10**9), "batch": (1, 10**6), "lr": (0.0, 1.0), "warmup": (0, 10**9), "weight_decay": (0.0, 10**6),
-    "clip": (0.0, math.inf), "epochs": (0.0, 10**6),
+    "clip": (0.0, math.inf), "epochs": (0.0, 10**6), "head_lr": (0.0, 1.0),
 }  # fmt: skip
-ABOVE = ("lr", "clip", "epochs")  # must be above the lower bound
+ABOVE = ("lr", "clip", "epochs", "head_lr")  # must be above the lower bound
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Recipe:
     optimizer: adamw | adam. schedule: cosine falls while it warms up, cosine_after_warmup from the peak to zero,
     constant stays. clip: gradient norm, None is any. accumulate: pieces of a batch, to save memory; the result is the
     same up to rounding. frozen: parameters that keep their values. epochs: instead of steps, passes over the training
-    images.
+    samples. head_lr: peak rate of a linear head that starts at zero and is trained too, without weight decay; None
+    keeps the task's head as it is. group_by_length: batches of samples near to each other in the split, whose texts
+    are in order of length, so that less is padded.
     """
 
     steps: int = 80
@@ -41,6 +43,8 @@ class Recipe:
     accumulate: int = 1
     frozen: Sequence[str] = ()
     epochs: float | None = None
+    head_lr: float | None = None
+    group_by_length: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frozen", tuple(self.frozen))
@@ -75,9 +79,14 @@ class Recipe:
             raise UserError("recipe: frozen names every parameter. Leave some to train.")
         return chosen
 
-    def stepper(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer; `rate` is yet to be set before every step."""
-        return OPTIMIZERS[self.optimizer](parameters, weight_decay=self.weight_decay)
+    def stepper(self, parameters: Sequence[nn.Parameter], head: Sequence[nn.Parameter] = ()) -> torch.optim.Optimizer:
+        """The optimizer; `rate` times a group's share is yet to be set before every step."""
+        of_head = {id(parameter) for parameter in head}
+        body = [parameter for parameter in parameters if id(parameter) not in of_head]
+        groups: list[dict[str, Any]] = [{"params": body, "weight_decay": self.weight_decay, "share": 1.0}]
+        if head:
+            groups.append({"params": list(head), "weight_decay": 0.0, "share": (self.head_lr or self.lr) / self.lr})
+        return OPTIMIZERS[self.optimizer](groups)
 
     def for_samples(self, count: int) -> "Recipe":
         """The recipe for that many training samples: epochs become steps, the last one rounded up."""

@@ -1,6 +1,7 @@
 """Labelled samples of one task that serve one purpose."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -9,7 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Inputs = Tensor | Mapping[str, Tensor]  # samples along the first axis: images, or token ids and their mask by name
+
+@dataclass(frozen=True)
+class Texts(Sequence):
+    """Texts, or pairs of them; taken by a slice or by indices [n], as rows of a tensor are."""
+
+    items: tuple[str | tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, which: Any) -> Any:
+        if isinstance(which, int):
+            return self.items[which]
+        chosen = self.items[which] if isinstance(which, slice) else (self.items[i] for i in which.tolist())
+        return Texts(tuple(chosen))
+
+
+Inputs = Tensor | Mapping[str, Tensor] | Texts  # images; token ids and their mask by name; or what gives these
 SPLITS = ("train", "val", "calibration", "test")  # calibration is used without its labels
 
 
@@ -25,7 +43,7 @@ class Split:
     """Samples of one task that serve one purpose."""
 
     name: str
-    inputs: Inputs  # images uint8 [N, 3, H, W], or what a tokenizer gives: {"input_ids": [N, L], ...}
+    inputs: Inputs  # images uint8 [N, 3, H, W], texts, or what a tokenizer gives: {"input_ids": [N, L], ...}
     labels: Tensor  # int64 [N], token ids [N, L], or floating-point numbers [N]
     stored_id: str | None = None  # the fingerprint where it is known, so that samples on disk need not be read for it
 
@@ -47,28 +65,35 @@ class Split:
         if self.stored_id is not None:
             return self.stored_id
         digest = hashlib.sha256()
-        named = {"": self.inputs} if isinstance(self.inputs, Tensor) else self.inputs
-        for name in sorted(named):
-            digest.update(name.encode())
-            digest.update(named[name].contiguous().numpy().data)
+        if isinstance(self.inputs, Texts):
+            digest.update(json.dumps(self.inputs.items).encode())
+        else:
+            named = {"": self.inputs} if isinstance(self.inputs, Tensor) else self.inputs
+            for name in sorted(named):
+                digest.update(name.encode())
+                digest.update(named[name].contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
 
 def count_of(inputs: Inputs) -> int:
     """The number of samples."""
-    return len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
+    return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
 
 
 def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
-    """`function` of every tensor of some inputs."""
+    """`function` of every tensor of some inputs; texts have none."""
     if isinstance(inputs, Tensor):
         return function(inputs)
+    if isinstance(inputs, Texts):
+        return inputs
     return {name: function(tensor) for name, tensor in inputs.items()}
 
 
 def take(inputs: Inputs, which: Tensor | slice) -> Inputs:
     """Some samples of inputs."""
+    if isinstance(inputs, Texts):
+        return inputs[which]
     return mapped(lambda tensor: tensor[which], inputs)
 
 
@@ -82,6 +107,8 @@ def gather(splits: Sequence[Split], indices: Tensor) -> Inputs:
     }
     back = owners.argsort(stable=True).argsort()
     first = splits[0].inputs
+    if isinstance(first, Texts):
+        return Texts(tuple(item for piece in pieces.values() for item in piece))[back]  # type: ignore[union-attr]
     if isinstance(first, Tensor):
         return torch.cat(list(pieces.values()))[back] if pieces else first[:0]  # type: ignore[arg-type]
     return {name: torch.cat([piece[name] for piece in pieces.values()])[back] for name in first}  # type: ignore[call-overload]

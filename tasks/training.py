@@ -1,9 +1,9 @@
-"""One expert in the making: the image tower of a base, tuned on one task, or on all, with frozen heads."""
+"""One expert in the making: a base tuned on one task, or on all, with a frozen head or with one that learns too."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from tasks.task import Task
 State = dict[str, Tensor]
 ON_CPU = Engine("cpu")
 WEIGHTS = "weights"  # before the names of the tower's parameters in a snapshot; the optimizer's are beside them
+ALIKE = 16  # batches whose samples are put in order together
+HEAD = "classifier"  # before the names of the parameters of a head that was trained with the tower
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Job:
     seed: int
     split: Split | Mixture  # training samples
     key: str  # the content of base, data, head and recipe
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass where a worker process trains on a CPU
 
 
 class Training:
@@ -48,11 +51,23 @@ class Training:
         tower = job.backbone.build().train()
         tower.load_state_dict(job.base)
         self.tower = engine.ready(tower)
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in self.tower.named_parameters()}
-        self._parameters = job.recipe.tuned(self.tower)
-        self._optimizer = job.recipe.stepper(self._parameters)
-        self._head = head_of(job.task).to(engine.torch_device)
+        self.head = (self._new_head() if job.recipe.head_lr is not None else head_of(job.task)).to(engine.torch_device)
+        self._trained = nn.ModuleDict({HEAD: self.head} if job.recipe.head_lr is not None else {})
+        named = [*self.tower.named_parameters(), *self._trained.named_parameters()]
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in named}
+        self._parameters = [*job.recipe.tuned(self.tower), *self._trained.parameters()]
+        self._optimizer = job.recipe.stepper(self._parameters, list(self._trained.parameters()))
         self._owners = job.task.owners().to(engine.torch_device) if isinstance(job.task, Together) else None
+
+    @torch.no_grad()
+    def _new_head(self) -> nn.Linear:
+        """A linear head of zeros, with an output for every class, or one for numbers."""
+        inputs = take(self.job.split.take(torch.tensor([0]))[0], slice(0, 1))
+        width = self.job.backbone.features(self.tower, self.job.backbone.prepare(inputs)).shape[-1]
+        head = nn.Linear(width, max(1, len(self.job.task.classes)))  # type: ignore[union-attr]
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> None:
         """All steps that are left. Raises UserError where the GPU's memory is too small."""
@@ -73,16 +88,16 @@ class Training:
         """One step on a batch, piece by piece; every sample has the same weight."""
         recipe = self.job.recipe
         for group in self._optimizer.param_groups:
-            group["lr"] = recipe.rate(self.step)
+            group["lr"] = recipe.rate(self.step) * group["share"]
         self._optimizer.zero_grad(set_to_none=True)
         for some in torch.arange(len(labels)).chunk(recipe.accumulate):
             truth = labels[some]
             with self.engine.running():
                 features = self.job.backbone.features(self.tower, self.job.backbone.prepare(take(inputs, some)))
-            logits = self._head(features.float())
+            logits = self.head(features.float())
             if self._owners is not None:  # a sample chooses among its own task's classes
                 logits = logits.masked_fill(self._owners != self._owners[truth][:, None], -torch.inf)
-            (functional.cross_entropy(logits, truth) * (len(truth) / len(labels))).backward()
+            (loss(logits, truth) * (len(truth) / len(labels))).backward()
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
         self._optimizer.step()
@@ -100,8 +115,12 @@ class Training:
             yield inputs, labels  # type: ignore[misc]
 
     def weights(self) -> State:
-        """A copy of the tower, fp32, on the CPU. Raises UserError naming a parameter that is not finite."""
-        state = {key: value.detach().cpu().clone() for key, value in self.tower.state_dict().items()}
+        """A copy of the tower, and of a head that was trained with it, fp32, on the CPU.
+
+        Raises UserError naming a parameter that is not finite.
+        """
+        both = self.tower.state_dict() | self._trained.state_dict()
+        state = {key: value.detach().cpu().clone() for key, value in both.items()}
         for key, value in state.items():
             if not value.isfinite().all():
                 raise UserError(
@@ -123,12 +142,21 @@ class Training:
         for key, value in stored.items():
             slot, _, name = key.partition("/")
             slots.setdefault(name, {})[slot] = value.clone()
-        self.tower.load_state_dict({name: tensors.pop(WEIGHTS) for name, tensors in slots.items()})
+        weights = {name: tensors.pop(WEIGHTS) for name, tensors in slots.items()}
+        self._trained.load_state_dict({name: weights.pop(name) for name in self._trained.state_dict()})
+        self.tower.load_state_dict(weights)
         state: dict[str, Any] = self._optimizer.state_dict()
         names = [self._names[parameter] for parameter in self._parameters]
         state["state"] = {index: slots[name] for index, name in enumerate(names) if slots[name]}
         self._optimizer.load_state_dict(state)
         self.step = step
+
+
+def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of classes [N], mean squared error of numbers [N]."""
+    if labels.is_floating_point():
+        return functional.mse_loss(outputs.reshape(len(labels)), labels)
+    return functional.cross_entropy(outputs, labels)
 
 
 def head_of(task: Task | Together) -> nn.Module:
@@ -145,7 +173,8 @@ def order(sizes: Sequence[int], recipe: Recipe, random: torch.Generator, start: 
     Of each task random passes over its samples, on end; of several tasks a sample each in turn, whatever their sizes.
     """
     firsts = accumulate(sizes, initial=0)
-    streams = [passes(size, first, random) for size, first in zip(sizes, firsts, strict=False)]
+    alike = ALIKE * recipe.batch if recipe.group_by_length else 1
+    streams = [passes(size, first, random, alike, recipe.batch) for size, first in zip(sizes, firsts, strict=False)]
     samples = chain.from_iterable(zip(*streams, strict=True))
     for step in range(recipe.steps):
         batch = torch.tensor(list(islice(samples, recipe.batch)))
@@ -153,7 +182,14 @@ def order(sizes: Sequence[int], recipe: Recipe, random: torch.Generator, start: 
             yield batch
 
 
-def passes(size: int, first: int, random: torch.Generator) -> Iterator[int]:
-    """`first` to `first + size - 1` in random order, and again without end."""
+def passes(size: int, first: int, random: torch.Generator, alike: int = 1, batch: int = 1) -> Iterator[int]:
+    """`first` to `first + size - 1` in random order, and again without end.
+
+    With alike, every so many of them are put in order and cut into batches, which come in random order.
+    """
     while True:
-        yield from (first + torch.randperm(size, generator=random)).tolist()
+        indices = first + torch.randperm(size, generator=random)
+        if alike > 1:
+            batches = [some for many in indices.split(alike) for some in many.sort().values.split(batch)]
+            indices = torch.cat([batches[i] for i in torch.randperm(len(batches), generator=random).tolist()])
+        yield from indices.tolist()

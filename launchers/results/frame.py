@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # every run has a summary of its rows; pandas is loaded when 
 
 RESULTS = "outputs/results"
 KINDS = ("base", "static", "routed", "oracle", "failed", "multitask", "expert")
+PROBE = "linear_probe"
 REFERENCES = ("base", "multitask", "expert")  # no merges
 MERGES = ("static", "routed", "oracle")
 COMPETE = ("static", "routed")  # kinds of lines that are judged among themselves, where they are fair
@@ -98,7 +99,16 @@ def of_rows(rows: Iterable[Row]) -> "DataFrame":
 
     rows = list(rows)
     experts = {same_experts(row): row.scores for row in rows if row.method == "expert" and row.status == "ok"}
-    return DataFrame([record for row in rows for record in _records(row, experts.get(same_experts(row), {}))])
+    return DataFrame([record for row in rows for record in _records(row, _experts_of(row, experts))])
+
+
+def _experts_of(row: Row, experts: Mapping[str, Mapping[str, Score]]) -> Mapping[str, Score]:
+    """The scores that a row is divided by; a probe has heads of its own, so that any heads of the experts will do."""
+    key = same_experts(row)
+    if row.method != PROBE:
+        return experts.get(key, {})
+    matching = [scores for other, scores in experts.items() if json.loads(other)[:-1] == json.loads(key)[:-1]]
+    return matching[0] if len(matching) == 1 else {}
 
 
 def _records(row: Row, experts: Mapping[str, Score]) -> Iterator[dict[str, Any]]:

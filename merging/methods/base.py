@@ -13,3 +13,8 @@ class Base:
 
     def __call__(self, experts: Experts) -> Merged:
         return experts.merged({})
+
+
+@dataclass(frozen=True)
+class LinearProbe(Base):
+    """The pretrained model under linear heads fitted on its own features: what labels are worth without any expert."""

@@ -50,6 +50,15 @@ class F1(Metric):
         return f"it is of class 1 of two, and there are {count} classes (choose f1_macro)" if count > 2 else None
 
 
+class AccuracyF1(F1):
+    """The mean of accuracy and F1, as GLUE scores MRPC and QQP."""
+
+    name = "accuracy_f1"
+
+    def value(self, predicted: Tensor, labels: Tensor) -> float:
+        return (Accuracy().value(predicted, labels) + super().value(predicted, labels)) / 2
+
+
 class F1Macro(Metric):
     """The mean over classes of their F1; the classes are those that are predicted or labelled, as in scikit-learn."""
 

@@ -41,3 +41,12 @@ class Spearman(Pearson):
         _, index, counts = values.unique(return_inverse=True, return_counts=True)
         last = counts.cumsum(0).to(torch.float64)
         return (last - (counts + 1) / 2)[index]
+
+
+class PearsonSpearman(Pearson):
+    """The mean of both, as GLUE scores STS-B."""
+
+    name = "pearson_spearman"
+
+    def value(self, predicted: Tensor, labels: Tensor) -> float:
+        return (Pearson().value(predicted, labels) + Spearman().value(predicted, labels)) / 2

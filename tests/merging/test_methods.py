@@ -29,6 +29,7 @@ from merging.methods import (
     Expert,
     IsoC,
     IsoCts,
+    LinearProbe,
     Multitask,
     NeuronMask,
     RegMean,
@@ -227,5 +228,5 @@ def test_every_static_method_is_compared_or_a_wrapper():
     """Those with deltas are compared in test_dynamic_methods, test_mask_methods, and files of their own."""
     found = opened(*family(1, tower()))
     static = {each for each in every_method() if not applied(quick(each), found).deltas}
-    others = {AdaMerging, Dare, Multitask, NeuronMask, RegMean, Single, Wudi}
+    others = {AdaMerging, Dare, LinearProbe, Multitask, NeuronMask, RegMean, Single, Wudi}
     assert static == {type(case.values[0]) for case in CASES} | others

@@ -23,7 +23,7 @@ OF_NUMBERS = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}
 
 
 def test_all_metrics_are_found():
-    assert set(metrics()) == {*OF_CLASSES, *OF_NUMBERS, "f1"}
+    assert set(metrics()) == {*OF_CLASSES, *OF_NUMBERS, "f1", "accuracy_f1", "pearson_spearman"}
     with pytest.raises(UserError, match=r"no metric 'bleu'. Choose one of accuracy, "):
         metric("bleu")
 
@@ -87,3 +87,13 @@ def test_predictions_that_are_no_numbers_are_the_worst():
 def test_a_metric_that_is_not_defined_for_a_task(name, labels, why):
     with pytest.raises(UserError, match=f"{name} is not defined for the task any: .*{why}"):
         measure([name], "any", labels, labels)
+
+
+def test_means_of_two_metrics_as_in_glue():
+    generator = torch.Generator().manual_seed(3)
+    labels, predicted = (torch.randint(0, 2, (40,), generator=generator) for _ in range(2))
+    both = [metric(name).value(predicted, labels) for name in ("accuracy", "f1", "accuracy_f1")]
+    assert both[2] == pytest.approx((both[0] + both[1]) / 2)
+    x, y = torch.randn(2, 40, generator=generator)
+    both = [metric(name).value(x, y) for name in ("pearson", "spearman", "pearson_spearman")]
+    assert both[2] == pytest.approx((both[0] + both[1]) / 2)

