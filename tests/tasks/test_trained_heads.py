@@ -39,7 +39,7 @@ def samples(count, seed, numbers):
 
 def task(name):
     numbers = name == "number"
-    splits = {split: samples(size, size, numbers) for split, size in {"train": 90, "val": 40, "test": 40}.items()}
+    splits = {split: samples(size, size, numbers) for split, size in {"train": 240, "val": 40, "test": 40}.items()}
     return array_task(name, splits, None, ("pearson" if numbers else "accuracy",), () if numbers else ("a", "b", "c"))
 
 
