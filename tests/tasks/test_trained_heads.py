@@ -23,7 +23,7 @@ CONFIG = {"model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden
           "intermediate_size": 32, "max_position_embeddings": 16}  # fmt: skip
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 BACKBONE = HuggingFace("tiny", "BertModel", CONFIG | NO_DROPOUT, "mean")
-RECIPE = Recipe(steps=60, batch=8, lr=1e-3, warmup=3, head_lr=1e-2, frozen=["pooler.dense.weight"])
+RECIPE = Recipe(steps=120, batch=16, lr=3e-3, warmup=10, head_lr=1e-2, frozen=["pooler.dense.weight"])
 
 torch.manual_seed(7)
 STATE = BACKBONE.build().state_dict()
