@@ -102,12 +102,12 @@ def of_rows(rows: Iterable[Row]) -> "DataFrame":
     return DataFrame([record for row in rows for record in _records(row, _experts_of(row, experts))])
 
 
-def _experts_of(row: Row, experts: Mapping[str, Mapping[str, Score]]) -> Mapping[str, Score]:
+def _experts_of(row: Row, experts: Mapping[tuple[str, str], Mapping[str, Score]]) -> Mapping[str, Score]:
     """The scores that a row is divided by; a probe has heads of its own, so that any heads of the experts will do."""
     key = same_experts(row)
     if row.method != PROBE:
         return experts.get(key, {})
-    matching = [scores for other, scores in experts.items() if json.loads(other)[:-1] == json.loads(key)[:-1]]
+    matching = [scores for (checkpoints, _), scores in experts.items() if checkpoints == key[0]]
     return matching[0] if len(matching) == 1 else {}
 
 
@@ -259,11 +259,11 @@ def is_transductive(row: Row) -> bool:
     return row.adaptation in {"test", *(split.get("name") for split in row.splits.values())}
 
 
-def same_experts(row: Row) -> str:
-    """What must agree before a row may be divided by an expert row."""
+def same_experts(row: Row) -> tuple[str, str]:
+    """What must agree before a row may be divided by an expert row: checkpoints and splits, and heads."""
     heads = {task: ids.get("head") for task, ids in row.contents.items()}
     ids = {name: row.checkpoints.get(name) for name in ("base", *row.tasks, *row.unseen)}
-    return json.dumps([row.suite, row.seed, ids, row.splits, heads], sort_keys=True)
+    return json.dumps([row.suite, row.seed, ids, row.splits], sort_keys=True), json.dumps(heads, sort_keys=True)
 
 
 def first_line(error: str | None) -> str:

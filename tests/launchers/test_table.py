@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import statistics
 from dataclasses import replace
 
@@ -292,3 +293,20 @@ def test_user_error_says_where_it_looked(tmp_path):
 
     with pytest.raises(UserError, match=str(tmp_path)):
         rows_of([str(tmp_path)])
+
+
+def test_a_probe_is_divided_by_the_experts_whatever_their_heads_but_only_if_these_are_known():
+    heads = lambda name: {task: {"head": name} for task in TASKS}  # noqa: E731
+    expert, probe = (
+        make_row("expert", 0.8, contents=heads("own")),
+        make_row("linear_probe", 0.4, contents=heads("probe")),
+    )
+    other = make_row("ties", 0.4, contents=heads("probe"))
+    by_method = lambda rows: summarise(rows)[0].lines.set_index("method")["norm"]  # noqa: E731
+
+    assert by_method([expert, probe])["linear_probe"] == pytest.approx(
+        100 * statistics.fmean(probe.accuracy[task] / expert.accuracy[task] for task in TASKS)
+    )
+    assert math.isnan(by_method([expert, other])["ties"])
+    second = make_row("expert", 0.9, contents=heads("others"), run_id="c0ffee00")
+    assert math.isnan(by_method([expert, second, probe])["linear_probe"])
