@@ -79,11 +79,9 @@ class Recipe:
             raise UserError("recipe: frozen names every parameter. Leave some to train.")
         return chosen
 
-    def stepper(self, parameters: Sequence[nn.Parameter], head: Sequence[nn.Parameter] = ()) -> torch.optim.Optimizer:
+    def stepper(self, body: Sequence[nn.Parameter], head: Sequence[nn.Parameter] = ()) -> torch.optim.Optimizer:
         """The optimizer; `rate` times a group's share is yet to be set before every step."""
-        of_head = {id(parameter) for parameter in head}
-        body = [parameter for parameter in parameters if id(parameter) not in of_head]
-        groups: list[dict[str, Any]] = [{"params": body, "weight_decay": self.weight_decay, "share": 1.0}]
+        groups: list[dict[str, Any]] = [{"params": list(body), "weight_decay": self.weight_decay, "share": 1.0}]
         if head:
             groups.append({"params": list(head), "weight_decay": 0.0, "share": (self.head_lr or self.lr) / self.lr})
         return OPTIMIZERS[self.optimizer](groups)

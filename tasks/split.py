@@ -92,9 +92,7 @@ def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 
 def take(inputs: Inputs, which: Tensor | slice) -> Inputs:
     """Some samples of inputs."""
-    if isinstance(inputs, Texts):
-        return inputs[which]
-    return mapped(lambda tensor: tensor[which], inputs)
+    return mapped(lambda tensor: tensor[which], inputs) if isinstance(inputs, Mapping) else inputs[which]
 
 
 def gather(splits: Sequence[Split], indices: Tensor) -> Inputs:

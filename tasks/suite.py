@@ -10,7 +10,7 @@ from merging.backbones.base import Backbone
 from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.preflight import check_tasks, some
-from tasks.split import Split, mapped, take
+from tasks.split import SPLITS, Split, mapped, take
 from tasks.task import Task, head_id
 
 KEPT = ("base", "mean", "norm")  # what rows and tables have beside the tasks
@@ -66,6 +66,19 @@ def divided(name: str, tasks: Sequence[Task], held_out: Sequence[str]) -> Suite:
         raise UserError(f"suite.held_out holds out every task of the suite {name}: no expert is left to merge.")
     merged, unseen = ([task for task in tasks if (task.name in held_out) == out] for out in (False, True))
     return Suite(name, tuple(merged), tuple(unseen))
+
+
+def sized(name: str, sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """How many samples every split of the suite has. Raises UserError for a name that is no split and sizes below 1."""
+    if extra := sorted(set(sizes) - set(SPLITS)):
+        raise UserError(f"suite.sizes has {', '.join(extra)}, which is no split. Splits are {', '.join(SPLITS)}.")
+    for split in SPLITS:
+        if sizes.get(split, 0) < 1:
+            raise UserError(
+                f"suite.sizes.{split}={sizes.get(split)} leaves the split {split} of {name} empty. "
+                f"Give at least 1 sample."
+            )
+    return tuple((split, int(sizes[split])) for split in SPLITS)
 
 
 def content(task: Task, what: str) -> str:

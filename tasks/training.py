@@ -55,14 +55,15 @@ class Training:
         self._trained = nn.ModuleDict({HEAD: self.head} if job.recipe.head_lr is not None else {})
         named = [*self.tower.named_parameters(), *self._trained.named_parameters()]
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in named}
-        self._parameters = [*job.recipe.tuned(self.tower), *self._trained.parameters()]
-        self._optimizer = job.recipe.stepper(self._parameters, list(self._trained.parameters()))
+        body, head = job.recipe.tuned(self.tower), list(self._trained.parameters())
+        self._parameters, self._optimizer = [*body, *head], job.recipe.stepper(body, head)
         self._owners = job.task.owners().to(engine.torch_device) if isinstance(job.task, Together) else None
 
     @torch.no_grad()
     def _new_head(self) -> nn.Linear:
         """A linear head of zeros, with an output for every class, or one for numbers."""
-        inputs = take(self.job.split.take(torch.tensor([0]))[0], slice(0, 1))
+        inputs, _ = self.job.split.take(torch.tensor([0]))
+        inputs = mapped(lambda tensor: tensor.to(self.engine.torch_device), inputs)
         width = self.job.backbone.features(self.tower, self.job.backbone.prepare(inputs)).shape[-1]
         head = nn.Linear(width, max(1, len(self.job.task.classes)))  # type: ignore[union-attr]
         nn.init.zeros_(head.weight)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 
 from merging.cache import code
-from merging.errors import UserError
 from merging.ops import generator
 from tasks.heads.head import ZeroShot
 from tasks.mini.digits import handwriting
 from tasks.mini.generate import CLASSES, render, to_bytes
 from tasks.mini.model import BASE, head
-from tasks.split import SPLITS, Split
-from tasks.suite import Suite, divided, known
+from tasks.split import Split
+from tasks.suite import Suite, divided, known, sized
 from tasks.task import LabelledTask
 
 HANDWRITTEN = {"train": (0, 1000), "val": (1000, 1160), "calibration": (1160, 1400), "test": (1400, 1797)}
@@ -73,14 +72,6 @@ def build(
 
     Raises UserError for an unknown or repeated task, where none is left to merge, and for sizes below 1.
     """
-    if extra := sorted(set(sizes) - set(SPLITS)):
-        raise UserError(f"suite.sizes has {', '.join(extra)}, which is no split. Splits are {', '.join(SPLITS)}.")
-    for split in SPLITS:
-        if sizes.get(split, 0) < 1:
-            raise UserError(
-                f"suite.sizes.{split}={sizes.get(split)} leaves the split {split} of {name} empty. "
-                f"Give at least 1 image."
-            )
-    chosen = tuple((split, int(sizes[split])) for split in SPLITS)
+    chosen = sized(name, sizes)
     make = lambda task: LabelledTask(task, Drawn(known(task, tuple(CLASSES), name), chosen, seed), BaseText())  # noqa: E731
     return divided(name, [make(task) for task in tasks], held_out)

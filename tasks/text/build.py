@@ -6,11 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from tasks.text.drawing import Example, draw
-from tasks.text.questions import NUMBERS, OF_GLOSSES, OF_SPEECHES, Glosses
+from tasks.text.questions import OF_GLOSSES, OF_SPEECHES, Glosses
 from tasks.text.speeches import Speech, read_speeches
+from tasks.text.suite import CLASSES, DATA
 from tasks.text.wordnet import WordNet
-
-DATA = Path(__file__).with_name("data")
 
 
 def build(
@@ -19,7 +18,7 @@ def build(
     """Task -> split -> examples; of all tasks, or of those named."""
     placed = {question.__name__: partial(question, glosses) for question in OF_GLOSSES}
     placed |= {question.__name__: partial(question, speeches) for question in OF_SPEECHES}
-    return {name: draw(name, placed[name](), name not in NUMBERS) for name in tasks or placed}
+    return {name: draw(name, placed[name](), bool(CLASSES[name])) for name in tasks or placed}
 
 
 def write(task: str, splits: dict[str, list[Example]], folder: Path) -> Path:
@@ -29,8 +28,7 @@ def write(task: str, splits: dict[str, list[Example]], folder: Path) -> Path:
 
     rows = [(split, *example) for split, examples in splits.items() for example in examples]
     split, text, pair, label = (list(column) for column in zip(*rows, strict=True))
-    kind = pa.float32() if task in NUMBERS else pa.int8()
-    labels = pa.array(label if task in NUMBERS else [int(value) for value in label], kind)
+    labels = pa.array([int(value) for value in label], pa.int8()) if CLASSES[task] else pa.array(label, pa.float32())
     texts = {"text": pa.array(text), "pair": pa.array(pair, pa.string())}
     columns = {"split": pa.array(split).dictionary_encode(), **texts, "label": labels}
     path = folder / f"{task}.parquet"

@@ -3,9 +3,7 @@
 Reimers and Gurevych's all-MiniLM-L6-v2 (sentence-transformers, Apache-2.0), from Wang et al., 2020 (arXiv 2002.10957).
 """
 
-import hashlib
 from dataclasses import dataclass
-from functools import cache as once
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,15 +35,6 @@ def folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-@once
-def weights() -> Path:
-    """The file of weights. Raises UserError where it is another one."""
-    path = folder() / "model.safetensors"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
-        raise UserError(f"{path} is not the model that gloss8 was made with: its sha256 is not {SHA256}. {LACKING}")
-    return path
-
-
 def backbone(name: str, length: int, dropout: float) -> HuggingFace:
     """MiniLM-L6; a head reads the mean over tokens, not its pooler. length: tokens of a text at most.
 
@@ -61,7 +50,12 @@ class FineTuned(finetune.FineTuned):
     """Experts that this run tunes from MiniLM-L6, each with a head of its own."""
 
     def base(self, backbone: Backbone, cache: Cache) -> Checkpoint:
-        file = SafetensorsFile(weights(), cache)
+        """Raises UserError where the package is not installed, or holds other weights, and for another backbone."""
+        file = SafetensorsFile(folder() / "model.safetensors", cache)
+        if file.id != SHA256:
+            raise UserError(
+                f"{file.name} is not the model that gloss8 was made with: its sha256 is not {SHA256}. {LACKING}"
+            )
         base = selected(file, (key for key in file.specs() if key != POSITIONS))
         check_tower(base, tower_shapes(backbone), backbone)
         return base

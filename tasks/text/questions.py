@@ -221,4 +221,3 @@ def era(speeches: Iterable[Speech]) -> Iterator[Placed]:
 
 OF_GLOSSES = (lexname, pos, match, hyper, sim, sense)
 OF_SPEECHES = (accept, era)
-NUMBERS = ("sim", "era")  # tasks whose labels are numbers

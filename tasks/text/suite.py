@@ -8,21 +8,16 @@ from pathlib import Path
 
 import torch
 
-from merging.errors import UserError
-from tasks.split import SPLITS, Split, Texts
-from tasks.suite import Suite, divided, known
+from tasks.split import Split, Texts
+from tasks.suite import Suite, divided, known, sized
 from tasks.task import LabelledTask
+from tasks.text.questions import TOPICS
 
 DATA = Path(__file__).with_name("data")
 YES = ("no", "yes")
-TOPICS = (
-    *("act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event", "feeling", "food"),
-    *("group", "location", "object", "person", "phenomenon", "plant", "possession", "process", "quantity", "relation"),
-    *("shape", "state", "substance", "time"),
-)
 CLASSES: dict[str, Sequence[str]] = {
     "accept": ("corrupted", "as spoken"),
-    "lexname": TOPICS,
+    "lexname": tuple(topic.removeprefix("noun.") for topic in TOPICS),
     "pos": ("noun", "verb", "adjective", "adverb"),
     "match": YES,
     "hyper": ("first is a kind of second", "second is a kind of first", "siblings"),
@@ -75,9 +70,7 @@ def build(name: str, tasks: Sequence[str], sizes: Mapping[str, int], held_out: S
 
     Raises UserError for an unknown or repeated task, where none is left to merge, and for sizes below 1.
     """
-    if set(sizes) != set(SPLITS) or min(sizes.values()) < 1:
-        raise UserError(f"suite.sizes={dict(sizes)} must say how many texts, at least 1, {', '.join(SPLITS)} have.")
-    chosen = tuple((split, int(sizes[split])) for split in SPLITS)
+    chosen = sized(name, sizes)
     made = [
         LabelledTask(task, Stored(known(task, tuple(CLASSES), name), chosen), metrics=(METRICS.get(task, "accuracy"),))
         for task in tasks
