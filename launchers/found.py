@@ -14,6 +14,7 @@ import platform
 from collections.abc import Iterable, Iterator
 from glob import escape, glob
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from merging.files import write_text
 PACKAGES = ("launchers", "merging", "tasks")
 ELSEWHERE = {"hydra", "output", "save", "redo", "cache_gb", "tracker", "plot"}  # what no row depends on
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
+OPTIONAL = ("transformers",)  # where it is installed
 FOUND = "%s: found in %s (redo=true computes it again)"
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,11 @@ def state(config: DictConfig) -> str | None:
     if any(target.partition(".")[0] not in PACKAGES for target in targets):
         return None
     home = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256(" ".join([platform.python_version(), *map(version, LIBRARIES)]).encode())
+    digest = hashlib.sha256(
+        " ".join(
+            [platform.python_version(), *map(version, LIBRARIES), *map(version, filter(find_spec, OPTIONAL))]
+        ).encode()
+    )
     for root in sorted({*(str(home / name) for name in PACKAGES), *named(config)}):
         for path in filter(os.path.exists, _files(root)):  # a dead link is no file
             stat = os.stat(path)

@@ -1,4 +1,4 @@
-"""Makes experts: fine-tunes the image tower of a base on one task, the zero-shot head frozen (Ilharco et al., 2023)."""
+"""Makes experts: fine-tunes a base on one task, its head frozen (Ilharco et al., 2023) or trained with it."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ from tasks.task import Task, head_id
 from tasks.training import HEAD, Job, State, Training
 
 __all__ = ["FineTuned", "Job", "Recipe", "make_experts", "make_multitask", "train_expert"]
-LIBRARIES = ("open_clip_torch",)
+LIBRARIES = {"open_clip": ("open_clip_torch",), "hugging_face": ("transformers",)}  # by family of backbones
 CODE = (
     "tasks.training",
     "tasks.multitask",
@@ -134,7 +134,7 @@ def _make(
     workers: int | None, precision: Literal["fp32", "bf16"] = "fp32",
 ) -> list[Checkpoint]:  # fmt: skip
     state = {key: base.tensor(key).float() for key in base.specs()}
-    facts = code(CODE, LIBRARIES), base.id, backbone.identity()
+    facts = code(CODE, LIBRARIES[str(backbone.facts().get("family", "open_clip"))]), base.id, backbone.identity()
     jobs = []
     for task, split in zip(tasks, each(lambda task: task.split("train"), tasks), strict=True):
         head = head_id(task) if recipe.head_lr is None else "trained"
