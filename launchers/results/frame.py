@@ -18,9 +18,9 @@ if TYPE_CHECKING:  # every run has a summary of its rows; pandas is loaded when 
     from pandas import DataFrame
 
 RESULTS = "outputs/results"
-KINDS = ("base", "static", "routed", "oracle", "failed", "multitask", "expert")
+KINDS = ("base", "linear_probe", "static", "routed", "oracle", "failed", "multitask", "expert")
 PROBE = "linear_probe"
-REFERENCES = ("base", "multitask", "expert")  # no merges
+REFERENCES = ("base", PROBE, "multitask", "expert")  # no merges
 MERGES = ("static", "routed", "oracle")
 COMPETE = ("static", "routed")  # kinds of lines that are judged among themselves, where they are fair
 COPIED = ("method", "status", "scale_source", "needs", "router", "granularity", "adaptation", "family", "params")

@@ -18,3 +18,5 @@ class Base:
 @dataclass(frozen=True)
 class LinearProbe(Base):
     """The pretrained model under linear heads fitted on its own features: what labels are worth without any expert."""
+
+    needs: ClassVar[str] = "labels"  # of train, for the heads

@@ -310,3 +310,17 @@ def test_a_probe_is_divided_by_the_experts_whatever_their_heads_but_only_if_thes
     assert math.isnan(by_method([expert, other])["ties"])
     second = make_row("expert", 0.9, contents=heads("others"), run_id="c0ffee00")
     assert math.isnan(by_method([expert, second, probe])["linear_probe"])
+
+
+def test_a_probe_is_a_reference_and_its_labels_are_named():
+    rows = [
+        make_row("linear_probe", 0.7, needs="labels"),
+        make_row("ties", 0.6),
+        make_row("average", 0.5),
+        make_row("expert", 0.9),
+    ]
+    (summary,) = summarise(rows)
+    assert list(summary.lines["kind"]) == ["linear_probe", "static", "static", "expert"] and bold(summary, "mean") == [
+        "ties"
+    ]
+    assert any(note.startswith("No merge, but linear heads on the base") for note in notes(summary))
