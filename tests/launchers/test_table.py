@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import statistics
 from dataclasses import replace
 
@@ -293,34 +292,3 @@ def test_user_error_says_where_it_looked(tmp_path):
 
     with pytest.raises(UserError, match=str(tmp_path)):
         rows_of([str(tmp_path)])
-
-
-def test_a_probe_is_divided_by_the_experts_whatever_their_heads_but_only_if_these_are_known():
-    heads = lambda name: {task: {"head": name} for task in TASKS}  # noqa: E731
-    expert, probe = (
-        make_row("expert", 0.8, contents=heads("own")),
-        make_row("linear_probe", 0.4, contents=heads("probe")),
-    )
-    other = make_row("ties", 0.4, contents=heads("probe"))
-    by_method = lambda rows: summarise(rows)[0].lines.set_index("method")["norm"]  # noqa: E731
-
-    assert by_method([expert, probe])["linear_probe"] == pytest.approx(
-        100 * statistics.fmean(probe.accuracy[task] / expert.accuracy[task] for task in TASKS)
-    )
-    assert math.isnan(by_method([expert, other])["ties"])
-    second = make_row("expert", 0.9, contents=heads("others"), run_id="c0ffee00")
-    assert math.isnan(by_method([expert, second, probe])["linear_probe"])
-
-
-def test_a_probe_is_a_reference_and_its_labels_are_named():
-    rows = [
-        make_row("linear_probe", 0.7, needs="labels"),
-        make_row("ties", 0.6),
-        make_row("average", 0.5),
-        make_row("expert", 0.9),
-    ]
-    (summary,) = summarise(rows)
-    assert list(summary.lines["kind"]) == ["linear_probe", "static", "static", "expert"] and bold(summary, "mean") == [
-        "ties"
-    ]
-    assert any(note.startswith("No merge, but linear heads on the base") for note in notes(summary))
