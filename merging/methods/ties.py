@@ -9,19 +9,20 @@ from torch import Tensor
 
 from merging.entries import Entry, sweep
 from merging.experts import Experts
+from merging.kinds import ByKind
 from merging.merged import Merged
 from merging.ops import KeepLargest
-from merging.options import Fraction, Options
+from merging.options import Fraction
 from merging.threads import Scratch
 
 
 @dataclass(frozen=True)
-class Ties(Options):
+class Ties(ByKind, prefix="ties: "):
     """TIES-Merging: trim, elect a sign per entry, merge those that agree. Yadav et al., 2023, arXiv 2306.01708.
 
     density: share of its largest entries that each task vector keeps, over the whole model; 1 trims nothing.
     merge: "sum" of the agreeing entries (usual for vision, scale about 0.3) or their "mean" (the paper's, scale about
-    1). scale: 0 is the base.
+    1). scale: 0 is the base. kinds: coefficients by kind of parameter and depth, see ByKind.
     """
 
     density: Fraction = 0.2
@@ -32,7 +33,7 @@ class Ties(Options):
     def __call__(self, experts: Experts) -> Merged:
         total = sum(spec.shape.numel() for spec in experts.specs().values())
         if total == 0:
-            return experts.merged({}, self.scale)
+            return self.weighed(experts, {}, self.scale)
         count = min(int(total * self.density) + 1, total)  # the published threshold entry is kept too
         trim = KeepLargest.find(partial(sweep, experts), count)
         merged = {key: torch.empty(spec.shape) for key, spec in experts.specs().items()}
@@ -53,7 +54,7 @@ class Ties(Options):
         for key, first in experts.tied.items():
             if key in merged and first in merged:
                 merged[key] = merged[first]  # of equals at the threshold one name may keep what the other drops
-        return experts.merged(merged, self.scale)
+        return self.weighed(experts, merged, self.scale)
 
     def _disjoint(self, tau: Tensor, out: Tensor, scratch: Tensor) -> "Piece":
         """Merge trimmed [T, n] into `out` [n]; entries that cancel exactly count as negative."""

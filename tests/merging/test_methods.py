@@ -77,7 +77,7 @@ def test_kinds_of_parameters_may_have_coefficients_of_their_own():
     """A search for the scale leaves them where they are."""
     base, experts = family(3, tower())
     kinds = {"norm": 0.0, "attention": 0.5, "attention_out": 0.1, "other": 0.2, "projection": 0.4}
-    merged = TaskArithmetic(0.3, kinds)(opened(base, experts))
+    merged = TaskArithmetic(0.3, kinds=kinds)(opened(base, experts))
     plain = {scale: models(merge(TaskArithmetic(scale), base, experts))[0] for scale in (0.3, 0.7, *kinds.values())}
     seen = set()
     for scale in (0.3, 0.7):
