@@ -75,7 +75,7 @@ def interpolated(values: Sequence[float], position: float) -> float:
 
 def positions(experts: Experts) -> dict[str, float]:
     """Where every parameter lies in its stack of blocks: 0 in the first and in front, 1 in the last and behind."""
-    infos = {key: experts.param(key) for key in replace(experts, only=None).keys()}
+    infos = {key: experts.param(key) for key in replace(experts, only=None).specs()}
     last: dict[str, int] = {}
     for info in infos.values():
         if info.block is not None and info.depth is not None:
