@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from merging import saving
+from merging import saving, saving_folder
 from merging.backbones.base import from_facts
 from merging.cache import Cache
 from merging.checkpoints import identify_ahead
@@ -75,14 +75,15 @@ def _plain(value: object) -> object:
 def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
     """A saved merge as a model ready to call, in evaluation mode.
 
-    `backbone` is the module to fill; it may be left out for a file whose header names its architecture, as those of
-    `duet` do. A merge whose weights depend on the input becomes a Routed: it routes by itself, or where the true
-    task chooses takes the weights of the parts, `model(images, w=w)`. Raises UserError for a file that is no merge, or
-    whose parameters do not fit the backbone.
+    `backbone` is the module to fill; it may be left out for a folder, and for a file whose header names its
+    architecture, as those of `duet` do. A merge whose weights depend on the input becomes a Routed: it routes by
+    itself, or where the true task chooses takes the weights of the parts, `model(images, w=w)`. Raises UserError for a
+    file that is no merge, or whose parameters do not fit the backbone.
     """
     merged = saving.read(path)
     model, facts = backbone, merged.provenance.get("backbone")
     if model is None:
+        facts = saving_folder.facts_of(Path(path)) if facts is None else facts
         if facts is None:
             raise UserError(
                 f"{path} does not say which architecture it is for. Pass the module to fill: load(path, backbone)."

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +87,78 @@ def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
 def write_text(path: str | Path, text: str) -> Path:
     """`write_atomically` for a UTF-8 string."""
     return write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_folder(path: str | Path, fill: Callable[[Path], object], replaces: bool = False) -> Path:
+    """Let `fill` write files into a temporary folder beside `path`, then rename it into place.
+
+    On any failure, Ctrl-C included, nothing is left; what a killed writer of the same `path` left behind is removed
+    too. An older folder that is not empty is replaced where `replaces`. Raises UserError naming the file that could not
+    be written when the disk is full or the folder cannot be written.
+    """
+    path = Path(os.path.abspath(path))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    older = partial.with_name(f"{partial.name}.older")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned_folders(path)
+        partial.mkdir()
+        with _locked_folder(partial):
+            fill(partial)
+            if replaces and path.exists():
+                os.rename(path, older)
+            os.rename(partial, path)  # onto nothing or an empty folder
+    except UserError as error:
+        raise UserError(str(error).replace(str(partial), str(path))) from error
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}. Nothing was left behind and an older folder of that name "
+            f"is untouched. Free some space or choose a folder you may write to, then run the same command again."
+        ) from error
+    finally:
+        if older.exists() and not path.exists():
+            os.rename(older, path)
+        for folder in (partial, older):
+            shutil.rmtree(folder, ignore_errors=True)
+    return path
+
+
+@contextlib.contextmanager
+def _locked_folder(partial: Path) -> Iterator[None]:
+    """As `_locked`, for a folder."""
+    _MINE.add(str(partial))
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+        _MINE.discard(str(partial))
+
+
+def _remove_abandoned_folders(path: Path) -> None:
+    """Remove the temporary folders of writers of `path` that were killed."""
+    temporary = re.compile(rf"\.{re.escape(path.name)}\.\d+\.\d+")
+    for folder in (folder for folder in path.parent.iterdir() if temporary.fullmatch(folder.name) and folder.is_dir()):
+        if str(folder) not in _MINE:
+            with contextlib.suppress(OSError):  # its writer lives
+                descriptor = os.open(folder, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+                finally:
+                    os.close(descriptor)
+
+
+def check_room(path: str | Path, size: int) -> None:
+    """Raises UserError unless `size` bytes fit on the disk of `path`."""
+    disk = next(folder for folder in Path(os.path.abspath(path)).parents if folder.exists())
+    if size > (free := shutil.disk_usage(disk).free):
+        raise UserError(
+            f"{path} takes {size / 1e9:.2f} GB, and {disk} has {free / 1e9:.2f} GB free. Free some space, choose a "
+            f"folder on a larger disk, or save it smaller with save_dtype=bf16."
+        )
 
 
 class Content:

@@ -142,9 +142,18 @@ class Merged:
         twice = sum(tensor.nbytes for tensor in repeated(self.deltas.values()))
         return backbone + gates + heads + sum(delta.bytes for delta in self.deltas.values()) - twice
 
-    def save(self, path: str | Path, dtype: "str | torch.dtype | None" = None, **facts: object) -> Path:
-        """Write one safetensors file that `merging.load` reads; see merging.saving. Atomic.
+    def save(
+        self, path: str | Path, dtype: "str | torch.dtype | None" = None, shard_gb: float = 5.0, **facts: object
+    ) -> Path:
+        """Write what `merging.load` reads: one safetensors file, or where `path` ends in / or is a folder, a folder
+        that Hugging Face's libraries load too; see merging.saving and merging.saving_folder. Atomic.
 
-        dtype: of what all inputs share (fp32, bf16, fp16) instead of its own, the widest of base and experts.
+        dtype: of what all inputs share (fp32, bf16, fp16) instead of its own, the widest of base and experts. shard_gb:
+        size of a file of the folder's weights at most.
         """
-        return saving.write(self if dtype is None else self.cast(dtype), path, **facts)
+        from merging import saving_folder  # here, because it reads configurations and tokenizers
+
+        merged = self if dtype is None else self.cast(dtype)
+        if saving.is_folder(path):
+            return saving_folder.write(merged, path, shard_gb, **facts)
+        return saving.write(merged, path, **facts)

@@ -1,9 +1,14 @@
-"""A merge as one safetensors file: dense weights by their names; deltas, gates, heads below own/, gate/, head/."""
+"""A merge as one safetensors file: dense weights by their names; deltas, gates, heads below own/, gate/, head/.
+
+As a folder of Hugging Face: see merging.saving_folder.
+"""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +20,7 @@ from merging.checkpoints.safetensors_file import write_safetensors
 from merging.checkpoints.views import View, selected
 from merging.deltas import Delta, below, identity, rebuild
 from merging.errors import UserError
+from merging.files import check_room
 from merging.routing.gates import Gate, GateShape
 
 if TYPE_CHECKING:
@@ -45,15 +51,26 @@ def rounded(key: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
-def check_target(path: str | Path, inputs: Iterable[Checkpoint | Known]) -> None:
-    """Raises UserError for a path that is a folder, or a file that a merge is made from, by whatever name."""
-    path = Path(path)
-    if path.is_dir():
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is to become a folder: it ends in / or is one. `*.safetensors` is a file.
+
+    Raises UserError for a new path that may be meant as either.
+    """
+    if str(path).endswith(("/", os.sep)) or Path(path).is_dir():
+        return True
+    if Path(path).suffix != ".safetensors" and not Path(path).exists():
         raise UserError(
-            f"{path} is a folder. Name a file in it for the merged model, such as {path / 'merged'}.safetensors."
+            f"{path} may be meant as a file or as a folder. Write {path}/ for a folder that Hugging Face's libraries "
+            f"load, or {path}.safetensors for one file."
         )
+    return False
+
+
+def check_target(path: str | Path, inputs: Iterable[Checkpoint | Known]) -> None:
+    """Raises UserError for a path that is a file or a folder that a merge is made from, by whatever name."""
+    path = Path(path)
     for file in (file for checkpoint in inputs for file in checkpoint.files):
-        if path.exists() and file.exists() and path.samefile(file):
+        if any(path.exists() and taken.exists() and path.samefile(taken) for taken in (file, file.parent)):
             raise UserError(
                 f"{path} is one of the inputs ({file}): the result would overwrite it. Choose another name."
             )
@@ -66,32 +83,53 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
     `merged.stored_bytes`. Raises UserError for a path that cannot be written or is an input, and for a number that its
     dtype has not.
     """
-    check_target(path, (merged.base, *merged.inputs))
-    kept = {key: merged.specs.get(key, spec) for key, spec in sorted(merged.base.specs().items())}
-    deltas = {key: delta.stored() for key, delta in merged.deltas.items()}
-    extra, same = _once(dict(_extra(merged, deltas)))
-    specs = kept | {key: Spec(tensor.shape, tensor.dtype) for key, tensor in extra.items()}
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for key, spec in kept.items():
-            yield key, merged.static(key).to(spec.dtype) if key in merged.specs else merged.base.tensor(key)
-            merged.base.release()
-        yield from extra.items()
+    inputs = (merged.base, *merged.inputs)
+    check_target(path, inputs)
+    extra, about = beside(merged)
+    specs = dense_specs(merged) | specs_of(extra)
+    check_room(path, sum(spec.bytes for spec in specs.values()))
 
     def header(ids: Sequence[str]) -> dict[str, str]:
-        record = {**merged.provenance, "scale": merged.scale, "base": ids[0], "tasks": merged.tasks, **facts}
-        if merged.inputs:
-            record["experts"] = ids[1:]
-        return more | {"provenance": json.dumps(record)}
+        return about | {"provenance": json.dumps(record(merged, ids, facts))}
 
-    inputs = (merged.base, *merged.inputs)
-    more = {"format": f"{NAME}/{VERSION}", "written_by": written_by()}
-    more |= {"same": json.dumps(same)} if same or merged.deltas else {}
-    if merged.deltas:
-        more["banks"] = json.dumps({key: delta.facts() for key, delta in deltas.items()})
-        more["routing"] = json.dumps(_routing_facts(merged))
     draft = header(["0" * 64 if isinstance(checkpoint, SafetensorsFile) else checkpoint.id for checkpoint in inputs])
-    return write_safetensors(path, specs, tensors(), draft, lambda: header(ids_of(inputs)))
+    tensors = chain(dense(merged, dense_specs(merged)), extra.items())
+    return write_safetensors(path, specs, tensors, draft, lambda: header(ids_of(inputs)))
+
+
+def dense_specs(merged: "Merged") -> dict[str, Spec]:
+    """What all inputs share, as it is stored: merged parameters, and the base's counters."""
+    return {key: merged.specs.get(key, spec) for key, spec in sorted(merged.base.specs().items())}
+
+
+def dense(merged: "Merged", specs: Mapping[str, Spec]) -> Iterator[tuple[str, Tensor]]:
+    """These tensors of what all inputs share, one in memory at a time."""
+    for key, spec in specs.items():
+        yield key, merged.static(key).to(spec.dtype) if key in merged.specs else merged.base.tensor(key)
+        merged.base.release()
+
+
+def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
+    """Shapes and dtypes of tensors in memory."""
+    return {key: Spec(tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
+
+
+def record(merged: "Merged", ids: Sequence[str], facts: Mapping[str, object]) -> dict[str, Any]:
+    """Where a merge came from, as JSON; ids: of the base and of the experts."""
+    known = {**merged.provenance, "scale": merged.scale, "base": ids[0], "tasks": merged.tasks, **facts}
+    return known | ({"experts": list(ids[1:])} if merged.inputs else {})
+
+
+def beside(merged: "Merged") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What is stored beside the dense weights, deltas, gates and heads, and what a header says of them."""
+    deltas = {key: delta.stored() for key, delta in merged.deltas.items()}
+    extra, same = _once(dict(_extra(merged, deltas)))
+    about = {"format": f"{NAME}/{VERSION}", "written_by": written_by()}
+    about |= {"same": json.dumps(same)} if same or merged.deltas else {}
+    if merged.deltas:
+        about["banks"] = json.dumps({key: delta.facts() for key, delta in deltas.items()})
+        about["routing"] = json.dumps(_routing_facts(merged))
+    return extra, about
 
 
 def ids_of(inputs: Sequence[Checkpoint | Known]) -> list[str]:
@@ -135,14 +173,20 @@ def _routing_facts(merged: "Merged") -> dict[str, Any] | None:
 
 
 def read(path: str | Path) -> "Merged":
-    """A saved merge with its deltas and trained gates.
+    """A saved merge, a file or a folder, with its deltas and trained gates.
 
     Raises UserError for a file that is none, is damaged, or of a later format than this library knows.
     """
-    file = SafetensorsFile(path)
+    from merging.saving_folder import heads_of, opened
+
+    if Path(path).is_dir():
+        (file, shared), heads = opened(Path(path)), heads_of(Path(path))
+    else:
+        file = shared = SafetensorsFile(path)
+        heads = None
     check_format(path, file.metadata)
     try:
-        return _read(file)
+        return _read(file, shared, heads)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -166,17 +210,25 @@ def check_format(path: str | Path, header: Mapping[str, str]) -> None:
         )
 
 
-def _read(file: SafetensorsFile) -> "Merged":
+def _read(file: SafetensorsFile, shared: Checkpoint, heads: Mapping[str, Mapping[str, Tensor]] | None) -> "Merged":
+    """Of the file with header, deltas and gates, and the checkpoint with what all inputs share.
+
+    heads: of a folder; those of a file are in it.
+    """
     from merging.merged import Merged, Routing
 
     record = json.loads(file.metadata["provenance"])
     tasks = tuple(record.get("tasks", ()))
-    specs = {key: spec for key, spec in file.specs().items() if not key.startswith((OWN, GATE, HEAD))}
-    floating = {key: spec for key, spec in specs.items() if spec.merged}
-    extra = {key: file.tensor(key).clone() for key in file.specs() if key not in specs}
+    extra = {key: file.tensor(key).clone() for key in file.specs() if key.startswith((OWN, GATE, HEAD))}
     extra |= {key: extra[known] for key, known in json.loads(file.metadata.get("same", "{}")).items()}
-    heads = {task: head for task in tasks if (head := below(extra, f"{HEAD}{task}/"))}
-    dense = _Dense(selected(file, specs).pieces, file)
+    specs = {key: spec for key, spec in shared.specs().items() if not key.startswith((OWN, GATE, HEAD))}
+    if heads is None:
+        heads = {task: head for task in tasks if (head := below(extra, f"{HEAD}{task}/"))}
+    else:  # a single one is among the weights too
+        inside = {key for head in heads.values() for key in head}
+        specs = {key: spec for key, spec in specs.items() if key not in inside}
+    floating = {key: spec for key, spec in specs.items() if spec.merged}
+    dense = _Dense(selected(shared, specs).pieces, *dict.fromkeys((shared, file)))
     merged = Merged(dense, tasks, floating, provenance=record, heads=heads)
     if "banks" not in file.metadata:
         return merged

@@ -102,16 +102,16 @@ class TestWhatIsNoTensor:
         kept = (4 * drawn(5).abs()).to(dtype)
         save_file({"w": drawn(2), "kept": kept}, tmp_path / "base.safetensors")
         path = merge(Average(), tmp_path / "base.safetensors", [{"w": drawn(2, seed=1), "kept": kept}]).save(
-            tmp_path / "m"
+            tmp_path / "m.safetensors"
         )
         assert torch.equal(load_file(path)["kept"].view(torch.uint8), kept.view(torch.uint8))
 
     def test_a_dtype_that_a_file_cannot_hold(self, tmp_path):
         state = {"w": drawn(2), "kept": torch.ones(2, dtype=torch.complex128)}
         with pytest.raises(
-            UserError, match=r"Cannot write .*merged: kept is of torch.complex128, which a safetensors file"
+            UserError, match=r"Cannot write .*merged.safetensors: kept is of torch.complex128, which a safetensors file"
         ):
-            merge(Average(), state, [state]).save(tmp_path / "merged")
+            merge(Average(), state, [state]).save(tmp_path / "merged.safetensors")
         with pytest.raises(UserError, match="cannot hold"):
             write_safetensors(tmp_path / "other", StateDict(state).specs(), state.items(), {})
         assert not list(tmp_path.iterdir())

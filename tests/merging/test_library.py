@@ -12,6 +12,7 @@ from samples import asks, drawn, equal, every_method, models, quick
 from torch import nn
 
 from merging import UserError, api, files, load, merge, open_merged
+from merging.api import describe
 from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import identify_ahead
 from merging.methods import Average, Dare, TaskArithmetic, Ties, Twin
@@ -77,13 +78,13 @@ def test_the_header_says_where_a_merge_came_from(tmp_path, stored):
     with safe_open(merged.save(tmp_path / "merged.safetensors", note="a test"), "pt") as file:
         provenance = json.loads(file.metadata()["provenance"])
     assert provenance["method"]["drop"] == 0.9 and provenance["method"]["seed"] == 3
-    assert provenance["method"]["then"] == {"name": "Ties", "density": 0.1, "merge": "sum", "scale": 0.3}
+    assert provenance["method"]["then"] == describe(Ties(0.1)) and provenance["method"]["then"]["density"] == 0.1
     assert provenance["tasks"] == ["cars", "signs"] and provenance["note"] == "a test" and provenance["scale"] == 0.3
     assert [provenance["base"], *provenance["experts"]] == [sha256(path.read_bytes()).hexdigest() for path in paths]
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path):
-    first, second = (merge(Ties(), *tuned()).save(tmp_path / name).read_bytes() for name in ("a", "b"))
+    first, second = (merge(Ties(), *tuned()).save(tmp_path / f"{name}.safetensors").read_bytes() for name in "ab")
     assert first == second
 
 
@@ -136,8 +137,10 @@ def test_no_input_is_overwritten(stored, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is one of the inputs"):
         again.save("merged.safetensors", dtype="fp16")
     assert merged.save("merged.safetensors").exists()  # an earlier result is no input
-    with pytest.raises(UserError, match="is a folder"):
-        merged.save(tmp_path)
+    with pytest.raises(UserError, match="is one of the inputs"):
+        merged.save(tmp_path)  # the folder that they lie in
+    with pytest.raises(UserError, match=r"new may be meant as a file or as a folder\. Write new/ for a folder"):
+        merged.save("new")
 
 
 def test_ids_are_computed_once_each_beside_the_merge(stored, tmp_path, monkeypatch):

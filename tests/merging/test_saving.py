@@ -11,6 +11,7 @@ from samples import BACKBONE, applied, context, drawn, equal, family, opened, to
 from torch import nn
 
 from merging import UserError, load, merge, open_merged
+from merging.api import describe
 from merging.backbones.open_clip import OpenClip
 from merging.decompose.ranks import Ranks
 from merging.fit.gates import Learned, TaskId
@@ -122,7 +123,7 @@ def test_the_header_tells_every_knob(tmp_path):
     base, experts = family(2, tower())
     method = Duet(ranks=Ranks("absolute", 3), static=False, rest=Ties(0.1))
     told = open_merged(merge(method, base, experts).save(tmp_path / "merged.safetensors")).provenance["method"]
-    assert told["name"] == "Duet" and told["rest"] == {"name": "Ties", "density": 0.1, "merge": "sum", "scale": 0.3}
+    assert told["name"] == "Duet" and told["rest"] == describe(Ties(0.1))
     assert {"name": "Ranks", "mode": "absolute", "value": 3}.items() <= told["ranks"].items()
     assert {"name": "Neurons", "ratio": Neurons().ratio}.items() <= told["neurons"].items()
 

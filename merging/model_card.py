@@ -1,0 +1,51 @@
+"""The model card of a merge: README.md of its folder, as the Hub shows it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from merging.merged import Merged
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+
+
+def model_card(name: str, auto: str, merged: "Merged", record: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
+    """The text. auto: the class of transformers that loads it. record: see merging.saving.record; its `scores`
+    (task -> metric, value, standard_error, count), `split`, `seed` and `command` are shown where they are known.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    named = dict(record.get("method") or {"name": "unknown"})
+    method = str(named.pop("name"))
+    ids = dict(zip(merged.tasks, record.get("experts", ()), strict=False))
+    experts = [
+        {"task": task, "path": _shown(checkpoint), "id": ids.get(task, "")[:12]}
+        for task, checkpoint in zip(merged.tasks, merged.inputs, strict=False)
+    ]
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        name=name,
+        auto=auto,
+        method=method,
+        options=yaml.safe_dump(named, sort_keys=False).strip() if named else "",
+        scale=merged.scale,
+        routing=merged.routing,
+        base={"path": _shown(merged.base), "id": str(record["base"])[:12]},
+        experts=experts,
+        heads=sorted(merged.heads),
+        scores=record.get("scores") or {},
+        protocol={key: record.get(key) for key in ("split", "seed")},
+        command=record.get("command"),
+        remarks=remarks,
+    )
+
+
+def _shown(checkpoint: Any) -> str:
+    """The folder of a checkpoint, or its file, by its last name: paths say where somebody's disk is."""
+    if not checkpoint.files:
+        return "in memory"
+    file = checkpoint.files[0]
+    return file.parent.name if file.name.startswith(("model", "pytorch_model", "adapter_model")) else file.name
