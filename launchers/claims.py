@@ -24,15 +24,17 @@ class Taken(Exception):
 
 
 @contextlib.contextmanager
-def claim(folder: str | Path, run_id: str) -> Iterator[None]:
-    """Hold `<folder>/<run_id>.claim` meanwhile. Raises Taken, saying by whom, where a living process holds it.
+def claim(folder: str | Path, run_id: str, about: str = "") -> Iterator[None]:
+    """Hold `<folder>/<run_id>.claim` meanwhile, which says what it is `about`.
+
+    Raises Taken, saying by whom, where a living process holds it.
 
     Raises UserError where nothing can be written.
     """
     path = Path(folder) / f"{run_id}.claim"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _take(path)
+        _take(path, about)
     except OSError as error:
         raise UserError(
             f"Cannot claim {path.stem} in {path.parent}: {error.strerror or error}. Free some space or name an output "
@@ -76,6 +78,13 @@ def owner(folder: str | Path, run_id: str) -> str | None:
     return None if ended or restarted or silence > SILENT else name
 
 
+def about(folder: Path, run_id: str) -> str:
+    """What a claim is about; the run's id where it does not say."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads((folder / f"{run_id}.claim").read_text()).get("about") or run_id
+    return run_id
+
+
 def clock(folder: Path) -> float:
     """The time by the folder's own clock, which may be another machine's."""
     try:
@@ -85,14 +94,14 @@ def clock(folder: Path) -> float:
         return time.time()
 
 
-def _take(path: Path) -> None:
+def _take(path: Path, about: str) -> None:
     with (path.parent / LOCK).open("a") as lock:  # closing it unlocks it
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (holder := owner(path.parent, path.stem)) is not None:
             raise Taken(holder)
         partial = path.with_name(".claims.new")  # only who holds the lock writes it; a killed one leaves no litter
         since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        partial.write_text(json.dumps(_here() | {"since": since}))
+        partial.write_text(json.dumps(_here() | {"since": since, "about": about}))
         os.replace(partial, path)
 
 

@@ -106,7 +106,7 @@ def finish(
     anew = redo or save is not None
     row = None if anew else rows.find(folder, cell.run_id)
     if row is None:
-        with claim(folder, cell.run_id):
+        with claim(folder, cell.run_id, " ".join([cell.label, *cell.overrides])):
             row = None if anew else rows.find(folder, cell.run_id, logging.DEBUG)  # finished since by another process
             if row is None:
                 return _computed(cell, folder, lambda: cell.compute(on_task, save, log_step))

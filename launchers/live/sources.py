@@ -11,12 +11,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from launchers import rows
-from launchers.claims import clock, owner
+from launchers.claims import about, clock, owner
 from launchers.live import ENDED, LISTED
-from launchers.live.view import Job, Overrides, Plan, View, planned
+from launchers.live.view import Job, Plan, View, planned
 from launchers.rows import Row
-
-NEWEST = 20  # runs and sweeps in which the overrides of a claimed cell are looked for
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,8 @@ class Sweep:
         return View(self.plan, tuple(jobs), known, self.started, now)
 
     def _job(self, folder: Path, now: float) -> Job:
-        values = dict(override.split("=", 1) for override in overrides_of(folder))
+        written = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) or []
+        values = dict(override.split("=", 1) for override in written)
         swept = tuple(f"{axis}={values[axis]}" for axis in self.plan.axes if axis in values)
         job = Job(swept, "preparing", (folder / ".hydra" / "overrides.yaml").stat().st_mtime)
         ended, files = self._changed(folder / ENDED), listed(folder)
@@ -69,19 +68,10 @@ class Results:
         """The folder as it is now."""
         known = tuple(row for file in sorted(self.folder.glob("*.json")) for row in content(file))
         done = [Job((), "computed" if row.status == "ok" else "failed", 0.0, 0.0) for row in known]
-        owners = {claim.stem: owner(self.folder, claim.stem) for claim in sorted(self.folder.glob("*.claim"))}
-        running = [Job(self._overrides(run_id), "running", None, owner=by) for run_id, by in owners.items() if by]
+        ids = [claim.stem for claim in sorted(self.folder.glob("*.claim"))]
+        running = [Job((about(self.folder, run_id),), "running", None, owner=by)
+                   for run_id in ids if (by := owner(self.folder, run_id))]  # fmt: skip
         return View(Plan(), (*done, *running), known, self.started, time.time())
-
-    def _overrides(self, run_id: str) -> Overrides:
-        """Those of the newest job that computes a cell; its id where there is none."""
-        runs = (self.folder.parent / "runs").glob("*")
-        newest = sorted(runs, key=lambda run: run.stat().st_mtime, reverse=True)[:NEWEST]
-        for job in (file.parent for run in newest for file in run.rglob(LISTED)):
-            ids = [file.stem for file in listed(job)]
-            if run_id in ids:
-                return (*["base or expert, for"] * (run_id != ids[0]), *overrides_of(job))
-        return (run_id,)
 
 
 def source_of(folder: Path) -> Sweep | Results:
@@ -92,11 +82,6 @@ def source_of(folder: Path) -> Sweep | Results:
     config = OmegaConf.load(record)
     plan = planned(config) if isinstance(config, DictConfig) else Plan()
     return Sweep(folder, plan, record.stat().st_mtime, clock(folder) - time.time())
-
-
-def overrides_of(job: Path) -> list[str]:
-    """All overrides of a job, as Hydra wrote them into its folder."""
-    return yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text()) or []
 
 
 def listed(job: Path) -> list[Path]:

@@ -1,35 +1,49 @@
 """Watching a sweep from a thread: a view on a terminal, a log line whenever more cells are done elsewhere."""
 
 import atexit
+import contextlib
 import logging
-import os
+import sys
 import threading
 import time
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.live import Live
 
 from launchers.claims import clock
 from launchers.live.page import page, status
-from launchers.live.screen import Screen
 from launchers.live.sources import Results, Sweep
 from launchers.live.view import View, planned
 from launchers.results.frame import summarise
 
 log = logging.getLogger(__name__)
+ALONE = (".BasicLauncher", ".SlurmLauncher")  # whose jobs do not write on this terminal from other processes
 SHARE = 0.75  # of the terminal's height: log lines stay in sight above
 EVERY, RARELY = 1.0, 20  # seconds from look to look, or this many times the processor time of a look
 PATIENCE = 5.0  # seconds that the end of a sweep waits for the last look
 
 
+class _Console(Console):
+    """Standard error; the cursor stays visible, so that a process that is killed outright leaves a sane terminal."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
 class Watcher:
     """Looks at a source and shows what it sees; whatever fails in it ends it, and nothing else."""
 
-    def __init__(self, source: Sweep | Results):
-        is_terminal = os.isatty(2) and Console(stderr=True).is_interactive
-        self._source, self._screen, self._done = source, Screen() if is_terminal else None, 0
-        self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
+    def __init__(self, source: Sweep | Results, draws: bool = True):
+        console = _Console(stderr=True, highlight=False)
+        self._source, self._done, self._stop = source, 0, threading.Event()
+        self._live = Live("", console=console, auto_refresh=False, transient=True, vertical_overflow="crop",
+                          redirect_stdout=sys.stdout.isatty())  # fmt: skip
+        self._draws = draws and console.is_interactive
+        if self._draws:
+            self._live.start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def wait(self, seconds: float) -> bool:
@@ -41,8 +55,8 @@ class Watcher:
         """Look a last time, and leave the terminal as it was."""
         self._stop.set()
         self._thread.join(PATIENCE)
-        if self._screen is not None:
-            self._screen.close()
+        with contextlib.suppress(Exception):  # the terminal may be gone
+            self._live.stop()
 
     def _run(self) -> None:
         try:
@@ -54,14 +68,14 @@ class Watcher:
                 last = last or view.done == view.plan.total
                 self._stop.wait(0 if last else max(EVERY, RARELY * (time.thread_time() - start)))
         except Exception as error:
-            if self._screen is not None:
-                self._screen.close()
+            with contextlib.suppress(Exception):
+                self._live.stop()
             log.warning("no longer watching the sweep, which goes on: %s: %s", type(error).__name__, error)
 
     def _show(self, view: View) -> None:
-        if self._screen is not None:
-            width, height = self._screen.console.size
-            self._screen.show(page(view, summarise(view.rows), width - 1, int(SHARE * height)))
+        if self._draws:
+            width, height = self._live.console.size
+            self._live.update(page(view, summarise(view.rows), width - 1, int(SHARE * height)), refresh=True)
         elif view.done != self._done:
             log.info("%s", status(view))
         self._done = view.done
@@ -75,8 +89,8 @@ def start(config: DictConfig) -> None:
     stop()
     try:
         now = clock(Path(config.output))
-        folder = Path(config.hydra.sweep.dir).absolute()
-        _WATCHERS.append(Watcher(Sweep(folder, planned(config), now, now - time.time())))
+        folder, draws = Path(config.hydra.sweep.dir).absolute(), config.hydra.launcher._target_.endswith(ALONE)
+        _WATCHERS.append(Watcher(Sweep(folder, planned(config), now, now - time.time()), draws))
     except Exception as error:
         log.warning("not watching the sweep: %s: %s", type(error).__name__, error)
 

@@ -26,46 +26,35 @@ from launchers.results.frame import summarise
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
 
 
-def sweep_at(now, computed=(), running=(), waiting=()):
-    """A view of cells named by letters: (name, seed, began, ended) computed, (name, seed, began) running."""
-    cell = lambda name, seed=0: (f"seed={seed}", f"method={name}")  # noqa: E731
-    jobs = [Job(cell(name, seed), "computed", began, ended) for name, seed, began, ended in computed]
-    jobs += [Job(cell(name, seed), "running", began) for name, seed, began in running]
-    cells = (*(job.overrides for job in jobs), *(cell(*names) for names in waiting))
-    return View(Plan(len(cells), ("seed", "method"), cells), tuple(jobs), (), 0.0, now)
+def sweep_at(now, computed=(), running=(), waiting=0):
+    """A view of cells that (began, ended), of those that began, and of so many that wait."""
+    jobs = [Job(("method=ties",), "computed", began, ended) for began, ended in computed]
+    jobs += [Job(("method=ties",), "running", began) for began in running]
+    return View(Plan(len(jobs) + waiting, ("method",)), tuple(jobs), (), 0.0, now)
 
 
-def test_the_rest_is_costed_by_cell_and_counted_down():
-    done = [("ties", 0, 0, 2), ("duet", 0, 2, 12)]
-    assert sweep_at(12, done, waiting=[("ties", 1), ("duet", 1), ("duet", 2)]).left == pytest.approx(22)
-    assert sweep_at(12, done, waiting=[("unknown",)]).left == pytest.approx(6)  # the median of all
-    going = [("duet", 1, 12)]
-    counted = [sweep_at(now, done, going, [("ties", 1)]).left for now in (12, 15, 22, 25)]
-    assert counted == pytest.approx([12, 9, 2, 5])  # one that overruns is expected to overrun by as much again
-    assert sweep_at(15, [], going, [("ties",)]).left is None and sweep_at(12, done).left == 0
+def test_the_rest_is_costed_by_the_computed_cells_and_counted_down():
+    done = [(0, 2), (2, 12)]
+    assert sweep_at(12, done, waiting=3).left == pytest.approx(18)
+    assert [sweep_at(now, done, [12], 1).left for now in (12, 15, 18, 25)] == pytest.approx([12, 9, 6, 6])
+    assert sweep_at(15, [], [12], 1).left is None and sweep_at(12, done).left == 0
 
 
 def test_what_runs_side_by_side_is_divided():
-    done = [("a", 0, 0, 10), ("a", 1, 0, 10), ("a", 2, 10, 20), ("a", 3, 10, 20)]
-    assert sweep_at(20, done, waiting=[("a", seed) for seed in range(4, 8)]).left == pytest.approx(20)
-    assert sweep_at(20, done, waiting=[("a", 4)]).left == pytest.approx(10)  # a single cell is not divided
-
-
-def test_training_experts_counts_once_for_each_seed_and_not_for_each_cell():
-    done = [("a", 0, 0, 65), ("b", 0, 65, 71), ("c", 0, 71, 77)]  # 60 s of training first
-    assert sweep_at(77, done, waiting=[("a", 1), ("b", 1), ("c", 1), ("d", 0)]).left == pytest.approx(65 + 6 + 6 + 6)
+    done = [(0, 10), (0, 10), (10, 20), (10, 20)]
+    assert sweep_at(20, done, waiting=4).left == pytest.approx(20)
+    assert sweep_at(20, done, waiting=1).left == pytest.approx(10)  # a single cell is not divided
 
 
 def config(overrides, **sweeper):
     return OmegaConf.create({"hydra": {"sweeper": sweeper, "overrides": {"task": overrides}}})
 
 
-def test_the_plan_is_hydras_order():
+def test_the_plan_counts_the_cells_of_hydra():
     plan = planned(config(["scale=fixed", "method=a,b"], params={"seed": "0,1", "method": "x,y,z", "engine.batch": 5}))
     assert plan.total == 4 and plan.axes == ("seed", "method")
-    assert plan.cells[:3] == (("seed=0", "method=a"), ("seed=0", "method=b"), ("seed=1", "method=a"))
     search = planned(config([], params={"method.keep": "interval(0, 1)"}, n_trials=40))
-    assert search.total == 40 and not search.cells
+    assert search.total == 40
     assert planned(config(["x=range(0,4)"], params=None)).total == 4
 
 
@@ -82,14 +71,14 @@ class Cells:
         self.folder, self.results = folder / "sweep", folder / "results"
         self.folder.mkdir()
         cells = [(f"seed={seed}", f"method={method}") for seed in (0, 1) for method in ("ties", "tsv_m")]
-        self.plan, self.started = Plan(4, ("seed", "method"), tuple(cells)), time.time() - 100
+        self.cells, self.started = cells, time.time() - 100
         self.rows = [make_row(method, seed=seed) for seed in (0, 1) for method in ("ties", "tsv_m")]
-        self.jobs = Sweep(self.folder, self.plan, self.started)
+        self.jobs = Sweep(self.folder, Plan(4, ("seed", "method")), self.started)
 
     def begin(self, number, listed=True):
         job = self.folder / str(number)
         (job / ".hydra").mkdir(parents=True)
-        (job / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["scale=fixed", *self.plan.cells[number]]))
+        (job / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["scale=fixed", *self.cells[number]]))
         if listed:
             (job / LISTED).write_text(json.dumps([str(self.results / f"{self.rows[number].run_id}.json")]))
 
@@ -122,7 +111,7 @@ def test_a_job_is_followed_from_its_folder_to_its_row(sweep):
     sweep.finish(0)
     view = sweep.jobs.look()
     assert [job.state for job in view.jobs] == ["computed"] and view.rows == (sweep.rows[0],)
-    assert view.waiting == [*sweep.plan.cells[1:]] and view.left > 0
+    assert view.left > 0
 
 
 def test_found_failed_and_computed_elsewhere_are_told_apart(sweep):
@@ -215,17 +204,13 @@ def test_whatever_fails_in_the_view_ends_it_in_one_line(caplog):
 
 
 def test_a_results_folder_is_watched_from_outside(sweep, capsys):
-    sweep.begin(0)
     sweep.finish(1)
-    runs = sweep.results.parent / "runs"
-    runs.mkdir()
-    sweep.folder.rename(runs / "a-sweep")
-    with claim(sweep.results, sweep.rows[0].run_id):
+    with claim(sweep.results, sweep.rows[0].run_id, "ties scale=fixed seed=0"):
         (job,) = (job for job in Results(sweep.results).look().jobs if job.state == "running")
-        assert job.overrides == ("scale=fixed", "seed=0", "method=ties")
+        assert job.overrides == ("ties scale=fixed seed=0",)
         main([str(sweep.results), "--once"])
     text = capsys.readouterr().out
-    assert "tsv_m" in text and "1 row\n" in text and "scale=fixed seed=0 method=ties" in text
+    assert "tsv_m" in text and "1 row\n" in text and "ties scale=fixed seed=0 on" in text
     main([str(sweep.results), "--once"])
     assert "1 row, nothing is being computed" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no folder"):
