@@ -15,15 +15,17 @@ import torch
 
 from merging.backbones.base import Backbone
 from merging.checkpoints import Checkpoint, SafetensorsFile, Spec
+from merging.checkpoints.lora import CONFIG, WEIGHTS
 from merging.checkpoints.safetensors_file import write_safetensors
 from merging.errors import UserError
+from merging.files import write_text
 from tasks.engine import Engine
 from tasks.evaluate import outcome
 from tasks.multitask import TASKS, Together
 from tasks.progress import Progress
 from tasks.recipes import Recipe
 from tasks.task import Task, head_id
-from tasks.training import Job, State, Training
+from tasks.training import HEAD, Job, State, Training
 
 SNAPSHOTS = 6  # in sizes of an expert: weights and two moments, the old one and the new
 FREE = ("recipe.accumulate", "precision", "torch")  # noted, but no reason to call an expert another one
@@ -57,8 +59,8 @@ class Bench:
     redo: bool = False
 
     def path(self, name: str) -> Path:
-        """The file of a task's expert."""
-        return self.folder / f"{name}.safetensors"
+        """The file of a task's expert; of an adapter it is in a folder, as peft has it."""
+        return self.folder / (f"{name}.safetensors" if self.recipe.adapter is None else f"{name}/{WEIGHTS}")
 
     def unfinished(self, name: str) -> Path:
         """The snapshot of a task's training, removed when its expert is written."""
@@ -140,6 +142,10 @@ class Bench:
         after = self._score(training)
         metadata = {"family": self.family, "made": json.dumps(facts), "val": json.dumps([before, after])}
         _write(self.path(name), training.weights(), metadata)
+        if job.recipe.adapter is not None:
+            write_text(
+                self.path(name).with_name(CONFIG), json.dumps(job.recipe.adapter.config() | {"modules_to_save": [HEAD]})
+            )
         self.unfinished(name).unlink(missing_ok=True)
         log.info("%s: %.1f %% -> %.1f %% on val, %s", name, 100 * before, 100 * after, self.path(name))
         return Made(name, self.path(name), before, after, fresh=True)
@@ -191,7 +197,7 @@ def check_same(path: Path, metadata: Mapping[str, str], facts: Mapping[str, Any]
 def differing(metadata: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The facts that were others when a file was made: then and now."""
     facts = json.loads(json.dumps(facts))
-    unsaid = ("backbone.", "recipe.head_lr", "recipe.group_by_length")  # older files do not say
+    unsaid = ("backbone.", "recipe.head_lr", "recipe.group_by_length", "recipe.adapter")  # older files do not say
     stored = {key: facts[key] for key in facts if key.startswith(unsaid)}
     stored |= json.loads(metadata["made"])
     return {key: (stored.get(key), facts[key]) for key in facts if key not in FREE and stored.get(key) != facts[key]}

@@ -38,6 +38,8 @@ CODE = (
     "tasks.training",
     "tasks.multitask",
     "tasks.recipes",
+    "tasks.adapters",
+    "tasks.answers",
     "merging.backbones",
     "merging.ops",
 )  # that makes an expert
@@ -105,7 +107,7 @@ def parts_of_head(expert: Checkpoint) -> dict[str, Tensor]:
 
 
 def train_expert(job: Job, on_step: Callable[[], object] = lambda: None) -> State:
-    """The fine-tuned tower (fp32). Repeats bitwise for a given job on one machine and thread count."""
+    """The fine-tuned tower, or its adapter (fp32). Repeats bitwise for a given job on one machine and thread count."""
     training = Training(job, Engine("cpu", job.precision))
     training.run(on_step)
     return training.weights()
@@ -134,7 +136,8 @@ def _make(
     workers: int | None, precision: Literal["fp32", "bf16"] = "fp32",
 ) -> list[Checkpoint]:  # fmt: skip
     state = {key: base.tensor(key).float() for key in base.specs()}
-    facts = code(CODE, LIBRARIES[str(backbone.facts().get("family", "open_clip"))]), base.id, backbone.identity()
+    libraries = LIBRARIES[str(backbone.facts().get("family", "open_clip"))] + (("peft",) if recipe.adapter else ())
+    facts = code(CODE, libraries), base.id, backbone.identity()
     jobs = []
     for task, split in zip(tasks, each(lambda task: task.split("train"), tasks), strict=True):
         head = head_id(task) if recipe.head_lr is None else "trained"
@@ -143,7 +146,8 @@ def _make(
     if missing := [job for job in jobs if cache.get(job.key) is None]:
         _train_all(missing, cache, min(workers or len(os.sched_getaffinity(0)), len(missing)))
     made = [cache.tensors(job.key, lambda job=job: train_expert(job)) for job in jobs]
-    return [StateDict(state, f"fine-tuned on {job.task.name}") for state, job in zip(made, jobs, strict=True)]
+    trained = [StateDict(state, f"fine-tuned on {job.task.name}") for state, job in zip(made, jobs, strict=True)]
+    return trained if recipe.adapter is None else [recipe.adapter.opened(base, state, (HEAD,)) for state in trained]  # type: ignore[return-value]
 
 
 def _train_all(jobs: Sequence[Job], cache: Cache, workers: int) -> None:

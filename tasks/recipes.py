@@ -10,6 +10,7 @@ from torch import nn
 
 from merging.errors import UserError
 from merging.preflight import check_range
+from tasks.adapters import Adapter
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 Schedule = Literal["cosine", "cosine_after_warmup", "constant"]
@@ -29,7 +30,8 @@ class Recipe:
     same up to rounding. frozen: parameters that keep their values. epochs: instead of steps, passes over the training
     samples. head_lr: peak rate of a linear head that starts at zero and is trained too, without weight decay; None
     keeps the task's head as it is. group_by_length: batches of samples near to each other in the split, whose texts
-    are in order of length, so that less is padded.
+    are in order of length, so that less is padded. adapter: what is trained in place of the tower's weights, None is
+    the weights themselves.
     """
 
     steps: int = 80
@@ -45,9 +47,12 @@ class Recipe:
     epochs: float | None = None
     head_lr: float | None = None
     group_by_length: bool = False
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frozen", tuple(self.frozen))
+        if self.adapter is not None and self.frozen:
+            raise UserError("recipe: frozen and adapter are both set. An adapter trains none of the tower's weights.")
         for name, (low, high) in {**RANGES, "accumulate": (1, self.batch)}.items():
             if (value := getattr(self, name)) is not None:
                 check_range(f"recipe: {name}", value, low, high, open_low=name in ABOVE)
@@ -65,10 +70,12 @@ class Recipe:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / (self.steps - self.warmup)))
 
     def tuned(self, tower: nn.Module) -> list[nn.Parameter]:
-        """The parameters to train; the others are set to need no gradient.
+        """The parameters to train, those of an adapter put in now; the others are set to need no gradient.
 
         Raises UserError for a frozen name that the tower does not have, and where nothing is left to train.
         """
+        if self.adapter is not None:
+            return self.adapter.put_into(tower)
         named = dict(tower.named_parameters())
         if unknown := [name for name in self.frozen if name not in named]:
             raise UserError(f"recipe: frozen names {unknown[0]}, which the tower lacks. It has: {', '.join(named)}.")

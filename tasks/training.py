@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merging.backbones.base import Backbone
+from merging.checkpoints.tied import filled
 from merging.errors import UserError
 from merging.ops import generator
+from tasks.adapters import in_files
+from tasks.answers import answer_losses, asked
 from tasks.engine import Engine, ahead
 from tasks.multitask import Mixture, Together
 from tasks.recipes import Recipe
@@ -49,15 +52,22 @@ class Training:
         torch.manual_seed(job.seed)
         self.job, self.engine, self.step = job, engine, 0
         tower = job.backbone.build().train()
-        tower.load_state_dict(job.base)
+        tower.load_state_dict(filled(job.base, tower))
         self.tower = engine.ready(tower)
-        self.head = (self._new_head() if job.recipe.head_lr is not None else head_of(job.task)).to(engine.torch_device)
+        self.head = self._head().to(engine.torch_device)
         self._trained = nn.ModuleDict({HEAD: self.head} if job.recipe.head_lr is not None else {})
-        named = [*self.tower.named_parameters(), *self._trained.named_parameters()]
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in named}
         body, head = job.recipe.tuned(self.tower), list(self._trained.parameters())
+        self.tower.to(engine.torch_device)  # an adapter's factors too
+        named = [*self.tower.named_parameters(), *self._trained.named_parameters()]
+        self._names: dict[Tensor, str] = {parameter: in_files(name) for name, parameter in named}
         self._parameters, self._optimizer = [*body, *head], job.recipe.stepper(body, head)
         self._owners = job.task.owners().to(engine.torch_device) if isinstance(job.task, Together) else None
+
+    def _head(self) -> nn.Module:
+        """The task's own, a new one to train, or nothing where the model itself answers."""
+        if self.job.recipe.head_lr is not None:
+            return self._new_head()
+        return nn.Identity() if asked(self.job.task) else head_of(self.job.task)
 
     @torch.no_grad()
     def _new_head(self) -> nn.Linear:
@@ -92,16 +102,22 @@ class Training:
             group["lr"] = recipe.rate(self.step) * group["share"]
         self._optimizer.zero_grad(set_to_none=True)
         for some in torch.arange(len(labels)).chunk(recipe.accumulate):
-            truth = labels[some]
-            with self.engine.running():
-                features = self.job.backbone.features(self.tower, self.job.backbone.prepare(take(inputs, some)))
-            logits = self.head(features.float())
-            if self._owners is not None:  # a sample chooses among its own task's classes
-                logits = logits.masked_fill(self._owners != self._owners[truth][:, None], -torch.inf)
-            (loss(logits, truth) * (len(truth) / len(labels))).backward()
+            (self._loss(take(inputs, some), labels[some]) * (len(some) / len(labels))).backward()
         if recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
         self._optimizer.step()
+
+    def _loss(self, inputs: Inputs, truth: Tensor) -> Tensor:
+        """Mean over samples."""
+        backbone, task = self.job.backbone, self.job.task
+        with self.engine.running():
+            if asked(task):
+                return answer_losses(backbone, self.tower, *task.told(inputs, truth)).mean()  # type: ignore[union-attr]
+            features = backbone.features(self.tower, backbone.prepare(inputs))
+        logits = self.head(features.float())
+        if self._owners is not None:  # a sample chooses among its own task's classes
+            logits = logits.masked_fill(self._owners != self._owners[truth][:, None], -torch.inf)
+        return loss(logits, truth)
 
     def _batches(self) -> Iterator[tuple[Inputs, Tensor]]:
         """Inputs and labels of the steps that are left; a GPU's next batch is read while it works."""
@@ -116,11 +132,13 @@ class Training:
             yield inputs, labels  # type: ignore[misc]
 
     def weights(self) -> State:
-        """A copy of the tower, and of a head that was trained with it, fp32, on the CPU.
+        """A copy of the tower, or of its adapter, and of a head that was trained with it, fp32, on the CPU.
 
         Raises UserError naming a parameter that is not finite.
         """
-        both = self.tower.state_dict() | self._trained.state_dict()
+        tower = {in_files(key): value for key, value in self.tower.state_dict().items()}
+        of = self.job.base if self.job.recipe.adapter is None else map(self._names.__getitem__, self._parameters)
+        both = {key: tower[key] for key in of if key in tower} | self._trained.state_dict()
         state = {key: value.detach().cpu().clone() for key, value in both.items()}
         for key, value in state.items():
             if not value.isfinite().all():
@@ -145,7 +163,9 @@ class Training:
             slots.setdefault(name, {})[slot] = value.clone()
         weights = {name: tensors.pop(WEIGHTS) for name, tensors in slots.items()}
         self._trained.load_state_dict({name: weights.pop(name) for name in self._trained.state_dict()})
-        self.tower.load_state_dict(weights)
+        for key, value in self.tower.state_dict().items():
+            if (stored_value := weights.get(in_files(key))) is not None:
+                value.copy_(stored_value)
         state: dict[str, Any] = self._optimizer.state_dict()
         names = [self._names[parameter] for parameter in self._parameters]
         state["state"] = {index: slots[name] for index, name in enumerate(names) if slots[name]}
