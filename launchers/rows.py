@@ -23,7 +23,7 @@ from merging.identity import identity
 from tasks.score import Score
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
 
 log = logging.getLogger(__name__)
 VERSION = 2  # of the files
@@ -113,7 +113,9 @@ def write(row: Row, folder: str | Path) -> Path:
     try:
         _schema().validate_json(content)
     except ValidationError as error:
-        raise UserError(f"The row {row.method} on {row.suite} ({path}) was not written: {_first(error)}.") from error
+        raise UserError(
+            f"The row {row.method} on {row.suite} ({path}) was not written: {first_problem(error)}."
+        ) from error
     return write_atomically(path, lambda file: file.write(f"{content}\n".encode()))
 
 
@@ -143,7 +145,6 @@ def _files(path: Path) -> list[Path]:
 
 
 def _load(path: Path, level: int = logging.WARNING) -> Row | None:
-    from pydantic import ValidationError
     from pydantic_core import from_json
 
     try:
@@ -152,8 +153,7 @@ def _load(path: Path, level: int = logging.WARNING) -> Row | None:
     except OSError as error:
         log.log(level, "skipped the row file %s: %s", path, error.strerror or error)
     except (ValueError, TypeError, AttributeError, UserError) as error:  # no JSON, nothing like a row, or a bad one
-        reason = _first(error) if isinstance(error, ValidationError) else error
-        log.log(level, "skipped the damaged row file %s: %s", path, reason)
+        log.log(level, "skipped the damaged row file %s: %s", path, first_problem(error))
     return None
 
 
@@ -184,8 +184,12 @@ def _schema() -> "TypeAdapter[Row]":
     return TypeAdapter(Annotated[Row, AfterValidator(_checked)])
 
 
-def _first(error: "ValidationError") -> str:
-    """The first thing that is wrong, and where."""
+def first_problem(error: Exception) -> str:
+    """The first thing that is wrong, and where: of pydantic's list, else the whole message."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors(include_url=False)[0]
     where, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
     return f"{where}: {reason}" if where else reason

@@ -1,4 +1,4 @@
-"""Figures with axes: scores against a number, bars of what a word chose, accuracy against stored bytes."""
+"""Figures with axes: scores against a number, bars of what a word chose, scores against stored bytes."""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ from launchers.results.frame import MERGES, Summary
 from launchers.results.style import (
     COLUMN,
     INK,
-    KIND_NAMES,
-    LOOKS,
+    KIND_COLOURS,
     MARKERS,
     MEASURES,
     OKABE_ITO,
@@ -100,20 +99,26 @@ def _name_values(ax: Axes, values: Sequence[float]) -> None:
 
 @styled
 def bars(groups: Sequence[tuple[str, "DataFrame"]], measures: Sequence[str]) -> Figure:
-    """A bar a line below the heading of its group, a panel a measure; the frames have name, kind and the measures."""
-    listed = [bar for heading, frame in groups
-              for bar in ((heading, None), *((line["name"], line) for _, line in frame.iterrows()))]  # fmt: skip
+    """A bar a line below the heading of its group, if that has one; a panel a measure.
+
+    The frames have name, kind and the measures.
+    """
+    listed: list[tuple[str, Any]] = []
+    for heading, frame in groups:
+        listed += [(heading, None)] * bool(heading) + [(line["name"], line) for _, line in frame.iterrows()]
     figure = Figure(figsize=(PAGE if len(measures) > 1 else COLUMN, 0.55 + BAR * len(listed)), layout="constrained")
     axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for ax, measure in zip(axes, measures, strict=True):
         for position, (_, line) in enumerate(listed):
             if line is not None and not math.isnan(line[measure]):
-                _bar(ax, position, line[measure], line[f"{measure} sd"], LOOKS[line["kind"]][1])
+                _bar(ax, position, line[measure], line[f"{measure} sd"], KIND_COLOURS[line["kind"]])
         ax.set(xlabel=MEASURES[measure], xlim=(0, max(112, ax.get_xlim()[1])))
         ax.set_xticks(range(0, 101, 20))
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
-    _down(axes[0], {position: shorten(name, 56) for position, (name, line) in enumerate(listed) if line is not None})
+    names = {position: shorten(name, 56) for position, (name, line) in enumerate(listed) if line is not None}
+    axes[0].set_yticks(list(names), list(names.values()))
+    axes[0].set_ylim(len(listed) - 0.4, -0.6)
     for position, (name, line) in enumerate(listed):
         if line is None:
             axes[0].text(0, position, shorten(name, 60), va="center", weight="bold")
@@ -127,38 +132,20 @@ def _bar(ax: Axes, position: int, value: float, deviation: float, colour: str) -
     ax.text(value + whisker + 1.5, position, f"{value:.1f}", va="center", size=TEXT - 1)
 
 
-def _down(ax: Axes, names: dict[int, str]) -> None:
-    """Names of lines from the top down."""
-    ax.set_yticks(list(names), list(names.values()))
-    ax.set_ylim(max(names) + 0.6, -0.6)
-    ax.tick_params(axis="y", length=0)
-
-
-@styled
 def level_figure(summary: Summary) -> Drawn | None:
-    """Every line at its accuracy with its deviation over seeds; None without deviations, and where lines are many."""
+    """Every line with its deviation over seeds; None without deviations, and where lines are many."""
     measure = summary.level
     lines = summary.scored[(summary.scored["kind"] != "expert") & summary.scored[measure].notna()]
     if not 1 < len(lines) <= LINES or lines[f"{measure} sd"].isna().all():
         return None
-    figure = Figure(figsize=(PAGE, 0.75 + BAR * len(lines)), layout="constrained")
-    ax = figure.subplots()
-    lines = lines.assign(position=range(len(lines)))
-    for kind, alike in lines.groupby("kind", sort=False):
-        marker, colour = LOOKS[str(kind)]
-        ax.errorbar(alike[measure], alike["position"], xerr=alike[f"{measure} sd"], fmt=marker, color=colour, ms=4,
-                    lw=1, capsize=2, label=KIND_NAMES[str(kind)])  # fmt: skip
-    ax.grid(True, axis="y")
-    ax.set_xlabel(MEASURES[measure])
-    _down(ax, {line.position: named(line.label, line.Index) for line in lines.itertuples()})
-    figure.legend(loc="outside upper left", ncols=5)
+    figure = bars([("", lines.assign(name=[named(line.label, line.Index) for line in lines.itertuples()]))], [measure])
     caption = f"Mean and standard deviation over up to {lines['n'].max()} seeds."
     return Drawn("levels", "Lines with their deviation over seeds", figure, caption)
 
 
 @styled
 def bytes_figure(summary: Summary) -> Drawn | None:
-    """Accuracy against stored megabytes with the Pareto front; None where fewer than two lines have both.
+    """Scores against stored megabytes with the Pareto front; None where fewer than two lines have both.
 
     A colour and marker a method, hollow for oracles.
     """
@@ -188,5 +175,5 @@ def bytes_figure(summary: Summary) -> Drawn | None:
     figure.legend(loc="outside right upper")
     caption = f"Front: {', '.join(named(line.label, line.Index) for line in front.itertuples()) or 'no fair line'}."
     caption += " Bars: standard deviation over seeds." if lines[f"{measure} sd"].notna().any() else ""
-    title = f"Accuracy against stored bytes: {lines['kind'].isin(MERGES).sum()} merges, {len(summary.tasks)} tasks"
+    title = f"Score against stored bytes: {lines['kind'].isin(MERGES).sum()} merges, {len(summary.tasks)} tasks"
     return Drawn("bytes", title, figure, caption, tips)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launchers.results.frame import Summary
-from launchers.results.style import COLOURS, COLUMN, KIND_NAMES, MEASURES, MISSING, PAGE, TEXT, Drawn, named, styled
+from launchers.results.style import COLOURS, COLUMN, MEASURES, MISSING, PAGE, TEXT, Drawn, named, styled
 from launchers.rows import Row
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def maps(panels: Sequence[Panel], scale: Scale, digits: int, xlabel: str, ylabel
 
 @styled
 def score_map(summaries: Sequence[Summary]) -> Drawn:
-    """Methods x tasks, a panel a suite: percent of the expert, plain accuracy where a line has no expert."""
+    """Methods x tasks, a panel a suite: percent of the expert, plain scores where a line has no expert."""
     whats = {"norm": "score, % of the expert's", "mean": "score, %"}
     titles = [f"{summary.title}: {whats[summary.level]}" if len(summaries) > 1 else "" for summary in summaries]
     panels = [Panel(title, _scores(summary)) for title, summary in zip(titles, summaries, strict=True)]
@@ -112,7 +112,7 @@ def score_map(summaries: Sequence[Summary]) -> Drawn:
     xlabel = "task, with the expert's score; last the mean" if relative else "task"
     figure, axes = maps(panels, SCORES, 1, xlabel, high=ROW)
     for ax, summary, panel in zip(axes, summaries, panels, strict=True):
-        _mark_kinds(ax, summary.lines.loc[panel.cells.index], panel.cells.shape[1])
+        _name_lines(ax, summary.lines.loc[panel.cells.index], panel.cells.shape[1])
     title = f"Methods x tasks: {whats[summaries[0].level]}"
     return Drawn("heatmap", title, figure, "One line a method, mean over its seeds.")
 
@@ -129,18 +129,13 @@ def _scores(summary: Summary) -> "DataFrame":
     return merged[[*(f"norm {task}" for task in tasks), "norm"]].set_axis([*units, "norm"], axis=1)
 
 
-def _mark_kinds(ax: Axes, lines: "DataFrame", columns: int) -> None:
-    """Names of lines and, at the side, what routed and oracle lines are; a failed line carries its error."""
-    ax.set_yticklabels([named(line.label, line.Index) for line in lines.itertuples()])
-    kinds = list(lines["kind"])
-    for position, (kind, error) in enumerate(zip(kinds, lines["error"], strict=True)):
-        if kind == "failed":
+def _name_lines(ax: Axes, lines: "DataFrame", columns: int) -> None:
+    """Names of lines, with what routed and oracle lines are; a failed line carries its error."""
+    more = lines["kind"].map({"routed": " (routed)", "oracle": " (oracle)"}).fillna("")
+    ax.set_yticklabels([named(line.label, line.Index, more[line.Index]) for line in lines.itertuples()])
+    for position, error in enumerate(lines["error"]):
+        if isinstance(error, str):
             ax.text(0.1, position + 0.5, f"failed: {error}"[: 14 * columns], va="center", style="italic")
-    for kind in (kind for kind in ("routed", "oracle") if kind in kinds):
-        first, end = kinds.index(kind), kinds.index(kind) + kinds.count(kind)
-        ax.hlines([first, end], 0, columns, color=MISSING, lw=3)
-        name = KIND_NAMES[kind].replace(" ", "\n", 1)
-        ax.text(columns + 0.1, (first + end) / 2, name, va="center", style="italic")
 
 
 def routed(summary: Summary) -> list[tuple[Summary, Any]]:
@@ -176,11 +171,6 @@ def weights(summary: Summary, line: Any) -> "DataFrame":
     return _mean(summary, [row for row in line.rows if row.routing], matrix, more)
 
 
-def similarity(summary: Summary, rows: Sequence[Row]) -> "DataFrame":
-    """Mean over the seeds that know it, in the order of the table's tasks."""
-    return _mean(summary, [row for row in rows if row.similarity], lambda row: row.similarity)
-
-
 def _mean(summary: Summary, rows: Sequence[Row], matrix: Callable[[Row], Any],
           more: Sequence[str] = ()) -> "DataFrame":  # fmt: skip
     """The mean of the rows' matrices over their own tasks, with more lines, in the order of the table."""
@@ -193,25 +183,17 @@ def _mean(summary: Summary, rows: Sequence[Row], matrix: Callable[[Row], Any],
 
 
 @styled
-def similarity_maps(summary: Summary) -> list[Drawn]:
-    """Cosines between task vectors, mean over seeds; one for every set of experts of other seeds or families."""
-    experts = summary.lines.loc[summary.lines["kind"] == "expert", "rows"]
-    known = [similarity(summary, rows) for rows in experts if any(row.similarity for row in rows)]
-    unlike = list({cosines.to_json(): cosines for cosines in known}.values())
-    return [_similarity(cosines, f"similarity{number if len(unlike) > 1 else ''}")
-            for number, cosines in enumerate(unlike, 1)]  # fmt: skip
-
-
-def _similarity(cosines: "DataFrame", name: str) -> Drawn:
-    apart = off_diagonal(cosines)
+def similarity_map(summary: Summary) -> Drawn | None:
+    """Cosines between task vectors, mean over the expert rows that know them; None where none does."""
+    if not (rows := [row for row in summary.rows if row.similarity]):
+        return None
+    apart = off_diagonal(_mean(summary, rows, lambda row: row.similarity))
     others = apart.stack().dropna()
     figure = square(apart, 3 if others.abs().max() < 0.1 else 2, "cosine of the task vector with that of",
                     "task vector of")  # fmt: skip
     largest = f", largest {others.max():.3f}: {' and '.join(map(str, others.idxmax()))}" if len(others) else ""
-    still = [task for task in cosines if cosines.loc[task, task] == 0]
     caption = f"Mean {others.mean() if len(others) else 0:.3f}{largest}."
-    caption += f" Experts that equal the base have no direction: {', '.join(still)}." if still else ""
-    return Drawn(name, "Similarity of task vectors, cosine", figure, caption)
+    return Drawn("similarity", "Similarity of task vectors, cosine", figure, caption)
 
 
 def square(apart: "DataFrame", digits: int, xlabel: str, ylabel: str) -> Figure:
@@ -230,22 +212,18 @@ def energy_map(summary: Summary) -> Drawn | None:
     """Per layer, the share of the task vectors' energy that the routed parts hold; None where no row knows it."""
     from pandas import DataFrame
 
-    alike: dict[str, list[Any]] = {}  # lines that hold the same parts under other gates
-    for line in summary.lines[summary.lines["energy"].notna()].itertuples():
-        alike.setdefault(str([row.energy for row in line.rows]), []).append(line)
-    if not alike:
+    known = summary.lines[summary.lines["energy"].notna()]
+    if not len(known):
         return None
-    captured = {}
-    for line, *more in alike.values():
-        seeds = DataFrame([{key: np.mean(shares) for key, shares in row.energy.items() if shares} for row in line.rows])
-        captured[named(line.label, line.Index, f" (+{len(more)})" if more else "")] = 100 * seeds.mean()
-    keys = dict.fromkeys(key for lines in alike.values() for row in lines[0].rows for key in row.energy)
-    shares = DataFrame(captured).reindex(keys)  # parameter x line
+    held = {}  # line -> mean over tasks and seeds, of every parameter
+    for line in known.itertuples():
+        seeds = [{key: np.mean(shares) for key, shares in row.energy.items() if shares} for row in line.rows]
+        held[named(line.label, line.Index)] = 100 * DataFrame(seeds).mean()
+    shares = DataFrame(held).reindex(dict.fromkeys(key for shares in held.values() for key in shares.index))
     layers = shares.groupby(_layers(shares.index), sort=False).mean()
     layers = layers.sort_index(key=lambda names: names == OTHER, kind="stable").T
     figure, _ = maps([Panel("", layers)], SCORES, 0, "layer", high=ROW)
     caption = "Share of the squared norm of the task vectors, mean over tasks, seeds and a layer's matrices."
-    caption += " (+n): n more lines hold the same parts." if len(alike) < summary.lines["energy"].count() else ""
     return Drawn("energy", "Energy captured per layer, %", figure, caption)
 
 

@@ -11,12 +11,13 @@ import yaml
 
 import conf
 from launchers.results.frame import REFERENCES, Summary
-from launchers.results.labels import Identity, identity, labels, value_at
+from launchers.results.labels import Identity, identity, labels
+from launchers.rows import first_problem
 from merging.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
     from launchers.results.style import Drawn
 
@@ -59,7 +60,7 @@ class Plot:
 
 def declared(text: Any, where: str) -> Plot:
     """The plot of a mapping, or of its YAML. Raises UserError naming `where`."""
-    from pydantic import TypeAdapter, ValidationError  # not needed by `duet --help`
+    from pydantic import TypeAdapter  # not needed by `duet --help`
 
     try:
         values = yaml.safe_load(text) if isinstance(text, str) else text
@@ -68,10 +69,8 @@ def declared(text: Any, where: str) -> Plot:
         values = values | {name: (values[name],) for name in ("y", "hue") if isinstance(values.get(name), str)}
         return TypeAdapter(Plot).validate_python(values)
     except (yaml.YAMLError, ValueError) as error:  # of pydantic too
-        problems = error.errors() if isinstance(error, ValidationError) else []
-        listed = "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in problems) or error
         raise UserError(
-            f"The plot of {where} cannot be drawn: {listed}. Write e.g. {{kind: curve, x: method.keep}}."
+            f"The plot of {where} cannot be drawn: {first_problem(error)}. Write e.g. {{kind: curve, x: method.keep}}."
         ) from error
 
 
@@ -119,7 +118,7 @@ def _lines(plot: Plot, summaries: Sequence[Summary]) -> "DataFrame":
             title = line["suite"] if plot.x == "tasks" else summary.title
             curve = _rest(options, [plot.x, plot.along, plot.facet])
             records.append({
-                **line, "options": options, "x": x, "at": str(x), "summary": summary, "title": title,
+                **line, "options": options, "x": x, "at": str(x), "title": title,
                 "figure": json.dumps([title, _rest(options, plot.free)], sort_keys=True),
                 "curve": json.dumps(curve, sort_keys=True), "facet": str(options.get(plot.facet, "")),
                 "hue": ", ".join(str(options.get(name)) for name in plot.hue),
@@ -153,10 +152,12 @@ def _drawn(plot: Plot, file: str, name: str, lines: "DataFrame") -> "Drawn":
 
     score = "norm" if lines["norm"].notna().all() else "mean"
     measures = [score if measure == "score" else measure for measure in plot.y]
-    figure, more = {"curve": _curves, "grid": _grid, "bars": _bars}[plot.kind](plot, lines, measures)
+    figure = {"curve": _curves, "grid": _grid, "bars": _bars}[plot.kind](plot, lines, measures)
     deviate = lines[[f"{measure} sd" for measure in measures]].notna().any(axis=None)
-    caption = " ".join([*["Deviations over seeds."] * bool(deviate), *more])
-    title = f"Accuracy {'against' if plot.kind == 'curve' else 'by'} {X.get(plot.x, plot.x)} ({name})"
+    many = plot.kind != "grid" and lines["curve"].nunique() > MOST
+    caption = " ".join([*["Deviations over seeds."] * bool(deviate),
+                        *[f"At most {MOST} {plot.kind}s or groups; the others are in the table."] * many])  # fmt: skip
+    title = f"Score {'against' if plot.kind == 'curve' else 'by'} {X.get(plot.x, plot.x)} ({name})"
     return Drawn(file, f"{title}: {lines['title'].iloc[0]}", figure, caption)
 
 
@@ -165,7 +166,7 @@ def _panels(plot: Plot, lines: "DataFrame") -> list[tuple[str, "DataFrame"]]:
     return [(f"{last}={value}" if plot.facet else "", frame) for value, frame in lines.groupby("facet")]
 
 
-def _curves(plot: Plot, lines: "DataFrame", measures: Sequence[str]) -> tuple["Figure", list[str]]:
+def _curves(plot: Plot, lines: "DataFrame", measures: Sequence[str]) -> "Figure":
     """A curve for all lines that differ in x alone; where several lines meet, their mean and deviation."""
     from launchers.results.curves import curves
 
@@ -178,44 +179,27 @@ def _curves(plot: Plot, lines: "DataFrame", measures: Sequence[str]) -> tuple["F
     for measure in measures:
         points[f"{measure} sd"] = points[f"{measure} sd"].mask(meeting.size() > 1, meeting[measure].std())
     points = points.reset_index()
-    lengths = points["curve"].value_counts()
-    more = [f"The {MOST} longest of {len(lengths)} curves; the others are in the table."] if len(lengths) > MOST else []
-    kept = points[points["curve"].isin(lengths.index[:MOST])]
-    return curves(_panels(plot, kept), measures, X.get(plot.x, plot.x), at_values=plot.x != "stored_mb"), more
+    longest = points["curve"].value_counts().index[:MOST]
+    panels = _panels(plot, points[points["curve"].isin(longest)])
+    return curves(panels, measures, X.get(plot.x, plot.x), at_values=plot.x != "stored_mb")
 
 
-def _grid(plot: Plot, lines: "DataFrame", measures: Sequence[str]) -> tuple["Figure", list[str]]:
+def _grid(plot: Plot, lines: "DataFrame", measures: Sequence[str]) -> "Figure":
     """The values of x across, those of hue down; a panel a facet and measure."""
     from launchers.results.heat import grids
 
-    return grids(_panels(plot, lines), measures, plot.x, ",\n".join(plot.hue)), []
+    return grids(_panels(plot, lines), measures, plot.x, ",\n".join(plot.hue))
 
 
-def _bars(plot: Plot, lines: "DataFrame", measures: Sequence[str]) -> tuple["Figure", list[str]]:
-    """Groups by what lines share, their lines by rising score; beside a part what it gives alone."""
-    from pandas import DataFrame
-
+def _bars(plot: Plot, lines: "DataFrame", measures: Sequence[str]) -> "Figure":
+    """Groups by what lines share, their lines by rising score."""
     from launchers.results.curves import bars
 
     groups = [group.sort_values("mean") for _, group in lines.groupby("curve", sort=False) if len(group) > 1][:MOST]
     headings = labels([_rest(group["options"].iloc[0], [plot.x]) for group in groups])
-    made, last = {}, plot.x.rpartition(".")[2]
+    made, last = [], plot.x.rpartition(".")[2]
     for heading, group in zip(headings, groups, strict=True):
         differing = [label.partition(" ")[2].removeprefix(f"{last}=") for label in labels(list(group["options"]))]
         words = [str(options.get(plot.x, name)) for options, name in zip(group["options"], differing, strict=True)]
-        named = group.assign(name=words if len({*words}) == len(words) else differing)
-        made[heading] = DataFrame([bar for _, line in named.iterrows() for bar in (line, *_alone(plot, line))])
-    alone = any(frame["name"].str.startswith("alone: ").any() for frame in made.values())
-    return bars(list(made.items()), measures), ["Alone: what the part gives by itself."] * alone
-
-
-def _alone(plot: Plot, line: "Series") -> list["Series"]:
-    """The line of the method that is a part of another, at the scale it has there."""
-    from pandas import Series, concat
-
-    part = value_at(line["rows"][0].config, plot.x)
-    for _, other in line["summary"].lines.iterrows() if isinstance(part, dict) else ():
-        row = other["rows"][0]
-        if other["kind"] == "static" and row.config.get("method") == part and row.scale == part.get("scale"):
-            return [concat([other, Series({"name": f"alone: {row.method}"})])]
-    return []
+        made.append((heading, group.assign(name=words if len({*words}) == len(words) else differing)))
+    return bars(made, measures)

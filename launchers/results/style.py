@@ -21,11 +21,8 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  
 MARKERS = "osD^vPX"
 STYLES = ("-", "--", "-.", ":")
 NAME = 34  # characters of a line's name in a figure
-KIND_NAMES = {"base": "base", "linear_probe": "linear probe of the base",
-              "static": "static", "routed": "routed per input",
-              "oracle": "oracle (task identity given)", "multitask": "one model trained on all",
-              "expert": "experts"}  # fmt: skip
-LOOKS = dict(zip(KIND_NAMES, zip("XDos^vP", (INK, INK, *OKABE_ITO[:3], INK, INK), strict=True), strict=True))
+KIND_COLOURS = {"static": OKABE_ITO[0], "routed": OKABE_ITO[1], "oracle": OKABE_ITO[2],
+                **dict.fromkeys(("base", "linear_probe", "multitask", "expert"), INK)}  # fmt: skip
 MEASURES = {
     "norm": "normalised score, %",
     "mean": "mean score, %",
