@@ -1,4 +1,4 @@
-"""Accuracy against bytes: the two numbers of a run that a search is told, and `python -m launchers.pareto [paths]`."""
+"""Scores against bytes: the two numbers of a run that a search is told, and `python -m launchers.pareto [paths]`."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from merging.errors import UserError
 
 
 class Point(NamedTuple):
-    """A merge as a search sees it: normalised accuracy (plain without experts), to be high; bytes, to be low."""
+    """A merge as a search sees it: normalised score (plain without experts), to be high; bytes, to be low."""
 
-    accuracy: float
+    score: float
     stored_bytes: float
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exits 1 with one paragraph when there is nothing to draw."""
     from launchers.results.curves import bytes_figure
 
-    parser = parser_of("pareto", "Draw accuracy against stored bytes.")
+    parser = parser_of("pareto", "Draw scores against stored bytes.")
     parser.add_argument("--file", default="pareto.png", help="the picture, of several suites one each (pareto.png)")
     chosen = parser.parse_args(arguments)
     path = Path(chosen.file)

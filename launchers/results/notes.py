@@ -9,8 +9,8 @@ from launchers.results.writers import render
 from launchers.rows import Row
 
 
-def notes(summary: Summary) -> list[str]:
-    """What a reader must know to trust the table, a sentence or two each."""
+def notes(summary: Summary, best: str = "bold") -> list[str]:
+    """What a reader must know to trust the table, a sentence or two each; `best` is how the best score is printed."""
     runs = _runs(summary)
     scored = [(label, row) for label, row in runs if row.status == "ok"]
     adapted: dict[tuple[str, bool], list[str]] = defaultdict(list)
@@ -27,7 +27,7 @@ def notes(summary: Summary) -> list[str]:
         "notes.txt", summary=summary, scored=summary.scored, runs=runs, splits=_splits(summary), twice=twice,
         what="Accuracy" if plain else f"Scores ({metrics})", unit="accuracy" if plain else "score",
         undefined=_undefined(summary), scales=scales, adapted=sorted(adapted.items()), origins=_origins(summary),
-        first_line=first_line,
+        first_line=first_line, best=best,
     )  # fmt: skip
 
 

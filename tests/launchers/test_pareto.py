@@ -31,9 +31,9 @@ def test_the_front_is_what_nothing_beats(seed):
 
     draw = random.Random(seed)
     points = [Point(draw.randrange(6), draw.randrange(6)) for _ in range(12)]
-    kept = [Point(*values) for values in pareto(DataFrame(points), "stored_bytes", "accuracy").to_numpy()]
+    kept = [Point(*values) for values in pareto(DataFrame(points), "stored_bytes", "score").to_numpy()]
     unbeaten = {point for point in points if not any(
-        (other.accuracy >= point.accuracy and other.stored_bytes <= point.stored_bytes) and other != point
+        (other.score >= point.score and other.stored_bytes <= point.stored_bytes) and other != point
         for other in points
     )}  # fmt: skip
     assert len(kept) == len(set(kept)) and set(kept) == unbeaten

@@ -74,7 +74,7 @@ def test_the_table_has_the_lines_and_numbers_of_the_terminal(made, tree):
         bold = [bool(list(cell.all("strong", kind="best"))) for cell in listed]
         assert bold == [cell.bold for cell in column.cells], column.header
     listed = [item.text for item in next(tree.all("ul", kind="notes")).all("li")]
-    assert listed == [" ".join(note.split()) for note in notes(summary)]
+    assert listed == [" ".join(note.split()) for note in notes(summary, "framed")]
 
 
 def test_a_failure_is_shown_whole_and_never_runs(text, tree):
