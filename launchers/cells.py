@@ -125,6 +125,7 @@ class Cell:
             tasks=list(grid.suite.names),
             needs=self.method.needs,
             family=self.setup.source.family,
+            owned=experts.owned,
             checkpoints=self.checkpoints,
             splits={name: {"name": self.split, "id": split.id, "size": len(split)} for name, split in scored.items()},
             seed=self.config["seed"],
@@ -197,7 +198,8 @@ class Cell:
         """Scores on the held-out tasks; in the expert row those of their own experts, where there are any."""
         grid, experts = self.setup.grid, self.setup.unseen
         if experts is None or not isinstance(self.method, Expert):
-            return score_unseen(grid, merged, self.split, journal)
+            owned = {} if experts is None else experts.kept  # a held-out task answers with its own, too
+            return score_unseen(grid, replace(merged, owned={**merged.owned, **owned}), self.split, journal)
         held_out = Grid(grid.suite.unseen, grid.backbone, grid.engine)
         return Unseen({**held_out.score(call(self.method, experts), self.split, journal=journal).scores}, {})
 

@@ -33,6 +33,7 @@ from merging.files import write_text
 from merging.fit.gates import Oracle, Router
 from merging.methods import Base, Expert, Multitask
 from merging.methods.method import Method
+from merging.owned import check_shared
 from merging.saving import check_target
 from tasks.data import SuiteData
 from tasks.evaluate import Grid
@@ -54,6 +55,7 @@ def run(config: DictConfig) -> list[str]:
         chosen = cell(config, HydraConfig.get().runtime.choices["method"])
         if config.save is not None:
             others = Known("", tuple(map(Path, sorted(named(config)))))  # a text tower, a model of all tasks
+            check_shared(chosen.setup.experts.owned)
             check_target(config.save, [chosen.setup.experts.origin, *chosen.setup.experts.inputs, others])
         references = [cell(config, label, reference=True) for label in REFERENCES if label != chosen.label]
         ids = [member.run_id for member in (chosen, *references)]
@@ -162,12 +164,12 @@ def overrides() -> list[str]:
 
 def prepared(config: DictConfig, label: str, reference: bool = False) -> DictConfig:
     """The configuration of a row. No option of the run's own method touches a reference, and the base, which has no
-    expert whose text tower could read the class names, keeps its own heads."""
+    expert whose text tower could read the class names, keeps its own heads where the suite has such."""
     changed = config.copy()
     OmegaConf.set_struct(changed, False)
     if reference:
         changed.method, changed.save_dtype = {"_target_": f"merging.methods.{REFERENCES[label].__name__}"}, None
-    if label == "base" and "heads" in config.experts:
+    if label == "base" and "heads" in config.experts and config.suite.get("text", "") is not None:
         changed.experts.heads = "suite"
     if changed.method["_target_"].endswith(".LinearProbe"):
         if "heads_from" not in config.experts:

@@ -63,6 +63,7 @@ class Row:
     tasks: list[str]
     needs: str  # what the method asks for besides weights: "nothing" | "inputs" | "labels"
     family: str  # where base and experts come from
+    owned: str = field(default="heads", kw_only=True)  # what the true task's expert answers with, see merging.owned
     checkpoints: dict[str, str]  # "base" and every task -> content id
     splits: dict[str, dict[str, Any]]  # task -> {"name": "test", "id": fingerprint, "size": images}
     seed: Whole

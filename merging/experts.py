@@ -22,6 +22,7 @@ from merging.deltas import Delta, LowRank, OnDemand
 from merging.errors import UserError
 from merging.merged import Merged, Routing
 from merging.ops import rows
+from merging.owned import HEADS, Owned
 from merging.preflight import check_experts, check_finite, differing, listed, some
 from merging.qkv import Joined, fused_name, join_deltas, separated
 from merging.threads import each, workers
@@ -30,12 +31,14 @@ Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a ten
 
 
 @dataclass(frozen=True)
-class Experts:
+class Experts(Owned):
     """A base and its experts, seen as task vectors tau_t = theta_t - theta_0 in fp32.
 
     separate_qkv: show query, key and value of every attention as three parameters (`attn.q_proj_weight`, ...) instead
     of one fused matrix, as Hugging Face stores them: methods that work matrix by matrix then differ. Checkpoints and
     what a merge results in are fused either way.
+    owned: what belongs to a task, is not merged, and answers with its expert's numbers when the task is scored: its
+    head, or its biases too, those of norms included, as Twin-Merging and WUDI evaluate.
     """
 
     tasks: tuple[str, ...]
@@ -48,6 +51,7 @@ class Experts:
     only: frozenset[str] | None = None  # the parameters in view, None is all
     separate_qkv: bool = False
     left_out: tuple[Checkpoint, ...] = ()  # what of each expert is its task's head
+    owned: str = HEADS
 
     @classmethod
     def open(
@@ -94,12 +98,6 @@ class Experts:
         return f"not merged, the base's is kept although the experts' differ: {some(self.differing)}"
 
     @property
-    def heads(self) -> dict[str, dict[str, Tensor]]:
-        """Task -> the parameters of its expert's head, for those that have one."""
-        named = zip(self.tasks, self.left_out, strict=False)
-        return {task: {key: head.tensor(key).clone() for key in head.specs()} for task, head in named if head.specs()}
-
-    @property
     def inputs(self) -> tuple[Checkpoint | Known, ...]:
         """What a merge remembers of the experts; of those in memory not their tensors."""
         return tuple(expert if expert.files else Known(expert.id) for expert in self.checkpoints)
@@ -110,12 +108,16 @@ class Experts:
         return tuple(separated(stored) if self.separate_qkv else stored for stored in (self.origin, *self.checkpoints))
 
     def specs(self) -> dict[str, Spec]:
-        """Shape and widest dtype of every parameter, keys sorted."""
+        """Shape and widest dtype of every parameter that is merged, keys sorted."""
+        return {key: spec for key, spec in self._stored().items() if not self.is_owned(key)}
+
+    def _stored(self) -> dict[str, Spec]:
+        """As `specs`, with the parameters that belong to tasks."""
         base, *experts = (checkpoint.specs() for checkpoint in self._seen)
         return {
             key: Spec(spec.shape, reduce(torch.promote_types, (expert[key].dtype for expert in experts), spec.dtype))
             for key, spec in sorted(base.items())
-            if spec.merged and (self.only is None or key in self.only)
+            if spec.merged and (self.only is None or key in self.only or self.is_owned(key))
         }
 
     def keys(self, kind: str | None = None) -> tuple[str, ...]:
@@ -267,10 +269,11 @@ class Experts:
         **more: Any,
     ) -> Merged:
         """The result of a method: changes of the base for every input, and deltas for those that depend on it."""
+        more = {"owned": self.kept} | more
         if not self.separate_qkv:
-            return Merged(self.origin, self.tasks, self.specs(), shared, deltas or {}, routing, scale, **more)
+            return Merged(self.origin, self.tasks, self._stored(), shared, deltas or {}, routing, scale, **more)
         only = None if self.only is None else frozenset(map(fused_name, self.only))
-        specs = replace(self, separate_qkv=False, only=only).specs()
+        specs = replace(self, separate_qkv=False, only=only)._stored()
         return Joined(self.origin, self.tasks, specs, shared, join_deltas(deltas or {}), routing, scale, **more)
 
     @cached_property

@@ -12,6 +12,7 @@ from merging import saving
 from merging.checkpoints import Checkpoint, Known, Spec
 from merging.deltas import Delta, repeated
 from merging.errors import UserError
+from merging.owned import check_shared
 from merging.routing.gates import GateShape
 
 
@@ -65,6 +66,7 @@ class Merged:
         default_factory=dict
     )  # key -> share of ||tau_t||^2 that delta_t holds
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # of tasks whose experts came with one
+    owned: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # task -> changes of what it does not share
     inputs: tuple[Checkpoint | Known, ...] = ()  # the experts in task order; none where they are not known
     remarks: tuple[str, ...] = ()  # what a reader of its scores should know
     remade: Callable[[float], "Merged"] | None = None  # the merge at another coefficient, if more than `shared` follows
@@ -85,6 +87,21 @@ class Merged:
         cast, remade = saving.dtype_of(dtype), self.remade
         specs = {key: Spec(spec.shape, cast) for key, spec in self.specs.items()}
         return replace(self, specs=specs, remade=remade and (lambda scale: remade(scale).cast(cast)))
+
+    def of(self, task: str) -> "Merged":
+        """The merge as it answers for a task: with the parameters that belong to it, where any do.
+
+        Raises UserError for a task whose parameters are not there.
+        """
+        if not self.owned:
+            return self
+        if task not in self.owned:
+            raise UserError(
+                f"Every task has biases of its own here (owned=heads+biases), and {task} has no expert to take them "
+                f"from. Leave the task out, or choose owned=heads."
+            )
+        changes, remade = {**self.fixed, **self.owned[task]}, self.remade
+        return replace(self, fixed=changes, owned={}, remade=remade and (lambda scale: remade(scale).of(task)))
 
     def static(self, key: str) -> Tensor:
         """What all inputs share of one parameter, in fp32, rounded to the dtype it is stored in.
@@ -131,14 +148,14 @@ class Merged:
         twice = sum(tensor.numel() for tensor in repeated(self.deltas.values()))
         return (
             sum(delta.params for delta in self.deltas.values()) - twice + (self.routing.params if self.routing else 0)
-        )
+        ) + sum(change.numel() for changes in self.owned.values() for change in changes.values())
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all tensors that `save` would write: one dense backbone, deltas, gates and heads."""
         backbone = sum(spec.bytes for spec in {**self.base.specs(), **self.specs}.values())
         gates = self.routing.bytes if self.routing is not None else 0
-        heads = sum(tensor.nbytes for head in self.heads.values() for tensor in head.values())
+        heads = sum(tensor.nbytes for of in (self.heads, self.owned) for own in of.values() for tensor in own.values())
         twice = sum(tensor.nbytes for tensor in repeated(self.deltas.values()))
         return backbone + gates + heads + sum(delta.bytes for delta in self.deltas.values()) - twice
 
@@ -149,10 +166,11 @@ class Merged:
         that Hugging Face's libraries load too; see merging.saving and merging.saving_folder. Atomic.
 
         dtype: of what all inputs share (fp32, bf16, fp16) instead of its own, the widest of base and experts. shard_gb:
-        size of a file of the folder's weights at most.
+        size of a file of the folder's weights at most. Raises UserError where tasks answer with biases of their own.
         """
         from merging import saving_folder  # here, because it reads configurations and tokenizers
 
+        check_shared(self.owned)
         merged = self if dtype is None else self.cast(dtype)
         if saving.is_folder(path):
             return saving_folder.write(merged, path, shard_gb, **facts)

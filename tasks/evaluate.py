@@ -15,6 +15,7 @@ from merging.routing.gates import listening
 from merging.routing.install import install
 from merging.routing.routed import Routed
 from merging.threads import workers
+from tasks.apart import check_apart, gate_of
 from tasks.engine import Engine
 from tasks.journal import NOWHERE, Journal, Page
 from tasks.mixed import mixes_tasks, run_together
@@ -104,7 +105,8 @@ class Grid:
         if merged.remade is not None:
             return [self.score(merged.scaled(scale), split, journal=journal).scores for scale in scales]
         check_order(merged, self.suite)
-        moving, names = Moving.of(merged, self.engine.torch_device), self.suite.names
+        moving = None if merged.owned else Moving.of(merged, self.engine.torch_device)
+        names = self.suite.names
         run = lambda index: self._along(merged, moving, scales, index, split, journal)  # noqa: E731
         columns = list(self.each(run, len(names)))
         return [dict(zip(names, scores, strict=True)) for scores in zip(*columns, strict=True)]
@@ -130,17 +132,22 @@ class Grid:
         """What all tasks share: a routed model, or the weights of a static merge."""
         if merged.routing is not None and not merged.routing.by_task:
             return self.engine.ready(install(self.backbone.build(), merged), routed=True)
-        return None if merged.deltas else dict(merged.state())
+        return None if merged.deltas or merged.owned else dict(merged.state())
 
     def _one(
         self, merged: Merged, model: Routed | dict[str, Tensor] | None, task: Task, index: int, split: str,
         journal: Journal,
     ) -> Outcome:  # fmt: skip
         page = journal.page(task.name, split, task.split(split).id, merged.scale, head_id(task), *self.engine.identity)
+        own = merged.of(task.name)
         if isinstance(model, Routed):
-            return outcome(model, self.backbone, task, split, self.engine, page)
+            if not merged.owned:
+                return outcome(model, self.backbone, task, split, self.engine, page)
+            check_apart(model.sees)
+            answers = self.engine.ready(install(self.backbone.build(), own), routed=True)
+            return outcome(answers, self.backbone, task, split, self.engine, page, model)
         with self.module() as module:
-            state = dict(merged.state(merged.one_hot(index))) if model is None else model
+            state = dict(own.state(own.one_hot(index) if own.deltas else None)) if model is None else model
             module.load_state_dict(state, strict=False)
             return outcome(module, self.backbone, task, split, self.engine, page)
 
@@ -148,6 +155,8 @@ class Grid:
         self, model: Routed, merged: Merged, tasks: Sequence[Task], split: str
     ) -> Iterator[tuple[Task, Outcome]]:
         """As `outcomes`, where samples of all tasks meet in one batch."""
+        if merged.owned:
+            check_apart("samples of several tasks at once")
         splits = [task.split(split) for task in tasks]
         read = reader(self.backbone, tasks[0])
         run = lambda inputs, w=None: answer(model, inputs, w, read=read, engine=self.engine)  # noqa: E731
@@ -158,12 +167,13 @@ class Grid:
             yield task, Outcome(task.evaluate(lambda _, kept=kept: kept, split), share)
 
     def _along(
-        self, merged: Merged, moving: Moving, scales: Sequence[float], index: int, split: str, journal: Journal
+        self, merged: Merged, moving: Moving | None, scales: Sequence[float], index: int, split: str, journal: Journal
     ) -> list[Score]:
         """The scores of one task at the scales."""
         task = self.suite.tasks[index]
         samples, facts = task.split(split), (list(scales), head_id(task), *self.engine.identity)
-        page, moving = journal.page(task.name, split, samples.id, *facts), moving.with_delta(merged, index)
+        page = journal.page(task.name, split, samples.id, *facts)
+        moving = (moving or Moving.of(merged.of(task.name), self.engine.torch_device)).with_delta(merged, index)
         read = reader(self.backbone, task)
         with self.module() as module:
             for batch in self.engine.stream(samples.inputs, page.done):
@@ -189,18 +199,22 @@ def check_order(merged: Merged, suite: Suite) -> None:
 
 
 def outcome(
-    module: nn.Module, backbone: Backbone, task: Task, split: str, engine: Engine = ENGINE, page: Page | None = None
-) -> Outcome:
+    module: nn.Module, backbone: Backbone, task: Task, split: str, engine: Engine = ENGINE, page: Page | None = None,
+    gated: Routed | None = None,
+) -> Outcome:  # fmt: skip
     """Score, and the mean gating weights of every sample; what the page holds already is not run again.
 
-    Raises UserError if an output is not finite.
+    gated: a model whose gate decides in the place of the module's. Raises UserError if an output is not finite.
     """
     page = NOWHERE.page() if page is None else page
     read = reader(backbone, task)
 
     def predict(samples: Split) -> Predictions:
         for inputs in engine.stream(samples.inputs, page.done):
-            features, weights = answer(module, backbone.prepare(inputs), read=read, engine=engine)
+            prepared = backbone.prepare(inputs)
+            w = None if gated is None else gate_of(gated, prepared, engine)
+            features, weights = answer(module, prepared, w, read=read, engine=engine)
+            weights = weights if w is None else w
             page.add({**decided(task, features, split), **({} if weights is None else {WEIGHTS: weights.float()})})
         page.store()
         return page.together()

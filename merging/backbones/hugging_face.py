@@ -207,7 +207,7 @@ class HuggingFace(Backbone):
 
 def beside(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs on the module's device: those of texts are made on the CPU."""
-    device = next(module.parameters()).device
+    device = next(getattr(module, "func", module).parameters()).device  # of a partial, given its weights
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 

@@ -19,6 +19,7 @@ from merging.checkpoints.views import below, completed
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.identity import WHERE
+from merging.owned import HEADS as HEADS_ALONE
 from merging.preflight import some
 from tasks.heads.head import Given, HeadSource, check_class_orders, classes_in
 from tasks.heads.probe import Probe
@@ -63,7 +64,7 @@ class Folder:
     its metadata is refused, and so are experts of different layouts in one merge: they were not made the same way.
     heads: suite (the class names, read by the suite's text tower), expert (the classifier or the text tower in each
     expert's own file), probe (fitted on the features of each expert's train split), or a template path of classifiers.
-    multitask: path of one model trained on all tasks, for method=multitask.
+    multitask: path of one model trained on all tasks, for method=multitask. owned: see merging.owned.
     """
 
     base: str = field(metadata=WHERE)
@@ -73,6 +74,7 @@ class Folder:
     qkv: Literal["fused", "separate"] = "fused"
     text: bool = False
     heads: str = "suite"
+    owned: str = HEADS_ALONE
     multitask: str | None = field(default=None, metadata=WHERE)
     remarks = ()
 
@@ -92,6 +94,9 @@ class Folder:
 
     def open(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
         """Raises UserError for what is missing, of another family or layout, or does not fit the backbone."""
+        return replace(self._experts(suite, backbone, cache), owned=self.owned)
+
+    def _experts(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
         base, opened = self._opened_all(suite, backbone, cache)
         if not is_clip(backbone):
             for file in (base, *opened.values()):
