@@ -20,7 +20,6 @@ EXTRAS = {
     "ray": ("hydra_ray_launcher", "launcher=ray_gpus", "launcher=ray"),
     "optuna": ("hydra_optuna_sweeper", "sweeper=pareto", "sweeper=optuna"),
 }  # extra of pyproject -> Hydra's plugin, what needs it
-INNER = re.compile(r"(?<=[:\[,])\s*[^\s:\"'\[\]{},][^\"'\[\]{},]*")  # an unquoted text in a mapping or a list
 
 
 def missing(arguments: Sequence[str]) -> str | None:
@@ -74,35 +73,19 @@ def spelled(arguments: Sequence[str], program: str = "duet") -> str | None:
             whole[-1] += f" {word}"
         else:
             whole.append(word)
-    fixed = []
-    for word in whole:
-        key, sign, value = word.partition("=")
-        if (text := readable(value)) is None:
-            return None
-        fixed.append(f"{key}{sign}{text}")
-    if fixed == known.overrides:
+    halves = [word.partition("=") for word in whole]
+    fixed = [f"{key}{sign}{text}" for key, sign, value in halves if (text := readable(value)) is not None]
+    if fixed == known.overrides or len(fixed) < len(whole):
         return None
     flags = [word for word in arguments if word not in known.overrides]
     return f"A value with spaces or special characters needs quotes. Write: {shlex.join([program, *flags, *fixed])}"
 
 
 def readable(value: str) -> str | None:
-    """The value with quotes around what Hydra cannot read as it stands; None where quotes do not help."""
-    if _reads(value):
-        return value
-    if value.startswith(("[", "{")) and not value.startswith("{task}"):
-        inner = INNER.sub(lambda text: text[0] if _reads(text[0]) else _quoted(text[0].strip()), value)
-        return inner if _reads(inner) else None
-    return None if value.startswith(('"', "'")) else _quoted(value)
-
-
-def _reads(value: str) -> bool:
+    """The value, in quotes where Hydra cannot read it as it stands; None for a list or mapping that it cannot read."""
     try:
         parsed([f"x={value}"])
     except HydraException:
-        return False
-    return True
-
-
-def _quoted(text: str) -> str:
-    return QuotedString(text, Quote.double).with_quotes()
+        inside = value.startswith(("[", "{", '"', "'")) and not value.startswith("{task}")
+        return None if inside else QuotedString(value, Quote.double).with_quotes()
+    return value

@@ -22,12 +22,7 @@ from launchers.sweeps.axes import GROUPS, names, parsed, unknown
 from launchers.sweeps.check import PARTS
 from merging.errors import UserError
 
-WORDS = {  # of pydantic, in those of YAML
-    "a valid integer": "a whole number", "a valid number": "a number", "a finite number": "a number",
-    "a valid boolean": "true or false", "a valid string": "a text", "a valid array": "a list",
-    "an object": "a group of options",
-}  # fmt: skip
-SPELLED = {"a list": "[{}]", "a text": '"{}"'}  # a single value as such
+SPELLED = {"a valid array": "[{}]", "a valid string": '"{}"'}  # in pydantic's words -> a single value as such
 PLAIN = (int, float, bool, str, NoneType)
 BY_TASK = ("experts.paths", "suite.sources")  # mappings from tasks
 
@@ -133,7 +128,7 @@ def check_value(path: str, value: Any, annotation: Any) -> None:
             path, value = ".".join([path, *map(str, errors[0]["loc"])]), errors[0]["input"]
             errors, null = errors[:1], []
         messages = [problem["msg"].removeprefix("Input should be ") for problem in errors]
-        right = list(dict.fromkeys([*(WORDS.get(message, message) for message in messages), *null]))
+        right = list(dict.fromkeys([*messages, *null]))
         forms = [SPELLED[word] for word in right if word in SPELLED and not isinstance(value, list | dict)]
         advice = "".join(f" Write {shlex.quote(f'{path}={form.format(spelled(value))}')}." for form in forms)
         raise UserError(f"{path}={spelled(value)} cannot be used: it must be {' or '.join(right)}.{advice}") from error

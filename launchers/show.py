@@ -14,7 +14,6 @@ from typing import Any
 
 from hydra.errors import HydraException
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.padding import Padding
@@ -28,10 +27,8 @@ from launchers.results.labels import identity
 from launchers.results.notes import scale_source
 from launchers.results.writers import WIDTH, Cell, Column, draw, render
 from launchers.rows import Row, value
-from launchers.sweeps.axes import choices, composed, is_group, parsed
+from launchers.sweeps.axes import composed
 from merging.errors import UserError
-
-TOP = 3  # experts whose weights are named
 
 
 def pick(rows: Sequence[Row], prefix: str, where: str = RESULTS) -> Row:
@@ -64,8 +61,7 @@ def explain(row: Row, rows: Sequence[Row], console: Console, output: str = "outp
             console.print(Text.assemble((f"{name:6}", "bold cyan"), sentence))
         elif sentence:
             console.print(Padding(Text(sentence), (0, 0, 0, 6)))
-    tables = [_changes(row.overrides)] if row.overrides else []
-    tables += [_scores(row, line)] if row.status == "ok" else []
+    tables = [_scores(row, line)] if row.status == "ok" else []
     tables += [_unseen(row, related)] if row.unseen and row.status == "ok" else []
     for table in tables:
         console.print(Padding(table, (1, 0, 0, 6)))
@@ -81,11 +77,7 @@ def command(row: Row, output: str = "outputs") -> str:
 
 
 def _facts(row: Row, rows: Sequence[Row], line: Mapping[str, Any]) -> str:
-    """The sentences of page/show.txt; experts' cosines and the base's costs come from other rows."""
-    alike = (other for other in rows if other.similarity and other.checkpoints == row.checkpoints)
-    cosines = [(cosine, one, other) for expert in alike
-               for one, line in zip(expert.tasks, expert.similarity, strict=True)
-               for other, cosine in zip(expert.tasks, line, strict=True) if one < other]  # fmt: skip
+    """The sentences of page/show.txt; the base's costs come from another row."""
     backbone = row.config.get("backbone")
     bases = (other for other in rows if other.method == "base" and other.config.get("backbone") == backbone)
     target = str((row.config.get("method") or {}).get("_target_", ""))
@@ -93,27 +85,14 @@ def _facts(row: Row, rows: Sequence[Row], line: Mapping[str, Any]) -> str:
         docstring = (inspect.getdoc(get_class(target)) or target).splitlines()[0]
     except (ImportError, ValueError):  # a class of another version
         docstring = target
-    return render("show.txt", row=row, line=line, cosines=cosines, base=next(bases, None), docstring=docstring,
+    return render("show.txt", row=row, line=line, base=next(bases, None), docstring=docstring,
                   scale_source=scale_source)  # fmt: skip
 
 
-def _changes(overrides: Sequence[str]) -> Table:
-    """The choices and options of the command, beside what `duet` has by default."""
-    usual = composed(()).hydra.runtime.choices
-    try:
-        config = composed(choices(overrides))
-    except (UserError, HydraException):  # a choice that is gone
-        config = composed(())
-    chosen = {override.get_key_element(): override.get_value_element_as_str() for override in parsed(overrides)}
-    defaults = [usual.get(key) if is_group(key) else OmegaConf.select(config, key.lstrip("+~")) for key in chosen]
-    texts = ["-" if default is None else str(default) for default in defaults]
-    return _table({"choice or option": chosen, "this run": chosen.values(), "default": texts})
-
-
 def _scores(row: Row, line: Mapping[str, Any]) -> Table:
-    """Per task: accuracy, share of the expert's, samples that went to their own expert; the last line is their mean."""
+    """Per task: score, share of the expert's, samples that went to their own expert; the last line is their mean."""
     shares = {task: line[f"norm {task}"] / 100 for task in row.tasks if not isnan(line[f"norm {task}"])}
-    columns = {"accuracy %": row.accuracy, "of the expert %": shares, "validation %": row.validation,
+    columns = {"score %": row.accuracy, "of the expert %": shares, "validation %": row.validation,
                "routing accuracy %": row.routing.get("accuracy")}  # fmt: skip
     known = {name: [scores.get(task) for task in row.tasks] for name, scores in columns.items() if scores}
     means = {name: [*shares, statistics.fmean(share for share in shares if share is not None)]
@@ -123,15 +102,10 @@ def _scores(row: Row, line: Mapping[str, Any]) -> Table:
 
 
 def _unseen(row: Row, related: Sequence[Row]) -> Table:
-    """Per held-out task: accuracy, that of the base and of its own expert, and whose experts the gates gave it."""
-    references = {other.method: other.unseen for other in related if other.method in REFERENCES}
-    scores = {"accuracy %": row.unseen} | {f"{name} %": references[name] for name in REFERENCES if name in references}
-    columns = {name: _percents([value(known.get(task)) for task in row.unseen]) for name, known in scores.items()}
-    if weights := row.routing.get("unseen"):
-        named = [sorted(zip(weights[task], row.tasks, strict=True), key=lambda pair: -abs(pair[0]))
-                 for task in row.unseen]  # fmt: skip
-        columns["mean weights"] = [", ".join(f"{name} {100 * weight:.0f} %" for weight, name in pairs[:TOP])
-                                   for pairs in named]  # fmt: skip
+    """Per held-out task: score, that of the base and of its own expert."""
+    references = {f"{other.method} %": other.unseen for other in related if other.method in REFERENCES}
+    columns = {name: _percents([value(scores.get(task)) for task in row.unseen])
+               for name, scores in ({"score %": row.unseen} | references).items()}  # fmt: skip
     return _table({"unseen task": row.unseen, **columns})
 
 

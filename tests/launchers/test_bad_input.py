@@ -27,8 +27,11 @@ MISTAKES = {
     "backbone": (["method=average", "backbone=clip_vit_b32"], r"does not fit backbone=clip_vit_b32: it lacks visual\."),
     "neurons": (["method=duet", "method.neurons.ratio=0"], r"neurons: ratio=0 is out of range"),
     "tracker": (["tracker=wandb", "tracker.mode=onlin"], r"tracker\.mode=onlin cannot be used: it must be 'auto', "),
-    "text for a number": (["method.scale=abc"], r"method\.scale=abc cannot be used: it must be a number\."),
-    "one for many": (["scale=search", "scale.scales=0.3"], r"it must be a list\. Write 'scale\.scales=\[0\.3\]'\."),
+    "text for a number": (["method.scale=abc"], r"method\.scale=abc cannot be used: it must be a valid number\."),
+    "one for many": (
+        ["scale=search", "scale.scales=0.3"],
+        r"it must be a valid array\. Write 'scale\.scales=\[0\.3\]'\.",
+    ),
     "device": (["engine.device=mps"], r"engine\.device='mps' cannot be used\. Choose auto, cpu, cuda or cuda:1\."),
     "added key": (["+sede=1"], r"There is no sede\. Did you mean seed\? .* Nothing reads it\."),
     "added option": (["+method.scal=1"], r"There is no method\.scal\. Did you mean scale\?"),

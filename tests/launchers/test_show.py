@@ -28,7 +28,9 @@ def configured(overrides):
 def row_of(overrides):
     """A row as `duet` with these overrides would have written it."""
     config = configured(overrides)
-    method = next((each.partition("=")[2] for each in overrides if each.startswith("method=")), "task_arithmetic")
+    method = next(
+        (override.partition("=")[2] for override in overrides if override.startswith("method=")), "task_arithmetic"
+    )
     row = make_row(method, seed=config["seed"])
     config = json.loads(json.dumps(config))  # as read from its file
     name = run_id(config, CHECKPOINTS)
@@ -78,8 +80,7 @@ def test_a_run_is_explained():
     told = row_of(["method=duet", "method.static_coef=0.5"])
     row = replace(routed, config=told.config, run_id=told.run_id, checkpoints=CHECKPOINTS, remarks=["Half of it."],
                   overrides=told.overrides)  # fmt: skip
-    alike = [[1.0 if one == other else 0.01 * (one + other) for other in range(8)] for one in range(8)]
-    expert = make_row("expert", 0.9, checkpoints=CHECKPOINTS, similarity=alike)
+    expert = make_row("expert", 0.9, checkpoints=CHECKPOINTS)
     page = explained(row, expert, base, output="my runs")
     flat = " ".join(page.split())
 
@@ -89,9 +90,9 @@ def test_a_run_is_explained():
     for fact in ("DuetMerging: shared-factor", "Scale 0.3, picked by search on the val split", "Router task_id",
                  "500 samples a task", "unlabelled calibration samples", "15.0 MB to store, 1.50 x the base",
                  "1.26 x the base", "router 6.08 s", "11.3 s in all", "code 1a2b3c4",
-                 "Half of it.", "0.070 on average, 0.130 for digits and textures"):  # fmt: skip
+                 "Half of it."):  # fmt: skip
         assert fact in flat, fact
-    assert re.search(r"method\.static_coef +0\.5 +1\.0", page) and re.search(r"textures +79\.0 +81\.4 +97\.0", page)
+    assert re.search(r"textures +79\.0 +81\.4 +97\.0", page)
     assert shlex.split(page[page.index("Repeat it") :].splitlines()[1]) == [
         "duet", "method=duet", "method.static_coef=0.5", "output=my runs"]  # fmt: skip
     assert "It is the same run" in page
