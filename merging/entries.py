@@ -1,19 +1,21 @@
 """Entries of the task vectors of all experts, in pieces that stay in a core's cache."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from merging.combined import Changes, Combined, Mix
+from merging.combined import Changes, Combined, Computed, Mix, terms
 from merging.experts import Experts
-from merging.ops import PIECE
-from merging.threads import Scratch, workers
+from merging.ops import BLOCK, PIECE, SPAN, rows
+from merging.threads import Scratch, in_order
 
-Fill = Callable[[int, Tensor], None]  # (first entry, rows [T, n] to be written)
+KEPT = 1 << 30  # bytes of changes that are kept in memory; more are computed from files whenever they are asked for
+Fill = Callable[[int, Tensor], None]  # (first entry, rows [T, n] to be written), called in order
 
 
 class Entry(NamedTuple):
@@ -23,35 +25,67 @@ class Entry(NamedTuple):
     first: int
 
 
+Merge = Callable[[Entry, Tensor], Tensor]  # of the entries from one on, tau [T, n], what is merged [n]
+
+
+def blocks(sizes: Mapping[str, int]) -> Iterator[Entry]:
+    """The first entries of all blocks of parameters of these sizes."""
+    return (Entry(key, first) for key, size in sizes.items() for first in range(0, size, BLOCK))
+
+
 def sweep(experts: Experts, work: Callable[[Entry, Tensor], Any], keys: Sequence[str] | None = None) -> Iterator[Any]:
     """What `work` makes of tau [T, n] of every parameter, piece by piece, in order; all cores work at once.
 
     A piece is named by its first entry; it is one buffer used again for the next: copy what is to be kept.
     """
-    scratch, tasks = Scratch(), len(experts.tasks)
+    scratch = Scratch()
+    sizes = {key: spec.shape.numel() for key, spec in experts.specs().items() if keys is None or key in keys}
 
-    def one(fill: Fill, size: int, key: str, first: int) -> Any:
-        tau = scratch.of((tasks, min(PIECE, size - first)))
-        fill(first, tau)
+    def one(block: Entry) -> list[Any]:
+        last = min(block.first + BLOCK, sizes[block.key])
+        return [work(entry, tau) for entry, tau in _pieces(experts, *block, last, scratch)]
+
+    return chain.from_iterable(in_order(one, blocks(sizes)))
+
+
+def _pieces(experts: Experts, key: str, first: int, last: int, scratch: Scratch) -> Iterator[tuple[Entry, Tensor]]:
+    """Entries [first, last) of all task vectors of a parameter. Raises UserError for a number that is not finite."""
+    fill = filling(experts, key, first)
+    for start in range(first, last, PIECE):
+        tau = scratch.of((len(experts.tasks), min(PIECE, last - start)))
+        fill(start, tau)
         if not math.isfinite(tau.sum()):
             for task, row in enumerate(tau):
                 experts.check_finite(key, task, row)
-        return work(Entry(key, first), tau)
-
-    specs = experts.specs()
-    with workers() as run:
-        for key in experts.keys() if keys is None else keys:
-            size, fill = specs[key].shape.numel(), filling(experts, key)
-            yield from run(partial(one, fill, size, key), range(0, size, PIECE))
-            fill.args[0].clear()  # a worker may hold its last piece a moment longer than its result is awaited
+        yield Entry(key, start), tau
+        if (start + PIECE) % SPAN == 0:
             experts.release()
+    experts.release()
 
 
-def filling(experts: Experts, key: str) -> Fill:
-    """What writes the entries of all task vectors of a parameter, from the `first` on, into rows [T, n]."""
-    if (delta := experts.low_rank(key)) is not None:
-        return partial(_multiply, [delta.factors(task) for task in range(delta.parts)])
-    return partial(_subtract, experts.flat(key))
+def filling(experts: Experts, key: str, first: int = 0) -> Fill:
+    """What writes the entries of all task vectors of a parameter, from `first` on, into rows [T, n].
+
+    `first` is a multiple of BLOCK where sparsifiers draw at random.
+    """
+    along = [sparsifier.along for sparsifier in experts.sparsifiers if hasattr(sparsifier, "along")]
+    if len(along) < len(experts.sparsifiers):  # one looks at a whole parameter
+        tau = rows(experts.tau(key))
+        return partial(_subtract, [torch.zeros(tau.shape[1]), *tau])
+    if (delta := experts.factors(key)) is not None:
+        fill = partial(_multiply, [delta.factors(task) for task in range(delta.parts)])
+    else:
+        fill = partial(_subtract, experts.flat(key))
+    if not along:
+        return fill
+    return partial(_sparsify, fill, [[begin(key, task, first) for begin in along] for task in experts.tasks])
+
+
+def _sparsify(fill: Fill, streams: list[list[Callable[[Tensor], Tensor]]], first: int, out: Tensor) -> None:
+    fill(first, out)
+    for row, sparsifiers in zip(out, streams, strict=True):
+        for sparsifier in sparsifiers:
+            row.copy_(sparsifier(row))
 
 
 def _subtract(flats: list[Tensor], first: int, out: Tensor) -> None:
@@ -69,27 +103,46 @@ def _multiply(factors: list[tuple[Tensor, Tensor]], first: int, out: Tensor) -> 
         row.copy_((up[start:stop] @ down).flatten()[first - start * width :][:count])
 
 
-def entrywise(
-    experts: Experts, merge: Callable[[Tensor], Tensor], keys: Sequence[str] | None = None
-) -> dict[str, Tensor]:
-    """`merge(tau)` [n] of tau [T, n], for a method that looks at one entry of all experts at a time."""
+def kept(experts: Experts, keys: Iterable[str] | None = None) -> bool:
+    """Whether merged entries are kept in memory: few of them, or those of models that lie in memory themselves."""
+    specs = experts.specs()
+    size = 4 * sum(specs[key].shape.numel() for key in (specs if keys is None else keys))
+    return size <= KEPT or not all(checkpoint.files for checkpoint in (experts.origin, *experts.checkpoints))
+
+
+def entrywise(experts: Experts, merge: Merge, keys: Sequence[str] | None = None) -> Changes:
+    """What `merge` makes of tau [T, n], for a method that looks at one entry of all experts at a time."""
     keys = experts.keys() if keys is None else keys
     specs = experts.specs()
+    if not kept(experts, keys):
+        return Combined({key: Computed(partial(_spans, experts, merge, key), specs[key].shape) for key in keys})
     merged = {key: torch.empty(specs[key].shape) for key in keys}
 
     def work(entry: Entry, tau: Tensor) -> None:
-        merged[entry.key].view(-1)[entry.first : entry.first + tau.shape[1]] = merge(tau)
+        merged[entry.key].view(-1)[entry.first : entry.first + tau.shape[1]] = merge(entry, tau)
 
     for _ in sweep(experts, work, keys):
         pass
     return merged
 
 
+def _spans(experts: Experts, merge: Merge, key: str, first: int, last: int) -> Iterator[Tensor]:
+    """Merged entries [first, last) of a parameter, from a multiple of BLOCK on, SPAN at a time, in one buffer."""
+    buffer, filled = torch.empty(min(SPAN, last - first)), 0
+    for entry, tau in _pieces(experts, key, first, last, Scratch()):
+        buffer[filled : filled + tau.shape[1]] = merge(entry, tau)
+        filled += tau.shape[1]
+        if filled == SPAN or entry.first + tau.shape[1] == last:
+            yield buffer[:filled]
+            filled = 0
+
+
 def combined(experts: Experts, merge: Callable[[Tensor], Tensor], weight: float) -> Changes:
     """`merge(tau)`, which is the sum of the task vectors times `weight`; of adapters their factors and this weight."""
     low_rank = {key: delta for key in experts.specs() if (delta := experts.low_rank(key)) is not None}
-    dense = entrywise(experts, merge, [key for key in experts.specs() if key not in low_rank])
+    rest = [key for key in experts.specs() if key not in low_rank]
+    dense = entrywise(experts, lambda _, tau: merge(tau), rest)
     if not low_rank:
         return dense
     mixes = {key: Mix(delta, torch.full((delta.parts,), weight)) for key, delta in low_rank.items() if delta.rank}
-    return Combined({**dense, **mixes})
+    return Combined({**terms(dense), **mixes})

@@ -21,13 +21,15 @@ from merging.decompose.tucker import Tucker
 from merging.deltas import Delta, LowRank, OnDemand
 from merging.errors import UserError
 from merging.merged import Merged, Routing
-from merging.ops import rows
 from merging.owned import HEADS, Owned
 from merging.preflight import check_experts, check_finite, differing, listed, some
 from merging.qkv import Joined, fused_name, join_deltas, separated
 from merging.threads import each, workers
 
-Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
+Sparsifier = Callable[[str, str, Tensor], Tensor]
+"""(key, task, tau_t) -> a tensor of its shape; run in threads. One that looks at no entry beside another also has
+`along(key, task, first)`, a function of one piece of the flattened tau_t after the other, from `first` on: 0 or another
+multiple of ops.BLOCK."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Experts(Owned):
     checkpoints: tuple[Checkpoint, ...]
     table: str | None = None  # of the architecture's parameters; None is the one that has all their names
     cache: Cache | None = None
-    sparsifier: Sparsifier | None = None
+    sparsifiers: tuple[Sparsifier, ...] = ()  # that every task vector passes, the first one first
     device: torch.device = cached.CPU  # where matrices are decomposed; all that is read and returned is on the CPU
     only: frozenset[str] | None = None  # the parameters in view, None is all
     separate_qkv: bool = False
@@ -149,7 +151,7 @@ class Experts(Owned):
         else:
             torch.sub(expert.tensor(key).float(), self.base(key) if base is None else base, out=tau)
         self.check_finite(key, task, tau)
-        return tau if self.sparsifier is None else self.sparsifier(key, self.tasks[task], tau)
+        return reduce(lambda changed, sparsifier: sparsifier(key, self.tasks[task], changed), self.sparsifiers, tau)
 
     def check_finite(self, key: str, task: int, tau: Tensor) -> None:
         """Raises UserError, naming parameter and expert, for a piece of its task vector that holds NaN or Inf."""
@@ -190,7 +192,11 @@ class Experts(Owned):
 
         Raises UserError on NaN or Inf, naming the parameter.
         """
-        if not self._adapted or self.sparsifier is not None:
+        return None if self.sparsifiers else self.factors(key)
+
+    def factors(self, key: str) -> LowRank | None:
+        """As `low_rank`, of the task vectors before any sparsifier."""
+        if not self._adapted:
             return None
         changes: list[Change] = [expert.change(key) for expert in self._seen[1:]]
         for task, change in enumerate(changes):
@@ -212,11 +218,8 @@ class Experts(Owned):
         return OnDemand(read, self.specs()[key].shape, len(self.tasks))
 
     def flat(self, key: str) -> list[Tensor]:
-        """Base and experts of one parameter, each [n]; with a sparsifier what it leaves of their difference."""
-        if self.sparsifier is None:
-            return [checkpoint.tensor(key).reshape(-1) for checkpoint in self._seen]
-        tau = rows(self.tau(key))
-        return [torch.zeros(tau.shape[1]), *tau]
+        """Base and experts of one parameter, each [n]."""
+        return [checkpoint.tensor(key).reshape(-1) for checkpoint in self._seen]
 
     def map(
         self, merge: Callable[[str, Tensor], Tensor], keys: Sequence[str] | None = None, heavy: bool = False
@@ -292,9 +295,4 @@ class Experts(Owned):
 
     def sparsified(self, sparsifier: Sparsifier) -> "Experts":
         """The same experts, every task vector passed through `sparsifier` (DARE, neuron masks) after earlier ones."""
-        earlier = self.sparsifier
-
-        def both(key: str, task: str, tau: Tensor) -> Tensor:
-            return sparsifier(key, task, tau if earlier is None else earlier(key, task, tau))
-
-        return replace(self, sparsifier=both, cache=None)
+        return replace(self, sparsifiers=(*self.sparsifiers, sparsifier), cache=None)

@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from merging import saving
 from merging.checkpoints import Checkpoint, Known, Spec
+from merging.combined import spans
 from merging.deltas import Delta, repeated
 from merging.errors import UserError
+from merging.ops import BLOCK, SPAN
 from merging.owned import check_shared
 from merging.routing.gates import GateShape
 
@@ -115,6 +117,22 @@ class Merged:
         """As `static`, as computed."""
         weight, moves = self.pieces(key)
         return weight if moves is None else torch.add(weight, moves, alpha=1.0 if self.scale is None else self.scale)
+
+    def block(self, key: str, first: int) -> Tensor:
+        """As `static`, in the dtype it is stored in: the entries [n] of one parameter from `first` on, a multiple of
+        BLOCK, and at most as many."""
+        (shape, dtype), base = self.specs[key], self.base.tensor(key).reshape(-1)
+        last, scale = min(first + BLOCK, shape.numel()), 1.0 if self.scale is None else self.scale
+        block = torch.empty(last - first, dtype=dtype)
+        fixed, shared = (spans(changes, key, first, last) for changes in (self.fixed, self.shared))
+        for start in range(first, last, SPAN):
+            stop = min(start + SPAN, last)
+            weight = base[start:stop].float()
+            weight = weight if fixed is None else weight + next(fixed)
+            weight = weight if shared is None else torch.add(weight, next(shared), alpha=scale)
+            block[start - first : stop - first] = saving.rounded(key, weight, dtype)
+        self.base.release()
+        return block
 
     def pieces(self, key: str) -> tuple[Tensor, Tensor | None]:
         """Of one parameter in fp32, W_0 + fixed, and what the scale multiplies, if anything."""

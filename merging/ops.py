@@ -13,6 +13,8 @@ from torch import Tensor
 
 from merging.threads import Scratch, each
 
+SPAN = 1 << 20  # entries of a parameter at a time, in memory that a thread uses again
+BLOCK = 1 << 24  # entries that one worker takes: 64 MB in fp32
 PIECE = 1 << 15  # entries of a row at a time: those of eight rows stay in a core's cache
 MAGNITUDE = 0x7FFFFFFF  # a float's bits without its sign
 LOW = 17  # of them the lower ones; the upper 14 are counted first

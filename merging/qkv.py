@@ -17,6 +17,7 @@ from merging.checkpoints.views import Piece, View, join_pieces, pieces_of
 from merging.deltas import Delta, Dense, LowRank, Masked, OnDemand, Rows
 from merging.errors import UserError
 from merging.merged import Merged
+from merging.ops import BLOCK
 from merging.preflight import some
 
 LETTERS = "qkv"  # the order in which they are stacked
@@ -119,6 +120,11 @@ class Joined(Merged):
             return torch.cat(still, axis), None
         filled = [torch.zeros_like(w) if move is None else move for w, move in zip(still, moves, strict=True)]
         return torch.cat(still, axis), torch.cat(filled, axis)
+
+    def block(self, key: str, first: int) -> Tensor:
+        weight = self.static(key).reshape(-1)[first : first + BLOCK]
+        self.base.release()
+        return weight.to(self.specs[key].dtype)
 
     @cached_property
     def _separated(self) -> Merged:

@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ from merging.checkpoints.views import View, selected
 from merging.deltas import Delta, below, identity, rebuild
 from merging.errors import UserError
 from merging.files import check_room
+from merging.ops import BLOCK
 from merging.routing.gates import Gate, GateShape
+from merging.threads import in_order
 
 if TYPE_CHECKING:
     from merging.merged import Merged
@@ -42,7 +45,9 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
 def rounded(key: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """`weight` in `dtype`. Raises UserError where a finite number becomes infinite."""
     cast = weight.to(dtype)
-    if dtype.itemsize < weight.dtype.itemsize and not cast.isfinite().all() and weight.isfinite().all():
+    if dtype.itemsize >= weight.dtype.itemsize or cast.sum().isfinite():  # to look at every number costs more
+        return cast
+    if not cast.isfinite().all() and weight.isfinite().all():
         raise UserError(
             f"{key} has numbers up to {weight.abs().max():.4g}, beyond the largest of {str(dtype)[6:]}, "
             f"{torch.finfo(dtype).max:.4g}: saved so it would hold infinity. Save it wider, with save_dtype=bf16 or "
@@ -102,13 +107,6 @@ def dense_specs(merged: "Merged") -> dict[str, Spec]:
     return {key: merged.specs.get(key, spec) for key, spec in sorted(merged.base.specs().items())}
 
 
-def dense(merged: "Merged", specs: Mapping[str, Spec]) -> Iterator[tuple[str, Tensor]]:
-    """These tensors of what all inputs share, one in memory at a time."""
-    for key, spec in specs.items():
-        yield key, merged.static(key).to(spec.dtype) if key in merged.specs else merged.base.tensor(key)
-        merged.base.release()
-
-
 def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
     """Shapes and dtypes of tensors in memory."""
     return {key: Spec(tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
@@ -130,6 +128,19 @@ def beside(merged: "Merged") -> tuple[dict[str, Tensor], dict[str, str]]:
         about["banks"] = json.dumps({key: delta.facts() for key, delta in deltas.items()})
         about["routing"] = json.dumps(_routing_facts(merged))
     return extra, about
+
+
+def dense(merged: "Merged", specs: Mapping[str, Spec]) -> Iterator[tuple[str, Iterable[Tensor]]]:
+    """These tensors of what all inputs share, as they are stored, each in flat pieces; all cores work at once."""
+
+    def block(start: tuple[str, int]) -> tuple[str, Tensor]:
+        key, first = start
+        return key, merged.block(key, first) if key in merged.specs else merged.base.tensor(key)
+
+    sizes = {key: spec.shape.numel() if key in merged.specs else 1 for key, spec in specs.items()}
+    starts = ((key, first) for key, size in sizes.items() for first in range(0, max(1, size), BLOCK))
+    for key, pieces in groupby(in_order(block, starts), itemgetter(0)):
+        yield key, map(itemgetter(1), pieces)
 
 
 def ids_of(inputs: Sequence[Checkpoint | Known]) -> list[str]:

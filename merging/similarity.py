@@ -17,7 +17,7 @@ def cosines(experts: Experts) -> Tensor:
     products of fp32 are exact in fp64, so only their sum is rounded. Computed once per set of experts, whatever their
     order. Raises UserError on NaN or Inf, naming the parameter.
     """
-    if experts.cache is None or experts.sparsifier is not None:
+    if experts.cache is None or experts.sparsifiers:
         products = _products(experts)
     else:
         ids = [expert.id for expert in experts.checkpoints]

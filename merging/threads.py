@@ -2,8 +2,9 @@
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -20,6 +21,21 @@ def each(function: Callable[..., Result], *items: Iterable) -> list[Result]:
     """
     with workers() as run:
         return list(run(function, *items))
+
+
+def in_order(function: Callable[[Any], Result], items: Iterable) -> Iterator[Result]:
+    """As `each`, one result after the other; only as many items as there are workers are begun before they are due."""
+    if torch.get_num_threads() == 1:
+        yield from map(function, items)
+        return
+    with _pool() as pool:
+        due: deque[Future[Result]] = deque()
+        for item in items:
+            due.append(pool.submit(function, item))
+            if len(due) > torch.get_num_threads():
+                yield due.popleft().result()
+        while due:
+            yield due.popleft().result()
 
 
 class Scratch(threading.local):
@@ -43,8 +59,14 @@ def workers() -> Iterator[Callable[..., Iterable[Any]]]:
     if torch.get_num_threads() == 1:  # also inside a worker
         yield map
         return
+    with _pool() as pool:
+        yield pool.map
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
     pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield pool.map
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)

@@ -81,11 +81,11 @@ class SafetensorsFile(OneFile):
 def write_safetensors(
     path: str | Path,
     specs: Mapping[str, Spec],
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Iterable[tuple[str, Tensor | Iterable[Tensor]]],
     metadata: Mapping[str, str],
     finished: Callable[[], Mapping[str, str]] | None = None,
 ) -> Path:
-    """Write tensors one at a time, in the order of `specs`, so that memory holds one of them. Atomic.
+    """Write tensors one at a time, in the order of `specs`, whole or in flat pieces: memory holds one of them. Atomic.
 
     `finished` gives the metadata when the tensors are written, at most as long as the draft in `metadata`. Raises
     UserError, before anything is written, for a dtype that safetensors does not have.
@@ -101,9 +101,14 @@ def write_safetensors(
     def write(file: BinaryIO) -> None:
         file.write(encoded)
         for expected, (key, tensor) in zip(specs, tensors, strict=True):
-            if key != expected or Spec(tensor.shape, tensor.dtype) != specs[key]:
-                raise ValueError(f"{key} {tensor.dtype} {tuple(tensor.shape)} does not match the header of {path}")
-            file.write(raw_bytes(tensor))
+            spec, written = specs[expected], 0
+            for piece in (tensor,) if isinstance(tensor, Tensor) else tensor:
+                whole = piece.ndim == 1 or piece.shape == spec.shape
+                if key != expected or not whole or piece.dtype != spec.dtype:
+                    raise ValueError(f"{key} {piece.dtype} {tuple(piece.shape)} does not match the header of {path}")
+                written += file.write(raw_bytes(piece))
+            if written != spec.bytes:
+                raise ValueError(f"{key} of {written} bytes does not match the header of {path}, {spec.bytes}")
         if finished is not None:
             last = _header(specs, finished(), len(encoded))
             assert len(last) == len(encoded), "the metadata outgrew their draft"

@@ -1,3 +1,4 @@
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -9,7 +10,7 @@ from merging.experts import Experts
 from merging.merged import Merged
 from merging.methods.method import Method, call
 from merging.methods.task_arithmetic import TaskArithmetic
-from merging.ops import generator
+from merging.ops import BLOCK, generator
 from merging.options import Options, Within
 
 
@@ -27,10 +28,27 @@ class Dare(Options):
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
-        tied = experts.tied
+        return call(self.then, experts.sparsified(Drop(self.drop, self.seed, experts.tied)), context)
 
-        def drop(key: str, task: str, tau: Tensor) -> Tensor:
-            rng = generator("dare", self.seed, tied.get(key, key), task)
-            return tau * (torch.rand(tau.shape, generator=rng) >= self.drop) / (1 - self.drop)
 
-        return call(self.then, experts.sparsified(drop), context)
+@dataclass(frozen=True)
+class Drop:
+    """Drops random entries of task vectors; what every block of a parameter loses is drawn from a generator of its own.
+
+    tied: further names of parameters -> the first.
+    """
+
+    share: float
+    seed: int
+    tied: Mapping[str, str]
+
+    def __call__(self, key: str, task: str, tau: Tensor) -> Tensor:
+        flat = tau.reshape(-1).split(BLOCK)
+        dropped = [self.along(key, task, index * BLOCK)(block) for index, block in enumerate(flat)]
+        return torch.cat(dropped).view(tau.shape)
+
+    def along(self, key: str, task: str, first: int) -> Callable[[Tensor], Tensor]:
+        """For pieces of a flattened task vector from `first` on, in order."""
+        block = (first // BLOCK,) if first else ()
+        rng = generator("dare", self.seed, self.tied.get(key, key), task, *block)
+        return lambda piece: piece * (torch.rand(piece.shape, generator=rng) >= self.share) / (1 - self.share)

@@ -37,7 +37,7 @@ class RegMean(Options):
         groups = self._groups(experts)
         matrices = {key for keys in groups for key in keys}
         rest = [key for key in experts.specs() if key not in matrices]
-        changes = entrywise(experts, lambda tau: tau.mean(0), rest)
+        changes = {**entrywise(experts, lambda _, tau: tau.mean(0), rest)}
         for keys in groups:
             changes |= self._solved(experts, context, keys)
         return experts.merged(changes)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merging.entries import Entry, sweep
+from merging.combined import Combined, Term, terms
+from merging.entries import Entry, entrywise, kept, sweep
 from merging.experts import Experts
 from merging.kinds import ByKind
 from merging.merged import Merged
@@ -36,8 +37,15 @@ class Ties(ByKind, prefix="ties: "):
             return self.weighed(experts, {}, self.scale)
         count = min(int(total * self.density) + 1, total)  # the published threshold entry is kept too
         trim = KeepLargest.find(partial(sweep, experts), count)
-        merged = {key: torch.empty(spec.shape) for key, spec in experts.specs().items()}
+        changes = (self._once if kept(experts) else self._again)(experts, trim)
+        for key, first in experts.tied.items():
+            if key in changes and first in changes:
+                changes[key] = changes[first]  # of equals at the threshold one name may keep what the other drops
+        return self.weighed(experts, Combined(changes), self.scale)
 
+    def _once(self, experts: Experts, trim: KeepLargest) -> dict[str, Term]:
+        """In one pass: entries that cancel exactly take the majority sign of the model, known only after it."""
+        merged = {key: torch.empty(spec.shape) for key, spec in experts.specs().items()}
         scratch = Scratch()
 
         def merge(name: Entry, tau: Tensor) -> Piece:
@@ -48,13 +56,22 @@ class Ties(ByKind, prefix="ties: "):
         for piece in sweep(experts, merge):
             votes += piece.votes
             undecided += [piece] * bool(len(piece.cancelled))
-        if votes > 0:  # entries that cancel exactly take the majority sign of the model, known only now
-            for piece in undecided:
+        for piece in undecided if votes > 0 else ():
+            piece.merged[piece.cancelled] = piece.positive
+        return dict[str, Term](merged)
+
+    def _again(self, experts: Experts, trim: KeepLargest) -> dict[str, Term]:
+        """With a pass for the majority sign alone, then entry by entry whenever they are asked for."""
+        votes = sum(sweep(experts, lambda name, tau: int(trim(name, tau).sum(0).sign_().sum())))
+        scratch = Scratch()
+
+        def merge(name: Entry, tau: Tensor) -> Tensor:
+            piece = self._disjoint(trim(name, tau), scratch.of(tau.shape[1:], 1), scratch.like(tau))
+            if votes > 0:
                 piece.merged[piece.cancelled] = piece.positive
-        for key, first in experts.tied.items():
-            if key in merged and first in merged:
-                merged[key] = merged[first]  # of equals at the threshold one name may keep what the other drops
-        return self.weighed(experts, merged, self.scale)
+            return piece.merged
+
+        return dict(terms(entrywise(experts, merge)))
 
     def _disjoint(self, tau: Tensor, out: Tensor, scratch: Tensor) -> "Piece":
         """Merge trimmed [T, n] into `out` [n]; entries that cancel exactly count as negative."""

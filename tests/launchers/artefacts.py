@@ -77,8 +77,8 @@ def state(seed):
     return {key: torch.full((4, 4), 1.0 + seed) + torch.eye(4) * seed for key in KEYS}
 
 
-def opened(cache, base=0, expert=1, sparsifier=None):
-    return replace(Experts.open(state(base), [state(expert), state(7)], cache=cache), sparsifier=sparsifier)
+def opened(cache, base=0, expert=1, sparsifier=()):
+    return replace(Experts.open(state(base), [state(expert), state(7)], cache=cache), sparsifiers=sparsifier)
 
 
 def svd(cache, patch, matrix=1.0):

@@ -74,7 +74,7 @@ def test_no_artefact_is_left_out():
 def test_changes_without_a_name_are_not_looked_up():
     """Of a sparsifier no key can tell what it does."""
     cache = Asked()
-    cosines(opened(cache, sparsifier=lambda key, task, tau: tau * 2))
+    cosines(opened(cache, sparsifier=(lambda key, task, tau: tau * 2,)))
     assert not cache.keys
 
 
