@@ -31,7 +31,7 @@ from merging.files import write_text
 PACKAGES = ("launchers", "merging", "tasks")
 ELSEWHERE = {"hydra", "output", "save", "redo", "cache_gb", "tracker", "plot"}  # what no row depends on
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
-OPTIONAL = ("transformers",)  # where it is installed
+OPTIONAL = ("transformers", "lm_eval")  # where it is installed
 FOUND = "%s: found in %s (redo=true computes it again)"
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,11 @@ log = logging.getLogger(__name__)
 def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine", splits: Sequence[str]) -> None:
     """Log what is to be downloaded and decoded, and how long scoring takes; nothing for what is made or cached here.
 
-    Raises UserError where a file is missing from its repository and where a disk is too small.
+    Raises UserError where a file is missing from its repository, where a disk is too small, and as a task's `check`.
     """
+    for task in suite.every:
+        if hasattr(task, "check"):
+            task.check()  # type: ignore[attr-defined]
     if (wanted := getattr(source, "downloads", None)) is not None:
         downloads(wanted(suite, backbone))
     tasks: list[Any] = [task for task in suite.every if hasattr(task, "needs")]

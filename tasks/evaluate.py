@@ -157,6 +157,11 @@ class Grid:
         """As `outcomes`, where samples of all tasks meet in one batch."""
         if merged.owned:
             check_apart("samples of several tasks at once")
+        if alone := [task.name for task in tasks if hasattr(task, "run")]:
+            raise UserError(
+                f"{alone[0]} is scored by itself, and this gate needs samples of all tasks in one batch. Set "
+                f"router.gate.granularity=sample."
+            )
         splits = [task.split(split) for task in tasks]
         read = reader(self.backbone, tasks[0])
         run = lambda inputs, w=None: answer(model, inputs, w, read=read, engine=self.engine)  # noqa: E731
@@ -171,6 +176,8 @@ class Grid:
     ) -> list[Score]:
         """The scores of one task at the scales."""
         task = self.suite.tasks[index]
+        if hasattr(task, "run"):
+            return [self._one(merged.scaled(scale), None, task, index, split, journal).score for scale in scales]
         samples, facts = task.split(split), (list(scales), head_id(task), *self.engine.identity)
         page = journal.page(task.name, split, samples.id, *facts)
         moving = (moving or Moving.of(merged.of(task.name), self.engine.torch_device)).with_delta(merged, index)
@@ -207,9 +214,15 @@ def outcome(
     gated: a model whose gate decides in the place of the module's. Raises UserError if an output is not finite.
     """
     page = NOWHERE.page() if page is None else page
-    read = reader(backbone, task)
 
     def predict(samples: Split) -> Predictions:
+        if hasattr(task, "run"):
+            if gated is not None:
+                raise UserError(
+                    f"{task.name} runs its model itself, under one gate and one set of parameters. Choose owned=heads."
+                )
+            return task.run(module, backbone, engine, samples, page)  # type: ignore[attr-defined]
+        read = reader(backbone, task)
         for inputs in engine.stream(samples.inputs, page.done):
             prepared = backbone.prepare(inputs)
             w = None if gated is None else gate_of(gated, prepared, engine)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn import functional
 
 from merging.cache import Cache, key_of
 
@@ -43,7 +44,13 @@ class Page:
 
     def together(self) -> dict[str, Tensor]:
         """All that was added, by name."""
-        return {name: torch.cat(batches) for name, batches in self._batches.items()}
+        return {name: torch.cat(as_wide(batches)) for name, batches in self._batches.items()}
+
+
+def as_wide(batches: list[Tensor]) -> list[Tensor]:
+    """Batches of rows [n, W] with zeros behind up to the widest; others as they are."""
+    width = max((batch.shape[1] for batch in batches if batch.ndim == 2), default=0)
+    return [functional.pad(batch, (0, width - batch.shape[1])) if batch.ndim == 2 else batch for batch in batches]
 
 
 class Journal:

@@ -19,7 +19,10 @@ Predict = Callable[[Split], Predictions]
 
 
 class Task(Protocol):
-    """One task: a model is run on a split, what it answers is decided sample by sample, and all of it is scored."""
+    """One task: a model is run on a split, what it answers is decided sample by sample, and all of it is scored.
+
+    A task with a method run(module, backbone, engine, samples, page) asks the model itself and gives its predictions.
+    """
 
     @property
     def name(self) -> str: ...

@@ -129,7 +129,8 @@ class Routed(nn.Module):
         """
         self._check_links()
         if w is None and any(continued(kwargs.get(name)) for name in CACHES):  # the prompt has decided
-            return self.module(*inputs, **kwargs)
+            with self._during(asks=False):
+                return self.module(*inputs, **kwargs)
         w = self._decided(w, ("pass",), inputs, kwargs)
         if w is None or self._caches(kwargs):
             return self._run(w, inputs, kwargs)

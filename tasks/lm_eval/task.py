@@ -1,0 +1,107 @@
+"""One task or group of lm-eval as one of ours; lm-eval itself is imported where it is needed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from merging.backbones.base import Backbone
+from merging.errors import UserError
+from tasks.engine import Engine
+from tasks.journal import Page
+from tasks.score import Score
+from tasks.split import Split, Texts, Uncached
+from tasks.task import Predict, Predictions
+
+UNLABELLED = -100  # what losses and metrics leave out: the answers are known to lm-eval alone
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How the tasks of a suite are asked, and how many documents that are not scored serve routers and coefficients."""
+
+    include_path: str | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    calibration: int = 256
+    val: int = 200
+
+
+@dataclass(frozen=True)
+class LmEvalTask(Uncached):
+    """A task or group of lm-eval: it makes the prompts, judges what the model answers, and gives the standard error.
+
+    Samples are its documents, their inputs the prompts, which routers in training see as they are scored, worked
+    examples included. What is scored is its test split, or validation where it has none.
+    """
+
+    name: str
+    asking: Asking = Asking()
+    metric: str | None = None
+    reserve: float = 0.0
+    classes: Sequence[str] = ()
+    is_local: bool = False  # its YAML names its data sets, not the configuration
+
+    def head(self) -> nn.Module | None:
+        return None
+
+    def decide(self, outputs: Tensor) -> Predictions:
+        raise UserError(
+            f"{self.name} is a task of lm-eval, which judges answers itself: bare logits say nothing of it."
+        )
+
+    def split(self, name: str) -> Split:
+        """Raises UserError where no documents are left for it."""
+        asked = harness().requests(self, name)
+        prompts = Texts(tuple(harness().prompt(requests) for requests in asked))
+        return Split(name, prompts, torch.full((len(asked),), UNLABELLED), harness().content(self, name))
+
+    def content(self, what: str) -> str:
+        """Id of everything that decides a split; there is no head."""
+        return "none" if what == "head" else harness().content(self, what)
+
+    def check(self) -> None:
+        """Raises UserError for what lm-eval does not have, and data that it cannot read."""
+        harness().check(self.name, self.asking.include_path)
+        harness().loaded(self.name, self.asking.include_path)
+
+    def notes(self) -> list[str]:
+        return [f"{self.name}: {note}." for note in harness().notes(self)]
+
+    def run(self, module: nn.Module, backbone: Backbone, engine: Engine, samples: Split, page: Page) -> Predictions:
+        """Answers to the requests of every document, JSON as bytes [N, W], those on the page not asked again."""
+        from tasks.lm_eval.model import answerer
+
+        asked = harness().requests(self, samples.name)
+        model = answerer(self.name, module, backbone, engine)
+        for start in range(page.done, len(asked), engine.batch):
+            with torch.no_grad(), engine.running():
+                page.add(model.answers(asked[start : start + engine.batch]))
+        page.store()
+        return page.together()
+
+    def evaluate(self, predict: Predict, split: str) -> Score:
+        """What lm-eval makes of the answers."""
+        from tasks.lm_eval.scoring import score as score_of
+
+        kept = predict(self.split(split))
+        answers = [json.loads(bytes(row.tolist()).rstrip(b"\0")) for row in kept["answers"]]
+        score = score_of(self, split, answers)
+        if not (cut := int(kept["cut"].sum())):
+            return score
+        note = f"{cut} of {len(answers)} prompts are longer than the model's context: their beginning is left out"
+        return replace(score, notes=(*score.notes, note))
+
+
+def harness() -> ModuleType:
+    """tasks.lm_eval.harness. Raises UserError where lm-eval is not installed."""
+    try:
+        from tasks.lm_eval import harness
+    except ImportError as error:
+        raise UserError(
+            f"Tasks of lm-eval need the package lm_eval ({error}). Install it: pip install 'duet-merging[llm]'."
+        ) from error
+    return harness
