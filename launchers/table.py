@@ -8,7 +8,7 @@ from rich.console import Console
 from launchers.results import against, table
 from launchers.results.command import one_paragraph, parser_of
 from launchers.results.frame import rows_of
-from launchers.results.writers import FORMATS, WIDTH, comma_separated, show
+from launchers.results.writers import FORMATS, WIDTH, comma_separated, frame_of, show
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,13 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     with one_paragraph():
         rows = rows_of(chosen.paths)
-    shown = against if chosen.against else table
+    sheets = against.sheets(rows) if chosen.against else table.sheets(rows)
     if chosen.format == "csv":
-        sys.stdout.write(comma_separated(shown.records(rows)))
+        sys.stdout.write(comma_separated(frame_of(sheets) if chosen.against else table.records(rows)))
     elif chosen.format == "terminal":
-        show(shown.sheets(rows), Console(width=None if sys.stdout.isatty() else WIDTH))
+        show(sheets, Console(width=None if sys.stdout.isatty() else WIDTH))
     else:
-        sys.stdout.write(FORMATS[chosen.format](shown.sheets(rows)))
+        sys.stdout.write(FORMATS[chosen.format](sheets))
 
 
 if __name__ == "__main__":

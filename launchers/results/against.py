@@ -5,16 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launchers.results.frame import Summary, summarise
 from launchers.results.labels import value_at
 from launchers.results.published import UNKNOWN, Published, method_of, published
 from launchers.results.writers import Cell, Column, Sheet
 from launchers.rows import Row
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 CELL_FACTOR = 10  # a single task may be off by this many tolerances of the mean
 CELL_LEAST = 1.0  # points that a single task may always be off
@@ -73,10 +70,10 @@ def compare(rows: Iterable[Row]) -> list[Comparison]:
 
 
 def _by_backbone(suite: Summary) -> list[Summary]:
-    backbones: dict[str, list[Row]] = defaultdict(list)
-    for row in suite.rows:
-        backbones[backbone_of(row)].append(row)
-    return list(chain(*map(summarise, backbones.values())))
+    backbones = dict.fromkeys(map(backbone_of, suite.rows))
+    return [
+        summary for name in backbones for summary in summarise(row for row in suite.rows if backbone_of(row) == name)
+    ]
 
 
 def backbone_of(row: Row) -> str:
@@ -232,24 +229,3 @@ def _notes(comparisons: Sequence[Comparison], footnotes: Mapping[str, int]) -> l
         *[f"Nothing published for {', '.join(nothing)}."] * bool(nothing),
         *[f"Failed, nothing to compare: {', '.join(failed)}."] * bool(failed),
     ]
-
-
-def records(rows: Iterable[Row]) -> "DataFrame":
-    """A line for every measured line and counterpart; one without published columns where there is none."""
-    from pandas import DataFrame
-
-    return DataFrame(map(_record, compare(rows)))
-
-
-def _record(comparison: Comparison) -> dict[str, Any]:
-    line, there = comparison.line, comparison.published
-    record = {"suite": comparison.summary.suite, "backbone": backbone_of(line["rows"][0]), "method": line["label"],
-              "status": line["status"], "family": line["family"]}  # fmt: skip
-    record |= {name: there and getattr(there, name) for name in ("table", "printed", "source", "tolerance")}
-    record |= {"published_family": there and there.family, "verdict": comparison.verdict,
-               "reasons": "; ".join(comparison.reasons), "notes": there and " ".join(there.notes)}  # fmt: skip
-    for name in (*comparison.summary.tasks, *MEANS):
-        record[f"{name} measured"] = comparison.measured.get(name)
-        record[f"{name} published"] = there and there.scores.get(name)
-        record[f"{name} difference"] = comparison.gaps.get(name)
-    return record

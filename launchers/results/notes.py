@@ -33,9 +33,7 @@ def notes(summary: Summary, best: str = "bold") -> list[str]:
 
 def warnings(summary: Summary) -> list[str]:
     """What makes lines of one table doubtful to compare, or worth a second look."""
-    rows = summary.rows
-    mixed = [task for task in summary.tasks if len({str(row.splits[task]) for row in rows if task in row.splits}) > 1]
-    return _lines("warnings.txt", summary=summary, origins=_origins(summary), mixed=mixed)
+    return _lines("warnings.txt", summary=summary, origins=_origins(summary), mixed=_mixed(summary))
 
 
 def _lines(template: str, **facts: Any) -> list[str]:
@@ -59,17 +57,22 @@ def _undefined(summary: Summary) -> list[str]:
     return [task for task in summary.tasks if len(scored) and scored[f"norm {task}"].isna().all()]
 
 
+def _mixed(summary: Summary) -> list[str]:
+    """Tasks that not all rows were scored on the same samples of."""
+    return [task for task in summary.tasks
+            if len({str(row.splits[task]) for row in summary.rows if task in row.splits}) > 1]  # fmt: skip
+
+
 def _splits(summary: Summary) -> str:
+    """What was scored: "the test split (400 samples a task, digits 397)"."""
     splits = [(task, row.splits[task]) for task in summary.tasks for row in summary.rows if task in row.splits]
     names = sorted({str(split.get("name")) for _, split in splits})
     text = f"the {' and '.join(names) or 'unknown'} split"
-    sizes = {task: split["size"] for task, split in splits if split.get("size") is not None}
-    if sizes:
+    if sizes := {task: split["size"] for task, split in splits if split.get("size") is not None}:
         ((common, _),) = Counter(sizes.values()).most_common(1)
         odd = [f"{task} {size}" for task, size in sizes.items() if size != common]
         text += f" ({', '.join([f'{common} samples a task', *odd])})"
-    unlike = {(task, *(split.get(name) for name in ("name", "size", "id"))): task for task, split in splits}
-    mixed = [task for task, count in Counter(unlike.values()).items() if count > 1]
+    mixed = _mixed(summary)
     return text + (f"; rows were scored on different splits of {', '.join(mixed)}" if mixed else "")
 
 

@@ -134,6 +134,15 @@ def comma_separated(frame: "DataFrame") -> str:
     return frame.assign(**numbers).to_csv(index=False, lineterminator="\n")
 
 
+def frame_of(sheets: Sequence[Sheet]) -> "DataFrame":
+    """The printed texts of all sheets below each other, each line with the title of its sheet."""
+    from pandas import DataFrame, concat
+
+    frames = [DataFrame({"table": sheet.title, **{column.header: [cell.text.strip() for cell in column.cells]
+                                                  for column in sheet.columns}}) for sheet in sheets]  # fmt: skip
+    return concat([DataFrame(), *frames], ignore_index=True)
+
+
 @cache
 def _templates() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape

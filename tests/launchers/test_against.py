@@ -90,10 +90,10 @@ TWIN, DUET = published_row("Twin-Merging, Table 3", "twin"), published_row("Duet
 ])  # fmt: skip
 def test_another_experiment_is_never_a_repetition(there, changes, said):
     told = {"granularity": "sample"} if there is DUET else {}
-    found = compared(there, measured(there, **(told | changes)))
-    assert not found.within and found.reasons
-    assert any(said in reason for reason in found.reasons), found.reasons
-    assert there.accuracy == {} or found.gaps["mean"] == pytest.approx(0, abs=1e-9)  # shown all the same
+    comparison = compared(there, measured(there, **(told | changes)))
+    assert not comparison.within and comparison.reasons
+    assert any(said in reason for reason in comparison.reasons), comparison.reasons
+    assert there.accuracy == {} or comparison.gaps["mean"] == pytest.approx(0, abs=1e-9)  # shown all the same
 
 
 def learning(warm_up=None, **weights):
@@ -116,11 +116,11 @@ def test_gates_are_compared_by_what_they_learned_from_and_not_by_their_name(trai
 
 def test_a_preset_is_compared_with_the_method_that_it_is():
     row = replace(measured(SMILE), method="smile_128")
-    found = compared(SMILE, row)
-    assert found.within and found.published.printed == "gate_k=16 k=128"
+    comparison = compared(SMILE, row)
+    assert comparison.within and comparison.published.printed == "gate_k=16 k=128"
     fewer = replace(row, config=measured(SMILE, config={"method.rank": 32}).config)
-    found = compared(SMILE, fewer)
-    assert found.published.printed == "gate_k=16 k=32" and not found.within
+    comparison = compared(SMILE, fewer)
+    assert comparison.published.printed == "gate_k=16 k=32" and not comparison.within
 
 
 def test_a_family_goes_by_its_other_name_too():
@@ -132,16 +132,19 @@ def test_other_test_images_are_named():
     row = measured(TA)
     sizes = {"EuroSAT": {"size": 5400}, "SUN397": {"name": "val"}}
     splits = {task: {**split, **sizes.get(task, {})} for task, split in row.splits.items()}
-    found = compared(TA, replace(row, splits=splits))
-    assert found.reasons == ("scored on the val split here", "other test samples (there / here): EuroSAT 2700 / 5400")
-    assert not found.within
+    comparison = compared(TA, replace(row, splits=splits))
+    assert comparison.reasons == (
+        "scored on the val split here",
+        "other test samples (there / here): EuroSAT 2700 / 5400",
+    )
+    assert not comparison.within
 
 
 def test_a_trial_run_on_a_few_images_is_none_where_the_published_number_of_images_is_unknown_too():
     there = published_row("Twin-Merging, Table 3", "average")
     assert there.test_images == {} and not compared(there, measured(there)).reasons
-    found = compared(there, measured(there, config={"suite.limit": 100}))
-    assert found.reasons == ("at most 100 samples per split here",) and found.reasons
+    comparison = compared(there, measured(there, config={"suite.limit": 100}))
+    assert comparison.reasons == ("at most 100 samples per split here",) and comparison.reasons
 
 
 def test_a_scale_tuned_there_must_be_tuned_here():
@@ -153,14 +156,14 @@ def test_a_scale_tuned_there_must_be_tuned_here():
 def test_an_equal_mean_of_unequal_tasks_is_outside():
     row = measured(TA)
     shares = {**row.accuracy, "Cars": row.accuracy["Cars"] + 0.05, "DTD": row.accuracy["DTD"] - 0.05}
-    found = compared(TA, replace(row, scores=scores(shares)))
-    assert not found.reasons and found.gaps["mean"] == pytest.approx(0, abs=1e-9) and not found.within
+    comparison = compared(TA, replace(row, scores=scores(shares)))
+    assert not comparison.reasons and comparison.gaps["mean"] == pytest.approx(0, abs=1e-9) and not comparison.within
 
 
 def test_seeds_are_averaged_and_one_odd_seed_is_told():
     seeds = [measured(TA, off, seed=seed) for seed, off in enumerate((-1.0, 1.0))]
-    found = compared(TA, *seeds)
-    assert found.within
+    comparison = compared(TA, *seeds)
+    assert comparison.within
 
     odd = compared(TA, seeds[0], replace(seeds[1], scale=0.5))
     assert odd.reasons == ("other settings (there / here): scale 0.3 fixed / 0.5 fixed",)
@@ -176,8 +179,12 @@ def test_references_count_on_a_part_of_the_tasks_and_merges_do_not():
     twenty = published_row("OPCM logs", "expert", suite="clip20")
     assert compared(twenty, measured(twenty, suite="clip14")).within
     part = measured(twenty, tasks=["Cars", "DTD"], accuracy={"Cars": 0.78523, "DTD": 0.79681})
-    found = compared(twenty, part)
-    assert found.within and set(found.published.accuracy) == {"Cars", "DTD"} and found.published.mean == 79.102
+    comparison = compared(twenty, part)
+    assert (
+        comparison.within
+        and set(comparison.published.accuracy) == {"Cars", "DTD"}
+        and comparison.published.mean == 79.102
+    )
 
     merged = measured(TA, tasks=["Cars", "DTD"])
     assert [comparison.published for comparison in compare([merged])] == [None]
@@ -192,8 +199,10 @@ def test_a_normalised_score_is_compared_where_only_that_is_published():
     scores = {task: 0.723 * value / 100 for task, value in expert.accuracy.items()}
     row = measured(there, accuracy=scores, splits={})
     comparisons = compare([row, replace(measured(expert), checkpoints=row.checkpoints, splits={})])
-    (found,) = (comparison for comparison in comparisons if comparison.published == there)
-    assert set(found.gaps) == {"norm"} and found.gaps["norm"] == pytest.approx(0, abs=1e-9) and found.within
+    (comparison,) = (comparison for comparison in comparisons if comparison.published == there)
+    assert (
+        set(comparison.gaps) == {"norm"} and comparison.gaps["norm"] == pytest.approx(0, abs=1e-9) and comparison.within
+    )
 
 
 BASE = published_row("OPCM logs", "base", suite="clip20")
@@ -243,15 +252,13 @@ def test_the_printed_difference_is_measured_minus_published():
 
 
 def test_the_other_formats_hold_the_same_lines():
-    lines = list(csv.DictReader(io.StringIO(writers.comma_separated(against.records(RESULTS)))))
-    exact = next(line for line in lines if (line["method"], line["table"]) == ("task_arithmetic", TA.table))
-    assert float(exact["Cars difference"]) == 0.05 and exact["verdict"] == "within" and exact["reasons"] == ""
-    assert [line["table"] for line in lines if line["method"] == "own_idea"] == [""]
-    assert all((line["verdict"] == "differs") == bool(line["reasons"]) for line in lines if line["table"])
-
-    markdown, latex = writers.markdown(against.sheets(RESULTS)), writers.latex(against.sheets(RESULTS))
+    sheets = against.sheets(RESULTS)
+    lines = list(csv.DictReader(io.StringIO(writers.comma_separated(writers.frame_of(sheets)))))
+    assert len(lines) == sum(len(sheet.lines) for sheet in sheets)
+    markdown, latex = writers.markdown(sheets), writers.latex(sheets)
     assert markdown.count("**within 0.1**") == latex.count(r"\textbf{within 0.1}") > 0
-    assert markdown.count("difference |") == latex.count("difference &") == sum(bool(line["table"]) for line in lines)
+    differences = sum(line["method"] == "difference" for line in lines)
+    assert markdown.count("difference |") == latex.count("difference &") == differences > 0
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2 and "task_a" not in latex
     width = {line.count("|") for line in markdown.split("\n\n")[1].splitlines()}
     assert len(width) == 1
