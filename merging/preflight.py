@@ -1,5 +1,7 @@
 """What can be refused before a weight is merged, and where possible before one is read."""
 
+import contextlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +32,17 @@ def check_experts(base: Checkpoint, experts: Sequence[Checkpoint], tasks: Sequen
         )
     for task, expert in zip(tasks, experts, strict=True):
         if problem := _misfit(expert.specs(), base.specs(), f"the base {base.name}"):
-            raise UserError(f"The expert for {task} ({expert.name}) {problem}")
+            types = model_type(expert), model_type(base)
+            told = f" Their config.json name a {types[0]} and a {types[1]}." if len({None, *types}) > 2 else ""
+            raise UserError(f"The expert for {task} ({expert.name}) {problem}{told}")
+
+
+def model_type(checkpoint: Checkpoint) -> str | None:
+    """What the config.json beside the first of its files says it is, such as llama."""
+    for file in checkpoint.files[:1]:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return json.loads((file.parent / "config.json").read_text("utf-8")).get("model_type")
+    return None
 
 
 def _misfit(expert: Mapping[str, Spec], base: Mapping[str, Spec], name: str) -> str | None:

@@ -1,6 +1,7 @@
 """Checkpoints of any kind by path: files are taken for what they hold, whatever their ending."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from merging.preflight import some
 Source = str | Path | Mapping[str, Tensor] | Checkpoint
 ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # never the name of a model's own part
 AROUND = "module."  # of DataParallel and the like: stripped only where all names have it
+WEIGHTS = (  # of a folder, in the order of transformers
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, which has `module.` around the rest
 
 
@@ -44,30 +48,75 @@ def open_checkpoint(source: Source, cache: Cache | None = None) -> Checkpoint:
 def open_file(path: str | Path, cache: Cache | None = None) -> Checkpoint:
     """A safetensors file, a pickle, or by its index a checkpoint of several files; recognised by content.
 
-    Raises UserError for what is missing or damaged, and for anything else, naming what it is.
+    A folder stands for the weights that Hugging Face's libraries keep in it. Raises UserError for what is missing or
+    damaged, and for anything else, naming what it is.
     """
+    path = weights_in(path)
     opened = {"safetensors": SafetensorsFile, "pickle": PickleFile, "index": Sharded}
     return opened[kind_of(path)](path, cache)
+
+
+def weights_in(path: str | Path) -> Path:
+    """The weights of a Hugging Face folder, the first of WEIGHTS that is there; anything else is itself."""
+    path = Path(path).expanduser()
+    return next((path / name for name in WEIGHTS if path.is_dir() and (path / name).exists()), path)
 
 
 class Sharded(View):
     """A checkpoint in several files, by the index that Hugging Face's libraries write beside them.
 
-    Raises UserError for a file or a tensor that the index names and is not there.
+    Raises UserError, from headers alone, for a file or a tensor that the index names and is not there, and for a name
+    of either that it has twice. What the files hold and the index does not name is left out, with a remark.
     """
 
     def __init__(self, path: str | Path, cache: Cache | None = None):
         path = Path(path)
-        names: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
-        shards = {name: open_file(path.parent / name, cache) for name in sorted(set(names.values()))}
+        names = _weight_map(path)
+        files = sorted(set(names.values()))
+        if absent := [name for name in files if not (path.parent / name).exists()]:
+            raise UserError(
+                f"{path} names {len(files)} files, and {some(absent)} is not there. Copy or download what is missing."
+            )
+        shards = {name: _shard(path.parent / name, path, cache) for name in files}
         stored = {name: pieces_of(shard) for name, shard in shards.items()}
         if missing := sorted(key for key, name in names.items() if key not in stored[name]):
             raise UserError(
                 f"{path} says that {names[missing[0]]} holds {some(missing)}, which it does not. Index and files "
                 f"are not of the same checkpoint: copy or download them again."
             )
-        super().__init__({key: stored[name][key] for key, name in names.items()}, *shards.values())
+        others = {key: name for name, pieces in stored.items() for key in pieces if names.get(key) != name}
+        if twice := sorted(key for key in others if key in names):
+            raise UserError(
+                f"{names[twice[0]]} and {others[twice[0]]} of {path} both hold {some(twice)}: which is meant is not "
+                f"guessed. Copy or download them again."
+            )
+        unnamed = (f"without {some(sorted(others))}, which the index does not name",) if others else ()
+        super().__init__({key: stored[name][key] for key, name in names.items()}, *shards.values(), remarks=unnamed)
         self.name, self.files = str(path), (path, *self.files)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Names of tensors -> names of files beside the index. Raises UserError for a name that stands in it twice."""
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if twice := sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1):
+            raise UserError(f"{path} names {some(twice)} twice. Copy or download the index again.")
+        return dict(pairs)
+
+    names = json.loads(path.read_bytes(), object_pairs_hook=once)["weight_map"]
+    for key, name in names.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(
+                f"{path} says that {key} lies in {name!r}. An index names files in its own folder: copy or download it "
+                f"again."
+            )
+    return names
+
+
+def _shard(path: Path, index: Path, cache: Cache | None) -> Checkpoint:
+    if kind_of(path) == "index":
+        raise UserError(f"{index} names {path.name}, which is an index itself. Copy or download the files again.")
+    return open_file(path, cache)
 
 
 def open_alike(base: Source, experts: Sequence[Source], cache: Cache | None) -> list[Checkpoint]:

@@ -14,7 +14,7 @@ from merging.cache import Cache
 from merging.checkpoints import Checkpoint, SafetensorsFile
 from merging.checkpoints.key_maps import from_hugging_face, to_hugging_face
 from merging.checkpoints.lora import CONFIG, open_lora
-from merging.checkpoints.opening import open_file
+from merging.checkpoints.opening import open_file, weights_in
 from merging.checkpoints.views import below, completed
 from merging.errors import UserError
 from merging.experts import Experts
@@ -240,13 +240,7 @@ class Folder:
 
 def file_in(path: Path) -> Path:
     """The weight file of a Hugging Face folder; a file is itself."""
-    if not path.is_dir():
-        return path
-    names = [
-        *weight_names(),
-        *(f"{name}.index.json" for name in weight_names()),
-    ]  # the latter of what is in several files
-    if file := next((path / name for name in names if (path / name).exists()), None):
+    if not (file := weights_in(path)).is_dir():
         return file
     raise UserError(f"{path} has none of {', '.join(weight_names())} and no {CONFIG}. {there_is(path)} Name the file.")
 

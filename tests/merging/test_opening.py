@@ -131,6 +131,34 @@ class TestSharded:
         index.write_text(index.read_text().replace('"c"', '"d"'))
         with pytest.raises(UserError, match=r"index.json says that pytorch_model-00002-of-00002.bin holds d, which"):
             open_file(index)
+        index.write_text(index.read_text().replace('"d"', '"c"'))
         (index.parent / "model-00001-of-00002.safetensors").unlink()
-        with pytest.raises(UserError, match=r"no checkpoint at .*model-00001-of-00002.safetensors"):
+        with pytest.raises(UserError, match=r"names 2 files, and model-00001-of-00002.safetensors is not there"):
             open_file(index)
+
+    @pytest.mark.parametrize(
+        ("index_text", "reason"),
+        [
+            ('{"weight_map": {"a": "1.safetensors", "b": "1.safetensors", "a": "2.bin"}}', "names a twice"),
+            ('{"weight_map": {"a": "1.safetensors"}, "weight_map": {}}', "names weight_map twice"),
+            (
+                '{"weight_map": {"a": "1.safetensors", "b": "./1.safetensors"}}',
+                "b lies in .*own folder",
+            ),
+            ('{"weight_map": {"a": "index.json"}}', "index.json, which is an index itself"),
+            ('{"weight_map": {"a": "1.safetensors", "c": "2.bin"}}', "1.safetensors and 2.bin of .* both hold a"),
+        ],
+        ids=["a tensor", "the map", "a file", "itself", "two files"],
+    )
+    def test_what_is_there_twice(self, index_text, reason, tmp_path):
+        save_file({"a": drawn(2), "b": drawn(3)}, tmp_path / "1.safetensors")
+        torch.save({"a": drawn(2), "c": drawn(4)}, tmp_path / "2.bin")
+        (tmp_path / "index.json").write_text(index_text)
+        with pytest.raises(UserError, match=reason):
+            open_file(tmp_path / "index.json")
+
+    def test_what_the_index_does_not_name_is_left_out(self, tmp_path):
+        save_file({"a": drawn(2), "inv_freq": drawn(3)}, tmp_path / "1.safetensors")
+        (tmp_path / "index.json").write_text('{"weight_map": {"a": "1.safetensors"}}')
+        opened = open_file(tmp_path / "index.json")
+        assert [*opened.specs()] == ["a"] and opened.remarks == ("without inv_freq, which the index does not name",)
