@@ -14,6 +14,7 @@ from typing import Any
 
 from launchers.cell_cache import expert_scores, fitted
 from launchers.rows import Row
+from launchers.saves import Save
 from merging.accounting import macs
 from merging.api import describe
 from merging.cache import Cache, code, modules_of
@@ -145,7 +146,7 @@ class Cell:
         made_by = code(("merging", "tasks", *modules_of(self.method)))
         return Journal(None if folder is None else folder / self.run_id, made_by)
 
-    def compute(self, on_task: OnTask, save: str | None = None, log_step: Log = silent) -> Row:
+    def compute(self, on_task: OnTask, save: Save | None = None, log_step: Log = silent) -> Row:
         """Merge, choose the scale on validation, train the gates, score the split once.
 
         `on_task` hears each accuracy, `log_step` the losses of a gate in training. Scores and trained gates of a run
@@ -177,7 +178,8 @@ class Cell:
         if save is not None:
             about = {"method": describe(self.method), "run_id": self.run_id, "opened": opened.splits}
             merged = replace(merged, provenance=about, inputs=self.setup.experts.inputs)
-            log.info("saved %s", merged.save(save, backbone=grid.backbone.facts()))
+            protocol = {"scores": scored.scores, "split": self.split, "seed": self.config["seed"]}
+            save.write(merged, backbone=grid.backbone.facts(), **protocol)
         row = replace(
             row := self.row(opened.by(SCALE)),
             remarks=[*row.remarks, *(f"{self.label}: {remark}" for remark in merged.remarks)],

@@ -29,7 +29,18 @@ from merging.errors import UserError
 from merging.files import write_text
 
 PACKAGES = ("launchers", "merging", "tasks")
-ELSEWHERE = {"hydra", "output", "save", "redo", "cache_gb", "tracker", "plot"}  # what no row depends on
+ELSEWHERE = {
+    "hydra",
+    "output",
+    "save",
+    "save_adapter",
+    "shard_gb",
+    "push",
+    "redo",
+    "cache_gb",
+    "tracker",
+    "plot",
+}  # what no row depends on
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
 OPTIONAL = ("transformers", "lm_eval")  # where it is installed
 FOUND = "%s: found in %s (redo=true computes it again)"

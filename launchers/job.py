@@ -15,12 +15,13 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from launchers import rows
-from launchers.callback import LISTED, check_writable, draw
+from launchers.callback import LISTED, draw
 from launchers.cells import Cell, OnTask, Setup, splits_read
 from launchers.claims import Taken, claim, owner
 from launchers.found import ELSEWHERE, FOUND, cache_of, is_local, named, remember, state
 from launchers.preflight import foresee
 from launchers.rows import Row
+from launchers.saves import Save, save_of
 from launchers.sweeps.axes import group_of
 from launchers.tracking.tracker import Tracker
 from merging.backbones.base import Backbone
@@ -34,7 +35,6 @@ from merging.fit.gates import Oracle, Router
 from merging.methods import Base, Expert, Multitask
 from merging.methods.method import Method
 from merging.owned import check_shared
-from merging.saving import check_target
 from tasks.data import SuiteData
 from tasks.evaluate import Grid
 from tasks.scales import Fixed, Search
@@ -49,14 +49,13 @@ BUSY = "%s: being computed by %s; run the same command again for its row"
 def run(config: DictConfig) -> list[str]:
     """One Hydra job: the base, the chosen method and the experts. Returns the row files."""
     folder, output_dir = Path(config.output) / "results", Path(HydraConfig.get().runtime.output_dir)
-    if config.save is not None:
-        check_writable("save", Path(config.save).parent)
+    save = save_of(config)
     with instantiate(config.tracker) as tracker:
         chosen = cell(config, HydraConfig.get().runtime.choices["method"])
-        if config.save is not None:
+        if save is not None:
             others = Known("", tuple(map(Path, sorted(named(config)))))  # a text tower, a model of all tasks
             check_shared(chosen.setup.experts.owned)
-            check_target(config.save, [chosen.setup.experts.origin, *chosen.setup.experts.inputs, others])
+            save.check(chosen.setup.experts, [others])
         references = [cell(config, label, reference=True) for label in REFERENCES if label != chosen.label]
         ids = [member.run_id for member in (chosen, *references)]
         files = [str((folder / f"{run_id}.json").resolve()) for run_id in ids]
@@ -69,10 +68,10 @@ def run(config: DictConfig) -> list[str]:
         title = f"{chosen.label} {chosen.setup.grid.suite.name}"
         tracker.start(chosen.config, chosen.run_id, title, group_of(HydraConfig.get()))
         beside = list(reference_rows(references, folder, tracker))
-        model = model_file(config, tracker, chosen, folder)
-        row = finish(chosen, folder, tracker.log_task, config.redo, model, log_step=tracker.log)
+        save = save or wanted_by(tracker, chosen, folder, config.redo)
+        row = finish(chosen, folder, tracker.log_task, config.redo, save, log_step=tracker.log)
         shown = sorted([row, *beside], key=lambda row: row.created)
-        tracker.finish(row, shown, draw(shown, output_dir) if tracker.pictures else {}, model)
+        tracker.finish(row, shown, draw(shown, output_dir) if tracker.pictures else {}, save and save.path)
     return files
 
 
@@ -86,10 +85,11 @@ def reference_rows(references: Iterable[Cell], folder: Path, tracker: Tracker) -
             log.info(BUSY, reference.label, taken)
 
 
-def model_file(config: DictConfig, tracker: Tracker, chosen: Cell, folder: Path) -> str | None:
-    """Where the merged model is written: by `save`, else where the tracker asks for it if there is no row yet."""
-    computed = config.redo or rows.find(folder, chosen.run_id, logging.DEBUG) is None
-    return config.save or (tracker.model_file(chosen.run_id) if computed and chosen.label not in REFERENCES else None)
+def wanted_by(tracker: Tracker, chosen: Cell, folder: Path, redo: bool) -> Save | None:
+    """Where the tracker asks for the merged model, if there is no row yet."""
+    computed = redo or rows.find(folder, chosen.run_id, logging.DEBUG) is None
+    path = tracker.model_file(chosen.run_id) if computed and chosen.label not in REFERENCES else None
+    return None if path is None else Save(path)
 
 
 def finish(
@@ -97,7 +97,7 @@ def finish(
     folder: Path,
     on_task: OnTask,
     redo: bool = False,
-    save: str | None = None,
+    save: Save | None = None,
     found_level: int = logging.INFO,
     log_step: Log = silent,
 ) -> Row:

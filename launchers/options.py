@@ -29,6 +29,7 @@ BY_TASK = ("experts.paths", "suite.sources")  # mappings from tasks
 
 RUN: dict[str, Any] = {  # options that belong to no group -> their type; see conf/config.yaml
     "seed": int, "split": Literal["test", "val"], "redo": bool, "output": str, "save": str | None,
+    "save_adapter": bool, "shard_gb": float, "push": str | None,
     "save_dtype": Literal["fp32", "bf16", "fp16"] | None, "cache_gb": float, "plot": Mapping[str, Any] | None,
 }  # fmt: skip
 FINETUNE = RUN | {"folder": str, "every": float, "multitask": bool}  # conf/finetune.yaml

@@ -20,16 +20,24 @@ from launchers.sweeps.check import problem
 from launchers.sweeps.slurm import FAILED
 
 DUET = Program("duet")
+NO_TASKS = "tasks.suite.no_tasks"  # of conf/suite/none.yaml
 
 
 def row_files(config: DictConfig) -> list[str]:
-    """Those of one Hydra job, computed now unless they are all there: until here torch is not needed.
+    """Those of one Hydra job, none of suite=none; computed now unless they are all there: until here without torch.
 
     Raises UserError for an option that nothing reads or that has a value of the wrong type.
     """
     from launchers.options import check, check_run
 
     check_run(config)
+    if config.suite.get("_target_") == NO_TASKS:
+        with interruptible():
+            from launchers.merge_only import merge_and_save
+
+        check(config, HydraConfig.get().overrides.task)
+        merge_and_save(config)
+        return []
     if (files := found_rows(config)) is not None:
         return files
     with interruptible():

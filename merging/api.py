@@ -45,7 +45,13 @@ def merge(
     buffers, is the base's; a warning says where it differs. Raises UserError for experts that do not fit.
     """
     check_method(method)
-    opened = Experts.open(base, experts, tasks, cache, device=context.device)
+    return merged_from(method, Experts.open(base, experts, tasks, cache, device=context.device), context, router)
+
+
+def merged_from(
+    method: Callable[..., Merged], opened: Experts, context: Context = ALONE, router: "Router | None" = None
+) -> Merged:
+    """`merge` of experts that are open."""
     if opened.differing:
         log.warning("%s", opened.remark)
     if opened.remarks:

@@ -20,6 +20,7 @@ def model_card(name: str, auto: str, merged: "Merged", record: Mapping[str, Any]
 
     named = dict(record.get("method") or {"name": "unknown"})
     method = str(named.pop("name"))
+    named = {key: value for key, value in named.items() if not _says_nothing(value)}
     ids = dict(zip(merged.tasks, record.get("experts", ()), strict=False))
     experts = [
         {"task": task, "path": _shown(checkpoint), "id": ids.get(task, "")[:12]}
@@ -41,6 +42,11 @@ def model_card(name: str, auto: str, merged: "Merged", record: Mapping[str, Any]
         command=record.get("command"),
         remarks=remarks,
     )
+
+
+def _says_nothing(value: object) -> bool:
+    """Whether an option is a mapping of names without values."""
+    return isinstance(value, Mapping) and all(inner is None for inner in value.values())
 
 
 def _shown(checkpoint: Any) -> str:

@@ -53,6 +53,11 @@ class Suite:
         return replace(self, tasks=self.held_out, held_out=self.tasks)
 
 
+def no_tasks() -> Suite:
+    """What suite=none stands for. Raises UserError: only a command that merges and saves does without tasks."""
+    raise UserError("suite=none has no tasks, with which only `duet` merges and saves. Choose a suite.")
+
+
 def divided(name: str, tasks: Sequence[Task], held_out: Sequence[str]) -> Suite:
     """The suite of all tasks but those named by `held_out`, which are scored only.
 

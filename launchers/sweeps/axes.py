@@ -21,7 +21,9 @@ from merging.errors import UserError
 
 GROUPS = {path.name for path in Path(conf.__path__[0]).iterdir() if path.is_dir()}
 LONGEST = 100  # characters of a sweep's name; W&B takes 128
-NAMELESS = "(hydra|output|save|redo|cache_gb|tracker|local)([.@/]|$)|engine.device$|experts.workers$"  # no part of it
+NAMELESS = (  # no part of it
+    r"(hydra|output|save(_adapter)?|shard_gb|push|redo|cache_gb|tracker|local)([.@/]|$)|engine.device$|experts.workers$"
+)
 Value = str | int | float | bool | None | list[Any] | dict[str, Any]
 
 

@@ -173,7 +173,10 @@ class WandbTracker(Tracker):
         """Read from its file while it is sent; an offline run is sent from there later. A temporary one goes then."""
         facts = {"method": row.method, "run_id": row.run_id, "stored_bytes": row.stored_bytes}
         artifact = client().Artifact(f"{row.method}-{row.run_id}", "model", metadata=facts)
-        artifact.add_file(str(file.resolve()), name="model.safetensors", policy="immutable")  # no copy
+        if file.is_dir():
+            artifact.add_dir(str(file.resolve()), policy="immutable")  # no copy
+        else:
+            artifact.add_file(str(file.resolve()), name="model.safetensors", policy="immutable")
         sent = self._run.log_artifact(artifact)
         if self._run.settings.mode == "online":
             sent.wait(timeout=int(self.timeout))

@@ -79,3 +79,9 @@ def test_a_model_that_cannot_be_saved(duet_here, output, unwritable):
     code, _, errors = duet_here(output, "method=average", f"save={unwritable}/model.safetensors")
     assert code == 1 and "Traceback" not in errors
     assert f"Cannot write to save={unwritable}" in errors and "mean score" not in errors
+
+
+def test_a_folder_of_what_transformers_does_not_load(duet_here, output, tmp_path):
+    code, _, errors = duet_here(output, "method=average", f"save={tmp_path}/merged/")
+    assert code == 1 and "Traceback" not in errors and "mean score" not in errors
+    assert "is to be a folder of transformers, and the base" in errors and "merged.safetensors" in errors

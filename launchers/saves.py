@@ -1,0 +1,76 @@
+"""Where and how a command writes its merged model: one file or a folder of Hugging Face, and the Hub."""
+
+import logging
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from launchers.callback import check_writable
+from merging.checkpoints import Known
+from merging.experts import Experts
+from merging.files import check_room
+from merging.merged import Merged
+from merging.saving import check_target, dtype_of, is_folder
+from merging.saving_folder import check_folder
+from tasks.score import Score
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Save:
+    """The options of a command on what it writes. path, dtype, shard_gb: as `Merged.save` takes them."""
+
+    path: str
+    dtype: str | None = None
+    shard_gb: float = 5.0
+    command: str | None = None  # that repeats it
+
+    def check(self, experts: Experts, others: Sequence[Known] = ()) -> None:
+        """Raises UserError, before a weight is read, for what cannot be written. others: more files that are read."""
+        inputs = (*experts.inputs, *others)
+        if is_folder(self.path):
+            check_folder(self.path, experts.origin, experts.inputs, experts.tasks)
+        check_target(self.path, (experts.origin, *inputs))
+        size = None if self.dtype is None else dtype_of(self.dtype).itemsize
+        specs = experts.specs().values()
+        check_room(self.path, sum(spec.shape.numel() * (size or spec.dtype.itemsize) for spec in specs))
+
+    def write(self, merged: Merged, **facts: Any) -> Path:
+        """Write it, with `facts` for its record; `scores` by task are shown in a folder's model card."""
+        if scores := facts.pop("scores", None):
+            facts["scores"] = {task: shown(score) for task, score in scores.items()}
+        if self.command is not None:
+            facts["command"] = self.command
+        path = merged.save(self.path, shard_gb=self.shard_gb, **facts)
+        log.info("saved %s", path)
+        return path
+
+
+def shown(score: Score) -> dict[str, Any]:
+    """A score as a model card has it."""
+    names = ("metric", "value", "standard_error", "count")
+    return {name: getattr(score, name) for name in names}
+
+
+def save_of(config: DictConfig) -> Save | None:
+    """What `save` and the options beside it say, None for a command that writes no model.
+
+    Raises UserError for a path that may be a file or a folder, or that cannot be written.
+    """
+    if config.save is None:
+        return None
+    is_folder(config.save)
+    check_writable("save", Path(os.path.abspath(config.save)).parent)
+    return Save(config.save, config.save_dtype, config.shard_gb, command())
+
+
+def command() -> str:
+    """The command of this job, as a shell takes it."""
+    return shlex.join(["duet", *HydraConfig.get().overrides.task])

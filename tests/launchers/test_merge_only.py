@@ -1,0 +1,103 @@
+"""`duet suite=none`: folders in, one folder out, without tasks or data; what cannot be done is refused first."""
+
+import re
+import sys
+
+import console
+import pytest
+from hf_folders import logits, tokenizer, written
+
+from launchers import run
+from launchers.merge_only import Folders
+from merging import merge, open_merged
+from merging.checkpoints import SafetensorsFile
+from merging.methods import Ties
+
+transformers = pytest.importorskip("transformers")
+NONE = ["suite=none", "experts.base=models/base", "experts.paths=[models/math,models/code]", "save=merged/"]
+
+
+@pytest.fixture
+def models(tmp_path):
+    for seed, name in enumerate(("base", "math", "code")):
+        written(tmp_path / "models" / name, seed, shards="1KB" if name == "math" else "5GB")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def duet(monkeypatch, capsys, tmp_path):
+    """Runs `duet` in this process and in an empty folder: (exit status, what it said)."""
+
+    def call(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["duet", *arguments])
+        with console.logging_kept(), pytest.raises(SystemExit) as stop:
+            run.main()
+        said = "".join(capsys.readouterr())
+        return (1, said + stop.value.code) if isinstance(stop.value.code, str) else (stop.value.code or 0, said)
+
+    return call
+
+
+def test_two_folders_become_one(duet, models, tmp_path):
+    options = ["method=ties", "method.density=0.5", "method.kinds.all=[0.2,0.6]", "save_dtype=bf16", "shard_gb=1e-6"]
+    code, said = duet(*NONE, *options)
+    assert code == 0 and "saved" in said, said
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    weights = [models / name for name in ("math/model.safetensors.index.json", "code/model.safetensors")]
+    expected = merge(Ties(0.5, kinds={"all": [0.2, 0.6]}), models / "base" / "model.safetensors", weights).cast("bf16")
+    state = model.state_dict()
+    assert all((state[key] == weight).all() for key, weight in expected.state())
+    assert logits(model).isfinite().all() and len(list((tmp_path / "merged").glob("model-*"))) > 2
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "duet suite=none experts.base=models/base 'experts.paths=[models/math,models/code]'" in card
+    assert not list((tmp_path / "outputs").rglob("*.json"))  # no row
+
+
+def test_names_and_one_file(duet, models, tmp_path):
+    paths = "experts.paths={x: models/math, y: models/code}"
+    code, said = duet("suite=none", "experts.base=models/base", paths, "method=emr", "save=merged.safetensors")
+    assert code == 0, said
+    assert open_merged(tmp_path / "merged.safetensors").tasks == ("x", "y")
+
+
+REFUSED = {
+    "search": ({"scale": "search"}, r"no data to search a coefficient on: leave scale=fixed and set method\.scale"),
+    "inputs": ({"method": "ada_merging"}, r"AdaMerging learns from inputs of every task\. Choose a method that needs"),
+    "labels": ({"method": "multitask"}, r"Multitask learns from labels"),
+    "router": ({"method": "twin", "router": "task_id"}, r"no data to train a router on: leave router=oracle"),
+    "nowhere": ({"save": "null"}, r"nothing says where\. Name a folder or a file: save=merged/"),
+    "ambiguous": ({"save": "new"}, r"new may be meant as a file or as a folder"),
+    "input": ({"save": "models/math/"}, r"models/math/? is one of the inputs"),
+    "missing": ({"experts.base": "models/bsae"}, r"There is no checkpoint at models/bsae"),
+    "same name": ({"experts.paths": "[models/math,models/math]"}, r"two models called math: .* Name them"),
+    "no paths": ({"experts.paths": "[]"}, r"There is no task to merge"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(duet, models, tmp_path, case):
+    changed, message = REFUSED[case]
+    given = dict(word.split("=", 1) for word in NONE) | changed
+    code, said = duet(*(f"{key}={value}" for key, value in given.items()))
+    assert code == 1 and re.search(message, said) and "Traceback" not in said, said
+    assert not (tmp_path / "merged").exists()
+
+
+def test_tokenizers_that_differ_are_refused_before_a_weight_is_read(duet, models, monkeypatch):
+    tokenizer(["<pad>", "<s>", "</s>", *"gfedcba"]).save_pretrained(models / "code")
+    monkeypatch.setattr(SafetensorsFile, "tensor", lambda *_: pytest.fail("a weight was read"))
+    code, said = duet(*NONE)
+    assert code == 1 and re.search(r"The tokenizers of code .* and of the base .* differ: 'a' has the id 9", said), said
+
+
+def test_tasks_and_no_tasks_are_not_mixed(duet):
+    code, said = duet("experts=folders", "experts.base=models/base", "experts.paths=[models/math]")
+    assert code == 1 and "experts=folders is for suite=none" in said
+    code, said = duet("suite=none", "experts=mini8", "save=merged/")
+    assert code == 1 and "leave experts=folders" in said
+
+
+def test_models_are_named_by_their_paths():
+    paths = ["a/model.safetensors", "b.safetensors", "c/qwen-2.5"]
+    assert [*Folders("base", paths).named] == ["a", "b", "qwen-2.5"]
