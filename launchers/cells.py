@@ -178,8 +178,8 @@ class Cell:
         if save is not None:
             about = {"method": describe(self.method), "run_id": self.run_id, "opened": opened.splits}
             merged = replace(merged, provenance=about, inputs=self.setup.experts.inputs)
-            protocol = {"scores": scored.scores, "split": self.split, "seed": self.config["seed"]}
-            save.write(merged, backbone=grid.backbone.facts(), **protocol)
+            protocol = {"split": self.split, "seed": self.config["seed"]}
+            save.write(merged, scored.scores, protocol, backbone=grid.backbone.facts())
         row = replace(
             row := self.row(opened.by(SCALE)),
             remarks=[*row.remarks, *(f"{self.label}: {remark}" for remark in merged.remarks)],

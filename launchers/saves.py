@@ -3,7 +3,7 @@
 import logging
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from merging.saving import check_target, dtype_of, is_folder
 from merging.saving_folder import check_folder
 from tasks.score import Score
 
+Facts = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
@@ -42,12 +43,13 @@ class Save:
         specs = experts.specs().values()
         check_room(self.path, sum(spec.shape.numel() * (size or spec.dtype.itemsize) for spec in specs))
 
-    def write(self, merged: Merged, **facts: Any) -> Path:
-        """Write it, with `facts` for its record; `scores` by task are shown in a folder's model card."""
-        if scores := facts.pop("scores", None):
-            facts["scores"] = {task: shown(score) for task, score in scores.items()}
-        if self.command is not None:
-            facts["command"] = self.command
+    def write(
+        self, merged: Merged, scores: Mapping[str, Score] | None = None, protocol: Facts | None = None, **facts: Any
+    ) -> Path:
+        """Write it, with `facts` for its record; scores by task and their protocol are for a folder's model card."""
+        if is_folder(self.path):
+            card = {"scores": {task: shown(score) for task, score in (scores or {}).items()}, "command": self.command}
+            facts |= card | (protocol or {})
         path = merged.save(self.path, shard_gb=self.shard_gb, **facts)
         log.info("saved %s", path)
         return path

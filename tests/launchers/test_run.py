@@ -155,9 +155,10 @@ def test_a_swept_save_writes_a_file_per_job(output, duet_here, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
         "0-average.safetensors", "1-task_arithmetic.safetensors"
     ]  # fmt: skip
-    code, _, errors = duet_here(output, "-m", "method=average", f"save={tmp_path}/a.st,{tmp_path}/b.st")
+    first, second = (tmp_path / f"{name}.safetensors" for name in "ab")
+    code, _, errors = duet_here(output, "-m", "method=average", f"save={first},{second}")
     assert code == 0, errors
-    assert (tmp_path / "a.st").read_bytes() == (tmp_path / "b.st").read_bytes()
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_sweep_is_one_table_and_a_tracked_run_per_job(output):
