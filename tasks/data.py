@@ -32,7 +32,8 @@ class SuiteData:
     def unlabelled(self, split: str) -> Calibration:
         """The inputs of every task."""
         if split not in self._unlabelled:
-            self._unlabelled[split] = calibration(self.suite, self.backbone, split, device=self.engine.torch_device)
+            how = self.engine.torch_device, self.engine.precision
+            self._unlabelled[split] = calibration(self.suite, self.backbone, split, *how)
         return self._unlabelled[split]
 
     def labels(self, split: str) -> Sequence[Tensor]:

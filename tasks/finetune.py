@@ -77,7 +77,8 @@ class FineTuned:
             return suite
         base = self.base(backbone, cache)
         if self.heads_from == "base":
-            heads: list[Any] = [Probe(base, backbone, task.data, cache) for task in suite.every]  # type: ignore[attr-defined]
+            engine = Engine("cpu", self.precision)
+            heads: list[Any] = [Probe(base, backbone, task.data, cache, engine) for task in suite.every]  # type: ignore[attr-defined]
         else:
             made = self._made(base, Suite(suite.name, suite.every), backbone, cache)
             heads = [Given(head_of(parts_of_head(expert))) for expert in made]
@@ -144,10 +145,15 @@ def _make(
         key = key_of("expert", *facts, task.name, split.id, head, asdict(recipe), seed, precision)
         jobs.append(Job(state, backbone, task, recipe, seed, split, key, precision))
     if missing := [job for job in jobs if cache.get(job.key) is None]:
-        _train_all(missing, cache, min(workers or len(os.sched_getaffinity(0)), len(missing)))
+        _train_all(missing, cache, min(workers or len(os.sched_getaffinity(0)), len(missing)) if _may_spawn() else 1)
     made = [cache.tensors(job.key, lambda job=job: train_expert(job)) for job in jobs]
     trained = [StateDict(state, f"fine-tuned on {job.task.name}") for state, job in zip(made, jobs, strict=True)]
     return trained if recipe.adapter is None else [recipe.adapter.opened(base, state, (HEAD,)) for state in trained]  # type: ignore[return-value]
+
+
+def _may_spawn() -> bool:
+    """Not in a worker of joblib's: its start method is one that processes of our own do not know."""
+    return multiprocessing.get_start_method(allow_none=True) in (None, *multiprocessing.get_all_start_methods())
 
 
 def _train_all(jobs: Sequence[Job], cache: Cache, workers: int) -> None:

@@ -131,7 +131,9 @@ def absent(task: Task, split: Split) -> str | None:
     )
 
 
-def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.device = CPU) -> Calibration:
+def calibration(
+    suite: Suite, backbone: Backbone, split: str, device: torch.device = CPU, precision: str = "fp32"
+) -> Calibration:
     """The inputs of one split of every task, without their labels; batches of them lie on the device."""
     splits = [task.split(split) for task in suite.tasks]
     return Calibration(
@@ -143,10 +145,11 @@ def calibration(suite: Suite, backbone: Backbone, split: str, device: torch.devi
         ),
         heads=tuple(None if (head := task.head()) is None else deepcopy(head).to(device) for task in suite.tasks),
         head_ids=tuple(head_id(task) for task in suite.tasks),
-        features=backbone.features,
+        read=backbone.features,
         tower=backbone.build,
         backbone=backbone.identity(),
         device=device,
+        precision=precision,
     )
 
 

@@ -73,7 +73,7 @@ class AdaMerging(Options):
             learned = learn()
         else:
             ids = [experts.origin.id, *(checkpoint.id for checkpoint in experts.checkpoints)]
-            seen = (data.split, data.ids, data.head_ids, data.backbone, data.device.type)
+            seen = (data.split, data.ids, data.head_ids, data.backbone, data.device.type, data.precision)
             made_from = (identity(self), ids, sorted(experts.specs()), seen, context.seed)
             learned = experts.cache.tensors(key_of("ada_merging", code(CODE), *made_from), learn)
         names = zip(experts.tasks, learned["collapsed"].tolist(), strict=True)

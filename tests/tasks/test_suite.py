@@ -125,7 +125,7 @@ def test_calibration_is_a_split_without_its_labels(mini8):
         assert shown.heads[task] is mini8[suite.names[task]].head()
     assert shown.backbone == backbone.identity()
     assert {field.name for field in fields(shown)} == {
-        "split", "ids", "sizes", "inputs", "heads", "head_ids", "features", "tower", "device", "backbone"
+        "split", "ids", "sizes", "inputs", "heads", "head_ids", "read", "tower", "device", "backbone", "precision"
     }  # fmt: skip
 
 
