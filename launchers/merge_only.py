@@ -15,13 +15,11 @@ from launchers.job import built
 from launchers.saves import save_of
 from merging.api import merged_from
 from merging.cache import Cache
-from merging.checkpoints.lora import is_adapter
 from merging.context import Context, needs_of
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.fit.gates import Oracle
 from tasks.scales import Search
-from tasks.vision.folder import file_in
 
 log = logging.getLogger(__name__)
 WITHOUT = "suite=none has no data"
@@ -58,14 +56,8 @@ class Folders:
 
     def opened(self, cache: Cache, **facts: Any) -> Experts:
         """Raises UserError, from headers alone, for what is missing or does not fit together."""
-        base, *experts = (source_in(path) for path in (self.base, *self.named.values()))
+        base, *experts = (Path(path).expanduser() for path in (self.base, *self.named.values()))
         return Experts.open(base, experts, [*self.named], cache, **facts)
-
-
-def source_in(path: str) -> Path:
-    """The weights at a path; an adapter is its folder."""
-    whole = Path(path).expanduser()
-    return whole if is_adapter(whole) else file_in(whole)
 
 
 def name_of(path: Path) -> str:

@@ -1,12 +1,16 @@
 """`duet suite=none`: folders in, one folder out, without tasks or data; what cannot be done is refused first."""
 
 import re
+import shlex
 import sys
+from pathlib import Path
 
 import console
 import pytest
+import torch
 from hf_folders import logits, tokenizer, written
 
+import merging
 from launchers import run
 from launchers.merge_only import Folders
 from merging import merge, open_merged
@@ -52,6 +56,30 @@ def test_two_folders_become_one(duet, models, tmp_path):
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "duet suite=none experts.base=models/base 'experts.paths=[models/math,models/code]'" in card
     assert not list((tmp_path / "outputs").rglob("*.json"))  # no row
+
+
+def test_the_guide_runs_as_written(duet, models):
+    """Its commands, the options of its table, then its Python."""
+    guide = (Path(__file__).parents[2] / "docs" / "language.md").read_text().partition("\n## ")[2].partition("\n## ")[0]
+    (command,), blocks = (
+        re.findall(r"```bash\n(.*?)\n```", guide, re.S),
+        re.findall(r"```python\n(.*?)```", guide, re.S),
+    )
+    assert duet(*shlex.split(command)[1:])[0] == 0
+    model = run_in(blocks[0])["model"]
+    assert torch.equal(logits(model), logits(merging.load("merged")))
+    options = [shlex.split(cell)[0] for cell in re.findall(r"^\| `([^`]+)`", guide, re.M)]
+    assert len(options) > 5
+    changed = dict(word.split("=", 1) for word in (*shlex.split(command)[1:], *options))
+    code, said = duet(*(f"{key}={value}" for key, value in changed.items()))
+    assert code == 0, said
+    assert len(blocks) == 2 and run_in(blocks[1])["merged"].tasks == ("task0", "task1")
+
+
+def run_in(code):
+    names: dict = {}
+    exec(compile(code, "docs/language.md", "exec"), names)
+    return names
 
 
 def test_names_and_one_file(duet, models, tmp_path):
