@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m launchers.bench forward|gpu|merge|factor|clip`."""
+"""Benchmarks: `python -m launchers.bench forward|gpu|merge|llm|factor|clip`."""
 
 import os
 from pathlib import Path
@@ -7,5 +7,5 @@ import yaml
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, which counts memory, would log its every step
 DECLARED = yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text())
-SIZES, BENCHMARKS, TABLES = DECLARED["sizes"], DECLARED["benchmarks"], DECLARED["tables"]
+SIZES, MODELS, BENCHMARKS, TABLES = (DECLARED[name] for name in ("sizes", "models", "benchmarks", "tables"))
 TASKS = 8

@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m launchers.bench forward|gpu|merge|factor|clip` prints a markdown table."""
+"""Benchmarks: `python -m launchers.bench forward|gpu|merge|llm|factor|clip` prints a markdown table."""
 
 import argparse
 from collections.abc import Sequence

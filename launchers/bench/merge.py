@@ -6,17 +6,18 @@ Eight synthetic experts are merged from files to one file, every method in a fre
 import argparse
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from launchers.bench import TASKS
 from launchers.bench.measure import MIB, Process, called, report, timed
 from launchers.bench.models import Models
 from merging import Cache, methods
 from merging.api import merge
-from merging.checkpoints import SafetensorsFile, Spec
+from merging.checkpoints import Checkpoint, SafetensorsFile, Spec
 from merging.checkpoints.safetensors_file import write_safetensors
 from merging.ops import generator
 
@@ -67,7 +68,7 @@ def job(name: str, folder: str, cache_folder: str, arch: str) -> float:
     base, *experts = inputs(Path(folder))
     runs = {
         "inputs": lambda: write_inputs(Path(folder), arch),
-        "floor": lambda: floor(Path(folder), output),
+        "floor": lambda: write_safetensors(output, *floor([*map(SafetensorsFile, inputs(Path(folder)))]), {}),
         "ids": lambda: [SafetensorsFile(path, cache).id for path in (base, *experts)],
     }
     seconds, _ = timed(runs.get(name, lambda: merge(getattr(methods, name)(), base, experts, cache=cache).save(output)))
@@ -93,17 +94,16 @@ def write_inputs(folder: Path, arch: str) -> None:
         write_safetensors(path, specs, tensors, {})
 
 
-def floor(folder: Path, output: Path) -> None:
+def floor(models: Sequence[Checkpoint]) -> tuple[Mapping[str, Spec], Iterator[tuple[str, Tensor]]]:
     """What no merge can avoid: every input is read once and one model written, by the reader and writer of merges."""
-    files = [SafetensorsFile(path) for path in inputs(folder)]
-    specs = files[0].specs()
-    buffer = torch.empty(max(spec.shape.numel() for spec in specs.values()))
+    specs = models[0].specs()
+    buffer = torch.empty(max(spec.bytes for spec in specs.values()), dtype=torch.uint8)
 
     def tensors():
         for key, spec in specs.items():
-            for file in files:
-                copy = buffer[: spec.shape.numel()].view(spec.shape).copy_(file.tensor(key))
-                file.release()
+            for model in models:
+                copy = buffer[: spec.bytes].view(spec.dtype).view(spec.shape).copy_(model.tensor(key))
+                model.release()
             yield key, copy
 
-    write_safetensors(output, specs, tensors(), {})
+    return specs, tensors()
