@@ -133,7 +133,7 @@ class Cell:
             code=code_version(),
             macs=grid.backbone.macs,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            remarks=[*self.setup.remarks, *of_merge, *remarks(grid.suite, scored, chosen_on)],
+            remarks=[*self.setup.remarks, *of_merge, *remarks(grid.suite, scored, chosen_on, grid.backbone)],
             unseen={task.name: None for task in grid.suite.held_out},
             contents=self.contents,
             overrides=[*self.overrides],

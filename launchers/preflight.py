@@ -27,16 +27,19 @@ def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine",
     for task in suite.every:
         if hasattr(task, "check"):
             task.check()  # type: ignore[attr-defined]
-    if (wanted := getattr(source, "downloads", None)) is not None:
-        downloads(wanted(suite, backbone))
+    data: list[Any] = [task.data for task in suite.every if hasattr(getattr(task, "data", None), "files")]
+    files = [*getattr(source, "downloads", lambda *_: [])(suite, backbone)]
+    files += [file for some in data for file in some.files(splits)]
+    if downloads(files) and data:
+        duration(suite, backbone, engine)
     tasks: list[Any] = [task for task in suite.every if hasattr(task, "needs")]
     if needs := [need for task in tasks for need in task.needs(splits)]:
         decoding([need for need in needs if need.kind != "model"], Path(tasks[0].data.store.images))
         duration(suite, backbone, engine)
 
 
-def downloads(files: list[Any]) -> None:
-    """The files of base and experts that are not cached. Raises UserError unless they fit on the disk."""
+def downloads(files: list[Any]) -> list[Any]:
+    """The files of base, experts and data that are not cached. Raises UserError unless they fit on the disk."""
     from merging.preflight import some
     from tasks.hub import check_room, plan
 
@@ -46,6 +49,7 @@ def downloads(files: list[Any]) -> None:
         known = f"{sum(size or 0 for size in sizes) / GB:.2f} GB" + (" or more" if None in sizes else "")
         names = some([file.name for file in missing])
         log.info("to download: %d files, %s, into %s: %s", len(missing), known, missing[0].where, names)
+    return missing
 
 
 def decoding(needs: list[Any], folder: Path) -> None:
@@ -71,13 +75,15 @@ def duration(suite: "Suite", backbone: "Backbone", engine: "Engine") -> None:
     if test:
         rate = speed(backbone, engine)
         log.info(
-            f"one model takes about {spoken(test / rate)} for {test:,} test images, {spoken(val / rate)} for {val:,} "
-            f"of validation (each coefficient that is tried): {rate:.0f} images a second on {engine.torch_device}"
+            f"one model takes about {spoken(test / rate)} for {test:,} test samples, {spoken(val / rate)} for {val:,} "
+            f"of validation (each coefficient that is tried): {rate:.0f} samples a second on {engine.torch_device}"
         )
 
 
 def expected(task: Any, split: str) -> int:
-    """Images of a split by published sizes, 0 for a task about which nothing is published."""
+    """Samples of a split by published sizes, 0 for a task about which nothing is published."""
+    if hasattr(task.data, "expected"):
+        return task.data.expected(split)
     known = getattr(task.data, "known", None)
     return 0 if known is None else len(task.data.rule.choose(split, known.sizes.get, task.name).indices)
 
@@ -86,9 +92,11 @@ def speed(backbone: "Backbone", engine: "Engine") -> float:
     """Samples per second through the static model: the best of three batches after a first one."""
     import torch
 
+    from tasks.split import mapped
+
     module, inputs = (
         backbone.build().to(engine.torch_device),
-        backbone.prepare(backbone.example(PROBE).to(engine.torch_device)),
+        backbone.prepare(mapped(lambda tensor: tensor.to(engine.torch_device), backbone.example(PROBE))),
     )
     seconds = []
     with torch.inference_mode(), engine.running():

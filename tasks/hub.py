@@ -39,11 +39,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a model repository, under the first of several names that is cached, else that the repository has."""
+    """A file of a repository, under the first of several names that is cached, else that the repository has.
+
+    kind: model | dataset.
+    """
 
     repo: str
     filenames: tuple[str, ...]
     revision: str | None = None
+    kind: str = "model"
 
     def __str__(self) -> str:
         return f"{self.repo}/{self.filenames[0]}"
@@ -51,7 +55,13 @@ class HubFile:
     @property
     def location(self) -> dict[str, Any]:
         """The first name, as huggingface_hub takes it."""
-        return {"repo_id": self.repo, "filename": self.filenames[0], "revision": self.revision}
+        where = {"repo_id": self.repo, "filename": self.filenames[0], "revision": self.revision}
+        return where if self.kind == "model" else where | {"repo_type": self.kind}
+
+    @property
+    def page(self) -> str:
+        """Of the repository."""
+        return "/".join([constants.ENDPOINT, *([] if self.kind == "model" else [f"{self.kind}s"]), self.repo])
 
     @property
     def cached(self) -> Path | None:
@@ -150,7 +160,7 @@ def _planned(file: HubFile) -> Download:
 def _passing(file: HubFile, error: Exception) -> str:
     """What went wrong, if another attempt makes sense; raises UserError if not."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    hub, page, revision = constants.ENDPOINT, f"{constants.ENDPOINT}/{file.repo}", file.revision or "main"
+    hub, page, revision = constants.ENDPOINT, file.page, file.revision or "main"
     login = "log in (`hf auth login`) or set HF_TOKEN"
     final: list[tuple[bool, str]] = [  # the first that is true tells; kinds of errors before the kinds they belong to
         (isinstance(error, OSError) and error.errno in FULL,
@@ -160,7 +170,8 @@ def _passing(file: HubFile, error: Exception) -> str:
         (isinstance(error, errors.RevisionNotFoundError),
          f"{file.repo} has no revision {revision}. Name a branch, tag or commit of it."),
         (isinstance(error, errors.RepositoryNotFoundError) or status == 401,
-         f"There is no model {file.repo} at {hub} that you may see ({file}). Check its name; if private, {login}."),
+         f"There is no {file.kind} {file.repo} at {hub} that you may see ({file}). Check its name. If private, "
+         f"{login}."),
         (isinstance(error, errors.LocalEntryNotFoundError),  # the client has tried for long
          _offline(file, error.__cause__)),
         (status not in (None, 404, *PASSING), f"{hub} refuses {file}: {error}"),
@@ -175,13 +186,14 @@ def _passing(file: HubFile, error: Exception) -> str:
 
 
 def _offline(file: HubFile, cause: BaseException | None = None) -> str:
-    revision = "" if file.revision is None else f" --revision {file.revision}"
+    more = "" if file.revision is None else f" --revision {file.revision}"
+    more += "" if file.kind == "model" else f" --repo-type {file.kind}"
     why = f"{constants.ENDPOINT} cannot be reached ({_first_line(cause)})"
     if constants.HF_HUB_OFFLINE:
         why = "HF_HUB_OFFLINE forbids to download it"
     return (
         f"{file} is not in the cache {_folder()}, and {why}. Fetch it where there is a connection, with "
-        f"`hf download {file.repo} {file.filenames[0]}{revision}`, and copy that machine's cache here."
+        f"`hf download {file.repo} {file.filenames[0]}{more}`, and copy that machine's cache here."
     )
 
 

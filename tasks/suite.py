@@ -11,7 +11,7 @@ from merging.backbones.base import Backbone
 from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.preflight import check_tasks, some
-from tasks.split import SPLITS, Split, mapped, take
+from tasks.split import SPLITS, Split, Texts, mapped, take
 from tasks.task import Task, head_id
 
 KEPT = ("base", "mean", "norm")  # what rows and tables have beside the tasks
@@ -104,13 +104,16 @@ def contents(suite: Suite, scored: str, others: Sequence[str] = ()) -> dict[str,
     return {task.name: {what: content(task, what) for what in names} for task, names in read}
 
 
-def remarks(suite: Suite, scored: Mapping[str, Split], chosen_on: Iterable[str] = ()) -> list[str]:
+def remarks(
+    suite: Suite, scored: Mapping[str, Split], chosen_on: Iterable[str] = (), backbone: Backbone | None = None
+) -> list[str]:
     """What a reader of scores should know of the samples: how they were read, absent classes, equal tasks.
 
-    chosen_on: the splits, beside the scored one, on which a coefficient was chosen.
+    chosen_on: the splits, beside the scored one, on which a coefficient was chosen. backbone: what reads them.
     """
     notes = [note for task in suite.every if hasattr(task, "notes") for note in task.notes()]  # type: ignore[attr-defined]
     notes += [note for task in suite.every if (note := absent(task, scored[task.name]))]
+    notes += [note for task in suite.every if (note := cut(task, scored[task.name], backbone))]
     others = [(task, task.split(split)) for split in chosen_on for task in suite.tasks]
     notes += [note for task, split in others if split.name != scored[task.name].name and (note := absent(task, split))]
     owners: dict[str, str] = {}
@@ -118,6 +121,15 @@ def remarks(suite: Suite, scored: Mapping[str, Split], chosen_on: Iterable[str] 
         if (first := owners.setdefault(split.id, name)) != name:
             notes.append(f"{first} and {name} are scored on the same samples.")
     return notes
+
+
+def cut(task: Task, split: Split, backbone: Backbone | None) -> str | None:
+    """The sentence on texts that are longer than the backbone reads, None where none is."""
+    if not isinstance(split.inputs, Texts) or not hasattr(backbone, "cut"):
+        return None
+    count = backbone.cut(split.inputs.items)  # type: ignore[union-attr]
+    length = backbone.tokens  # type: ignore[union-attr]
+    return f"{task.name}: {count} of {len(split)} texts of {split.name} are cut at {length} tokens." if count else None
 
 
 def absent(task: Task, split: Split) -> str | None:

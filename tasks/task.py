@@ -89,6 +89,11 @@ class LabelledTask(Uncached):
             return "none" if self.heads is None else self.heads.content(self.name, self.classes)
         return self.data.content(what) if hasattr(self.data, "content") else self.split(what).id
 
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing of it is asked of the Hub."""
+        return getattr(self.data, "is_local", True)
+
     def notes(self) -> list[str]:
         """What a reader of the scores should know of how the samples were read."""
         return [f"{self.name}: {note}." for note in self.data.notes()] if hasattr(self.data, "notes") else []

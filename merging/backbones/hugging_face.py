@@ -80,13 +80,21 @@ class HuggingFace(Backbone):
     @cached_property
     def _tokenizer(self) -> Any:
         try:
-            return library().AutoTokenizer.from_pretrained(self.tokenizer)
+            tokenizer = library().AutoTokenizer.from_pretrained(self.tokenizer)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(
                 f"backbone.tokenizer={self.tokenizer} holds none that transformers reads: {reason}. Name a folder that "
                 f"its save_pretrained wrote, or a model of the Hub."
             ) from error
+        if self.length > tokenizer.model_max_length:
+            raise UserError(
+                f"backbone.length={self.length} is longer than the context of {self.name}, "
+                f"{tokenizer.model_max_length} tokens by its tokenizer. Texts are cut at a length of at most that."
+            )
+        if tokenizer.pad_token is None:  # decoders have none; what is padded is masked
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
 
     @cached_property
     def _heads(self) -> tuple[str, ...]:
@@ -179,8 +187,27 @@ class HuggingFace(Backbone):
             raise UserError(
                 f"{self.name} is given texts and has no tokenizer. Set backbone.tokenizer=<folder or name>."
             )
-        parts = (texts,) if isinstance(texts[0], str) else tuple(map(list, zip(*texts, strict=True)))
-        return dict(self._tokenizer(*parts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"))
+        options = {"padding": True, "truncation": True, "max_length": self.length, "return_tensors": "pt"}
+        inputs = dict(self._tokenizer(*columns(texts), **options))
+        if not inputs["attention_mask"].any(1).all():
+            raise UserError(
+                f"{self.name} is given a text without a token, an empty one, and has no token that stands for it. "
+                f"Leave empty texts out."
+            )
+        return inputs
+
+    def cut(self, texts: tuple[Any, ...]) -> int:
+        """How many of texts, or pairs of them, are longer than `length` tokens and lose the rest."""
+        if self.tokenizer is None or not texts:
+            return 0
+        if texts not in self._cut:
+            ids = self._tokenizer(*columns(list(texts)), verbose=False)["input_ids"]
+            self._cut[texts] = sum(len(tokens) > self.length for tokens in ids)
+        return self._cut[texts]
+
+    @cached_property
+    def _cut(self) -> dict[tuple[Any, ...], int]:
+        return {}
 
     def features(self, module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """Raises UserError where the model gives nothing that `readout` reads."""
@@ -203,6 +230,11 @@ class HuggingFace(Backbone):
     def generate(self, module: Any, inputs: Mapping[str, Any], **options: Any) -> Tensor:
         """Ids [N, L] that a language model writes; of a decoder the prompt comes first. Options are transformers'."""
         return module.generate(**beside(module, inputs), **options)
+
+
+def columns(texts: list[Any]) -> tuple[list[str], ...]:
+    """Texts as a tokenizer takes them: all, or all first and all second ones of pairs."""
+    return (texts,) if isinstance(texts[0], str) else tuple(map(list, zip(*texts, strict=True)))
 
 
 def beside(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,24 +287,3 @@ def linear(tensors: Mapping[str, Tensor]) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.load_state_dict(dict(tensors), assign=True)
     return layer.requires_grad_(False).eval()
-
-
-def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes of a model's config.json in the order of its outputs, none where it does not say."""
-    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
-    ordered = tuple(names[index] for index in sorted(names))
-    unnamed = ordered == tuple(f"LABEL_{index}" for index in sorted(names))  # transformers' default
-    return () if unnamed else ordered
-
-
-def check_class_order(task: str, first: Sequence[str], second: Sequence[str], where: str) -> None:
-    """Raises UserError where both name their classes, and in another order or others."""
-    if not first or not second or tuple(first) == tuple(second):
-        return
-    index = next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), None)
-    index = min(len(first), len(second)) if index is None else index
-    one, other = (names[index] if index < len(names) else "nothing" for names in (first, second))
-    raise UserError(
-        f"{task}: output {index} is {one}, and in the head of {where} it is {other}. Heads are scored by the order of "
-        f"their outputs: give the classes in the order of each head's id2label."
-    )

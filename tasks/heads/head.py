@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -64,8 +64,6 @@ def check_head(task: str, classes: Sequence[str], head: nn.Module) -> None:
 
 def classes_in(folder: Path) -> tuple[str, ...]:
     """Classes of a Hugging Face classifier in the order of its outputs; none where config.json does not name them."""
-    from merging.backbones.hugging_face import class_names
-
     config = folder / "config.json"
     return class_names(json.loads(config.read_text("utf-8"))) if config.is_file() else ()
 
@@ -75,8 +73,6 @@ def check_class_orders(heads: Mapping[str, Sequence[str]], labels: Mapping[str, 
 
     heads: task -> classes of its head, in their order; labels: task -> those of its labels. Empty where not known.
     """
-    from merging.backbones.hugging_face import check_class_order
-
     first: dict[frozenset[str], str] = {}
     plain = {task: tuple(_plain(name) for name in names) for task, names in heads.items()}
     for task, names in plain.items():
@@ -86,6 +82,27 @@ def check_class_orders(heads: Mapping[str, Sequence[str]], labels: Mapping[str, 
         other = first.setdefault(frozenset(names), task)
         if not classes:
             check_class_order(task, names, plain[other], other)
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes of a model's config.json in the order of its outputs, none where it does not say."""
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    ordered = tuple(names[index] for index in sorted(names))
+    unnamed = ordered == tuple(f"LABEL_{index}" for index in sorted(names))  # transformers' default
+    return () if unnamed else ordered
+
+
+def check_class_order(task: str, first: Sequence[str], second: Sequence[str], where: str) -> None:
+    """Raises UserError where both name their classes, and in another order or others."""
+    if not first or not second or tuple(first) == tuple(second):
+        return
+    index = next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), None)
+    index = min(len(first), len(second)) if index is None else index
+    one, other = (names[index] if index < len(names) else "nothing" for names in (first, second))
+    raise UserError(
+        f"{task}: output {index} is {one}, and in the head of {where} it is {other}. Heads are scored by the order of "
+        f"their outputs: give the classes in the order of each head's id2label."
+    )
 
 
 def _plain(name: str) -> str:

@@ -114,19 +114,24 @@ class Folder:
         return left_out(expert.model, base.model, cache)
 
     def headed(self, suite: Suite, backbone: Backbone, cache: Cache) -> Suite:
-        """The suite with the heads that `heads` names.
+        """The suite with the heads that `heads` names; held-out tasks that have one keep it.
 
         Raises UserError for an expert without a head, for a head whose classes are in another order than the labels,
         and for tasks whose head cannot be exchanged.
         """
         if self.heads == "suite":
             return suite
-        opened = self._opened_all(suite, backbone, cache)[1] if self.heads in HEADS else self._classifiers(suite, cache)
-        heads = [self._head(task, opened[task.name], backbone, cache) for task in suite.tasks]
+        lacking = [task for task in suite.held_out if getattr(task, "heads", None) is None]
+        whole = Suite(suite.name, (*suite.tasks, *lacking))
+        opened = self._opened_all(whole, backbone, cache)[1] if self.heads in HEADS else self._classifiers(whole, cache)
+        heads = {task.name: self._head(task, opened[task.name], backbone, cache) for task in whole.tasks}
         names = {task: classes_in(file.path) for task, file in opened.items()}
-        check_class_orders(names, {task.name: task.classes for task in suite.tasks})
-        tasks = [replace(task, heads=head) for task, head in zip(suite.tasks, heads, strict=True)]  # type: ignore[type-var]
-        return replace(suite, tasks=tuple(tasks))
+        check_class_orders(names, {task.name: task.classes for task in whole.tasks})
+        tasks, held_out = (
+            tuple(replace(task, heads=heads[task.name]) if task.name in heads else task for task in some)  # type: ignore[type-var]
+            for some in (suite.tasks, suite.held_out)
+        )
+        return replace(suite, tasks=tasks, held_out=held_out)
 
     def _classifiers(self, suite: Suite, cache: Cache) -> dict[str, Opened]:
         """Heads in files of their own. Raises UserError where `heads` is neither a known word nor a template."""

@@ -13,8 +13,9 @@ from torch import nn
 
 from merging import UserError, load, merge
 from merging.backbones.base import from_facts
-from merging.backbones.hugging_face import HuggingFace, check_class_order, class_names, head_of, read
+from merging.backbones.hugging_face import HuggingFace, head_of, read
 from merging.methods import FfnOracle, Ties, Twin
+from tasks.heads.head import check_class_order, class_names
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
