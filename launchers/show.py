@@ -7,14 +7,11 @@ import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
 from hydra.utils import get_class
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -23,11 +20,9 @@ from rich.text import Text
 from launchers.cli_help import readable
 from launchers.results.command import one_paragraph
 from launchers.results.frame import REFERENCES, RESULTS, rows_of, same_experts, summarise
-from launchers.results.labels import identity
 from launchers.results.notes import scale_source
 from launchers.results.writers import WIDTH, Cell, Column, draw, render
 from launchers.rows import Row, value
-from launchers.sweeps.axes import composed
 from merging.errors import UserError
 
 
@@ -118,21 +113,14 @@ def _percents(shares: Sequence[float | None]) -> list[str]:
 
 
 def _caveat(row: Row) -> str:
-    """Whether the command is the same run with the configuration of today."""
-    from launchers.job import prepared, resolved  # here, because it imports torch
+    """What the command may not repeat."""
+    from launchers.cells import code_version  # here, because it imports torch
 
     if row.overrides is None:
         return f"The row is older than the commands in rows: this is the default run. It was written by {row.code}."
-    try:
-        config = composed(row.overrides)
-        now = resolved(prepared(config, row.method, row.method != config.hydra.runtime.choices.method))
-    except (UserError, HydraException, OmegaConfBaseException, ImportError) as error:
-        return f"This version of the configuration cannot compose it: {str(error).splitlines()[0]} See {row.code}."
-    then, today = identity(row), identity(replace(row, config=now))
-    changed = sorted(key for key in then.keys() | today.keys() if then.get(key, ...) != today.get(key, ...))
-    if not changed:
-        return "It is the same run: where the row exists it is found; redo=true computes it again."
-    return f"The row was written by another version of the configuration ({row.code}), with other {', '.join(changed)}."
+    if row.code != (now := code_version()):
+        return f"The row was written by {row.code}; this is {now}, whose defaults may be others."
+    return "Where the row exists it is found; redo=true computes it again."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

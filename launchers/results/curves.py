@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FAR = 8  # from this ratio of the largest to the smallest on, an axis is logarithmic
 SPAN = 4  # percent that an axis covers at least: noise must not look like a difference
+TICKS = 8  # at most, of an axis that names its values
 BAR = 0.17  # inches a bar is high
 LINES = 40  # of a table at most whose deviations are drawn
 
@@ -41,7 +42,7 @@ def curves(panels: Sequence[tuple[str, "DataFrame"]], measures: Sequence[str], x
     """One column wide, a panel for each title and measure below each other; bars are deviations.
 
     The frames have the columns x, curve (its name), and for each measure its value and "<measure> sd", in percent.
-    `at_values`: ticks at the values of x themselves.
+    `at_values`: ticks at the values of x themselves, if they are few.
     """
     names = list(dict.fromkeys(name for _, frame in panels for name in frame["curve"]))
     shown = {name: fill(name, 52) for name in names}
@@ -60,8 +61,9 @@ def curves(panels: Sequence[tuple[str, "DataFrame"]], measures: Sequence[str], x
         ax.set_ylim(low - room, high + room)
     values = sorted({float(x) for _, frame in panels for x in frame["x"]})
     scale(axes[-1], values)
-    if at_values:
-        _name_values(axes[-1], values)
+    if at_values and len(values) <= TICKS:
+        axes[-1].set_xticks(values, [f"{value:.3g}" for value in values])
+        axes[-1].minorticks_off()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", handlelength=3)
     axes[-1].set_xlabel(xlabel)
     return figure
@@ -82,19 +84,6 @@ def scale(ax: Axes, values: Sequence[float]) -> None:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _name_values(ax: Axes, values: Sequence[float]) -> None:
-    """Ticks at the values themselves, without those that would stand in each other's way."""
-    position = math.log if ax.get_xscale() == "log" else float
-    fit = 9 if max(len(f"{value:.3g}") for value in values) < 5 else 6
-    room = (position(values[-1]) - position(values[0])) / fit
-    kept = [values[0]]
-    for value in values[1:]:
-        if position(value) - position(kept[-1]) >= room:
-            kept.append(value)
-    ax.set_xticks(kept, [f"{value:.3g}" for value in kept])
-    ax.minorticks_off()
 
 
 @styled

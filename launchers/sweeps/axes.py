@@ -1,8 +1,6 @@
 """What a command line and its experiment sweep, and the name of the sweep."""
 
 import difflib
-import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,10 +18,6 @@ import conf
 from merging.errors import UserError
 
 GROUPS = {path.name for path in Path(conf.__path__[0]).iterdir() if path.is_dir()}
-LONGEST = 100  # characters of a sweep's name; W&B takes 128
-NAMELESS = (  # no part of it
-    r"(hydra|output|save(_adapter)?|shard_gb|push|redo|cache_gb|tracker|local)([.@/]|$)|engine.device$|experts.workers$"
-)
 Value = str | int | float | bool | None | list[Any] | dict[str, Any]
 
 
@@ -137,19 +131,8 @@ def is_group(key: str) -> bool:
 
 
 def group_of(hydra: HydraConf) -> str | None:
-    """One name for all runs of a sweep, the same in every process and when it is started again; None for one run.
-
-    The experiment's name; of a bare `duet -m` its overrides, as Hydra's sweeper has left them, without those that say
-    where.
-    """
+    """One name for all runs of a sweep: its experiment's, of a bare `duet -m` its folder's; None for one run."""
     experiment = hydra.runtime.choices.get("experiment")
     if experiment or hydra.mode is None or hydra.mode.name != "MULTIRUN":
         return experiment
-    folder = Path(hydra.sweep.dir)
-    record = folder / "multirun.yaml"
-    overrides = list(OmegaConf.load(record).hydra.overrides.task) if record.exists() else []
-    named = [override for override in overrides if not re.match(NAMELESS, parsed([override])[0].key_or_group)]
-    name = " ".join(sorted(named)) or folder.name
-    if len(name) <= LONGEST:
-        return name
-    return f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path(hydra.sweep.dir).name

@@ -1,4 +1,4 @@
-"""The runs of a sweep have one group, however often and from wherever the sweep is started."""
+"""The runs of a sweep have one group."""
 
 import sys
 
@@ -9,7 +9,7 @@ from conftest import by_method
 from hydra.core.hydra_config import HydraConfig
 from wandb_file import artifacts, group
 
-from launchers.sweeps.axes import LONGEST, group_of
+from launchers.sweeps.axes import group_of
 
 
 @pytest.fixture
@@ -42,18 +42,9 @@ def test_an_experiment_is_its_own_group(groups):
     assert groups(*granular, "hydra.mode=RUN", folder_of_config="pkg://conf") == ["granularity"]
 
 
-def test_a_bare_sweep_is_named_by_what_it_sweeps(groups):
-    name = "method=ties,tsv_m seed=0"
-    assert groups("-m", "seed=0", "method=ties,tsv_m") == [name, name]
-    assert groups("-m", "method=ties,tsv_m", "seed=0", "cache_gb=3", "engine.device=cpu") == [name, name]
-    assert groups("-m", "cache_gb=3") == ["started2"]
+def test_a_bare_sweep_is_named_by_its_folder(groups):
+    assert groups("-m", "seed=0", "method=ties,tsv_m") == ["started0"] * 2
     assert groups("seed=1") == [None]
-
-
-def test_a_long_name_is_cut_and_stays_its_own(groups):
-    long = [f"density=0.{'1' * 60}{last}1,0.{'1' * 60}{last}2" for last in "34"]
-    (first, _), (again, _), (second, _) = (groups("-m", sweep) for sweep in (long[0], long[0], long[1]))
-    assert first == again != second and len(first) == LONGEST and first.startswith("density=0.1")
 
 
 def test_the_run_of_a_sweep_is_told_its_group_and_stores_its_model(output, duet_here):
