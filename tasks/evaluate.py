@@ -17,18 +17,17 @@ from merging.routing.routed import Routed
 from merging.threads import workers
 from tasks.apart import check_apart, gate_of
 from tasks.engine import Engine
-from tasks.journal import NOWHERE, Journal, Page
+from tasks.journal import NOWHERE, Journal, Page, joined
 from tasks.mixed import mixes_tasks, run_together
 from tasks.moving import Moving
 from tasks.score import Score
 from tasks.split import Inputs, Split, count_of
 from tasks.suite import Suite
-from tasks.task import Predictions, Task, head_id
+from tasks.task import Predictions, Read, Task, head_id, reading
 
 OnTask = Callable[[str, float], object]  # a task's name and the value of its score
 ENGINE = Engine("cpu")
 Scores = dict[str, Score]  # by task
-Read = Callable[[nn.Module, Any], Tensor]  # features or outputs of a model for inputs
 WEIGHTS = "gating_weights"  # beside the predictions of a page
 
 
@@ -157,13 +156,13 @@ class Grid:
         """As `outcomes`, where samples of all tasks meet in one batch."""
         if merged.owned:
             check_apart("samples of several tasks at once")
-        if alone := [task.name for task in tasks if hasattr(task, "run")]:
+        if alone := [task.name for task in tasks if hasattr(task, "run") or hasattr(task, "reading")]:
             raise UserError(
                 f"{alone[0]} is scored by itself, and this gate needs samples of all tasks in one batch. Set "
                 f"router.gate.granularity=sample."
             )
         splits = [task.split(split) for task in tasks]
-        read = reader(self.backbone, tasks[0])
+        read = reading(self.backbone, tasks[0]).read
         run = lambda inputs, w=None: answer(model, inputs, w, read=read, engine=self.engine)  # noqa: E731
         features, weights = run_together(model, merged, splits, self.backbone, self.engine, run)
         sizes = [len(samples) for samples in splits]
@@ -181,18 +180,19 @@ class Grid:
         samples, facts = task.split(split), (list(scales), head_id(task), *self.engine.identity)
         page = journal.page(task.name, split, samples.id, *facts)
         moving = (moving or Moving.of(merged.of(task.name), self.engine.torch_device)).with_delta(merged, index)
-        read = reader(self.backbone, task)
+        prepare, read, notes = reading(self.backbone, task)
+        remarks = notes(samples.inputs)
         with self.module() as module:
             for batch in self.engine.stream(samples.inputs, page.done):
-                inputs, kept = self.backbone.prepare(batch), []
+                inputs, kept = prepare(batch), []
                 for scale in scales:
                     moving.put(module, scale)
                     kept.append(decided(task, answer(module, inputs, read=read, engine=self.engine)[0]))
-                page.add({name: torch.stack([some[name] for some in kept], 1) for name in kept[0]})
+                page.add({name: joined([some[name][:, None] for some in kept], 1) for name in kept[0]})
         page.store()
         stored = page.together().items()
         predictions = [{name: tensor[:, index] for name, tensor in stored} for index in range(len(scales))]
-        return [task.evaluate(lambda _, kept=kept: kept, split) for kept in predictions]
+        return [task.evaluate(lambda _, kept=kept: kept, split).with_notes(remarks) for kept in predictions]
 
 
 def check_order(merged: Merged, suite: Suite) -> None:
@@ -214,6 +214,7 @@ def outcome(
     gated: a model whose gate decides in the place of the module's. Raises UserError if an output is not finite.
     """
     page = NOWHERE.page() if page is None else page
+    remarks: list[str] = []
 
     def predict(samples: Split) -> Predictions:
         if hasattr(task, "run"):
@@ -222,9 +223,10 @@ def outcome(
                     f"{task.name} runs its model itself, under one gate and one set of parameters. Choose owned=heads."
                 )
             return task.run(module, backbone, engine, samples, page)  # type: ignore[attr-defined]
-        read = reader(backbone, task)
+        prepare, read, notes = reading(backbone, task)
+        remarks.extend(notes(samples.inputs))
         for inputs in engine.stream(samples.inputs, page.done):
-            prepared = backbone.prepare(inputs)
+            prepared = prepare(inputs)
             w = None if gated is None else gate_of(gated, prepared, engine)
             features, weights = answer(module, prepared, w, read=read, engine=engine)
             weights = weights if w is None else w
@@ -232,13 +234,8 @@ def outcome(
         page.store()
         return page.together()
 
-    score = task.evaluate(predict, split)
+    score = task.evaluate(predict, split).with_notes(remarks)
     return Outcome(score, page.together().get(WEIGHTS))
-
-
-def reader(backbone: Backbone, task: Task) -> Read:
-    """What is read of a model for a task: features for its head, else the model's own outputs."""
-    return backbone.outputs if task.head() is None else backbone.features
 
 
 @torch.inference_mode()

@@ -2,13 +2,13 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import pad
 
 from merging.cache import Cache, key_of
 
@@ -44,13 +44,7 @@ class Page:
 
     def together(self) -> dict[str, Tensor]:
         """All that was added, by name."""
-        return {name: torch.cat(as_wide(batches)) for name, batches in self._batches.items()}
-
-
-def as_wide(batches: list[Tensor]) -> list[Tensor]:
-    """Batches of rows [n, W] with zeros behind up to the widest; others as they are."""
-    width = max((batch.shape[1] for batch in batches if batch.ndim == 2), default=0)
-    return [functional.pad(batch, (0, width - batch.shape[1])) if batch.ndim == 2 else batch for batch in batches]
+        return {name: joined(batches) for name, batches in self._batches.items()}
 
 
 class Journal:
@@ -77,6 +71,14 @@ class Journal:
         """Remove all pages: the row is written."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)  # what is busy now is removed when its row is found again
+
+
+def joined(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Put together along an axis; behind it the last one, of texts, is filled up with zeros to the longest."""
+    if tensors[0].ndim > axis + 1:
+        longest = max(tensor.shape[-1] for tensor in tensors)
+        tensors = [pad(tensor, (0, longest - tensor.shape[-1])) for tensor in tensors]
+    return torch.cat(list(tensors), axis)
 
 
 NOWHERE = Journal()

@@ -11,10 +11,11 @@ import torch
 
 from merging.errors import UserError
 from merging.merged import Merged
-from tasks.evaluate import Grid, Scores, answer, reader
+from tasks.evaluate import Grid, Scores, answer
 from tasks.journal import NOWHERE, Journal
 from tasks.score import normalise
 from tasks.split import count_of
+from tasks.task import reading
 
 log = logging.getLogger(__name__)
 Criterion = Literal["norm", "mean"]
@@ -160,8 +161,8 @@ def _sample(grid: Grid, split: str) -> float:
     if batch is None:
         return 0.0
     with grid.module() as module:
-        inputs = grid.backbone.prepare(batch)
-        read = reader(grid.backbone, grid.suite.tasks[0])
+        prepare, read, _ = reading(grid.backbone, grid.suite.tasks[0])
+        inputs = prepare(batch)
         answer(module, inputs, read=read, engine=grid.engine)  # the first time is slower
         begin = grid.engine.clock()
         answer(module, inputs, read=read, engine=grid.engine)

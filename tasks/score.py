@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +40,10 @@ class Score:
             )
         object.__setattr__(self, "notes", tuple(self.notes))
         object.__setattr__(self, "parts", dict(self.parts))
+
+    def with_notes(self, notes: Sequence[str]) -> "Score":
+        """The same with further notes."""
+        return replace(self, notes=(*self.notes, *notes)) if notes else self
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""

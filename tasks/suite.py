@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from merging.backbones.base import Backbone
+from merging.backbones.language import Asked
 from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.preflight import check_tasks, some
 from tasks.split import SPLITS, Split, Texts, mapped, take
-from tasks.task import Task, head_id
+from tasks.task import Task, head_id, reading
 
 KEPT = ("base", "mean", "norm")  # what rows and tables have beside the tasks
 CPU = torch.device("cpu")
@@ -125,7 +126,9 @@ def remarks(
 
 def cut(task: Task, split: Split, backbone: Backbone | None) -> str | None:
     """The sentence on texts that are longer than the backbone reads, None where none is."""
-    if not isinstance(split.inputs, Texts) or not hasattr(backbone, "cut"):
+    if (
+        not isinstance(split.inputs, Texts) or not hasattr(backbone, "cut") or hasattr(task, "reading")
+    ):  # says so itself
         return None
     count = backbone.cut(split.inputs.items)  # type: ignore[union-attr]
     length = backbone.tokens  # type: ignore[union-attr]
@@ -147,17 +150,19 @@ def calibration(
     suite: Suite, backbone: Backbone, split: str, device: torch.device = CPU, precision: str = "fp32"
 ) -> Calibration:
     """The inputs of one split of every task, without their labels; batches of them lie on the device."""
-    splits = [task.split(split) for task in suite.tasks]
+    splits, readings = [task.split(split) for task in suite.tasks], [reading(backbone, task) for task in suite.tasks]
     return Calibration(
         split=split,
         ids=tuple(samples.id for samples in splits),
         sizes=tuple(len(samples) for samples in splits),
-        inputs=lambda task, indices: backbone.prepare(
+        inputs=lambda task, indices: readings[task].prepare(
             mapped(lambda tensor: tensor.to(device), take(splits[task].inputs, indices))
         ),
         heads=tuple(None if (head := task.head()) is None else deepcopy(head).to(device) for task in suite.tasks),
         head_ids=tuple(head_id(task) for task in suite.tasks),
-        read=backbone.features,
+        read=lambda module, inputs: (
+            inputs.read(module) if isinstance(inputs, Asked) else backbone.features(module, inputs)
+        ),
         tower=backbone.build,
         backbone=backbone.identity(),
         device=device,

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from merging.backbones.base import Backbone
 from merging.checkpoints import StateDict
 from tasks.heads.head import Given, HeadSource, ZeroShot, check_head
 from tasks.metrics import INVALID, measure, metric
@@ -16,6 +17,18 @@ from tasks.split import Inputs, Split, Uncached
 
 Predictions = Mapping[str, Tensor]  # by name, samples along the first axis
 Predict = Callable[[Split], Predictions]
+Read = Callable[[nn.Module, Any], Tensor]  # what a model answers to inputs, [B, ...]
+
+
+class Reading(NamedTuple):
+    """How a task asks a model: inputs of a split -> what the model takes -> its answers.
+
+    notes: what is to be said of all inputs of a split. Raises UserError for those that cannot be asked.
+    """
+
+    prepare: Callable[[Any], Any]
+    read: Read
+    notes: Callable[[Inputs], list[str]] = lambda inputs: []
 
 
 class Task(Protocol):
@@ -32,6 +45,8 @@ class Task(Protocol):
     def head(self) -> nn.Module | None: ...  # features [N, D] -> outputs; never merged; None: the model's own outputs
     def decide(self, outputs: Tensor) -> Predictions: ...  # what is kept of the outputs of a batch
     def evaluate(self, predict: Predict, split: str) -> Score: ...
+
+    # and, of a model that is neither read by a head nor by its outputs: reading(backbone) -> Reading
 
 
 class Data(Protocol):
@@ -122,10 +137,17 @@ def array_task(
     return LabelledTask(name, Arrays(splits, tuple(classes)), None if head is None else Given(head), tuple(metrics))
 
 
+def reading(backbone: Backbone, task: Any) -> Reading:
+    """The task's own way, else features for its head, or the model's outputs where it has none."""
+    if hasattr(task, "reading"):
+        return task.reading(backbone)
+    return Reading(backbone.prepare, backbone.outputs if task.head() is None else backbone.features)
+
+
 def head_id(task: Any) -> str:
-    """Content of the head that is in use."""
+    """Content of the head that is in use, or of how a model is asked without one."""
     head = task.head()
     if head is None:
-        return "none"
+        return task.content("head") if hasattr(task, "reading") else "none"
     state = {"head": head.weight} if isinstance(head, ZeroShot) else dict(head.state_dict())
     return StateDict(state).id

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from merging.backbones.base import Backbone, Table, count_macs, normalised, tables
+from merging.backbones.language import Speaking, beside
 from merging.errors import UserError
 
 READOUTS = ("pooled", "first", "mean", "last")
@@ -19,7 +20,7 @@ POOLED = ("image_embeds", "text_embeds", "pooler_output")
 
 
 @dataclass(frozen=True)
-class HuggingFace(Backbone):
+class HuggingFace(Speaking, Backbone):
     """Any model class of transformers. A head that belongs to a task is left off: it stays with the task.
 
     model: the class, such as RobertaForSequenceClassification or AutoModel. config: its configuration as far as it
@@ -79,6 +80,10 @@ class HuggingFace(Backbone):
 
     @cached_property
     def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.name} is given texts and has no tokenizer. Set backbone.tokenizer=<folder or name>."
+            )
         try:
             tokenizer = library().AutoTokenizer.from_pretrained(self.tokenizer)
         except (OSError, ValueError) as error:
@@ -183,10 +188,6 @@ class HuggingFace(Backbone):
         )
 
     def _tokenised(self, texts: list[Any]) -> dict[str, Tensor]:
-        if self.tokenizer is None:
-            raise UserError(
-                f"{self.name} is given texts and has no tokenizer. Set backbone.tokenizer=<folder or name>."
-            )
         options = {"padding": True, "truncation": True, "max_length": self.length, "return_tensors": "pt"}
         inputs = dict(self._tokenizer(*columns(texts), **options))
         if not inputs["attention_mask"].any(1).all():
@@ -227,20 +228,10 @@ class HuggingFace(Backbone):
     def outputs(self, module: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         return module(**beside(module, inputs)).logits
 
-    def generate(self, module: Any, inputs: Mapping[str, Any], **options: Any) -> Tensor:
-        """Ids [N, L] that a language model writes; of a decoder the prompt comes first. Options are transformers'."""
-        return module.generate(**beside(module, inputs), **options)
-
 
 def columns(texts: list[Any]) -> tuple[list[str], ...]:
     """Texts as a tokenizer takes them: all, or all first and all second ones of pairs."""
     return (texts,) if isinstance(texts[0], str) else tuple(map(list, zip(*texts, strict=True)))
-
-
-def beside(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs on the module's device: those of texts are made on the CPU."""
-    device = next(getattr(module, "func", module).parameters()).device  # of a partial, given its weights
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 def library() -> Any:

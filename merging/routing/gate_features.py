@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merging.backbones.language import Asked
 from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.merged import Merged
@@ -32,6 +33,8 @@ def features_of(model: Routed, merged: Merged, calibration: Calibration, inputs:
 
 def batched(inputs: Sequence[Any]) -> tuple[Any, list[int]] | None:
     """Tensors, or mappings of tensors, as one batch, and how many samples each has; None where their shapes differ."""
+    if isinstance(inputs[0], Asked):
+        return None
     if isinstance(inputs[0], Mapping):
         parts = {name: batched([some[name] for some in inputs]) for name in inputs[0]}
         if any(part is None for part in parts.values()):

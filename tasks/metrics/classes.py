@@ -1,4 +1,4 @@
-"""Metrics of predicted classes [N], or sequences of token ids [N, L]."""
+"""Metrics of predicted classes [N], or sequences of token ids [N, L], or texts."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tasks.metrics.metric import INVALID, Metric, constant
+from tasks.metrics.metric import INVALID, Kind, Metric, constant
 from tasks.score import accuracy
 
 IGNORED = -100  # a label that is not compared, as in Hugging Face's losses
@@ -29,9 +29,12 @@ class Accuracy(Metric):
 
 
 class ExactMatch(Accuracy):
-    """The share of sequences that are right in every position whose label is not -100."""
+    """The share of texts, or of sequences of ids, that are right in every position whose label is not -100."""
 
     name = "exact_match"
+
+    def kinds(self) -> tuple[Kind, ...]:
+        return ("classes", "texts")
 
     def right(self, predicted: Tensor, labels: Tensor) -> Tensor:
         return ((predicted == labels) | (labels == IGNORED)).view(len(labels), -1).all(1)

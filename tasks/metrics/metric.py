@@ -3,21 +3,24 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from tasks.score import bootstrap
 
 INVALID = -1  # the predicted class where a model gave no finite logits
+Kind = Literal["classes", "numbers", "texts"]
 
 
 class Metric:
     """Base of all metrics.
 
-    compares: "classes" are integer indices [N] or token ids [N, L], "numbers" floating-point values [N].
+    compares: "classes" are integer indices [N] or token ids [N, L], "numbers" floating-point values [N], "texts" UTF-8
+    in uint8 [N, L], filled up with zeros.
     """
 
     name: ClassVar[str]
-    compares: ClassVar[Literal["classes", "numbers"]] = "classes"
+    compares: ClassVar[Kind] = "classes"
     higher_is_better: ClassVar[bool] = True
 
     def value(self, predicted: Tensor, labels: Tensor) -> float:
@@ -40,10 +43,14 @@ class Metric:
         """Why labels cannot be scored at all, or by this metric."""
         if len(labels) == 0:
             return "it has no samples"
-        kind = "numbers" if labels.is_floating_point() else "classes"
-        if kind != self.compares:
-            return f"it compares {self.compares}, and the labels are {kind}"
+        kind: Kind = "texts" if labels.dtype == torch.uint8 else "numbers" if labels.is_floating_point() else "classes"
+        if kind not in self.kinds():
+            return f"it compares {' or '.join(self.kinds())}, and the labels are {kind}"
         return self.undefined(labels, classes)
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """All that it compares."""
+        return (self.compares,)
 
 
 def constant(values: Tensor) -> bool:

@@ -153,14 +153,6 @@ def test_bad_input():
         HuggingFace("x", "AlbertModel", {"model_type": "albert"}).param("embeddings.weight")
 
 
-def test_a_decoder_generates():
-    tiny = backbone("GPT2LMHeadModel")
-    model = tiny.build()
-    written = tiny.generate(model, {"input_ids": IDS[:1]}, max_new_tokens=3, do_sample=False, pad_token_id=0)
-    assert torch.equal(written[:, :6], IDS[:1]) and written.shape[1] <= 9
-    assert tiny.outputs(model, {"input_ids": IDS[:1]}).shape == (1, 6, 30)
-
-
 @pytest.mark.parametrize(
     ("name", "numbers", "tokens", "giga_macs"),
     [

@@ -23,7 +23,7 @@ OF_NUMBERS = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}
 
 
 def test_all_metrics_are_found():
-    assert set(metrics()) == {*OF_CLASSES, *OF_NUMBERS, "f1", "accuracy_f1", "pearson_spearman"}
+    assert set(metrics()) == {*OF_CLASSES, *OF_NUMBERS, "f1", "accuracy_f1", "pearson_spearman", "rouge2"}
     with pytest.raises(UserError, match=r"no metric 'bleu'. Choose one of accuracy, "):
         metric("bleu")
 
