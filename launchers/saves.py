@@ -13,10 +13,12 @@ from omegaconf import DictConfig
 
 from launchers.callback import check_writable
 from merging.checkpoints import Known
+from merging.errors import UserError
 from merging.experts import Experts
 from merging.files import check_room
 from merging.merged import Merged
 from merging.saving import check_target, dtype_of, is_folder
+from merging.saving_adapter import check_adapters
 from merging.saving_folder import check_folder
 from tasks.score import Score
 
@@ -26,16 +28,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Save:
-    """The options of a command on what it writes. path, dtype, shard_gb: as `Merged.save` takes them."""
+    """The options of a command on what it writes. path, dtype, shard_gb, adapter: as `Merged.save` takes them."""
 
     path: str
     dtype: str | None = None
     shard_gb: float = 5.0
+    adapter: bool = False
     command: str | None = None  # that repeats it
 
     def check(self, experts: Experts, others: Sequence[Known] = ()) -> None:
         """Raises UserError, before a weight is read, for what cannot be written. others: more files that are read."""
         inputs = (*experts.inputs, *others)
+        if self.adapter:
+            check_adapters(experts.inputs, experts.tasks)
         if is_folder(self.path):
             check_folder(self.path, experts.origin, experts.inputs, experts.tasks)
         check_target(self.path, (experts.origin, *inputs))
@@ -50,7 +55,7 @@ class Save:
         if is_folder(self.path):
             card = {"scores": {task: shown(score) for task, score in (scores or {}).items()}, "command": self.command}
             facts |= card | (protocol or {})
-        path = merged.save(self.path, shard_gb=self.shard_gb, **facts)
+        path = merged.save(self.path, shard_gb=self.shard_gb, adapter=self.adapter, **facts)
         log.info("saved %s", path)
         return path
 
@@ -68,9 +73,10 @@ def save_of(config: DictConfig) -> Save | None:
     """
     if config.save is None:
         return None
-    is_folder(config.save)
+    if not is_folder(config.save) and config.save_adapter:
+        raise UserError(f"save_adapter=true writes a folder, and save={config.save} is a file. Write save=<folder>/.")
     check_writable("save", Path(os.path.abspath(config.save)).parent)
-    return Save(config.save, config.save_dtype, config.shard_gb, command())
+    return Save(config.save, config.save_dtype, config.shard_gb, config.save_adapter, command())
 
 
 def command() -> str:

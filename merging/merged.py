@@ -178,7 +178,12 @@ class Merged:
         return backbone + gates + heads + sum(delta.bytes for delta in self.deltas.values()) - twice
 
     def save(
-        self, path: str | Path, dtype: "str | torch.dtype | None" = None, shard_gb: float = 5.0, **facts: object
+        self,
+        path: str | Path,
+        dtype: "str | torch.dtype | None" = None,
+        shard_gb: float = 5.0,
+        adapter: bool = False,
+        **facts: object,
     ) -> Path:
         """Write what `merging.load` reads: one safetensors file, or where `path` ends in / or is a folder, a folder
         that Hugging Face's libraries load too; see merging.saving and merging.saving_folder. Atomic.
@@ -191,5 +196,7 @@ class Merged:
         check_shared(self.owned)
         merged = self if dtype is None else self.cast(dtype)
         if saving.is_folder(path):
-            return saving_folder.write(merged, path, shard_gb, **facts)
+            return saving_folder.write(merged, path, shard_gb, adapter, **facts)
+        if adapter:
+            raise UserError(f"An adapter is a folder, and {path} is a file. Write a folder's name with / behind it.")
         return saving.write(merged, path, **facts)

@@ -13,7 +13,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
 def model_card(name: str, auto: str, merged: "Merged", record: Mapping[str, Any], remarks: Sequence[str] = ()) -> str:
-    """The text. auto: the class of transformers that loads it. record: see merging.saving.record; its `scores`
+    """The text. auto: the class of transformers or peft that loads it. record: see merging.saving.record; its `scores`
     (task -> metric, value, standard_error, count), `split`, `seed` and `command` are shown where they are known.
     """
     from jinja2 import Environment, StrictUndefined
@@ -30,6 +30,7 @@ def model_card(name: str, auto: str, merged: "Merged", record: Mapping[str, Any]
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         name=name,
         auto=auto,
+        library="peft" if "Peft" in auto else "transformers",
         method=method,
         options=yaml.safe_dump(named, sort_keys=False).strip() if named else "",
         scale=merged.scale,

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from merging import saving_adapter
 from merging.backbones.base import ParamInfo, table_for
 from merging.checkpoints import Checkpoint, Known, SafetensorsFile, Spec
+from merging.checkpoints.lora import WEIGHTS as ADAPTER
 from merging.checkpoints.opening import open_file
 from merging.checkpoints.safetensors_file import write_safetensors
 from merging.errors import UserError
 from merging.files import check_room, write_folder
 from merging.model_card import model_card
 from merging.saving import HEAD, beside, check_target, dense, dense_specs, ids_of, record, specs_of
+from merging.saving_adapter import check_adapters
 from merging.tokenizers import Tokenizer, tokenizer_of
 
 if TYPE_CHECKING:
@@ -85,40 +88,52 @@ def tokenizer(base: Checkpoint, inputs: Sequence[Checkpoint | Known], tasks: Seq
     return tokenizer_of({name: folder for name, folder in folders if folder is not None})
 
 
-def write(merged: "Merged", path: str | Path, shard_gb: float = 5.0, **facts: Any) -> Path:
+def write(merged: "Merged", path: str | Path, shard_gb: float = 5.0, adapter: bool = False, **facts: Any) -> Path:
     """Write `merged` as the folder `path`, one parameter in memory at a time. Atomic: it appears whole or not at all.
 
-    shard_gb: size of a file of weights at most. facts: for the record and the model card, such as `scores`.
+    shard_gb: size of a file of weights at most. adapter: write one of the base instead of a model, see saving_adapter.
+    facts: for the record and the model card, such as `scores`.
     Raises UserError as `check_folder`, for a shard size that is not positive, and for what cannot be written.
     """
     if not shard_gb > 0:
         raise UserError(f"shard_gb={shard_gb} is out of range: a file of weights takes more than 0 GB.")
-    inputs = (merged.base, *merged.inputs)
+    if adapter:
+        check_adapters(merged.inputs, merged.tasks)
     check_folder(path, merged.base, merged.inputs, merged.tasks)
-    folder, words = folder_of(merged.base), tokenizer(merged.base, merged.inputs, merged.tasks)
+    inputs, words = (merged.base, *merged.inputs), tokenizer(merged.base, merged.inputs, merged.tasks)
+    folder = folder_of(merged.base)
     assert folder is not None  # as checked
     extra, about = beside(merged)
     extra = {key: tensor for key, tensor in extra.items() if not key.startswith(HEAD)}
-    head = next(iter(merged.heads.values())) if len(merged.heads) == 1 else {}
-    specs = _without_tied(merged, config_of(folder)) | specs_of(head)
-    check_room(path, sum(spec.bytes for spec in (*specs.values(), *specs_of(extra).values())))
-    for remark in (remarks := [*words.remarks, *_differing_configs(merged, folder)]):
+    remarks = [*words.remarks, *([] if adapter else _differing_configs(merged, folder))]
+    for remark in remarks:
         log.warning("%s: %s", path, remark)
 
     def fill(target: Path) -> None:
-        _write_shards(target, specs, _tensors(merged, specs, head), int(shard_gb * 1e9))
+        if adapter:
+            auto = saving_adapter.write(merged, target)
+        else:
+            auto = _write_model(merged, folder, target, extra, int(shard_gb * 1e9))
         for task, tensors in merged.heads.items():
             write_safetensors(target / HEADS / f"{task}.safetensors", specs_of(tensors), tensors.items(), PT)
-        for source in (file for pattern in COPIED for file in folder.glob(pattern)):
-            shutil.copyfile(source, target / source.name)
         words.write(target)
-        config, known = _config(merged, folder, specs), record(merged, ids_of(inputs), facts)
-        (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        (target / CARD).write_text(model_card(Path(path).name, auto_class(config), merged, known, remarks), "utf-8")
-        header = about | {"provenance": json.dumps(known)}
-        write_safetensors(target / OWN, specs_of(extra), extra.items(), header)
+        known = record(merged, ids_of(inputs), facts)
+        (target / CARD).write_text(model_card(Path(path).name, auto, merged, known, remarks), "utf-8")
+        write_safetensors(target / OWN, specs_of(extra), extra.items(), about | {"provenance": json.dumps(known)})
 
     return write_folder(path, fill, replaces=(Path(path) / OWN).exists())
+
+
+def _write_model(merged: "Merged", folder: Path, target: Path, extra: Mapping[str, torch.Tensor], limit: int) -> str:
+    """Weights and configuration, where there is room for `extra` too. Returns the class that loads them."""
+    head = next(iter(merged.heads.values())) if len(merged.heads) == 1 else {}
+    specs, config = _without_tied(merged, config_of(folder)) | specs_of(head), _config(merged, folder)
+    check_room(target, sum(spec.bytes for spec in (*specs.values(), *specs_of(extra).values())))
+    _write_shards(target, specs, _tensors(merged, specs, head), limit)
+    for source in (file for pattern in COPIED for file in folder.glob(pattern)):
+        shutil.copyfile(source, target / source.name)
+    (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    return auto_class(config)
 
 
 def _tensors(merged: "Merged", specs: Mapping[str, Spec], head: Mapping[str, torch.Tensor]) -> Iterator[Any]:
@@ -167,16 +182,15 @@ def _write_shards(folder: Path, specs: Mapping[str, Spec], tensors: Iterator[Any
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def _config(merged: "Merged", folder: Path, specs: Mapping[str, Spec]) -> dict[str, Any]:
+def _config(merged: "Merged", folder: Path) -> dict[str, Any]:
     """The base's configuration, with a single head that of its expert, and the dtype of what is stored."""
     if len(merged.heads) == 1 and merged.inputs:
         expert = folder_of(merged.inputs[merged.tasks.index(next(iter(merged.heads)))])
         folder = expert if expert is not None and config_of(expert) else folder
     config = {key: value for key, value in config_of(folder).items() if key != "_name_or_path"}
     sizes: dict[torch.dtype, int] = {}
-    for key, spec in specs.items():
-        if key in merged.specs:
-            sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.bytes
+    for spec in merged.specs.values():
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.bytes
     name = "dtype" if "dtype" in config else "torch_dtype"
     return config | ({name: str(max(sizes, key=lambda dtype: sizes[dtype])).removeprefix("torch.")} if sizes else {})
 
@@ -208,6 +222,8 @@ def opened(folder: Path) -> tuple[SafetensorsFile, Checkpoint]:
         raise UserError(
             f"{folder} was not written by this library: it has no {OWN}. Load it by transformers' from_pretrained."
         )
+    if (folder / ADAPTER).is_file():
+        raise UserError(f"{folder} is an adapter. Load it by peft's from_pretrained.")
     return SafetensorsFile(folder / OWN), open_file(folder / (WEIGHTS if (folder / WEIGHTS).exists() else INDEX))
 
 

@@ -224,6 +224,11 @@ class Lora(Checkpoint):
         return self._specs
 
     @property
+    def factors(self) -> Mapping[str, Factors]:
+        """Where the changes of low rank lie, by the base's names."""
+        return self._factors
+
+    @property
     def id(self) -> str:
         """sha256 of the ids of base and adapter and of the scales."""
         facts = [self.adapts.id, self._adapter.id, sorted(self._factors.items()), sorted(self._full.items())]

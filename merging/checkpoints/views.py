@@ -154,13 +154,14 @@ def completed(first: Checkpoint, second: Checkpoint, keys: Iterable[str]) -> Vie
 
 def same_source(first: Checkpoint, second: Checkpoint) -> bool:
     """Whether two checkpoints are views of the same stored numbers."""
-    first, second = _source(first), _source(second)
+    first, second = source_of(first), source_of(second)
     if first is second:
         return True
     return first.files == second.files if first.files or second.files else first.id == second.id
 
 
-def _source(checkpoint: Checkpoint) -> Checkpoint:
+def source_of(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint below views of it."""
     while isinstance(checkpoint, View) and len(checkpoint.below) == 1:
         checkpoint = checkpoint.below[0]
     return checkpoint

@@ -99,6 +99,14 @@ REFUSED = {
     "input": ({"save": "models/math/"}, r"models/math/? is one of the inputs"),
     "missing": ({"experts.base": "models/bsae"}, r"There is no checkpoint at models/bsae"),
     "same name": ({"experts.paths": "[models/math,models/math]"}, r"two models called math: .* Name them"),
+    "whole models": (
+        {"save_adapter": "true"},
+        r"An adapter is to be saved, and the expert for math, code is a whole mod",
+    ),
+    "adapter in a file": (
+        {"save": "a.safetensors", "save_adapter": "true"},
+        r"writes a folder, and save=a\.safetensors is",
+    ),
     "no paths": ({"experts.paths": "[]"}, r"There is no task to merge"),
 }
 

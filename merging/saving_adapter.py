@@ -1,0 +1,109 @@
+"""A merge of LoRA adapters as one adapter of the peft library: factors side by side, exact, where the method adds."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from merging.checkpoints import Checkpoint, Known
+from merging.checkpoints.lora import CONFIG, WEIGHTS, WRAPPER, Factors, Lora
+from merging.checkpoints.safetensors_file import write_safetensors
+from merging.checkpoints.views import View, pieces_of, source_of
+from merging.combined import Mix, mix_of, total
+from merging.errors import UserError
+from merging.saving import specs_of
+
+if TYPE_CHECKING:
+    from merging.merged import Merged
+
+log = logging.getLogger(__name__)
+PATTERNS = ("rank_pattern", "alpha_pattern")
+RESET = {  # what said how an expert was trained, and is in the factors now
+    "use_rslora": False, "modules_to_save": None, "layers_to_transform": None, "layers_pattern": None,
+    "exclude_modules": None, "init_lora_weights": True, "lora_dropout": 0.0, "inference_mode": True,
+}  # fmt: skip
+AUTO = {"CAUSAL_LM": "AutoPeftModelForCausalLM", "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
+        "SEQ_CLS": "AutoPeftModelForSequenceClassification"}  # fmt: skip
+WHOLE = "Save the whole model instead: save_adapter=false on the command line, adapter=False in the library."
+
+
+def check_adapters(experts: Sequence[Checkpoint | Known], tasks: Sequence[str]) -> None:
+    """Raises UserError unless every expert is an adapter of the base."""
+    whole = [task for task, expert in zip(tasks, experts, strict=False) if _adapter(expert) is None]
+    if whole or not experts:
+        raise UserError(
+            f"An adapter is to be saved, and the expert for {', '.join(whole or tasks)} is a whole model. {WHOLE}"
+        )
+
+
+def _adapter(expert: Checkpoint | Known) -> Lora | None:
+    source = source_of(expert) if isinstance(expert, Checkpoint) else None
+    return source if isinstance(source, Lora) else None
+
+
+def write(merged: "Merged", folder: Path) -> str:
+    """Write adapter_model.safetensors and adapter_config.json into a folder. Returns the class of peft that loads them.
+
+    Raises UserError for a merge whose weights depend on the input, a method that does more than to add task vectors,
+    and a module that an expert has trained in full.
+    """
+    check_adapters(merged.inputs, merged.tasks)
+    if merged.deltas:
+        raise UserError(f"The merge depends on the input, and an adapter does not. {WHOLE}")
+    places, tensors, ranks = _places(merged), dict[str, Tensor](), dict[str, int]()
+    changes = total((1.0 if merged.scale is None else merged.scale, merged.shared), (1.0, merged.fixed))
+    for key in changes:
+        if (mix := mix_of(changes, key)) is None:
+            raise UserError(
+                f"{key} is changed by a whole matrix, which is no product of a few columns and rows: of adapters only "
+                f"the methods that add task vectors, average and task_arithmetic, make an adapter. {WHOLE}"
+            )
+        if key not in places:
+            raise UserError(f"{key} was trained in full beside the adapters, and is no part of one. {WHOLE}")
+        up, down = (factor.to(merged.specs[key].dtype) for factor in _factors(mix))
+        one, other = (down.T, up.T) if places[key].turned else (up, down)
+        tensors |= {places[key].up: one.contiguous(), places[key].down: other.contiguous()}
+        ranks[_module(places[key])] = len(down)
+    write_safetensors(folder / WEIGHTS, specs_of(tensors), tensors.items(), {"format": "pt"})
+    config = _config(merged, ranks)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    log.info("adapter of rank %s on %d modules", _said(ranks.values()), len(ranks))
+    return AUTO.get(str(config.get("task_type")), "AutoPeftModel")
+
+
+def _factors(mix: Mix) -> tuple[Tensor, Tensor]:
+    """up [m, R] and down [R, n] whose product is the sum."""
+    return mix.low_rank.up * mix.low_rank.spread(mix.weights), mix.low_rank.down
+
+
+def _places(merged: "Merged") -> dict[str, Factors]:
+    """Where peft keeps the factors of a parameter, by the first expert that has some."""
+    places: dict[str, Factors] = {}
+    for expert in reversed(merged.inputs):
+        if (adapter := _adapter(expert)) is None:
+            continue
+        stored = {key: piece.key for key, piece in pieces_of(expert).items()} if isinstance(expert, View) else {}
+        names = {stored.get(key, key): key for key in merged.specs}
+        places |= {names[name]: factors for name, factors in adapter.factors.items() if name in names}
+    return places
+
+
+def _module(place: Factors) -> str:
+    return place.up.removeprefix(WRAPPER).removesuffix(".lora_B.weight").removesuffix(".lora_embedding_B")
+
+
+def _config(merged: "Merged", ranks: Mapping[str, int]) -> dict[str, Any]:
+    """The first expert's configuration with these ranks, factors at their full size."""
+    stored = json.loads((merged.inputs[0].files[0].parent / CONFIG).read_text("utf-8"))
+    rank = max(ranks.values(), key=[*ranks.values()].count, default=1)
+    pattern = {module: other for module, other in ranks.items() if other != rank}
+    sizes = {"r": rank, "lora_alpha": rank, "target_modules": sorted(ranks)} | dict.fromkeys(PATTERNS, pattern)
+    return stored | {name: value for name, value in RESET.items() if name in stored} | sizes
+
+
+def _said(ranks: Any) -> str:
+    low, high = min(ranks, default=0), max(ranks, default=0)
+    return str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,93 @@
+"""Adapters in, one adapter out: peft loads it and answers as the merged model does; whole matrices are refused."""
+
+import pytest
+import torch
+from hf_folders import IDS, json_of, logits, written
+from samples import drawn
+
+from merging import UserError, merge, open_merged
+from merging.methods import Average, Emr, TaskArithmetic, Ties
+
+transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 12, "n_positions": 16, "bos_token_id": 1}
+FAMILIES = {
+    "llama": ("LlamaForCausalLM", {}, [
+        {"r": 2, "target_modules": ["q_proj", "down_proj"], "rank_pattern": {"q_proj": 3}, "task_type": "CAUSAL_LM"},
+        {"r": 4, "target_modules": ["q_proj", "v_proj"], "use_rslora": True, "layers_to_transform": [1]}]),
+    "tables": ("LlamaForCausalLM", {}, [
+        {"r": 2, "target_modules": ["embed_tokens", "o_proj"]}, {"r": 2, "target_modules": ["up_proj"]}]),
+    "columns": ("GPT2LMHeadModel", GPT2, [
+        {"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True},
+        {"r": 2, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}]),
+}  # fmt: skip
+
+
+@pytest.fixture
+def made(tmp_path):
+    """The folders of a base and of adapters with random factors."""
+
+    def make(family):
+        kind, sizes, configs = FAMILIES[family]
+        base = written(tmp_path / "base", 0, kind, **sizes)
+        for index, options in enumerate(configs):
+            model = transformers.AutoModelForCausalLM.from_pretrained(base)
+            adapted = peft.get_peft_model(model, peft.LoraConfig(lora_alpha=3, **options))
+            for seed, (name, parameter) in enumerate(adapted.named_parameters()):
+                if "lora_" in name:
+                    parameter.data = 0.3 * drawn(*parameter.shape, seed=100 * index + seed)
+            adapted.save_pretrained(tmp_path / f"adapter{index}")
+        return base, [tmp_path / f"adapter{index}" for index in range(len(configs))]
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", [Average(), TaskArithmetic(0.7, kinds={"attention_q": 0.2, "attention_qkv": 0.4})])
+def test_peft_answers_as_the_merged_model(made, tmp_path, family, method):
+    base, adapters = made(family)
+    merged = merge(method, base, adapters)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(merged.save(f"{tmp_path}/whole/")).eval()
+    folder = merged.save(f"{tmp_path}/out/", adapter=True)
+    model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), folder).eval()
+    with torch.inference_mode():
+        found = model(input_ids=torch.tensor(IDS)).logits
+    torch.testing.assert_close(found, logits(whole), atol=1e-5, rtol=0)
+    assert (found - logits(transformers.AutoModelForCausalLM.from_pretrained(base).eval())).abs().max() > 1e-3
+    config = json_of(folder / "adapter_config.json")
+    ranks = {**dict.fromkeys(config["target_modules"], config["r"]), **config["rank_pattern"]}
+    assert not config["use_rslora"] and config["alpha_pattern"] == config["rank_pattern"]
+    if family == "llama":
+        assert ranks["model.layers.1.self_attn.q_proj"] == 7 and ranks["model.layers.0.mlp.down_proj"] == 2
+        assert "from peft import AutoPeftModelForCausalLM" in (folder / "README.md").read_text()
+    assert not (folder / "config.json").exists() and not list(folder.glob("model*.safetensors"))
+
+
+class TestRefused:
+    def test_methods_that_make_whole_matrices(self, made, tmp_path):
+        base, adapters = made("llama")
+        with pytest.raises(
+            UserError, match=r"is changed by a whole matrix, .* average and task_arithmetic, make an ad"
+        ):
+            merge(Ties(), base, adapters).save(f"{tmp_path}/out/", adapter=True)
+        with pytest.raises(UserError, match="depends on the input"):
+            merge(Emr(), base, adapters).save(f"{tmp_path}/out/", adapter=True)
+        assert not (tmp_path / "out").exists()
+
+    def test_experts_that_are_whole_models(self, made, tmp_path):
+        base, adapters = made("llama")
+        other = written(tmp_path / "other", 1)
+        with pytest.raises(UserError, match="the expert for b is a whole model"):
+            merge(Average(), base, [adapters[0], other], ["a", "b"]).save(f"{tmp_path}/out/", adapter=True)
+
+    def test_a_file_and_a_model_of_this_library(self, made, tmp_path):
+        merged = merge(Average(), *made("llama"))
+        with pytest.raises(UserError, match=r"An adapter is a folder, and .* is a file"):
+            merged.save(tmp_path / "out.safetensors", adapter=True)
+        folder = merged.save(f"{tmp_path}/out/", adapter=True)
+        with pytest.raises(UserError, match=r"is an adapter\. Load it by peft"):
+            open_merged(folder)
+        again = merge(TaskArithmetic(1.0), tmp_path / "base", [folder])  # an adapter in again
+        assert torch.allclose(again.weight(Q), merged.weight(Q), atol=1e-6)
+
+
+Q = "model.layers.1.self_attn.q_proj.weight"
