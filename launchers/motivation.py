@@ -85,15 +85,12 @@ def run(config: DictConfig) -> None:
 
 
 def summary(measured: Measured) -> str:
-    """A line a block: active neurons and overlap of the masks; a line a matrix: energy that half of all directions of a
-    mode hold, of a flat spectrum half."""
+    """A line a block: active neurons and overlap of the masks, means over tasks."""
     from pandas import DataFrame
 
     blocks = {block: {"active %": 100 * fmean(facts["active"]), "Jaccard": fmean(measured.pairs(block) or [0]),
                       "at random": facts["chance"]} for block, facts in measured.blocks.items()}  # fmt: skip
-    halves = {key: {f"{mode}: half the ranks, %": 100 * curve["energy"][(len(curve["energy"]) - 1) // 2]
-                    for mode, curve in facts["modes"].items()} for key, facts in measured.matrices.items()}  # fmt: skip
-    return "\n\n".join(DataFrame(lines).T.round(3).to_string() for lines in (blocks, halves))
+    return DataFrame(blocks).T.round(3).to_string()
 
 
 def read(folder: Path) -> list[Measured]:

@@ -1,10 +1,12 @@
-"""What the programs that read rows share."""
+"""What the programs beside `duet` share."""
 
 import logging
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from hydra.errors import HydraException
 
 from launchers.results.frame import RESULTS
 from merging.errors import UserError
@@ -19,9 +21,9 @@ def parser_of(program: str, description: str) -> ArgumentParser:
 
 @contextmanager
 def one_paragraph() -> Iterator[None]:
-    """A UserError ends the program with status 1 and its text; warnings about row files go to stderr."""
+    """A UserError, or what Hydra cannot read, ends the program with status 1 and its text; warnings go to stderr."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         yield
-    except UserError as error:
+    except (UserError, HydraException) as error:
         sys.exit(f"error: {error}")

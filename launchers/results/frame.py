@@ -23,18 +23,8 @@ PROBE = "linear_probe"
 REFERENCES = ("base", PROBE, "multitask", "expert")  # no merges
 MERGES = ("static", "routed", "oracle")
 COMPETE = ("static", "routed")  # kinds of lines that are judged among themselves, where they are fair
-COPIED = (
-    "method",
-    "status",
-    "scale_source",
-    "needs",
-    "router",
-    "granularity",
-    "adaptation",
-    "family",
-    "owned",
-    "params",
-)
+COPIED = ("method", "status", "scale_source", "needs", "router", "granularity", "adaptation", "family", "owned",
+          "params")  # fmt: skip
 NO_SCORES = ("routing_accuracy", "energy")  # quantities that not every run of a line needs to have
 
 

@@ -1,15 +1,12 @@
 """Experiments elsewhere: `python -m launchers.sweeps check|wandb experiment=NAME [overrides]`."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from hydra.errors import HydraException
-
+from launchers.results.command import one_paragraph
 from launchers.sweeps import agents
 from launchers.sweeps.axes import read
 from launchers.sweeps.check import check
-from merging.errors import UserError
 from merging.files import write_text
 
 
@@ -27,10 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for command in (checking, writing):
         command.add_argument("overrides", nargs="+", help="experiment=NAME and any overrides, as for duet")
     options = parser.parse_args(arguments)
-    try:
+    with one_paragraph():
         options.run(options)
-    except (UserError, HydraException) as error:
-        sys.exit(f"error: {error}")
 
 
 def show(options: argparse.Namespace) -> None:

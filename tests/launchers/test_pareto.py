@@ -12,7 +12,7 @@ from launchers.results.frame import pareto
 
 def test_the_objectives_are_those_of_the_first_file(tmp_path):
     row, expert, base = make_row("ties", 0.4, stored_bytes=777), make_row("expert", 0.8), make_row("base", 0.1)
-    files = [rows.write(each, tmp_path) for each in (row, expert, base)]
+    files = [rows.write(written, tmp_path) for written in (row, expert, base)]
     norm = sum(row.accuracy[task] / expert.accuracy[task] for task in row.tasks) / len(row.tasks)
     assert objectives(files) == (pytest.approx(norm), 777.0)
     assert objectives([files[1], *files])[0] == 1

@@ -26,7 +26,7 @@ def test_the_command_works_in_a_shell(shell):
     advice = spelled([f"a{number}={path}" for number, path in enumerate(PATHS)])
     assert advice is not None
     arguments = passed_on(shell, advice.partition("Write: ")[2])
-    assert [each.value() for each in OverridesParser.create().parse_overrides(arguments)] == PATHS
+    assert [override.value() for override in OverridesParser.create().parse_overrides(arguments)] == PATHS
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def bold(summary, header):
 def printed(results, header):
     """Method -> text of one column."""
     (summary,) = summarise(results)
-    found = {column.header: column.cells for column in columns(summary)}
-    return {label: cell.text for label, cell in zip(labels(summary), found[header], strict=True)}
+    (column,) = (column for column in columns(summary) if column.header == header)
+    return {label: cell.text for label, cell in zip(labels(summary), column.cells, strict=True)}
 
 
 def test_norm_is_the_mean_of_ratios_beside_the_plain_mean():
@@ -188,7 +188,7 @@ def test_routers_of_one_method_are_told_apart_by_name():
     }
 
     rest = [{"_target_": f"merging.methods.{name}", "scale": scale} for name, scale in (("Tsv", 1.0), ("Ties", 0.3))]
-    results = [routed_row(knobs={"rest": each}) for each in rest]
+    results = [routed_row(knobs={"rest": method}) for method in rest]
     assert set(labels(summarise(results)[0])) == {"duet rest=Tsv", "duet rest=Ties"}
 
 

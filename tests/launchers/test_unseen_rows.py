@@ -33,19 +33,19 @@ def test_a_command_leaves_unseen_tasks_out_and_scores_them(output, duet_here):
     held = ["suite.tasks=[cars,signs,digits]", "suite.held_out=[signs]", "method=twin"]
     status, table, errors = duet_here(output, *held)
     assert status == 0, errors
-    found = by_method(output)
-    for row in found.values():
+    written = by_method(output)
+    for row in written.values():
         assert (
             row.tasks == ["cars", "digits"] and set(row.accuracy) == {"cars", "digits"} and set(row.unseen) == {"signs"}
         )
         assert row.splits["signs"]["size"] == 40
-    assert len(found["twin"].routing["unseen"]["signs"]) == 2 and "signs" not in found["twin"].routing["accuracy"]
+    assert len(written["twin"].routing["unseen"]["signs"]) == 2 and "signs" not in written["twin"].routing["accuracy"]
 
     duet_here(output, "suite.tasks=[signs]", "method=base")
     alone = {row.method: row for row in rows.read(output / "results") if row.tasks == ["signs"]}
-    assert found["base"].unseen == alone["base"].scores  # zero-shot
-    assert found["expert"].unseen == alone["expert"].scores  # its own expert
-    assert found["twin"].checkpoints["signs"] == alone["expert"].checkpoints["signs"]
+    assert written["base"].unseen == alone["base"].scores  # zero-shot
+    assert written["expert"].unseen == alone["expert"].scores  # its own expert
+    assert written["twin"].checkpoints["signs"] == alone["expert"].checkpoints["signs"]
     assert "unseen" in table and "whose experts are not merged" in " ".join(table.split())
 
 
