@@ -127,7 +127,7 @@ def level_figure(summary: Summary) -> Drawn | None:
     lines = summary.scored[(summary.scored["kind"] != "expert") & summary.scored[measure].notna()]
     if not 1 < len(lines) <= LINES or lines[f"{measure} sd"].isna().all():
         return None
-    figure = bars([("", lines.assign(name=[named(line.label, line.Index) for line in lines.itertuples()]))], [measure])
+    figure = bars([("", lines.assign(name=list(map(named, lines.itertuples()))))], [measure])
     caption = f"Mean and standard deviation over up to {lines['n'].max()} seeds."
     return Drawn("levels", "Lines with their deviation over seeds", figure, caption)
 
@@ -162,7 +162,7 @@ def bytes_figure(summary: Summary) -> Drawn | None:
     ax.set(xlabel="stored, MB (base included)", ylabel=MEASURES[measure])
     ax.grid(True)
     figure.legend(loc="outside right upper")
-    caption = f"Front: {', '.join(named(line.label, line.Index) for line in front.itertuples()) or 'no fair line'}."
+    caption = f"Front: {', '.join(map(named, front.itertuples())) or 'no fair line'}."
     caption += " Bars: standard deviation over seeds." if lines[f"{measure} sd"].notna().any() else ""
     title = f"Score against stored bytes: {lines['kind'].isin(MERGES).sum()} merges, {len(summary.tasks)} tasks"
     return Drawn("bytes", title, figure, caption, tips)

@@ -131,8 +131,7 @@ def _scores(summary: Summary) -> "DataFrame":
 
 def _name_lines(ax: Axes, lines: "DataFrame", columns: int) -> None:
     """Names of lines, with what routed and oracle lines are; a failed line carries its error."""
-    more = lines["kind"].map({"routed": " (routed)", "oracle": " (oracle)"}).fillna("")
-    ax.set_yticklabels([named(line.label, line.Index, more[line.Index]) for line in lines.itertuples()])
+    ax.set_yticklabels(list(map(named, lines.itertuples())))
     for position, error in enumerate(lines["error"]):
         if isinstance(error, str):
             ax.text(0.1, position + 0.5, f"failed: {error}"[: 14 * columns], va="center", style="italic")
@@ -155,7 +154,7 @@ def routing_map(pairs: Sequence[tuple[Summary, Any]]) -> Drawn:
     figure, _ = maps(panels, WEIGHTS, 0, "mean gating weight of the expert for, %", "samples of", side * across,
                      across=across)  # fmt: skip
     name = "routing" if several else f"routing-{line.method}-{line.Index}"
-    title = "Mean gating weight of every expert" if several else named(line.label, line.Index)
+    title = "Mean gating weight of every expert" if several else named(line)
     caption = f"Routing accuracy (largest weight on the own task), in percent of the samples: {'; '.join(titles)}."
     return Drawn(name, title, figure, caption)
 
@@ -218,7 +217,7 @@ def energy_map(summary: Summary) -> Drawn | None:
     held = {}  # line -> mean over tasks and seeds, of every parameter
     for line in known.itertuples():
         seeds = [{key: np.mean(shares) for key, shares in row.energy.items() if shares} for row in line.rows]
-        held[named(line.label, line.Index)] = 100 * DataFrame(seeds).mean()
+        held[named(line)] = 100 * DataFrame(seeds).mean()
     shares = DataFrame(held).reindex(dict.fromkeys(key for shares in held.values() for key in shares.index))
     layers = shares.groupby(_layers(shares.index), sort=False).mean()
     layers = layers.sort_index(key=lambda names: names == OTHER, kind="stable").T

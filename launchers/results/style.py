@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
@@ -82,6 +83,7 @@ def settle(figure: Figure) -> None:
         figure.set_layout_engine("none")
 
 
-def named(label: str, number: int, more: str = "") -> str:
-    """A line's name; a long one is cut and carries its number in the table."""
-    return (label if len(label) <= NAME else f"{label[: NAME - 8].rstrip()}... [{number}]") + more
+def named(line: Any) -> str:
+    """The name of a line of a summary and what a routed or oracle one is; a long one is cut, its number behind it."""
+    name = line.label if len(line.label) <= NAME else f"{line.label[: NAME - 8].rstrip()}... [{line.Index}]"
+    return f"{name} ({line.kind})" if line.kind in ("routed", "oracle") else name

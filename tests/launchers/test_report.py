@@ -218,7 +218,7 @@ def test_energy_is_drawn_by_layer():
     names = [tick.get_text() for tick in ax.get_xticklabels()]
     assert names == [*(f"{layer} mlp" for layer in range(20)), "other"]
     lines = [tick.get_text() for tick in ax.get_yticklabels()]
-    assert sorted(lines) == ["duet", "smile"]
+    assert sorted(lines) == ["duet (routed)", "smile (routed)"]
     cells = [cell.get_text() for cell in ax.texts]
     assert len(cells) == 21 and f"{0.5 * (38 + 39):.0f}" in cells and "100" in cells
 
