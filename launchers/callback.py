@@ -92,15 +92,20 @@ def plot_of(config: DictConfig) -> Plot | None:
 
 
 def check_saves(config: DictConfig) -> None:
-    """Raises UserError if every job of a sweep would write its model to the same file."""
+    """Raises UserError if every job of a sweep would write its model to the same place."""
     raw: Any = OmegaConf.to_container(config, resolve=False)
     overrides = parsed(raw["hydra"]["overrides"]["task"])
-    swept = any(override.key_or_group == "save" and override.is_sweep_override() for override in overrides)
-    if isinstance(raw["save"], str) and "${" not in raw["save"] and not swept:
-        raise UserError(
-            f"save={raw['save']} would be overwritten by every job of this sweep. Name a file per job: "
-            "'save=models/${hydra:job.num}.safetensors' or 'save=models/${hydra:runtime.choices.method}.safetensors'."
-        )
+    swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
+    forms = {"save": "models/{}.safetensors", "push": "user/{}"}
+    for name, form in forms.items():
+        if isinstance(raw.get(name), str) and "${" not in raw[name] and name not in swept:
+            ways = [
+                f"'{name}={form.format('${hydra:' + what + '}')}'" for what in ("job.num", "runtime.choices.method")
+            ]
+            raise UserError(
+                f"{name}={raw[name]} would be overwritten by every job of this sweep. Name a file or a folder per job: "
+                f"{' or '.join(ways)}."
+            )
 
 
 def check_writable(option: str, folder: Path) -> None:

@@ -34,6 +34,7 @@ class Save:
     dtype: str | None = None
     shard_gb: float = 5.0
     adapter: bool = False
+    push: str | None = None  # user/name on the Hub
     command: str | None = None  # that repeats it
 
     def check(self, experts: Experts, others: Sequence[Known] = ()) -> None:
@@ -57,6 +58,8 @@ class Save:
             facts |= card | (protocol or {})
         path = merged.save(self.path, shard_gb=self.shard_gb, adapter=self.adapter, **facts)
         log.info("saved %s", path)
+        if self.push is not None:
+            upload(path, self.push)
         return path
 
 
@@ -71,14 +74,51 @@ def save_of(config: DictConfig) -> Save | None:
 
     Raises UserError for a path that may be a file or a folder, or that cannot be written.
     """
+    if config.push is not None:
+        check_push(config.push, config.save)
     if config.save is None:
         return None
     if not is_folder(config.save) and config.save_adapter:
         raise UserError(f"save_adapter=true writes a folder, and save={config.save} is a file. Write save=<folder>/.")
     check_writable("save", Path(os.path.abspath(config.save)).parent)
-    return Save(config.save, config.save_dtype, config.shard_gb, config.save_adapter, command())
+    return Save(config.save, config.save_dtype, config.shard_gb, config.save_adapter, config.push, command())
 
 
 def command() -> str:
     """The command of this job, as a shell takes it."""
     return shlex.join(["duet", *HydraConfig.get().overrides.task])
+
+
+def check_push(repository: str, path: str | None) -> None:
+    """Raises UserError where nothing could be uploaded: no folder, no name of a repository, no token."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if path is None or not is_folder(path):
+        raise UserError(f"push={repository} uploads a folder, and save={path} names none. Write save=<folder>/ too.")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"push={repository} is no name of a model on the Hub: write push=<user>/<name>.") from error
+    if get_token() is None:
+        raise UserError(
+            f"push={repository} needs a token of the Hugging Face Hub that may write, and there is none. Run: "
+            f"hf auth login, or set HF_TOKEN."
+        )
+
+
+def upload(folder: Path, repository: str) -> None:
+    """Into a private model of the Hub, made where it is not there. Raises UserError where that fails."""
+    from huggingface_hub import HfApi
+
+    try:
+        url = HfApi().create_repo(repository, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a merged model")
+    except (OSError, ValueError) as error:  # what the Hub refuses, and a network that is not there
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"{folder} is saved and was not uploaded to {repository}: {reason}. Upload it by hand: "
+            f"hf upload {repository} {shlex.quote(str(folder))}"
+        ) from error
+    log.info("uploaded to %s", url)

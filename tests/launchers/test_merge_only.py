@@ -127,6 +127,14 @@ def test_tokenizers_that_differ_are_refused_before_a_weight_is_read(duet, models
     assert code == 1 and re.search(r"The tokenizers of code .* and of the base .* differ: 'a' has the id 9", said), said
 
 
+def test_push_without_a_token_computes_nothing(duet, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    code, said = duet(*NONE, "push=user/merged")
+    assert code == 1 and "push=user/merged needs a token" in said and not (tmp_path / "merged").exists()
+    code, said = duet("-m", *NONE, "method=ties,average")
+    assert code == 1 and "save=merged/ would be overwritten by every job of this sweep" in said
+
+
 def test_tasks_and_no_tasks_are_not_mixed(duet):
     code, said = duet("experts=folders", "experts.base=models/base", "experts.paths=[models/math]")
     assert code == 1 and "experts=folders is for suite=none" in said

@@ -2,8 +2,9 @@
 
 import pytest
 from hf_folders import written
+from huggingface_hub import HfApi
 
-from launchers.saves import Save
+from launchers.saves import Save, check_push
 from merging import Experts, UserError, merge, open_merged
 from merging.methods import Average
 from tasks.score import Score
@@ -33,3 +34,46 @@ def test_what_cannot_be_saved_is_refused_before_a_merge(files, tmp_path):
     Save(f"{tmp_path}/other.safetensors").check(experts)
     with pytest.raises(UserError, match="is one of the inputs"):
         Save(str(files[2])).check(experts)
+
+
+class TestPush:
+    """To a Hub that is replaced by a list of what it is asked."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        calls: list = []
+        monkeypatch.setenv("HF_TOKEN", "hf_made_up")
+        monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: calls.append((name, options)))
+        monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: calls.append(options))
+        return calls
+
+    def test_the_folder_is_uploaded_as_a_private_model(self, files, tmp_path, asked):
+        Save(f"{tmp_path}/out/", push="user/merged").write(merge(Average(), files[0], files[1:]))
+        (name, options), upload = asked
+        assert (name, options) == ("user/merged", {"private": True, "exist_ok": True})
+        assert upload["repo_id"] == "user/merged" and (upload["folder_path"] / "model.safetensors").exists()
+
+    def test_what_the_hub_refuses_is_said_and_the_folder_stays(self, files, tmp_path, asked, monkeypatch):
+        def refuse(self, **options):
+            raise OSError("403 Forbidden")
+
+        monkeypatch.setattr(HfApi, "upload_folder", refuse)
+        with pytest.raises(
+            UserError, match=r"is saved and was not uploaded to user/merged: 403 .* hf upload user/merged"
+        ):
+            Save(f"{tmp_path}/out/", push="user/merged").write(merge(Average(), files[0], files[1:]))
+        assert (tmp_path / "out" / "model.safetensors").exists()
+
+    def test_what_cannot_be_uploaded_is_refused_first(self, asked, monkeypatch):
+        check_push("user/merged", "out/")
+        for repository, path, message in (
+            ("user/merged", None, "save=None names none"),
+            ("user/merged", "out.safetensors", "uploads a folder"),
+            ("a/b/c", "out/", "no name of a model"),
+        ):
+            with pytest.raises(UserError, match=message):
+                check_push(repository, path)
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        with pytest.raises(UserError, match="needs a token of the Hugging Face Hub that may write, and there is none"):
+            check_push("user/merged", "out/")
+        assert not asked
