@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from merging.checkpoints import Checkpoint
+from merging.checkpoints.tied import filled
 from merging.ops import generator
 from merging.threads import each
 
@@ -48,7 +49,8 @@ class Calibration:
     def model(self, checkpoint: Checkpoint) -> nn.Module:
         """The backbone with a checkpoint's weights, on the device."""
         module = self.tower()
-        module.load_state_dict({key: checkpoint.tensor(key).float() for key in module.state_dict()})
+        stored = (key for key in module.state_dict() if key in checkpoint.specs())  # files hold a tied weight once
+        module.load_state_dict(filled({key: checkpoint.tensor(key).float() for key in stored}, module))
         return module.to(self.device)
 
     def batches(self, task: int, count: int | None = None, batch: int = BATCH) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from merging.backbones.language import Speaking, beside
 from merging.errors import UserError
 
 READOUTS = ("pooled", "first", "mean", "last")
+FIRST_USE = threading.Lock()  # transformers imports a class when it is asked for, and another thread then finds none
 POOLED = ("image_embeds", "text_embeds", "pooler_output")
 
 
@@ -109,7 +111,9 @@ class HuggingFace(Speaking, Backbone):
         return tuple(dict.fromkeys(key.partition(".")[0] for key in keys and self.head_keys(keys)))
 
     def _built(self) -> nn.Module:
-        made, config = getattr(library(), self.model, None), copy.deepcopy(self._config)  # models write into theirs
+        with FIRST_USE:
+            made = getattr(library(), self.model, None)
+        config = copy.deepcopy(self._config)  # models write into theirs
         if made is None:
             raise UserError(f"backbone.model={self.model} is no class of transformers {library().__version__}.")
         return made.from_config(config) if self.model.startswith("Auto") else made(config)

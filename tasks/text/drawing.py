@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import NamedTuple
 
@@ -49,10 +49,12 @@ def plain(text: str) -> str:
     return re.sub(r"[^a-z0-9 ]", "", text.lower()).strip()
 
 
-def draw(task: str, placed: Iterable[Placed], balanced: bool = True) -> dict[str, list[Example]]:
+def draw(
+    task: str, placed: Iterable[Placed], balanced: bool = True, sizes: Mapping[str, int] = SIZES
+) -> dict[str, list[Example]]:
     """Examples of every split; of classes the same number while they last. No text is in two splits of a task."""
     pools = _disjoint(placed)
-    return {split: _drawn(pools[split], SIZES[split], stream(task, split), balanced) for split in SIZES}
+    return {split: _drawn(pools[split], sizes[split], stream(task, split), balanced) for split in sizes}
 
 
 def _disjoint(placed: Iterable[Placed]) -> dict[str, list[Example]]:

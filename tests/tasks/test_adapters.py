@@ -3,15 +3,20 @@
 from dataclasses import dataclass, field, replace
 
 import pytest
+import small
 import torch
 
 from merging.backbones.hugging_face import HuggingFace
+from merging.calibration import Calibration
 from merging.checkpoints import StateDict
 from merging.deltas import LowRank
 from merging.errors import UserError
+from merging.experts import Experts
 from tasks import finetune
 from tasks.adapters import Adapter
 from tasks.answers import answer_losses
+from tasks.engine import Engine
+from tasks.expert_files import Bench
 from tasks.recipes import Recipe
 from tasks.split import Split, Texts
 from tasks.suite import Suite
@@ -148,6 +153,15 @@ def test_training_in_full_keeps_the_names_of_the_base():
     assert not torch.equal(training.weights()["model.embed_tokens.weight"], STATE["model.embed_tokens.weight"])
 
 
+def test_activations_are_seen_of_a_model_whose_tied_weight_is_stored_once():
+    split = Echo("echo").split("train")
+    module = Calibration("train", (split.id,), (16,), lambda task, some: some, (None,), BACKBONE.build, {}).model(
+        StateDict(STATE)
+    )
+    assert module.lm_head.weight is module.model.embed_tokens.weight
+    assert torch.equal(module.lm_head.weight, STATE["model.embed_tokens.weight"])
+
+
 @dataclass(frozen=True)
 class Source(finetune.FineTuned):
     state: dict = field(default_factory=dict)
@@ -183,6 +197,17 @@ def test_an_encoder_has_an_adapter_and_a_head_of_its_own(cache):
     assert set(experts.heads["task"]) == {"classifier.weight", "classifier.bias"}
     assert experts.low_rank("encoder.layer.0.attention.self.query.weight").rank == 8
     assert source.headed(suite, backbone, cache).tasks[0].head().weight.shape == (3, 16)
+
+
+def test_duet_finetune_writes_adapters_as_peft_does(tmp_path):
+    base, recipe = StateDict(small.tower_state()), replace(RECIPE, steps=3, adapter=Adapter(r=2, targets=["c_fc"]))
+    bench = Bench(base, small.TOWER, recipe, 0, tmp_path, Engine("cpu"))
+    made = bench.make(small.Colours("hues"))
+    assert made.path == tmp_path / "hues" / "adapter_model.safetensors"
+    experts = Experts.open(base, [tmp_path / "hues"], ["hues"])
+    key = "visual.transformer.resblocks.0.mlp.c_fc.weight"
+    assert experts.low_rank(key).rank == 2 and experts.tau(key).any()
+    assert not bench.make(small.Colours("hues")).fresh
 
 
 def test_wrong_adapters_are_refused(monkeypatch):
