@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from merging.backbones.base import Backbone, Table, count_macs, normalised, tables
-from merging.backbones.language import Speaking, beside
+from merging.backbones.language import Speaking, beside, untied
 from merging.errors import UserError
 
 READOUTS = ("pooled", "first", "mean", "last")
@@ -116,7 +116,8 @@ class HuggingFace(Speaking, Backbone):
         config = copy.deepcopy(self._config)  # models write into theirs
         if made is None:
             raise UserError(f"backbone.model={self.model} is no class of transformers {library().__version__}.")
-        return made.from_config(config) if self.model.startswith("Auto") else made(config)
+        model = made.from_config(config) if self.model.startswith("Auto") else made(config)
+        return untied(model) if self.config.get("tie_word_embeddings") is False else model
 
     def build(self) -> nn.Module:
         module = self._built()

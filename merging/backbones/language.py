@@ -125,6 +125,14 @@ class Speaking:
         return "cache" if "cache" in self._options else "past_key_values"
 
 
+def untied(model: Any) -> Any:
+    """A model with an output table of its own: transformers 5 ties all T5, unless a file that it loads has both."""
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is not None and output.weight is embedding.weight:
+        output.weight = nn.Parameter(output.weight.detach().clone())
+    return model
+
+
 def beside(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs on the module's device: those of texts are made on the CPU."""
     device = next(getattr(module, "func", module).parameters()).device  # of a partial, given its weights

@@ -1,5 +1,6 @@
 """Texts as tensors, prompts as the samples of a split, and rules by which answers are compared."""
 
+import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from merging.preflight import some
 from tasks.split import Split, Texts
 
 Question = str | tuple[str, tuple[str, ...]]  # a prompt, or a prompt and the answers to choose from
-ARTICLES, NUMBER = re.compile(r"\b(a|an|the)\b"), re.compile(r"[-+]?\d+(\.\d+)?")
+ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def encoded(texts: Sequence[str]) -> Tensor:
@@ -46,8 +47,12 @@ def split_of(name: str, questions: Sequence[Question], answers: Sequence[int] | 
 
 
 def number(text: str) -> float:
-    """A text that is a number, 0 for any other."""
-    return float(text) if NUMBER.fullmatch(text := text.strip()) else 0.0
+    """A text that is a finite number, 0 for any other."""
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if math.isfinite(value) else 0.0
 
 
 RULES: Mapping[str, Callable[[str], str]] = {

@@ -262,7 +262,7 @@ def test_texts_are_tensors_and_rules_are_data():
     assert decoded(encoded(texts)) == texts and encoded(texts).dtype == torch.uint8
     assert ruled("  The  Answer: 42! ", ["lower", "no_punctuation", "no_articles", "one_space"]) == "answer 42"
     assert ruled(" a\nb", ["first_line"]) == "a" and len(RULES) == 6
-    assert [number(text) for text in ("3.8", " -2", "three", "nan", "4.")] == [3.8, -2.0, 0.0, 0.0, 0.0]
+    assert [number(text) for text in ("3.8", " -2", "three", "nan", "4.")] == [3.8, -2.0, 0.0, 0.0, 4.0]
 
 
 def test_scores_of_texts():
