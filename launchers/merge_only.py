@@ -35,6 +35,7 @@ class Folders:
 
     base: str
     paths: Sequence[str] | Mapping[str, str]
+    vocabulary: str = "same"
 
     @property
     def named(self) -> dict[str, str]:
@@ -57,7 +58,7 @@ class Folders:
     def opened(self, cache: Cache, **facts: Any) -> Experts:
         """Raises UserError, from headers alone, for what is missing or does not fit together."""
         base, *experts = (Path(path).expanduser() for path in (self.base, *self.named.values()))
-        return Experts.open(base, experts, [*self.named], cache, **facts)
+        return Experts.open(base, experts, [*self.named], cache, self.vocabulary, **facts)
 
 
 def name_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from merging.checkpoints import Change, Checkpoint, Known, Spec
 from merging.checkpoints.opening import Source, open_alike, split_head
 from merging.checkpoints.tied import tied
 from merging.checkpoints.views import same_source
+from merging.checkpoints.vocabulary import aligned
 from merging.decompose import cached
 from merging.decompose.svd import SVD, polar
 from merging.decompose.tucker import Tucker
@@ -62,9 +63,12 @@ class Experts(Owned):
         experts: Sequence[Source],
         tasks: Sequence[str] | None = None,
         cache: Cache | None = None,
+        vocabulary: str = "same",
         **facts,
     ) -> "Experts":
         """Open paths, state dicts or checkpoints; tasks default to task0, task1, ...
+
+        vocabulary: what to do where tables of tokens differ, see checkpoints.vocabulary: same (refuse), base, union.
 
         Where names differ, those of wrappers are left out (`module.` of DDP, `_orig_mod.` of torch.compile), as
         `remarks` tell. Heads of tasks (`classifier.*` and the like, by the table) may differ: they are left out, see
@@ -77,6 +81,7 @@ class Experts(Owned):
         whole = open_alike(base, experts, cache)
         (origin, _), *pairs = [split_head(checkpoint, facts.get("table")) for checkpoint in whole]
         opened, heads = [body for body, _ in pairs], [head for _, head in pairs]
+        origin, *opened = aligned((origin, *opened), ("the base", *names), vocabulary)
         check_experts(origin, opened, names)
         return cls(names, origin, tuple(opened), cache=cache, left_out=tuple(heads), **facts)
 

@@ -20,6 +20,7 @@ from merging.checkpoints import Checkpoint, Known, SafetensorsFile, Spec
 from merging.checkpoints.lora import WEIGHTS as ADAPTER
 from merging.checkpoints.opening import open_file
 from merging.checkpoints.safetensors_file import write_safetensors
+from merging.checkpoints.vocabulary import Aligned
 from merging.errors import UserError
 from merging.files import check_room, write_folder
 from merging.model_card import model_card
@@ -83,6 +84,8 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 def tokenizer(base: Checkpoint, inputs: Sequence[Checkpoint | Known], tasks: Sequence[str]) -> Tokenizer:
     """The tokenizer of a merge. Raises UserError where those of base and experts contradict each other."""
+    if isinstance(base, Aligned):
+        return base.tokenizer
     who = ("the base", *tasks[: len(inputs)])
     folders = zip(who, map(folder_of, (base, *inputs)), strict=True)
     return tokenizer_of({name: folder for name, folder in folders if folder is not None})
@@ -188,6 +191,7 @@ def _config(merged: "Merged", folder: Path) -> dict[str, Any]:
         expert = folder_of(merged.inputs[merged.tasks.index(next(iter(merged.heads)))])
         folder = expert if expert is not None and config_of(expert) else folder
     config = {key: value for key, value in config_of(folder).items() if key != "_name_or_path"}
+    config |= {"vocab_size": merged.base.rows} if isinstance(merged.base, Aligned) else {}
     sizes: dict[torch.dtype, int] = {}
     for spec in merged.specs.values():
         sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.bytes

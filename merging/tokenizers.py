@@ -25,9 +25,10 @@ class Tokenizer:
     folder: Path | None
     template: Any = None
     remarks: tuple[str, ...] = ()
+    added: tuple[Mapping[str, Any], ...] = ()  # tokens beside those of the folder, as in tokenizer.json's added_tokens
 
     def write(self, folder: Path) -> None:
-        """Copy its files, with this chat template and no other."""
+        """Copy its files, with this chat template and no other, and with the tokens that are added."""
         for name in FILES:
             if self.folder is None or not (source := self.folder / name).is_file():
                 continue
@@ -35,7 +36,16 @@ class Tokenizer:
                 config = _json(source)
                 config.pop("chat_template", None)
                 config |= {} if self.template is None else {"chat_template": self.template}
+                if self.added:
+                    known = {
+                        str(token["id"]): {key: token[key] for key in token if key != "id"} for token in self.added
+                    }
+                    config["added_tokens_decoder"] = {**config.get("added_tokens_decoder", {}), **known}
                 (folder / name).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            elif self.added and name == "tokenizer.json":
+                words = _json(source)
+                words["added_tokens"] = [*(words.get("added_tokens") or ()), *self.added]
+                (folder / name).write_text(json.dumps(words, ensure_ascii=False) + "\n", "utf-8")
             else:
                 (folder / name).write_bytes(source.read_bytes())
 
@@ -91,6 +101,27 @@ def vocabulary(folder: Path) -> Vocabulary:
     if (file := folder / "merges.txt").is_file():
         tokens |= {f"(merge {rule})": rank for rank, rule in enumerate(file.read_text("utf-8").splitlines())}
     return tokens
+
+
+def added_tokens(folder: Path) -> dict[str, Any]:
+    """What tokenizer.json says of the tokens that were added to its vocabulary."""
+    file = folder / "tokenizer.json"
+    return {token["content"]: token for token in _json(file).get("added_tokens") or ()} if file.is_file() else {}
+
+
+def token_ids(folder: Path) -> dict[str, int]:
+    """Token -> id, without the rules that join tokens; empty where no readable file says it."""
+    if (file := folder / "tokenizer.json").is_file():
+        stored = _json(file)
+        words = (stored.get("model") or {}).get("vocab") or {}
+        ids = dict(words) if isinstance(words, Mapping) else {word: index for index, (word, _) in enumerate(words)}
+        return ids | {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
+    ids = {}
+    for name in ("vocab.json", "added_tokens.json"):
+        ids |= _json(folder / name) if (folder / name).is_file() else {}
+    if (file := folder / "vocab.txt").is_file():
+        ids |= {token: index for index, token in enumerate(file.read_text("utf-8").splitlines())}
+    return ids
 
 
 def _of_model(model: Mapping[str, Any]) -> Vocabulary:

@@ -124,7 +124,9 @@ def test_tokenizers_that_differ_are_refused_before_a_weight_is_read(duet, models
     tokenizer(["<pad>", "<s>", "</s>", *"gfedcba"]).save_pretrained(models / "code")
     monkeypatch.setattr(SafetensorsFile, "tensor", lambda *_: pytest.fail("a weight was read"))
     code, said = duet(*NONE)
-    assert code == 1 and re.search(r"The tokenizers of code .* and of the base .* differ: 'a' has the id 9", said), said
+    assert code == 1 and re.search(
+        r"tokenizers differ: 'a' has the id 9 in code .* 3 in the base.*vocabulary=union", said
+    ), said
 
 
 def test_push_without_a_token_computes_nothing(duet, models, tmp_path, monkeypatch):
