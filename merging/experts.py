@@ -27,10 +27,8 @@ from merging.preflight import check_experts, check_finite, differing, listed, so
 from merging.qkv import Joined, fused_name, join_deltas, separated
 from merging.threads import each, workers
 
-Sparsifier = Callable[[str, str, Tensor], Tensor]
-"""(key, task, tau_t) -> a tensor of its shape; run in threads. One that looks at no entry beside another also has
-`along(key, task, first)`, a function of one piece of the flattened tau_t after the other, from `first` on: 0 or another
-multiple of ops.BLOCK."""
+Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
+# One that looks at no entry beside another also has `along(key, task, first)`, see merging.methods.dare.
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,7 @@ class Experts(Owned):
         vocabulary: str = "same",
         **facts,
     ) -> "Experts":
-        """Open paths, state dicts or checkpoints; tasks default to task0, task1, ...
-
-        vocabulary: what to do where tables of tokens differ, see checkpoints.vocabulary: same (refuse), base, union.
+        """Open paths, state dicts or checkpoints; tasks default to task0, task1, ...; see checkpoints.vocabulary.
 
         Where names differ, those of wrappers are left out (`module.` of DDP, `_orig_mod.` of torch.compile), as
         `remarks` tell. Heads of tasks (`classifier.*` and the like, by the table) may differ: they are left out, see
