@@ -1,6 +1,7 @@
 """lm-eval's model class over a merged module, and over a routed one whose gates see prompts alone."""
 
 import copy
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from merging.routing.routed import Routed
 from tasks.engine import Engine
 from tasks.evaluate import WEIGHTS, per_sample
 from tasks.lm_eval.harness import ROLLING, Requests
+from tasks.lm_eval.task import tokenizer_of
 
 HFLM: Any = huggingface.HFLM  # registered under its base class
 WHOLE = ("batch", "mixed", "group", "token")  # granularities without a w of a prompt
@@ -67,13 +69,8 @@ class Answers:
 
 
 def answerer(task: str, module: nn.Module, backbone: Backbone, engine: Engine) -> Answers:
-    """Raises UserError for a backbone without a tokenizer, and for gates whose weights are not those of one prompt."""
-    tokenizer = getattr(backbone, "_tokenizer", None) if getattr(backbone, "tokenizer", None) else None
-    if tokenizer is None:
-        raise UserError(
-            f"lm-eval asks language models, and the backbone {backbone.name} has no tokenizer: "
-            f"backbone.tokenizer=<folder or name>."
-        )
+    """Raises UserError for gates whose weights are not those of one prompt, and as `tokenizer_of`."""
+    tokenizer = tokenizer_of(backbone)
     options = {"tokenizer": copy.deepcopy(tokenizer), "batch_size": engine.batch, "max_length": backbone.tokens}
     if not isinstance(module, Routed):
         return Answers(task, HFLM(pretrained=module, **options))
@@ -110,6 +107,8 @@ class Prompted(HFLM):
     def __init__(self, routed: Routed, **options: Any):
         super().__init__(pretrained=Shell(routed), **options)
         self.routed, self.weights, self._prompt, self._texts = routed, dict[str, Tensor](), 0, list[str]()
+        options = inspect.signature(routed.module.forward).parameters
+        self._cache = "cache" if "cache" in options else "past_key_values"  # the newer name and that before it
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise UserError(
@@ -143,7 +142,7 @@ class Prompted(HFLM):
         self._noted |= dict(zip(map(tuple, prompts.tolist()), mean_weights(recorded, len(inps)), strict=False))
         if labels is not None or not rest.shape[1]:
             return logits
-        behind = self.routed(input_ids=rest, past_key_values=first.past_key_values, use_cache=True).logits
+        behind = self.routed(input_ids=rest, use_cache=True, **{self._cache: first.past_key_values}).logits
         return torch.cat([logits, behind], 1)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:

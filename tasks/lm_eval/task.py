@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +64,9 @@ class LmEvalTask(Uncached):
         """Id of everything that decides a split; there is no head."""
         return "none" if what == "head" else harness().content(self, what)
 
-    def check(self) -> None:
-        """Raises UserError for what lm-eval does not have, and data that it cannot read."""
+    def check(self, backbone: Backbone) -> None:
+        """Raises UserError for what lm-eval does not have, data that it cannot read, and no language model."""
+        tokenizer_of(backbone)
         harness().check(self.name, self.asking.include_path)
         harness().loaded(self.name, self.asking.include_path)
 
@@ -94,6 +96,16 @@ class LmEvalTask(Uncached):
             return score
         note = f"{cut} of {len(answers)} prompts are longer than the model's context: their beginning is left out"
         return replace(score, notes=(*score.notes, note))
+
+
+def tokenizer_of(backbone: Backbone) -> Any:
+    """The tokenizer of a backbone. Raises UserError where it has none."""
+    if getattr(backbone, "tokenizer", None) is None:
+        raise UserError(
+            f"lm-eval asks language models, and the backbone {backbone.name} has no tokenizer. Name its folder, "
+            f"backbone.tokenizer=<folder or name>, or choose another backbone."
+        )
+    return backbone._tokenizer  # type: ignore[attr-defined]
 
 
 def harness() -> ModuleType:

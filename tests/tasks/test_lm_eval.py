@@ -1,15 +1,18 @@
 """Tasks of lm-eval: merged models score what lm-eval gives them, and gates see prompts alone."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("lm_eval", reason="pip install 'duet-merging[llm]'")
 
 import harness_tasks as tiny
-from lm_eval import simple_evaluate
+from lm_eval import simple_evaluate, tasks
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -28,6 +31,7 @@ from tasks.lm_eval.model import answerer
 from tasks.lm_eval.suite import build
 from tasks.scales import Search
 
+CONF = Path(__file__).parents[2] / "conf/suite"
 SIZES = {"calibration": 8, "val": 8}
 
 
@@ -157,6 +161,17 @@ def test_a_coefficient_is_searched_on_documents_that_are_not_scored(folder, back
     assert chosen.validation == alone[[0.2, 0.9].index(chosen.merged.scale)]
 
 
+def test_the_named_tasks_of_papers_are_there():
+    listed = re.compile(r"^(?:task|group): *(\S+) *$", re.MULTILINE)
+    known = {
+        name for path in Path(tasks.__path__[0]).rglob("*.yaml") for name in listed.findall(path.read_text("utf-8"))
+    }
+    for path in CONF.glob("lm_eval*.yaml"):
+        made = yaml.safe_load(path.read_text("utf-8"))
+        named = {*made["tasks"], *made.get("held_out", ()), *made.get("metrics", ()), *made.get("reserve", ())}
+        assert named <= known and {*made.get("held_out", ())} < {*made["tasks"]}
+
+
 class TestDocuments:
     def test_splits_share_no_document_and_are_named_by_content(self, folder):
         (task,) = suite(folder, "colours", reserve={}).tasks
@@ -201,16 +216,16 @@ class TestBadInput:
             (["colours"], {"sizes": {"val": 8}}, r"suite\.sizes\.calibration cannot be used"),
         ],
     )
-    def test_is_refused_before_data_are_read(self, folder, tasks, options, message):
+    def test_is_refused_before_data_are_read(self, folder, backbone, tasks, options, message):
         with pytest.raises(UserError, match=message):
             ours = build(**{"name": "lm_eval", "tasks": tasks, "sizes": SIZES, "include_path": folder, **options})
-            ours.tasks[0].check()
+            ours.tasks[0].check(backbone)
 
-    def test_an_unknown_task_names_those_like_it(self, folder, monkeypatch):
+    def test_an_unknown_task_names_those_like_it(self, folder, backbone, monkeypatch):
         own = TaskManager(include_path=folder, include_defaults=False)  # scanning all takes seconds
         monkeypatch.setattr("tasks.lm_eval.harness.manager", lambda path, shipped: own)
         with pytest.raises(UserError, match=r"has no task colour\. Did you mean colours"):
-            suite(folder, "colour").tasks[0].check()
+            suite(folder, "colour").tasks[0].check(backbone)
 
     @pytest.mark.parametrize(
         ("task", "why"), [("samples", "it samples its answers"), ("runs", "executes what the model")]
