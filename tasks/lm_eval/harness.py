@@ -26,6 +26,7 @@ lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # type: ignore[attr-defined
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 SEED = 1234  # of the draw of worked examples: lm-eval's own, with which published numbers are made
 ROLLING = "loglikelihood_rolling"
+UNPROMPTED = "{} weighs whole texts, without a prompt that gates could see. Score it with a merge that is not routed."
 POOLS = {  # where documents that are not scored come from; of one for both, val has the end
     "calibration": ("train", "reserved", "validation", "shots"),
     "val": ("validation", "reserved", "train", "shots"),

@@ -16,7 +16,7 @@ from merging.routing.gates import listening
 from merging.routing.routed import Routed
 from tasks.engine import Engine
 from tasks.evaluate import WEIGHTS, per_sample
-from tasks.lm_eval.harness import ROLLING, Requests
+from tasks.lm_eval.harness import ROLLING, UNPROMPTED, Requests
 from tasks.lm_eval.task import tokenizer_of
 
 HFLM: Any = huggingface.HFLM  # registered under its base class
@@ -111,10 +111,7 @@ class Prompted(HFLM):
         self._cache = "cache" if "cache" in options else "past_key_values"  # the newer name and that before it
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        raise UserError(
-            f"{requests[0].task_name} weighs whole texts, without a prompt that gates could see. Score it with a "
-            f"merge that is not routed."
-        )
+        raise UserError(UNPROMPTED.format(requests[0].task_name))
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
         def kept(request: Any) -> int:

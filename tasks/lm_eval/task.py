@@ -55,8 +55,10 @@ class LmEvalTask(Uncached):
         )
 
     def split(self, name: str) -> Split:
-        """Raises UserError where no documents are left for it."""
+        """Raises UserError where no documents are left for it, and where gates would learn without prompts."""
         asked = harness().requests(self, name)
+        if name == "calibration" and asked[0][0].request_type == harness().ROLLING:
+            raise UserError(harness().UNPROMPTED.format(self.name))
         prompts = Texts(tuple(harness().prompt(requests) for requests in asked))
         return Split(name, prompts, torch.full((len(asked),), UNLABELLED), harness().content(self, name))
 

@@ -256,9 +256,8 @@ class TestBadInput:
         ours, merged = routed(folder, backbone, "early", granularity="batch")
         with pytest.raises(UserError, match=r"granularity=batch gives no weights of one prompt"):
             Grid(ours, backbone).score(merged, "test")
-        ours, merged = routed(folder, backbone, "early", ("weighs", "colours"))
         with pytest.raises(UserError, match="weighs weighs whole texts, without a prompt"):
-            Grid(ours, backbone).score(merged, "test")
+            routed(folder, backbone, "early", ("weighs", "colours"))
 
     def test_prompts_longer_than_the_context(self, folder, backbone):
         short = replace(backbone, length=9)
