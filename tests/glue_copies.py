@@ -17,7 +17,7 @@ PARTS = {"train": 40, "validation": 12, "test": 3}
 PLAIN = ("the", "a", "cat", "dog", "sat", "ran", "on", "mat", "is", "not", "big", "small", "red")
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", *PLAIN]
 SIZES = {"vocab_size": len(WORDS), "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "intermediate_size": 16, "max_position_embeddings": 34}  # fmt: skip
+         "intermediate_size": 16, "max_position_embeddings": 34, "type_vocab_size": 1}  # fmt: skip
 GPT2 = {"vocab_size": len(WORDS), "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 32, "pad_token_id": 2}
 
 

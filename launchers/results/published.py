@@ -26,7 +26,7 @@ class Published:
     suite: str
     family: str
     also: str  # another name of the family
-    variant: str  # the code base whose prompts and test sets it was measured with
+    variant: str | None  # the code base whose prompts and test sets it was measured with, if that matters
     accuracy: dict[str, float]  # task -> percent; empty where only means are published
     printed_mean: float | None
     norm: float | None

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from repeated import KNOWN, SUITES, names, published_row
 
 from launchers.results.published import _about, method_of
+from tasks.text.glue import facts as glue
 from tasks.vision.dataset_registry import VARIANTS, facts
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -55,9 +56,12 @@ def test_other_sizes_of_the_disputed_test_sets_do_not_fit():
 def test_test_images_are_those_of_the_data_sets():
     own = {"EuroSAT", "SUN397"}  # folders of their own in several code bases
     for row, task in CELLS:
-        if row.test_images and task not in own:
+        if row.variant is None:
+            sizes = glue()["tasks"][task]["sizes"]["test"]
+            assert row.test_images[task] == (min(1001, sizes) if row.suite == "glue8" else sizes), (names(row), task)
+        elif row.test_images and task not in own:
             assert row.test_images[task] == facts(task, row.variant).sizes["test"], (names(row), task)
-    assert {row.variant for row in KNOWN} <= set(VARIANTS)
+    assert {row.variant for row in KNOWN} - {None} <= set(VARIANTS)
 
 
 @pytest.mark.parametrize(("backbone", "zero_shot", "experts"),
@@ -114,7 +118,7 @@ def test_presets_of_ours_are_a_published_method_with_other_values():
 
 
 def test_methods_and_settings_are_ours():
-    experts = {"experts.qkv", "experts.text"}  # of the Hub's and the pickled families
+    experts = {"experts.qkv", "experts.text", "experts.owned"}  # of the Hub's, the pickled and the language families
     for row in KNOWN:
         assert (CONF / "method" / f"{row.method}.yaml").exists() and row.suite in SUITES, names(row)
         assert (CONF / "backbone" / f"{row.backbone}.yaml").exists(), names(row)
@@ -135,6 +139,20 @@ EXPERIMENTS = {
     "clip8_static": "subspace_fusion sweep",
     "clip20_static": "fusion_bench TSV-M",
 }
+
+
+@pytest.mark.parametrize(("experiment", "table"), [("twin_table2_glue", "Table 8"), ("twin_table8", "Table 8"),
+                                                   ("twin_table6", "Table 6")])  # fmt: skip
+def test_experiments_of_glue_run_every_row_of_their_table_by_its_protocol(experiment, table):
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("config", [f"experiment={experiment}"], True)
+    swept = config.hydra.sweeper.params.method.split(",")
+    rows = [row for row in KNOWN if row.table == f"Twin-Merging, {table}"]
+    assert {row.method for row in rows} <= set(map(method_of, swept)) and len(set(swept)) == len(swept)
+    assert all((CONF / "method" / f"{method}.yaml").exists() for method in swept)
+    assert {config.experts.owned} == {row.settings["experts.owned"] for row in rows if row.method != "base"}
+    assert (config.backbone.name, config.suite.name, config.experts.family) == ("roberta_base", "glue8", "glue_roberta")
+    assert config.suite.first == max(rows[0].test_images.values())
 
 
 @pytest.mark.parametrize(("experiment", "backbone"), product(EXPERIMENTS, ("b32", "l14")))
