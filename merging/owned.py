@@ -39,7 +39,7 @@ class Owned:
         """Task -> changes of the parameters that belong to it, beside its head."""
         if self.owned == HEADS:
             return {}
-        whole: Any = replace(self, only=None, sparsifier=None, owned=HEADS)  # type: ignore[type-var]
+        whole: Any = replace(self, only=None, sparsifiers=(), owned=HEADS)  # type: ignore[type-var]
         keys = [key for key in whole.specs() if self.is_owned(key)]
         return {task: {key: whole.task_vector(key, index) for key in keys} for index, task in enumerate(self.tasks)}
 
