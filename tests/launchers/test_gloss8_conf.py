@@ -1,0 +1,33 @@
+"""Prepared ablations on gloss8: the suite brings its backbone and its experts, unless others are named."""
+
+import pytest
+from hydra.utils import get_method
+
+from launchers.job import built
+from tasks.text import minilm
+from tests.launchers.test_conf import composed
+
+ABLATIONS = ["task_rank", "bytes_duet", "bytes_twin", "mask_scaling", "router_losses", "granularity"]
+
+
+def targets(config):
+    return [config[part]._target_ for part in ("backbone", "experts", "suite")]
+
+
+@pytest.mark.parametrize("experiment", ABLATIONS)
+def test_an_ablation_runs_on_gloss8_with_one_override(experiment):
+    plain, config = composed(f"experiment={experiment}"), composed(f"experiment={experiment}", "suite=gloss8")
+    assert targets(config) == targets(composed("experiment=gloss8"))
+    assert get_method(config.backbone._target_) is minilm.backbone
+    assert built(config) == built(plain)
+    assert config.hydra.sweeper.params == plain.hydra.sweeper.params
+
+
+def test_other_experts_are_taken_where_they_are_named():
+    config = composed("suite=gloss8", "experts=folder", "backbone=mini_clip")
+    assert targets(config)[:2] == targets(composed("experts=folder", "backbone=mini_clip"))[:2]
+
+
+def test_the_seeds_of_the_comparison_vary_first():
+    params = composed("experiment=gloss8").hydra.sweeper.params
+    assert [*params] == ["method", "seed"] and "expert" in params.method and params.seed == "0,1"
