@@ -177,9 +177,10 @@ class Cell:
         spans = {phase: round(end - begin, 3) for (_, begin), (phase, end) in pairwise(ends.items())}
         if save is not None:
             about = {"method": describe(self.method), "run_id": self.run_id, "opened": opened.splits}
-            merged = replace(merged, provenance=about, inputs=self.setup.experts.inputs)
+            experts = self.setup.experts
+            whole = replace(merged, provenance=about, inputs=experts.inputs, heads=experts.heads)
             protocol = {"split": self.split, "seed": self.config["seed"]}
-            save.write(merged, scored.scores, protocol, backbone=grid.backbone.facts())
+            save.write(whole, scored.scores, protocol, backbone=grid.backbone.facts())
         row = replace(
             row := self.row(opened.by(SCALE)),
             remarks=[*row.remarks, *(f"{self.label}: {remark}" for remark in merged.remarks)],
