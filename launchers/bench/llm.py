@@ -144,6 +144,8 @@ def write(folder: str, name: str, model: str) -> None:
     def tensor(key: str) -> tuple[str, torch.Tensor]:
         noise = torch.randn(specs[key].shape, generator=generator("bench", name, key))
         weight = noise.mul_(0.02) if base is None else noise.mul_(0.002).add_(base.tensor(key))
+        if base is not None:
+            base.release()
         return key, weight.bfloat16()
 
     tensors, shards, size = in_order(tensor, specs), list[dict[str, Spec]](), SHARD
