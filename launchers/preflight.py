@@ -73,9 +73,13 @@ def duration(suite: "Suite", backbone: "Backbone", engine: "Engine") -> None:
     """How long one model takes on the test images and on those of validation, by a measured speed."""
     test, val = (sum(expected(task, split) for task in suite.every) for split in ("test", "val"))
     if test:
-        rate = speed(backbone, engine)
+        asked = any(hasattr(task, "reading") for task in suite.every)  # answers take time beside the prompts
+        how, rate = (
+            "at least" if asked else "about",
+            speed(backbone, engine, backbone.outputs if asked else backbone.features),
+        )
         log.info(
-            f"one model takes about {spoken(test / rate)} for {test:,} test samples, {spoken(val / rate)} for {val:,} "
+            f"one model takes {how} {spoken(test / rate)} for {test:,} test samples, {spoken(val / rate)} for {val:,} "
             f"of validation (each coefficient that is tried): {rate:.0f} samples a second on {engine.torch_device}"
         )
 
@@ -88,8 +92,8 @@ def expected(task: Any, split: str) -> int:
     return 0 if known is None else len(task.data.rule.choose(split, known.sizes.get, task.name).indices)
 
 
-def speed(backbone: "Backbone", engine: "Engine") -> float:
-    """Samples per second through the static model: the best of three batches after a first one."""
+def speed(backbone: "Backbone", engine: "Engine", read: Any) -> float:
+    """Samples per second that are read of the static model: the best of three batches after a first one."""
     import torch
 
     from tasks.split import mapped
@@ -102,7 +106,7 @@ def speed(backbone: "Backbone", engine: "Engine") -> float:
     with torch.inference_mode(), engine.running():
         for _ in range(4):
             begin = time.perf_counter()
-            backbone.features(module, inputs).sum().item()
+            read(module, inputs).sum().item()
             seconds.append(time.perf_counter() - begin)
     return PROBE / min(seconds)
 
