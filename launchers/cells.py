@@ -18,18 +18,21 @@ from launchers.saves import Save
 from merging.accounting import macs
 from merging.api import describe
 from merging.cache import Cache, code, modules_of
-from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, silent, splits_of
+from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, nested, silent, splits_of
 from merging.experts import Experts
+from merging.fit.descent import Descent
 from merging.fit.gates import Learned, Router
+from merging.fit.objectives import Entropy, MarginalEntropy
 from merging.identity import fingerprint, identity
 from merging.merged import Merged
 from merging.methods import Expert, Multitask
 from merging.methods.method import Method, call
+from merging.preflight import some
 from merging.similarity import cosines
 from tasks.evaluate import Grid, Routing
 from tasks.journal import Journal
 from tasks.scales import Fixed, Search
-from tasks.suite import contents, remarks
+from tasks.suite import Suite, contents, remarks
 from tasks.unseen import Unseen, score_unseen
 
 log = logging.getLogger(__name__)
@@ -116,6 +119,8 @@ class Cell:
         of_merge = [f"experts: {experts.remark}"] if experts.differing else []
         if dtype := self.config.get("save_dtype"):
             of_merge.append(f"{self.label}: what all inputs share is scored and saved as {dtype}")
+        if unheard := without_entropy(grid.suite, self.method, self.router):
+            of_merge.append(f"{self.label}: {some(unheard)} with one output each have no entropy to learn by")
         scored = {task.name: task.split(self.split) for task in grid.suite.every}
         return Row(
             run_id=self.run_id,
@@ -250,6 +255,15 @@ def splits_read(method: Method, scale: Fixed | Search, router: Router) -> list[s
     searched = [scale.split] if isinstance(scale, Search) else []
     learned = [router.split] if isinstance(router, Learned) else []
     return [*dict.fromkeys([*searched, *learned, *splits_of(method)])]
+
+
+def without_entropy(suite: Suite, method: Method, router: Router) -> list[str]:
+    """Tasks that add nothing where a method or its router learns by entropy: their head has a single output."""
+    parts = [*nested(method), getattr(router, "train", None)]
+    terms = [term for part in parts if isinstance(part, Descent) for term in part.terms]
+    if not any(isinstance(term, Entropy | MarginalEntropy) for term in terms):
+        return []
+    return [task.name for task in suite.tasks if not task.classes and task.head() is not None]
 
 
 def summary_line(row: Row) -> str:
