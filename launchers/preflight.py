@@ -27,7 +27,7 @@ def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine",
     for task in suite.every:
         if hasattr(task, "check"):
             task.check(backbone)  # type: ignore[attr-defined]
-    data: list[Any] = [task.data for task in suite.every if hasattr(getattr(task, "data", None), "files")]
+    data: list[Any] = [own for task in suite.every if hasattr(own := getattr(task, "data", None), "files")]
     files = [*getattr(source, "downloads", lambda *_: [])(suite, backbone)]
     files += [file for some in data for file in some.files(splits)]
     if downloads(files) and data:

@@ -92,7 +92,7 @@ class Glue(Uncached):
     def notes(self) -> Iterator[str]:
         """What a reader of the numbers should know of the samples that were read."""
         for name, split in self._splits.items():
-            texts = [split.inputs[index] for index in range(len(split))]  # type: ignore[index]
+            texts: Any = [split.inputs[index] for index in range(len(split))]  # type: ignore[index]
             if empty := sum(not all(map(str.strip, (text,) if isinstance(text, str) else text)) for text in texts):
                 yield f"{empty} of {len(texts)} samples of {name} have an empty text"
 
