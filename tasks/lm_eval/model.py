@@ -107,8 +107,8 @@ class Prompted(HFLM):
     def __init__(self, routed: Routed, **options: Any):
         super().__init__(pretrained=Shell(routed), **options)
         self.routed, self.weights, self._prompt, self._texts = routed, dict[str, Tensor](), 0, list[str]()
-        options = inspect.signature(routed.module.forward).parameters
-        self._cache = "cache" if "cache" in options else "past_key_values"  # the newer name and that before it
+        accepted = inspect.signature(routed.module.forward).parameters
+        self._cache = "cache" if "cache" in accepted else "past_key_values"  # the newer name and that before it
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise UserError(UNPROMPTED.format(requests[0].task_name))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tasks.score import Score
 from tasks.split import Split
-from tasks.task import LabelledTask
+from tasks.task import Task
 from tasks.text.drawing import SIZES
 from tasks.text.suite import CLASSES, build
 
@@ -38,7 +38,7 @@ class BagOfWords:
 
 def sides(split: Split) -> list[list[str]]:
     """The texts [N] of a split, or the first and the second of its pairs."""
-    items = list(split.inputs)
+    items: list[Any] = list(split.inputs)
     return [items] if isinstance(items[0], str) else [list(side) for side in zip(*items, strict=True)]
 
 
@@ -51,7 +51,7 @@ def fitted(features: Any, labels: Tensor, strength: float) -> Any:
     return LogisticRegression(C=strength, max_iter=200).fit(features, labels.numpy())
 
 
-def score(task: LabelledTask, split: str, strengths: Sequence[float] = STRENGTHS) -> Score:
+def score(task: Task, split: str, strengths: Sequence[float] = STRENGTHS) -> Score:
     """Of a model of words that is fitted on train, at the strength that is best on validation."""
     train = task.split("train")
     words = BagOfWords(train)
