@@ -95,11 +95,12 @@ def vocabulary(folder: Path) -> Vocabulary:
         return tokens
     tokens |= {f"({name})": sha256(folder / name) for name in OPAQUE if (folder / name).is_file()}
     if (file := folder / "vocab.txt").is_file():
-        tokens |= {token: index for index, token in enumerate(file.read_text("utf-8").splitlines())}
+        tokens |= {token: index for index, token in enumerate(_lines(file))}
     for name in ("vocab.json", "added_tokens.json"):
         tokens |= _json(folder / name) if (folder / name).is_file() else {}
     if (file := folder / "merges.txt").is_file():
-        tokens |= {f"(merge {rule})": rank for rank, rule in enumerate(file.read_text("utf-8").splitlines())}
+        rules = (line for line in _lines(file) if not line.startswith("#version"))
+        tokens |= {f"(merge {rule})": rank for rank, rule in enumerate(rules)}
     return tokens
 
 
@@ -120,8 +121,13 @@ def token_ids(folder: Path) -> dict[str, int]:
     for name in ("vocab.json", "added_tokens.json"):
         ids |= _json(folder / name) if (folder / name).is_file() else {}
     if (file := folder / "vocab.txt").is_file():
-        ids |= {token: index for index, token in enumerate(file.read_text("utf-8").splitlines())}
+        ids |= {token: index for index, token in enumerate(_lines(file))}
     return ids
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file; a token may be another character that ends a line, such as U+2028."""
+    return file.read_text("utf-8").removesuffix("\n").split("\n")
 
 
 def _of_model(model: Mapping[str, Any]) -> Vocabulary:

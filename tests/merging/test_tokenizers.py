@@ -74,3 +74,16 @@ class TestChatTemplates:
         chosen = tokenizer_of(folders(tmp_path, **made))
         assert said in " ".join(chosen.remarks) and bool(said) == bool(chosen.remarks)
         assert out(chosen, tmp_path).chat_template == kept
+
+
+def test_a_version_line_is_no_rule_and_a_token_may_end_a_line(tmp_path):
+    """What older files of BPE begin with, and a token that str.splitlines would break."""
+    rules, words = ["a b", "ab c"], {"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4, "\u2028": 5}
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *rules]) + "\n")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words, "merges": rules}}))
+    assert vocabulary(tmp_path) == vocabulary(tmp_path / "new")
+    (tmp_path / "wordpiece").mkdir()
+    (tmp_path / "wordpiece" / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")
+    assert vocabulary(tmp_path / "wordpiece") == words
