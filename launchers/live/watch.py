@@ -7,10 +7,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from launchers.claims import clock
 from launchers.live.page import page, status
@@ -30,6 +32,11 @@ class _Console(Console):
 
     def show_cursor(self, show: bool = True) -> bool:
         return False
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Lines of the program, which rich hands over as texts, stay whole: the terminal wraps them."""
+        lines = bool(objects) and all(isinstance(line, str | Text) for line in objects)
+        super().print(*objects, **{"soft_wrap": lines} | options)
 
 
 class Watcher:

@@ -210,7 +210,7 @@ def test_a_cell_that_another_finished_just_before_the_claim(tmp_path, monkeypatc
     looks = iter([None, row, row])
     monkeypatch.setattr(rows, "find", lambda *_: next(looks))
     never = lambda *_: pytest.fail("computed a second time")  # noqa: E731
-    cell = SimpleNamespace(run_id=row.run_id, label="average", compute=never, journal=Journal())
+    cell = SimpleNamespace(run_id=row.run_id, label="average", overrides=(), compute=never, journal=Journal())
     assert finish(cell, tmp_path, lambda *_: None) is row and not list(tmp_path.glob("*.claim"))
 
 
@@ -225,7 +225,9 @@ def test_a_failure_without_room_for_its_row(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(rows, "write", full)
     monkeypatch.setattr(job, "replace", lambda row, **_: row)
-    cell = SimpleNamespace(run_id="0" * 12, label="ties", compute=fails, journal=Journal(), row=lambda: None)
+    cell = SimpleNamespace(
+        run_id="0" * 12, label="ties", overrides=(), compute=fails, journal=Journal(), row=lambda: None
+    )
     with pytest.raises(ZeroDivisionError):
         finish(cell, tmp_path, lambda *_: None)
     assert "The failure of ties has no row: Cannot write it: No space left" in caplog.text

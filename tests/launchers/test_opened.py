@@ -15,6 +15,7 @@ from launchers import job, rows
 from launchers.cells import Cell, Setup, splits_read
 from launchers.results.frame import summarise
 from launchers.results.notes import notes
+from launchers.saves import Save
 from merging import Cache
 from merging.backbones.open_clip import OpenClip
 from merging.context import Context
@@ -146,7 +147,7 @@ def test_a_saved_model_says_it_too(setup, tmp_path):
     config = CONFIG | {"method": "peeking"}
     path = tmp_path / "merged.safetensors"
     Cell("mine", NeuronMask(then=Peeking()), Fixed(), Oracle(), config, setup).compute(
-        lambda task, score: None, str(path)
+        lambda task, score: None, Save(str(path))
     )
     opened = {"calibration": ["method=mine"], "test": ["method=mine"]}
     assert merging.open_merged(path).provenance["opened"] == opened

@@ -225,7 +225,8 @@ def test_the_configuration_is_readable(duet_here, tmp_path):
     code, page, _ = duet_here(tmp_path, "--cfg=job", "method=ties")
     config = yaml.safe_load(page)
     assert code == 0 and config["method"] == {
-        "_target_": "merging.methods.Ties", "density": 0.2, "merge": "sum", "scale": 0.3
+        "_target_": "merging.methods.Ties", "density": 0.2, "merge": "sum", "scale": 0.3,
+        "kinds": dict.fromkeys(("all", "attention", "ffn", "norm", "other")),
     }  # fmt: skip
     assert config["suite"]["tasks"] == console.TASKS
 

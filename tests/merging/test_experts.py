@@ -119,13 +119,13 @@ def test_finite_numbers_whose_sum_overflows_are_fine():
     assert torch.equal(merge(Average(), {"w": torch.zeros(4)}, [{"w": huge}]).weight("w"), huge)
 
 
-def test_a_parameter_of_all_experts_is_in_memory_at_a_time():
+def test_a_thread_has_one_parameter_of_all_experts_in_memory():
     base, experts = family(8)
     counted = Experts.open(Counting(base), [Counting(expert) for expert in experts])
     Counting.most = 0
     for method in (Average(), TaskArithmetic(), Ties(), Expert()):
         method(counted)
-    assert 0 < Counting.most <= 1 + 8 and not Counting.alive
+    assert 0 < Counting.most <= torch.get_num_threads() * (1 + 8) and not Counting.alive
     taus = [tau for _, tau in counted.stream()]
     assert len({tau.untyped_storage().data_ptr() for tau in taus}) == 1
     assert taus[0].untyped_storage().nbytes() == 4 * 8 * max(torch.Size(shape).numel() for shape in SHAPES.values())
