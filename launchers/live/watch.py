@@ -36,7 +36,8 @@ class _Console(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Lines of the program, which rich hands over as texts, stay whole: the terminal wraps them."""
         lines = bool(objects) and all(isinstance(line, str | Text) for line in objects)
-        super().print(*objects, **{"soft_wrap": lines} | options)
+        how: dict[str, Any] = {"soft_wrap": lines} | options
+        super().print(*objects, **how)
 
 
 class Watcher:
