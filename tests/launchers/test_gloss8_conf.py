@@ -30,4 +30,4 @@ def test_other_experts_are_taken_where_they_are_named():
 
 def test_the_seeds_of_the_comparison_vary_first():
     params = composed("experiment=gloss8").hydra.sweeper.params
-    assert [*params] == ["method", "seed"] and "expert" in params.method and params.seed == "0,1"
+    assert [*params] == ["seed", "method"] and "expert" in params.method and params.seed == "0,1"
