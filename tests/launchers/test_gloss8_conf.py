@@ -28,6 +28,6 @@ def test_other_experts_are_taken_where_they_are_named():
     assert targets(config)[:2] == targets(composed("experts=folder", "backbone=mini_clip"))[:2]
 
 
-def test_the_seeds_of_the_comparison_vary_first():
+def test_a_seed_of_the_comparison_is_done_before_the_next():
     params = composed("experiment=gloss8").hydra.sweeper.params
     assert [*params] == ["seed", "method"] and "expert" in params.method and params.seed == "0,1"
