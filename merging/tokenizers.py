@@ -1,7 +1,7 @@
 """Tokenizers in the folders of base and experts: which one a merged model has, and where they contradict each other."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,21 +87,13 @@ def _check_within(tokens: Vocabulary, all_tokens: Vocabulary, one: str, other: s
 
 def vocabulary(folder: Path) -> Vocabulary:
     """What the tokenizer files of a folder say, in one form."""
-    tokens: dict[str, object] = {}
     if (file := folder / "tokenizer.json").is_file():
         stored = _json(file)
-        tokens |= _of_model(stored.get("model") or {})
-        tokens |= {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
-        return tokens
-    tokens |= {f"({name})": sha256(folder / name) for name in OPAQUE if (folder / name).is_file()}
-    if (file := folder / "vocab.txt").is_file():
-        tokens |= {token: index for index, token in enumerate(_lines(file))}
-    for name in ("vocab.json", "added_tokens.json"):
-        tokens |= _json(folder / name) if (folder / name).is_file() else {}
-    if (file := folder / "merges.txt").is_file():
-        rules = (line for line in _lines(file) if not line.startswith("#version"))
-        tokens |= {f"(merge {rule})": rank for rank, rule in enumerate(rules)}
-    return tokens
+        merges = (stored.get("model") or {}).get("merges") or ()
+        return _stored_ids(stored) | _ranked([rule if isinstance(rule, str) else " ".join(rule) for rule in merges])
+    whole = {f"({name})": sha256(folder / name) for name in OPAQUE if (folder / name).is_file()}
+    lines = _lines(file) if (file := folder / "merges.txt").is_file() else []
+    return whole | token_ids(folder) | _ranked([line for line in lines if not line.startswith("#version")])
 
 
 def added_tokens(folder: Path) -> dict[str, Any]:
@@ -113,28 +105,29 @@ def added_tokens(folder: Path) -> dict[str, Any]:
 def token_ids(folder: Path) -> dict[str, int]:
     """Token -> id, without the rules that join tokens; empty where no readable file says it."""
     if (file := folder / "tokenizer.json").is_file():
-        stored = _json(file)
-        words = (stored.get("model") or {}).get("vocab") or {}
-        ids = dict(words) if isinstance(words, Mapping) else {word: index for index, (word, _) in enumerate(words)}
-        return ids | {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
+        return _stored_ids(_json(file))
     ids = {}
-    for name in ("vocab.json", "added_tokens.json"):
-        ids |= _json(folder / name) if (folder / name).is_file() else {}
     if (file := folder / "vocab.txt").is_file():
         ids |= {token: index for index, token in enumerate(_lines(file))}
+    for name in ("vocab.json", "added_tokens.json"):
+        ids |= _json(folder / name) if (folder / name).is_file() else {}
     return ids
+
+
+def _stored_ids(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Of tokenizer.json's content."""
+    words = (stored.get("model") or {}).get("vocab") or {}
+    ids = dict(words) if isinstance(words, Mapping) else {word: index for index, (word, _) in enumerate(words)}
+    return ids | {token["content"]: token["id"] for token in stored.get("added_tokens") or ()}
+
+
+def _ranked(rules: Sequence[str]) -> dict[str, Any]:
+    return {f"(merge {rule})": rank for rank, rule in enumerate(rules)}
 
 
 def _lines(file: Path) -> list[str]:
     """The lines of a file; a token may be another character that ends a line, such as U+2028."""
     return file.read_text("utf-8").removesuffix("\n").split("\n")
-
-
-def _of_model(model: Mapping[str, Any]) -> Vocabulary:
-    words = model.get("vocab") or {}
-    tokens = dict(words) if isinstance(words, Mapping) else {word: index for index, (word, _) in enumerate(words)}
-    rules = (rule if isinstance(rule, str) else " ".join(rule) for rule in model.get("merges") or ())
-    return tokens | {f"(merge {rule})": rank for rank, rule in enumerate(rules)}
 
 
 def _content(folder: Path) -> str | None:
