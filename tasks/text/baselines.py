@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merging.backbones.hugging_face import columns
 from tasks.score import Score
 from tasks.split import Split
 from tasks.task import Task
@@ -23,23 +24,17 @@ class BagOfWords:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self.vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        self.vectorizer.fit([text for texts in sides(train) for text in texts])
+        self.vectorizer.fit([text for texts in columns(list(train.inputs)) for text in texts])
 
     def features(self, split: Split) -> Any:
         """Sparse [N, words], or [N, 3 words + 1] of pairs."""
         from scipy.sparse import csr_matrix, hstack
 
-        first, *others = (self.vectorizer.transform(texts) for texts in sides(split))
+        first, *others = (self.vectorizer.transform(texts) for texts in columns(list(split.inputs)))
         if not others:
             return first
         both = first.multiply(others[0])
         return hstack([first, others[0], both, csr_matrix(both.sum(1))]).tocsr()
-
-
-def sides(split: Split) -> list[list[str]]:
-    """The texts [N] of a split, or the first and the second of its pairs."""
-    items: list[Any] = list(split.inputs)
-    return [items] if isinstance(items[0], str) else [list(side) for side in zip(*items, strict=True)]
 
 
 def fitted(features: Any, labels: Tensor, strength: float) -> Any:
