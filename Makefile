@@ -1,7 +1,7 @@
 # make run: the comparison on mini8; make text: that on gloss8, whose model is a package, its two seeds side by side and
-# then the table of both; make sweep: a short ablation and
-# its report; make test; make check: linters, types and tests, whole files in parallel, slow ones first; make guard: mini8
-# rows against stored numbers, a quarter of an hour. The first call makes .venv.
+# then the table of both; make sweep: a short ablation and its report; make test; make check: linters, types and tests,
+# whole files in parallel, slow ones first; make guard: mini8 rows against stored numbers, a quarter of an hour. The first
+# call makes .venv.
 PY ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 MODELS := --no-deps --require-hashes -r .ci/models.txt
