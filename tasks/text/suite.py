@@ -1,10 +1,9 @@
 """The gloss8 suite: eight tasks of real text, stored beside this file."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
@@ -12,6 +11,7 @@ from tasks.split import Split, Texts
 from tasks.suite import Suite, divided, known, sized
 from tasks.task import LabelledTask
 from tasks.text.questions import TOPICS
+from tasks.text.stored import Stored
 
 DATA = Path(__file__).with_name("data")
 YES = ("no", "yes")
@@ -29,40 +29,20 @@ METRICS = {"accept": "matthews", "match": "f1_macro", "sim": "pearson_spearman",
 
 
 @dataclass(frozen=True)
-class Stored:
-    """The texts of one task. sizes: of every split, at most what is stored; a smaller one is the stored one's start."""
+class Questions(Stored):
+    """The texts of one task and their labels, in order of their tokens: those of one batch are of like length."""
 
-    task: str
-    sizes: tuple[tuple[str, int], ...]
+    folder: ClassVar[Path] = DATA
 
     @property
     def classes(self) -> Sequence[str]:
         return CLASSES[self.task]
 
-    def split(self, name: str) -> Split:
-        """Those of a split, in order of their number of tokens: texts of one batch are of like length."""
-        return _split(self, name)
-
-    def content(self, split: str) -> str:
-        """Id of a split, without reading it."""
-        return hashlib.sha256(f"{_digest(self.task)} {split} {dict(self.sizes)[split]}".encode()).hexdigest()[:16]
-
-
-@cache
-def _digest(task: str) -> str:
-    return hashlib.sha256((DATA / f"{task}.parquet").read_bytes()).hexdigest()
-
-
-@cache
-def _split(stored: Stored, name: str) -> Split:
-    from pyarrow import parquet
-
-    table = parquet.read_table(DATA / f"{stored.task}.parquet", filters=[("split", "=", name)])
-    rows = table.slice(0, dict(stored.sizes)[name]).to_pylist()
-    rows.sort(key=lambda row: row["tokens"])
-    texts = [row["text"] if row["pair"] is None else (row["text"], row["pair"]) for row in rows]
-    kind = torch.int64 if stored.classes else torch.float32
-    return Split(name, Texts(tuple(texts)), torch.tensor([row["label"] for row in rows], dtype=kind))
+    def made(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Split:
+        rows = sorted(rows, key=lambda row: row["tokens"])
+        texts = [row["text"] if row["pair"] is None else (row["text"], row["pair"]) for row in rows]
+        kind = torch.int64 if self.classes else torch.float32
+        return Split(name, Texts(tuple(texts)), torch.tensor([row["label"] for row in rows], dtype=kind))
 
 
 def build(name: str, tasks: Sequence[str], sizes: Mapping[str, int], held_out: Sequence[str] = ()) -> Suite:
@@ -72,7 +52,9 @@ def build(name: str, tasks: Sequence[str], sizes: Mapping[str, int], held_out: S
     """
     chosen = sized(name, sizes)
     made = [
-        LabelledTask(task, Stored(known(task, tuple(CLASSES), name), chosen), metrics=(METRICS.get(task, "accuracy"),))
+        LabelledTask(
+            task, Questions(known(task, tuple(CLASSES), name), chosen), metrics=(METRICS.get(task, "accuracy"),)
+        )
         for task in tasks
     ]
     return divided(name, made, held_out)
