@@ -1,11 +1,12 @@
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from merging.context import ALONE, Context
 from merging.experts import Experts
+from merging.interference import Matrices, Rest, by_matrix, of_task_vectors
 from merging.merged import Merged
 from merging.options import Options, Rate, Within
 
@@ -22,41 +23,17 @@ class Wudi(Options):
 
     steps: Annotated[int, Within(0, 10**6)] = 300
     lr: Rate = 1e-5
-    matrices: Literal["linear", "all"] = "linear"
-    rest: Literal["base", "mean"] = "base"
+    matrices: Matrices = "linear"
+    rest: Rest = "base"
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
-        def merge(key: str, tau: Tensor) -> Tensor:
-            if not self._linear(experts, key, tau):
-                return tau.mean(0) if self.rest == "mean" else torch.zeros(tau.shape[1:])
-            return least_interference(tau.to(context.device), self.steps, self.lr).cpu()
+        def solve(key: str, tau: Tensor) -> Tensor:
+            return least_interference(tau, self.steps, self.lr)
 
-        return experts.merged(experts.map(merge, heavy=context.device.type == "cpu"))
-
-    def _linear(self, experts: Experts, key: str, tau: Tensor) -> bool:
-        if tau.ndim != 3 or not tau.any():
-            return False
-        return self.matrices == "all" or experts.param(key).family in ("ffn", "attention")
+        return experts.merged(by_matrix(experts, context, solve, self.matrices, self.rest))
 
 
 def least_interference(tau: Tensor, steps: int, lr: float) -> Tensor:
-    """`steps` of Adam at `lr` on sum_t |(x - tau_t) tau_t^T|^2 / |tau_t|^2, from x = sum_t tau_t [m, n] of [T, m, n].
-
-    With x = sum_t tau_t + y the gradient is 2 (y C + E): C = sum_t tau_t^T tau_t / |tau_t|^2, E = sum_t (sum_s tau_s -
-    tau_t) tau_t^T tau_t / |tau_t|^2: one product a step, whatever T, and zero exactly where nothing interferes, which
-    Adam would not forgive. A task vector of zeros has no say.
-    """
-    sizes = tau.flatten(1).square().sum(1)
-    scaled = tau / torch.where(sizes > 0, sizes, 1).sqrt()[:, None, None]
-    total = tau.sum(0)
-    c = torch.einsum("tmi,tmj->ij", scaled, scaled)
-    e = torch.zeros_like(total)
-    for change, row in zip(tau, scaled, strict=True):
-        e += ((total - change) @ row.mT) @ row
-    y = torch.zeros_like(total)
-    optimizer = torch.optim.Adam([y], lr)
-    for _ in range(steps):
-        y.grad = 2 * (y @ c + e)
-        optimizer.step()
-    return total + y
+    """`steps` of Adam at `lr` on sum_t |(x - tau_t) tau_t^T|^2 / |tau_t|^2, from x = sum_t tau_t [m, n] on."""
+    return of_task_vectors(tau).descended(steps, lr, torch.optim.Adam)

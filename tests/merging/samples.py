@@ -154,7 +154,9 @@ def equal(first, second):
 def quick(method):
     """A method of that class with the defaults of its options, but for the length of a descent."""
     made = method()
-    return replace(made, train=replace(made.train, steps=2)) if hasattr(made, "train") else made
+    if hasattr(made, "train"):
+        return replace(made, train=replace(made.train, steps=2))
+    return replace(made, steps=2) if hasattr(made, "steps") else made
 
 
 def every_method():

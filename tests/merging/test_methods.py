@@ -23,6 +23,7 @@ from samples import (
 from merging import UserError, merge
 from merging.methods import (
     AdaMerging,
+    Aswudi,
     Average,
     Base,
     Dare,
@@ -34,6 +35,7 @@ from merging.methods import (
     NeuronMask,
     RegMean,
     Single,
+    Swudi,
     TaskArithmetic,
     Ties,
     TsvM,
@@ -228,5 +230,5 @@ def test_every_static_method_is_compared_or_a_wrapper():
     """Those with deltas are compared in test_dynamic_methods, test_mask_methods, and files of their own."""
     found = opened(*family(1, tower()))
     static = {each for each in every_method() if not applied(quick(each), found).deltas}
-    others = {AdaMerging, Dare, LinearProbe, Multitask, NeuronMask, RegMean, Single, Wudi}
+    others = {AdaMerging, Aswudi, Dare, LinearProbe, Multitask, NeuronMask, RegMean, Single, Swudi, Wudi}
     assert static == {type(case.values[0]) for case in CASES} | others
