@@ -30,12 +30,13 @@ UNNAMED = ("model", "pytorch_model", "weights", "checkpoint", "merged")  # files
 class Folders:
     """Base and experts by their paths: Hugging Face folders, adapters of the base, or files of weights.
 
-    paths: a list, named by the last part of each path; or name -> path.
+    paths: a list, named by the last part of each path; or name -> path. vocabulary, other_base: see Experts.open.
     """
 
     base: str
     paths: Sequence[str] | Mapping[str, str]
     vocabulary: str = "same"
+    other_base: bool = False
 
     @property
     def named(self) -> dict[str, str]:
@@ -58,7 +59,8 @@ class Folders:
     def opened(self, cache: Cache, **facts: Any) -> Experts:
         """Raises UserError, from headers alone, for what is missing or does not fit together."""
         base, *experts = (Path(path).expanduser() for path in (self.base, *self.named.values()))
-        return Experts.open(base, experts, [*self.named], cache, self.vocabulary, **facts)
+        facts |= {"vocabulary": self.vocabulary, "other_base": self.other_base}
+        return Experts.open(base, experts, [*self.named], cache, **facts)
 
 
 def name_of(path: Path) -> str:

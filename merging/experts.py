@@ -62,9 +62,10 @@ class Experts(Owned):
         tasks: Sequence[str] | None = None,
         cache: Cache | None = None,
         vocabulary: str = "same",
+        other_base: bool = False,
         **facts,
     ) -> "Experts":
-        """Open paths, state dicts or checkpoints; tasks default to task0, task1, ...; see checkpoints.vocabulary.
+        """Open paths, state dicts, checkpoints; tasks default to task0, ...; see checkpoints.vocabulary, base_names.
 
         Where names differ, those of wrappers are left out (`module.` of DDP, `_orig_mod.` of torch.compile), as
         `remarks` tell. Heads of tasks (`classifier.*` and the like, by the table) may differ: they are left out, see
@@ -74,7 +75,7 @@ class Experts(Owned):
         if not (cache is None or isinstance(cache, Cache)):
             raise UserError(f"The cache is given as a {type(cache).__name__}. Write merging.Cache(folder).")
         names = tuple(tasks) if tasks is not None else tuple(f"task{i}" for i in range(len(experts)))
-        whole = open_alike(base, experts, cache)
+        whole = open_alike(base, experts, cache, other_base)
         (origin, _), *pairs = [split_head(checkpoint, facts.get("table")) for checkpoint in whole]
         opened, heads = [body for body, _ in pairs], [head for _, head in pairs]
         origin, *opened = aligned((origin, *opened), ("the base", *names), vocabulary)

@@ -54,7 +54,7 @@ class Repositories:
             *_, weights = [fetch(file, cache) for file in self._expert(task.name)]
             paths[task.name] = str(weights.parent)
         base = str(fetch(self._base, cache))
-        return Folder(base, None, paths, self.family, heads=self.heads, owned=self.owned)
+        return Folder(base, None, paths, self.family, heads=self.heads, owned=self.owned, other_base=True)
 
     @property
     def _base(self) -> HubFile:

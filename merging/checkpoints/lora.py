@@ -16,6 +16,7 @@ from torch import Tensor
 
 from merging.cache import Cache
 from merging.checkpoints.base import Change, Checkpoint, Spec
+from merging.checkpoints.base_names import check_base
 from merging.checkpoints.opening import open_file
 from merging.errors import UserError
 from merging.preflight import some
@@ -51,6 +52,7 @@ class LoraConfig:
     alpha_pattern: Mapping[re.Pattern[str], float] | None = None
     target_modules: tuple[str, ...] | re.Pattern[str] | None = None
     task_type: str | None = None
+    base_model_name_or_path: str | None = None
     modules_to_save: tuple[str, ...] | None = None  # trained in full, such as a task's head
 
     @classmethod
@@ -267,8 +269,15 @@ def is_adapter(source: object) -> bool:
     return isinstance(source, str | Path) and (Path(source).expanduser() / CONFIG).is_file()
 
 
-def open_lora(base: Checkpoint, folder: str | Path, cache: Cache | None = None) -> Checkpoint:
-    """`base`, in Hugging Face's names, with the adapter_config.json and adapter_model.* of `folder`."""
+def open_lora(base: Checkpoint, folder: str | Path, cache: Cache | None = None, other_base: bool = False) -> Checkpoint:
+    """`base`, in Hugging Face's names, with the adapter_config.json and adapter_model.* of `folder`.
+
+    other_base: whether it may be another one than the adapter names, see base_names.
+    """
     folder = Path(folder).expanduser()
     older = not (folder / WEIGHTS).exists() and (folder / OLDER).exists()
-    return Lora(base, open_file(folder / (OLDER if older else WEIGHTS), cache), LoraConfig.read(folder / CONFIG))
+    adapter, config = open_file(folder / (OLDER if older else WEIGHTS), cache), LoraConfig.read(folder / CONFIG)
+    remarks = () if other_base else check_base(folder, config.base_model_name_or_path, base, cache)
+    lora = Lora(base, adapter, config)
+    lora.remarks += remarks
+    return lora

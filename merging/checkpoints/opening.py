@@ -119,10 +119,13 @@ def _shard(path: Path, index: Path, cache: Cache | None) -> Checkpoint:
     return open_file(path, cache)
 
 
-def open_alike(base: Source, experts: Sequence[Source], cache: Cache | None) -> list[Checkpoint]:
+def open_alike(
+    base: Source, experts: Sequence[Source], cache: Cache | None, other_base: bool = False
+) -> list[Checkpoint]:
     """Base and experts; where their names differ, without what training wrappers put around names.
 
-    The folder of an adapter is read as the base with its changes. Raises UserError for an adapter as the base.
+    The folder of an adapter is read as the base with its changes. Raises UserError for an adapter as the base, and
+    unless `other_base` for one of another base.
     """
     from merging.checkpoints.lora import is_adapter, open_lora  # here, because it opens files by this module
 
@@ -131,7 +134,7 @@ def open_alike(base: Source, experts: Sequence[Source], cache: Cache | None) -> 
     opened = [open_checkpoint(base, cache)]
     for expert in experts:
         adapter = is_adapter(expert)
-        opened.append(open_lora(opened[0], expert, cache) if adapter else open_checkpoint(expert, cache))  # type: ignore[arg-type]
+        opened.append(open_lora(opened[0], expert, cache, other_base) if adapter else open_checkpoint(expert, cache))  # type: ignore[arg-type]
     same = all(checkpoint.specs().keys() == opened[0].specs().keys() for checkpoint in opened)
     return opened if same else [unwrapped(checkpoint) for checkpoint in opened]
 

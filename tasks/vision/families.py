@@ -149,7 +149,7 @@ class HubFamily(Published):
         stored = open_file(first, cache)
         base = from_hugging_face(stored)
         if family(self.family).adapter:
-            experts = [from_hugging_face(open_lora(stored, path.parent, cache)) for path in paths[1::2]]
+            experts = [from_hugging_face(open_lora(stored, path.parent, cache, True)) for path in paths[1::2]]
         else:
             experts = [with_projection(from_hugging_face(open_file(path, cache)), base) for path in paths]
         return assembled(base, experts, suite, backbone, cache, self.qkv)

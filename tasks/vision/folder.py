@@ -64,7 +64,8 @@ class Folder:
     its metadata is refused, and so are experts of different layouts in one merge: they were not made the same way.
     heads: suite (the class names, read by the suite's text tower), expert (the classifier or the text tower in each
     expert's own file), probe (fitted on the features of each expert's train split), or a template path of classifiers.
-    multitask: path of one model trained on all tasks, for method=multitask. owned: see merging.owned.
+    multitask: path of one model trained on all tasks, for method=multitask. owned: see merging.owned. other_base:
+    whether adapters may name another base than this one.
     """
 
     base: str = field(metadata=WHERE)
@@ -75,6 +76,7 @@ class Folder:
     text: bool = False
     heads: str = "suite"
     owned: str = HEADS_ALONE
+    other_base: bool = field(default=False, metadata=WHERE)
     multitask: str | None = field(default=None, metadata=WHERE)
     remarks = ()
 
@@ -226,7 +228,7 @@ class Folder:
                     f"{path} is an adapter, which cannot be the base. Name the model that it was tuned from."
                 )
             clip = is_clip(backbone)
-            whole = open_lora(to_hugging_face(base.model) if clip else base.model, path, cache)
+            whole = open_lora(to_hugging_face(base.model) if clip else base.model, path, cache, self.other_base)
             return Opened(from_hugging_face(whole) if clip else whole, None, path, "lora")
         file = open_file(file_in(path), cache)
         named = file.metadata.get("family") if isinstance(file, SafetensorsFile) else None

@@ -1,11 +1,13 @@
 """Adapters in, one adapter out: peft loads it and answers as the merged model does; whole matrices are refused."""
 
+import json
+
 import pytest
 import torch
 from hf_folders import IDS, json_of, logits, written
 from samples import drawn
 
-from merging import UserError, merge, open_merged
+from merging import Experts, UserError, merge, open_merged
 from merging.methods import Average, Emr, TaskArithmetic, Ties
 
 transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
@@ -88,6 +90,24 @@ class TestRefused:
             open_merged(folder)
         again = merge(TaskArithmetic(1.0), tmp_path / "base", [folder])  # an adapter in again
         assert torch.allclose(again.weight(Q), merged.weight(Q), atol=1e-6)
+
+    def test_a_base_that_it_was_not_trained_on(self, made, tmp_path, caplog):
+        base, adapters = made("llama")
+        named(adapters[0], str(written(tmp_path / "other", 1)))
+        with pytest.raises(UserError, match=r"adapter0 was trained on .*other, .* put on base .* experts\.other_base"):
+            Experts.open(base, adapters)
+        assert Experts.open(base, adapters, other_base=True).remarks == ()
+        named(adapters[0], "/cluster/llama")
+        (remark,) = Experts.open(base, adapters, ["a", "b"]).remarks
+        assert (
+            remark.startswith("a: trained on /cluster/llama, by its configuration; whether") and "not known" in remark
+        )
+
+
+def named(adapter, base):
+    """Let an adapter say that it was trained on a base."""
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json_of(config) | {"base_model_name_or_path": base}))
 
 
 Q = "model.layers.1.self_attn.q_proj.weight"
