@@ -56,6 +56,21 @@ def test_static_methods_run_at_the_published_coefficients(table):
     assert iso.method.scale == published_row("fusion_bench docs", "iso_c").settings["scale"]
 
 
+@pytest.mark.parametrize(("experiment", "family"), [
+    ("t5_glue8_static", "t5_glue"), ("t5_glue8_lora", "t5_glue_lora"), ("t5_glue8_lora", "t5_large_glue_lora"),
+])  # fmt: skip
+def test_t5_runs_every_published_row_of_its_family_at_its_coefficient(experiment, family):
+    rows = [row for row in KNOWN if row.family == family and row.table.startswith("fusion_bench docs")]
+    swept = composed(f"experiment={experiment}").hydra.sweeper.params.method.split(",")
+    assert {row.method for row in rows} == {"base", "expert", "average", "task_arithmetic", "ties"} <= set(swept)
+    for there in rows:
+        overrides = (f"experiment={experiment}", f"experts={family}", f"method={there.method}")
+        assert differing(there, *overrides) == {}
+        config = composed(f"backbone={there.backbone}", *overrides)
+        assert config.method.get("scale") == there.settings.get("scale") and config.scale._target_.endswith(".Fixed")
+        assert (config.suite.name, config.suite.first, config.experts.family) == ("t5_glue8", None, family)
+
+
 def test_the_smile_of_duets_table_has_the_rank_of_its_number():
     swept = composed("experiment=duet_table1").hydra.sweeper.params.method.split(",")
     (smile,) = (name for name in swept if method_of(name) == "smile")

@@ -33,6 +33,7 @@ def test_every_exact_accuracy_is_a_whole_number_of_the_test_images():
         (names(row), task): row.accuracy[task]
         for row, task in CELLS
         if row.digits == 3
+        and (row.suite, task) != ("t5_glue8", "stsb")  # a correlation
         and abs(100 * round(row.accuracy[task] / 100 * row.test_images[task]) / row.test_images[task]
                 - row.accuracy[task]) > 0.00051
     }  # fmt: skip
