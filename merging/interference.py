@@ -29,7 +29,7 @@ class Quadratic(NamedTuple):
     @classmethod
     def of(cls, start: Tensor, targets: Tensor, probes: Tensor, sizes: Tensor) -> "Quadratic":
         """From targets [T, m, n], probes [T, k, n] and the tasks' sizes [T]; a task of size 0 has no say."""
-        scaled = probes / torch.where(sizes > 0, sizes, 1).sqrt()[:, None, None]
+        scaled = probes / torch.where(sizes > 0, sizes, torch.inf).sqrt()[:, None, None]
         gram = torch.einsum("tmi,tmj->ij", scaled, scaled)
         excess = torch.zeros_like(start)
         for target, probe in zip(targets, scaled, strict=True):

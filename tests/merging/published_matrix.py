@@ -6,7 +6,7 @@ Each maps task vectors {key: [T, *shape]} to the change of the base {key: [*shap
 import math
 
 import torch
-from torch.linalg import eigh
+from torch.linalg import eigh, svd
 
 
 def _matrices(taus, merge):
@@ -48,3 +48,63 @@ def aswudi(taus, rank):
         return exact + sum(tau) - sum(tau) @ leading @ leading.T
 
     return _matrices(taus, merge)
+
+
+def opt_merge(taus, tuned, steps, lr, probe):
+    """wudi_merging2 of the authors' scripts for InternVL (full) and Qwen2-VL (lora); probe="target" as their text."""
+
+    def truncated(matrix, k):
+        u, s, v = svd(matrix, full_matrices=False)
+        return u[:, :k] @ torch.diag(s[:k]) @ v[:k], torch.diag(s[:k]) @ v[:k]
+
+    def merge(tau):
+        k, mean = min(tau.shape[1:]) // len(tau), tau.mean(0)
+        targets, probes = [], []
+        for t in tau:
+            own, own_probe = truncated(t, k)
+            centred, centred_probe = truncated(t - mean, k)
+            targets.append(centred + mean if tuned == "full" else own)
+            probes.append(centred_probe if probe == "target" and tuned == "full" else own_probe)
+        x = torch.nn.Parameter(tau.sum(0) if tuned == "full" else mean.clone())
+        optimizer = torch.optim.Adam([x], lr=lr) if tuned == "full" else torch.optim.SGD([x], lr=lr, momentum=0.9)
+        for _ in range(steps):
+            pairs = zip(tau, targets, probes, strict=True)
+            losses = [((x - target) @ p.T).square().sum() / t.square().sum() for t, target, p in pairs]
+            optimizer.zero_grad()
+            torch.stack(losses).sum().backward()
+            optimizer.step()
+        return x.detach()
+
+    return _matrices(taus, merge)
+
+
+def doge(taus, eta, subspace, density, steps, lr):
+    """DOGE_TA_Algorithm of fusion_bench, of the matrices given."""
+    tasks = len(next(iter(taus.values())))
+    deltas, lambdas = {}, {}
+    for key, tau in taus.items():
+        _, m, n = tau.shape
+        r = min(m, n)
+        k = r // tasks
+        lambdas[key] = [eta / torch.linalg.norm(t) for t in tau]
+        slots = torch.zeros(m, r).double()
+        for i, t in enumerate(tau):
+            slots[:, i * k : (i + 1) * k] = svd(t, full_matrices=False)[0][:, :k]
+        basis = svd(slots, full_matrices=False)[0][:, : int(r / subspace)]
+        delta = torch.nn.Parameter(torch.zeros(m, n).double())
+        optimizer = torch.optim.Adam([delta], lr=lr)
+        for _ in range(steps):
+            summed = sum(factor * (t + delta) for factor, t in zip(lambdas[key], tau, strict=True))
+            losses = [(t * (t - summed)).sum(1).pow(2).sum() for t in tau]
+            optimizer.zero_grad()
+            torch.stack(losses).sum().backward()
+            delta.grad -= basis @ basis.T @ delta.grad
+            optimizer.step()
+        deltas[key] = delta.detach()
+    changes = {key: torch.zeros_like(delta) for key, delta in deltas.items()}
+    for i in range(tasks):
+        flat = torch.cat([taus[key][i].reshape(-1) for key in sorted(taus)])
+        threshold = flat.abs().kthvalue(len(flat) - int(len(flat) * density)).values
+        for key, tau in taus.items():
+            changes[key] += lambdas[key][i] * (tau[i].abs() >= threshold) * (tau[i] + deltas[key])
+    return changes

@@ -27,12 +27,14 @@ from merging.methods import (
     Average,
     Base,
     Dare,
+    Doge,
     Expert,
     IsoC,
     IsoCts,
     LinearProbe,
     Multitask,
     NeuronMask,
+    OptMerge,
     RegMean,
     Single,
     Swudi,
@@ -230,5 +232,18 @@ def test_every_static_method_is_compared_or_a_wrapper():
     """Those with deltas are compared in test_dynamic_methods, test_mask_methods, and files of their own."""
     found = opened(*family(1, tower()))
     static = {each for each in every_method() if not applied(quick(each), found).deltas}
-    others = {AdaMerging, Aswudi, Dare, LinearProbe, Multitask, NeuronMask, RegMean, Single, Swudi, Wudi}
+    others = {
+        AdaMerging,
+        Aswudi,
+        Dare,
+        Doge,
+        LinearProbe,
+        Multitask,
+        NeuronMask,
+        OptMerge,
+        RegMean,
+        Single,
+        Swudi,
+        Wudi,
+    }
     assert static == {type(case.values[0]) for case in CASES} | others
