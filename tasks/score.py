@@ -1,7 +1,7 @@
 """How good a model is on a task: one number, its metric and its standard error."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # rows are read without torch
     from torch import Tensor
 
 RESAMPLES = 1000
+NUMBERS = 1 << 20  # indices of resamples that are made at once
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,17 @@ def _no_ratio(score: Score, expert: Score | None) -> str | None:
     return None if expert.value > 0 else f"the expert's {score.metric} is {expert.value:g}, not above 0"
 
 
-def bootstrap(statistic: "Callable[[Tensor], float]", count: int, seed: int = 0) -> float:
-    """Standard error of `statistic` of sample indices [count], from 1,000 seeded resamples with replacement.
+def bootstrap(statistic: "Callable[[Tensor], Iterable[float]]", count: int, seed: int = 0) -> float:
+    """Standard error of `statistic`, from 1,000 seeded resamples with replacement.
 
-    A resample for which the statistic is undefined (NaN) is left out (Efron, 1979).
+    The statistic maps sample indices [R, count] to R numbers, some resamples at a time. One for which it is undefined
+    (NaN) is left out (Efron, 1979).
     """
     import torch
 
-    random = torch.Generator().manual_seed(seed)
-    draws = (torch.randint(count, (count,), generator=random) for _ in range(RESAMPLES))
-    values = [value for value in map(statistic, draws) if math.isfinite(value)]
-    return stdev(values) if len(values) > 1 else math.nan
+    random, rows = torch.Generator().manual_seed(seed), max(1, NUMBERS // count)
+    sizes = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
+    draws = (torch.randint(count, (size, count), generator=random) for size in sizes)
+    values = [float(value) for some in draws for value in statistic(some)]
+    finite = list(filter(math.isfinite, values))
+    return stdev(finite) if len(finite) > 1 else math.nan

@@ -17,7 +17,8 @@ from tasks.score import RESAMPLES, Score, bootstrap
 
 def resampled(statistic: Any, values: Sequence[Any], iters: int = RESAMPLES) -> float:
     """Standard error of a statistic of a list, by bootstrap."""
-    return bootstrap(lambda chosen: float(statistic([values[index] for index in chosen.tolist()])), len(values))
+    of = lambda chosen: float(statistic([values[index] for index in chosen]))  # noqa: E731
+    return bootstrap(lambda draws: map(of, draws.tolist()), len(values))
 
 
 lm_eval.api.metrics.bootstrap_stderr = resampled  # its own forks this process, workers and all, and prints

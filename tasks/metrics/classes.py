@@ -1,12 +1,11 @@
 """Metrics of predicted classes [N], or sequences of token ids [N, L], or texts."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from tasks.metrics.metric import INVALID, Kind, Metric, constant
+from tasks.metrics.metric import INVALID, Kind, Metric, Rows, constant
 from tasks.score import accuracy
 
 IGNORED = -100  # a label that is not compared, as in Hugging Face's losses
@@ -40,13 +39,13 @@ class ExactMatch(Accuracy):
         return ((predicted == labels) | (labels == IGNORED)).view(len(labels), -1).all(1)
 
 
-class F1(Metric):
+class F1(Rows):
     """The harmonic mean of precision and recall of class 1; 0 where it is neither predicted nor there."""
 
     name = "f1"
 
-    def value(self, predicted: Tensor, labels: Tensor) -> float:
-        return f1_of_class(predicted, labels, 1)
+    def values(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        return f1_of_class(predicted, labels, 1)[0]
 
     def undefined(self, labels: Tensor, classes: Sequence[str]) -> str | None:
         count = max(len(classes), int(labels.max()) + 1)
@@ -58,28 +57,34 @@ class AccuracyF1(F1):
 
     name = "accuracy_f1"
 
-    def value(self, predicted: Tensor, labels: Tensor) -> float:
-        return (Accuracy().value(predicted, labels) + super().value(predicted, labels)) / 2
+    def values(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        return ((predicted == labels).double().mean(-1) + super().values(predicted, labels)) / 2
 
 
-class F1Macro(Metric):
+class F1Macro(Rows):
     """The mean over classes of their F1; the classes are those that are predicted or labelled, as in scikit-learn."""
 
     name = "f1_macro"
 
-    def value(self, predicted: Tensor, labels: Tensor) -> float:
-        classes = [index for index in torch.cat([predicted, labels]).unique().tolist() if index != INVALID]
-        return sum(f1_of_class(predicted, labels, index) for index in classes) / len(classes)
+    def values(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        every = [f1_of_class(predicted, labels, i) for i in classes_of(predicted, labels) if i != INVALID]
+        f1, present = map(torch.stack, zip(*every, strict=True))
+        return f1.sum(0) / present.sum(0)
 
 
-def f1_of_class(predicted: Tensor, labels: Tensor, index: int) -> float:
-    """2 TP / (predicted + labelled) of one class, 0 where both are none."""
+def classes_of(predicted: Tensor, labels: Tensor) -> range:
+    """All classes from the lowest to the highest."""
+    return range(int(min(predicted.min(), labels.min())), int(max(predicted.max(), labels.max())) + 1)
+
+
+def f1_of_class(predicted: Tensor, labels: Tensor, index: int) -> tuple[Tensor, Tensor]:
+    """2 TP / (predicted + labelled) of one class in every row [R, N], 0 where both are none, and whether any is."""
     positive, true = predicted == index, labels == index
-    total = int(positive.sum()) + int(true.sum())
-    return 2 * int((positive & true).sum()) / total if total else 0.0
+    total = positive.sum(-1) + true.sum(-1)
+    return 2 * (positive & true).sum(-1).double() / total.clamp(min=1), total > 0
 
 
-class Matthews(Metric):
+class Matthews(Rows):
     """Correlation of predicted and true classes in [-1, 1] (Matthews, 1975; of several classes Gorodkin, 2004).
 
     0 for a constant prediction, which says nothing of the labels.
@@ -87,12 +92,12 @@ class Matthews(Metric):
 
     name = "matthews"
 
-    def value(self, predicted: Tensor, labels: Tensor) -> float:
-        count, right = len(labels), int((predicted == labels).sum())
-        classes = torch.cat([predicted, labels]).unique()
-        answered, true = ((values[:, None] == classes).sum(0).double() for values in (predicted, labels))
-        spread = (count**2 - float(answered @ answered)) * (count**2 - float(true @ true))
-        return (right * count - float(answered @ true)) / math.sqrt(spread) if spread else 0.0
+    def values(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        count, right = labels.shape[-1], (predicted == labels).sum(-1).double()
+        classes = classes_of(predicted, labels)
+        answered, true = (torch.stack([(of == i).sum(-1) for i in classes]).double() for of in (predicted, labels))
+        spread = (count**2 - (answered**2).sum(0)) * (count**2 - (true**2).sum(0))
+        return torch.where(spread > 0, (right * count - (answered * true).sum(0)) / spread.clamp(min=1).sqrt(), 0.0)
 
     def undefined(self, labels: Tensor, classes: Sequence[str]) -> str | None:
         return "all labels are of one class" if constant(labels) else None

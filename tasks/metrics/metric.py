@@ -1,6 +1,6 @@
 """What a metric is: a number that compares predictions with labels, and when it has no meaning."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -27,6 +27,10 @@ class Metric:
         """The metric of predictions and labels of the same shape."""
         raise NotImplementedError
 
+    def values(self, predicted: Tensor, labels: Tensor) -> Iterable[float]:
+        """`value` of each row of resampled predictions and labels [R, N]."""
+        return (self.value(*row) for row in zip(predicted, labels, strict=True))
+
     def undefined(self, labels: Tensor, classes: Sequence[str]) -> str | None:
         """Why the metric has no meaning for these labels, None where it has one."""
         return None
@@ -37,7 +41,7 @@ class Metric:
 
     def standard_error(self, predicted: Tensor, labels: Tensor) -> float:
         """Of `value` over samples, by bootstrap unless a closed form is known."""
-        return bootstrap(lambda chosen: self.value(predicted[chosen], labels[chosen]), len(labels))
+        return bootstrap(lambda draws: self.values(predicted[draws], labels[draws]), len(labels))
 
     def refusal(self, labels: Tensor, classes: Sequence[str]) -> str | None:
         """Why labels cannot be scored at all, or by this metric."""
@@ -53,6 +57,17 @@ class Metric:
         return (self.compares,)
 
 
-def constant(values: Tensor) -> bool:
-    """Whether all of [N] are equal."""
-    return bool((values == values[0]).all())
+class Rows(Metric):
+    """A metric that is computed of many rows of samples at once, which makes its standard error cheap."""
+
+    def values(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        """The metric of each row of predictions and labels [R, N], fp64 [R]."""
+        raise NotImplementedError
+
+    def value(self, predicted: Tensor, labels: Tensor) -> float:
+        return float(self.values(predicted[None], labels[None])[0])
+
+
+def constant(values: Tensor) -> Tensor:
+    """Whether all of [..., N] are equal, [...]."""
+    return (values == values[..., :1]).all(-1)

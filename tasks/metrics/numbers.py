@@ -5,24 +5,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tasks.metrics.metric import Metric, constant
+from tasks.metrics.metric import Rows, constant
 
 
-class Pearson(Metric):
+class Pearson(Rows):
     """Linear correlation of predicted and true numbers in [-1, 1]; 0 for a constant prediction."""
 
     name = "pearson"
     compares = "numbers"
 
-    def value(self, predicted: Tensor, labels: Tensor) -> float:
-        if not predicted.isfinite().all():
-            return -1.0  # a model that gives no numbers is worse than any that does
-        if constant(predicted) or constant(labels):
-            return 0.0
-        return float(torch.corrcoef(torch.stack([self.scale(predicted), self.scale(labels)]))[0, 1])
+    def values(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        scaled = (self.scale(values) for values in (predicted, labels))
+        x, y = (values - values.mean(-1, keepdim=True) for values in scaled)
+        correlation = (x * y).sum(-1) / ((x * x).sum(-1) * (y * y).sum(-1)).sqrt()
+        correlation[constant(predicted) | constant(labels)] = 0.0
+        correlation[~predicted.isfinite().all(-1)] = -1.0  # a model that gives no numbers is worse than any that does
+        return correlation.clamp(-1, 1)
 
     def scale(self, values: Tensor) -> Tensor:
-        """What is correlated, fp64 [N]."""
+        """What is correlated, fp64 [R, N]."""
         return values.double()
 
     def undefined(self, labels: Tensor, classes: Sequence[str]) -> str | None:
@@ -38,9 +39,10 @@ class Spearman(Pearson):
     name = "spearman"
 
     def scale(self, values: Tensor) -> Tensor:
-        _, index, counts = values.unique(return_inverse=True, return_counts=True)
-        last = counts.cumsum(0).to(torch.float64)
-        return (last - (counts + 1) / 2)[index]
+        known, index = values.unique(return_inverse=True)
+        counts = torch.zeros(len(values), len(known), dtype=torch.float64)
+        counts.scatter_add_(1, index, torch.ones_like(index, dtype=torch.float64))
+        return (counts.cumsum(1) - (counts + 1) / 2).gather(1, index)
 
 
 class PearsonSpearman(Pearson):
@@ -48,5 +50,5 @@ class PearsonSpearman(Pearson):
 
     name = "pearson_spearman"
 
-    def value(self, predicted: Tensor, labels: Tensor) -> float:
-        return (Pearson().value(predicted, labels) + Spearman().value(predicted, labels)) / 2
+    def values(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        return (Pearson().values(predicted, labels) + Spearman().values(predicted, labels)) / 2

@@ -27,9 +27,9 @@ def test_accuracy_has_the_standard_error_of_a_proportion():
 
 def test_bootstrap_agrees_with_the_closed_form_and_repeats():
     right = (torch.arange(400) < 300).double()
-    error = bootstrap(lambda chosen: float(right[chosen].mean()), 400)
+    error = bootstrap(lambda draws: right[draws].mean(1).tolist(), 400)
     assert error == pytest.approx(accuracy(300, 400).standard_error, rel=0.1)
-    assert error == bootstrap(lambda chosen: float(right[chosen].mean()), 400)
+    assert error == bootstrap(lambda draws: right[draws].mean(1).tolist(), 400)
 
 
 @pytest.mark.parametrize("odd", [{"value": math.nan}, {"standard_error": math.inf}, {"parts": {"f1": math.nan}}])
