@@ -182,7 +182,7 @@ class Cell:
         spans = {phase: round(end - begin, 3) for (_, begin), (phase, end) in pairwise(ends.items())}
         if save is not None:
             about = {"method": describe(self.method), "run_id": self.run_id, "opened": opened.splits}
-            experts = self.setup.experts
+            about, experts = {**merged.provenance, **about}, self.setup.experts
             whole = replace(merged, provenance=about, inputs=experts.inputs, heads=experts.heads)
             protocol = {"split": self.split, "seed": self.config["seed"]}
             save.write(whole, scored.scores, protocol, backbone=grid.backbone.facts())

@@ -60,8 +60,8 @@ def merged_from(
     merged = call(method, opened, context.acting(str(describe(method)["name"]), method))
     if router is not None and merged.routing is not None and merged.routing.router == "learned":
         merged, _ = router.fit(merged, opened, context.acting(f"router={router.name}"))
-    provenance = {"method": describe(method)} | ({"remarks": opened.remarks} if opened.remarks else {})
-    return replace(merged, provenance=provenance, inputs=opened.inputs, heads=opened.heads)
+    about = {"method": describe(method)} | ({"remarks": opened.remarks} if opened.remarks else {})
+    return replace(merged, provenance={**merged.provenance, **about}, inputs=opened.inputs, heads=opened.heads)
 
 
 def describe(method: object) -> dict[str, object]:

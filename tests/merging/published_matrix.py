@@ -108,3 +108,70 @@ def doge(taus, eta, subspace, density, steps, lr):
         for key, tau in taus.items():
             changes[key] += lambdas[key][i] * (tau[i].abs() >= threshold) * (tau[i] + deltas[key])
     return changes
+
+
+def _nearest_orthogonal(matrix):
+    p, _, q = svd(matrix, full_matrices=False)
+    return p @ q
+
+
+def dc_merge(taus, kept, smoothing, rho, rank):
+    """dc_merge of the authors' DC_utils.py (rank None), and of their LoRA code (a rank and smoothing)."""
+
+    def merge(tau):
+        tasks, m, n = tau.shape
+        r = min(m, n)
+        k = r // tasks if rank is None else rank
+        us, vs, truncated = torch.zeros(m, r).double(), torch.zeros(r, n).double(), []
+        for i, t in enumerate(tau):
+            u, s, v = svd(t, full_matrices=False)
+            us[:, i * k : (i + 1) * k], vs[i * k : (i + 1) * k] = u[:, :k], v[:k]
+            s = s[:k]
+            if smoothing == "average":
+                s = s.sum() * torch.ones(k).double() / k
+            elif smoothing == "linear":
+                shares = torch.linspace(min(rho, float(s[0] / s[-1])), 1.0, k).double()
+                s = s.sum() * shares / shares.sum()
+            truncated.append(u[:, :k] @ torch.diag(s) @ v[:k])
+        left, right = _nearest_orthogonal(us), _nearest_orthogonal(vs)
+        if rank is not None:
+            left, right = left[:, : tasks * k], right[: tasks * k]
+        cores = []
+        for matrix in truncated:
+            core = left.T @ matrix @ right.T
+            threshold = torch.topk(core.abs().view(-1), max(1, int(kept * core.numel()))).values.min()
+            cores.append(core * (core.abs() >= threshold))
+        merged = torch.zeros_like(cores[0])
+        for i in range(len(merged)):
+            for j in range(len(merged)):
+                entries = [float(core[i, j]) for core in cores]
+                agreeing = [entry for entry in entries if entry * sum(entries) > 0]
+                if agreeing and i // k == j // k:
+                    merged[i, j] = sum(agreeing) / len(agreeing)
+        return left @ merged @ right
+
+    return _matrices(taus, merge)
+
+
+def opcm(taus, order, alpha, zero_diagonal):
+    """OPCMForCLIP of fusion_bench: taus of one matrix each, projected where `w` and added up elsewhere."""
+    merged = {key: tau[order[0]].clone() for key, tau in taus.items()}
+    norm = lambda changes: torch.cat([change.flatten() for change in changes]).norm()  # noqa: E731
+    norms, previous = [norm(merged.values())], 1.0
+    for task in order[1:]:
+        norms.append(norm([tau[task] for tau in taus.values()]))
+        for key, tau in taus.items():
+            change = tau[task]
+            if tau.ndim == 3:
+                u, s, vh = svd(merged[key], full_matrices=True)
+                split = int((s.cumsum(0) / s.sum() > alpha).float().argmax())
+                projected = u.T @ change @ vh.T
+                if zero_diagonal:
+                    projected.diagonal().fill_(0)
+                projected[:split, :split] = 0
+                change = u @ projected @ vh
+            merged[key] = previous * merged[key] + change
+        average, size = sum(norms) / len(norms), norm(merged.values())
+        previous = size / average
+        merged = {key: change * average / size for key, change in merged.items()}
+    return merged
