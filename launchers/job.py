@@ -55,7 +55,7 @@ def run(config: DictConfig) -> list[str]:
         if save is not None:
             others = Known("", tuple(map(Path, sorted(named(config)))))  # a text tower, a model of all tasks
             check_shared(chosen.setup.experts.owned)
-            save.check(chosen.setup.experts, [others])
+            save.check(chosen.setup.experts, chosen.method, [others])
         references = [cell(config, label, reference=True) for label in REFERENCES if label != chosen.label]
         ids = [member.run_id for member in (chosen, *references)]
         files = [str((folder / f"{run_id}.json").resolve()) for run_id in ids]

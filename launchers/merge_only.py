@@ -89,7 +89,7 @@ def merge_and_save(config: DictConfig) -> Path:
         )
     device = instantiate(config.engine).torch_device
     experts = source.opened(cache_of(config), device=device)
-    save.check(experts)
+    save.check(experts, method)
     log.info("merging %s onto %s: %s", ", ".join(experts.tasks), experts.origin.name, size_of(experts))
     begin = time.perf_counter()
     merged = merged_from(method, experts, Context(device=device, seed=config.seed))

@@ -37,11 +37,11 @@ class Save:
     push: str | None = None  # user/name on the Hub
     command: str | None = None  # that repeats it
 
-    def check(self, experts: Experts, others: Sequence[Known] = ()) -> None:
+    def check(self, experts: Experts, method: object, others: Sequence[Known] = ()) -> None:
         """Raises UserError, before a weight is read, for what cannot be written. others: more files that are read."""
         inputs = (*experts.inputs, *others)
         if self.adapter:
-            check_adapters(experts.inputs, experts.tasks)
+            check_adapters(experts.inputs, experts.tasks, method)
         if is_folder(self.path):
             check_folder(self.path, experts.origin, experts.inputs, experts.tasks)
         check_target(self.path, (experts.origin, *inputs))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from merging.checkpoints import Checkpoint, Known
-from merging.checkpoints.lora import CONFIG, WEIGHTS, WRAPPER, Factors, Lora
+from merging.checkpoints.lora import CONFIG, WEIGHTS, WRAPPER, Factors, Lora, within
 from merging.checkpoints.safetensors_file import write_safetensors
 from merging.checkpoints.views import View, pieces_of, source_of
 from merging.combined import Mix, mix_of, total
@@ -28,10 +28,18 @@ RESET = {  # what said how an expert was trained, and is in the factors now
 AUTO = {"CAUSAL_LM": "AutoPeftModelForCausalLM", "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
         "SEQ_CLS": "AutoPeftModelForSequenceClassification"}  # fmt: skip
 WHOLE = "Save the whole model instead: save_adapter=false on the command line, adapter=False in the library."
+ADDING = "of adapters only the methods that add task vectors, average and task_arithmetic, make an adapter."
 
 
-def check_adapters(experts: Sequence[Checkpoint | Known], tasks: Sequence[str]) -> None:
-    """Raises UserError unless every expert is an adapter of the base."""
+def check_adapters(experts: Sequence[Checkpoint | Known], tasks: Sequence[str], method: object = None) -> None:
+    """Raises UserError unless every expert is an adapter of the base, and for a method that makes none of them.
+
+    method: where it is still to be called; one that adds task vectors says `additive`.
+    """
+    if method is not None and not getattr(method, "additive", False):
+        raise UserError(
+            f"An adapter is to be saved, and {type(method).__name__} makes whole matrices: {ADDING} {WHOLE}"
+        )
     whole = [task for task, expert in zip(tasks, experts, strict=False) if _adapter(expert) is None]
     if whole or not experts:
         raise UserError(
@@ -47,28 +55,28 @@ def _adapter(expert: Checkpoint | Known) -> Lora | None:
 def write(merged: "Merged", folder: Path) -> str:
     """Write adapter_model.safetensors and adapter_config.json into a folder. Returns the class of peft that loads them.
 
-    Raises UserError for a merge whose weights depend on the input, a method that does more than to add task vectors,
-    and a module that an expert has trained in full.
+    Modules that an expert has trained in full are written whole, merged; a head of a task where there is a single one.
+    Raises UserError for a merge whose weights depend on the input, and a method that does more than add task vectors.
     """
     check_adapters(merged.inputs, merged.tasks)
     if merged.deltas:
         raise UserError(f"The merge depends on the input, and an adapter does not. {WHOLE}")
-    places, tensors, ranks = _places(merged), dict[str, Tensor](), dict[str, int]()
+    places, whole, ranks = _places(merged, "factors"), _places(merged, "full"), dict[str, int]()
+    tensors = {name: merged.static(key).to(merged.specs[key].dtype) for key, name in whole.items()} | _head(merged)
+    saved = [name for name in dict.fromkeys(name for expert in merged.inputs for name in _modules_to_save(expert))
+             if any(within(key, name) for key in tensors)]  # fmt: skip
     changes = total((1.0 if merged.scale is None else merged.scale, merged.shared), (1.0, merged.fixed))
-    for key in changes:
+    for key in changes.keys() - whole.keys():
         if (mix := mix_of(changes, key)) is None:
             raise UserError(
-                f"{key} is changed by a whole matrix, which is no product of a few columns and rows: of adapters only "
-                f"the methods that add task vectors, average and task_arithmetic, make an adapter. {WHOLE}"
+                f"{key} is changed by a whole matrix, which is no product of a few columns and rows: {ADDING} {WHOLE}"
             )
-        if key not in places:
-            raise UserError(f"{key} was trained in full beside the adapters, and is no part of one. {WHOLE}")
         up, down = (factor.to(merged.specs[key].dtype) for factor in _factors(mix))
         one, other = (down.T, up.T) if places[key].turned else (up, down)
         tensors |= {places[key].up: one.contiguous(), places[key].down: other.contiguous()}
         ranks[_module(places[key])] = len(down)
     write_safetensors(folder / WEIGHTS, specs_of(tensors), tensors.items(), {"format": "pt"})
-    config = _config(merged, ranks)
+    config = _config(merged, ranks) | ({"modules_to_save": saved} if saved else {})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     log.info("adapter of rank %s on %d modules", _said(ranks.values()), len(ranks))
     return AUTO.get(str(config.get("task_type")), "AutoPeftModel")
@@ -79,15 +87,28 @@ def _factors(mix: Mix) -> tuple[Tensor, Tensor]:
     return mix.low_rank.up * mix.low_rank.spread(mix.weights), mix.low_rank.down
 
 
-def _places(merged: "Merged") -> dict[str, Factors]:
-    """Where peft keeps the factors of a parameter, by the first expert that has some."""
-    places: dict[str, Factors] = {}
+def _head(merged: "Merged") -> dict[str, Tensor]:
+    """A single head of a task under the names of its adapter, where it was trained with it."""
+    if len(merged.heads) != 1:
+        return {}
+    ((task, head),) = merged.heads.items()
+    adapter = _adapter(merged.inputs[merged.tasks.index(task)])
+    return {} if adapter is None else {adapter.full[key]: head[key] for key in head if key in adapter.full}
+
+
+def _modules_to_save(expert: Checkpoint | Known) -> Sequence[str]:
+    return () if (adapter := _adapter(expert)) is None else adapter.modules_to_save
+
+
+def _places(merged: "Merged", what: str) -> dict[str, Any]:
+    """Where peft keeps the `factors` of a parameter or what was trained in `full`, by the first expert that has it."""
+    places: dict[str, Any] = {}
     for expert in reversed(merged.inputs):
         if (adapter := _adapter(expert)) is None:
             continue
         stored = {key: piece.key for key, piece in pieces_of(expert).items()} if isinstance(expert, View) else {}
         names = {stored.get(key, key): key for key in merged.specs}
-        places |= {names[name]: factors for name, factors in adapter.factors.items() if name in names}
+        places |= {names[name]: place for name, place in getattr(adapter, what).items() if name in names}
     return places
 
 

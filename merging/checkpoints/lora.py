@@ -95,7 +95,12 @@ class LoraConfig:
 
     def saves(self, key: str) -> bool:
         """Whether a parameter belongs to a module that was trained in full."""
-        return any(f".{name}." in f".{key}" for name in self.modules_to_save or ())
+        return any(within(key, name) for name in self.modules_to_save or ())
+
+
+def within(key: str, module: str) -> bool:
+    """Whether a parameter lies in a module whose name ends so, as peft finds modules_to_save."""
+    return f"{module}." in key
 
 
 def by_pattern(patterns: Mapping[re.Pattern[str], float] | None, module: str, default: float) -> float:
@@ -229,6 +234,16 @@ class Lora(Checkpoint):
     def factors(self) -> Mapping[str, Factors]:
         """Where the changes of low rank lie, by the base's names."""
         return self._factors
+
+    @property
+    def full(self) -> Mapping[str, str]:
+        """The base's names of what was trained in full, and those in the adapter."""
+        return self._full
+
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """Of its configuration, the names of modules that were trained in full."""
+        return self._config.modules_to_save or ()
 
     @property
     def id(self) -> str:

@@ -15,7 +15,8 @@ from merging.merged import Merged
 class Method(Protocol):
     """Hyperparameters as fields; `needs` says what is used besides weights: nothing | inputs | labels.
 
-    A method that opens another split than calibration lists them as `splits`.
+    A method that opens another split than calibration lists them as `splits`; one that adds task vectors, each times a
+    number, so that of adapters it makes an adapter, says `additive = True`.
     """
 
     needs: ClassVar[str]

@@ -103,6 +103,10 @@ REFUSED = {
         {"save_adapter": "true"},
         r"An adapter is to be saved, and the expert for math, code is a whole mod",
     ),
+    "adapter of whole matrices": (
+        {"save_adapter": "true", "method": "ties"},
+        r"An adapter is to be saved, and Ties makes whole matrices: .* average and task_arithmetic, make an adapter",
+    ),
     "adapter in a file": (
         {"save": "a.safetensors", "save_adapter": "true"},
         r"writes a folder, and save=a\.safetensors is",

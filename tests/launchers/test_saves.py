@@ -28,12 +28,12 @@ def test_a_card_has_scores_and_protocol(files, tmp_path):
 
 def test_what_cannot_be_saved_is_refused_before_a_merge(files, tmp_path):
     experts = Experts.open(files[0], files[1:])
-    Save(f"{tmp_path}/out/").check(experts)
+    Save(f"{tmp_path}/out/").check(experts, Average())
     with pytest.raises(UserError, match="is one of the inputs"):
-        Save(f"{files[1].parent}/").check(experts)
-    Save(f"{tmp_path}/other.safetensors").check(experts)
+        Save(f"{files[1].parent}/").check(experts, Average())
+    Save(f"{tmp_path}/other.safetensors").check(experts, Average())
     with pytest.raises(UserError, match="is one of the inputs"):
-        Save(str(files[2])).check(experts)
+        Save(str(files[2])).check(experts, Average())
 
 
 class TestPush:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hf_folders import IDS, json_of, logits, written
+from hf_folders import BERT, IDS, json_of, logits, written
 from samples import drawn
 
 from merging import Experts, UserError, merge, open_merged
@@ -18,6 +18,9 @@ FAMILIES = {
         {"r": 4, "target_modules": ["q_proj", "v_proj"], "use_rslora": True, "layers_to_transform": [1]}]),
     "tables": ("LlamaForCausalLM", {}, [
         {"r": 2, "target_modules": ["embed_tokens", "o_proj"]}, {"r": 2, "target_modules": ["up_proj"]}]),
+    "trained in full": ("LlamaForCausalLM", {}, [
+        {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
+        {"r": 2, "target_modules": ["q_proj", "lm_head"]}]),
     "columns": ("GPT2LMHeadModel", GPT2, [
         {"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True},
         {"r": 2, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}]),
@@ -34,10 +37,7 @@ def made(tmp_path):
         for index, options in enumerate(configs):
             model = transformers.AutoModelForCausalLM.from_pretrained(base)
             adapted = peft.get_peft_model(model, peft.LoraConfig(lora_alpha=3, **options))
-            for seed, (name, parameter) in enumerate(adapted.named_parameters()):
-                if "lora_" in name:
-                    parameter.data = 0.3 * drawn(*parameter.shape, seed=100 * index + seed)
-            adapted.save_pretrained(tmp_path / f"adapter{index}")
+            randomised(adapted, index).save_pretrained(tmp_path / f"adapter{index}")
         return base, [tmp_path / f"adapter{index}" for index in range(len(configs))]
 
     return make
@@ -62,6 +62,36 @@ def test_peft_answers_as_the_merged_model(made, tmp_path, family, method):
         assert ranks["model.layers.1.self_attn.q_proj"] == 7 and ranks["model.layers.0.mlp.down_proj"] == 2
         assert "from peft import AutoPeftModelForCausalLM" in (folder / "README.md").read_text()
     assert not (folder / "config.json").exists() and not list(folder.glob("model*.safetensors"))
+
+
+def test_a_single_head_is_part_of_the_adapter(tmp_path):
+    base, options = written(tmp_path / "base", 0, HEADED, **BERT), {"target_modules": ["query"], "task_type": "SEQ_CLS"}
+    experts = [headed(base, tmp_path / f"expert{seed}", seed, options) for seed in (1, 2)]
+    folder = merge(Average(), base, experts[:1], ["a"]).save(f"{tmp_path}/out/", adapter=True)
+    models = [peft.AutoPeftModelForSequenceClassification.from_pretrained(path).eval() for path in (folder, experts[0])]
+    torch.testing.assert_close(*map(logits, models), atol=1e-6, rtol=0)
+    assert json_of(folder / "adapter_config.json")["modules_to_save"] == ["classifier"]
+    several = merge(Average(), base, experts, ["a", "b"]).save(f"{tmp_path}/several/", adapter=True)
+    assert json_of(several / "adapter_config.json")["modules_to_save"] is None  # heads of tasks are not merged
+    assert sorted(path.stem for path in (several / "heads").iterdir()) == ["a", "b"]
+
+
+HEADED = "BertForSequenceClassification"
+
+
+def headed(base, folder, seed, options):
+    """The folder of an adapter with random factors and a head of its own."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=3, **options))
+    randomised(adapted, seed).save_pretrained(folder)
+    return folder
+
+
+def randomised(adapted, seed):
+    for index, (name, parameter) in enumerate(adapted.named_parameters()):
+        if "lora_" in name or "modules_to_save" in name:
+            parameter.data = 0.3 * drawn(*parameter.shape, seed=100 * seed + index)
+    return adapted
 
 
 class TestRefused:
