@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from merging.checkpoints import Flat
 from merging.combined import Changes, Combined, Computed, Mix, terms
 from merging.experts import Experts
 from merging.ops import BLOCK, PIECE, SPAN, rows
@@ -88,7 +89,7 @@ def _sparsify(fill: Fill, streams: list[list[Callable[[Tensor], Tensor]]], first
             row.copy_(sparsifier(row))
 
 
-def _subtract(flats: list[Tensor], first: int, out: Tensor) -> None:
+def _subtract(flats: Sequence[Tensor | Flat], first: int, out: Tensor) -> None:
     """Of base and experts [size]."""
     base, *others = (flat[first : first + out.shape[1]].float() for flat in flats)
     for row, expert in zip(out, others, strict=True):

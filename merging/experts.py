@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merging.backbones.base import ParamInfo, Table, table_for
 from merging.cache import Cache
-from merging.checkpoints import Change, Checkpoint, Known, Spec
+from merging.checkpoints import Change, Checkpoint, Flat, Known, Spec
 from merging.checkpoints.opening import Source, open_alike, split_head
 from merging.checkpoints.tied import tied
 from merging.checkpoints.views import same_source
@@ -219,9 +219,9 @@ class Experts(Owned):
 
         return OnDemand(read, self.specs()[key].shape, len(self.tasks))
 
-    def flat(self, key: str) -> list[Tensor]:
+    def flat(self, key: str) -> list[Tensor | Flat]:
         """Base and experts of one parameter, each [n]."""
-        return [checkpoint.tensor(key).reshape(-1) for checkpoint in self._seen]
+        return [checkpoint.flat(key) for checkpoint in self._seen]
 
     def map(
         self, merge: Callable[[str, Tensor], Tensor], keys: Sequence[str] | None = None, heavy: bool = False

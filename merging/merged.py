@@ -121,7 +121,7 @@ class Merged:
     def block(self, key: str, first: int) -> Tensor:
         """As `static`, in the dtype it is stored in: the entries [n] of one parameter from `first` on, a multiple of
         BLOCK, and at most as many."""
-        (shape, dtype), base = self.specs[key], self.base.tensor(key).reshape(-1)
+        (shape, dtype), base = self.specs[key], self.base.flat(key)
         last, scale = min(first + BLOCK, shape.numel()), 1.0 if self.scale is None else self.scale
         block = torch.empty(last - first, dtype=dtype)
         fixed, shared = (spans(changes, key, first, last) for changes in (self.fixed, self.shared))

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import mmap
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -101,12 +101,28 @@ class Checkpoint:
         """As stored, on the CPU."""
         raise NotImplementedError
 
+    def flat(self, key: str) -> "Tensor | Flat":
+        """The flattened tensor, of which slices are taken."""
+        return self.tensor(key).reshape(-1)
+
     def change(self, key: str) -> Change:
         """By how much a parameter differs from that of `adapts`."""
         raise NotImplementedError
 
     def release(self) -> None:
         """Hand the pages read so far back to the system; a later use reads them again."""
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A flattened tensor [size] of which only the entries of a slice are put together."""
+
+    size: int
+    entries: Callable[[int, int], Tensor]  # from one on, up to another
+
+    def __getitem__(self, which: slice) -> Tensor:
+        first, last, _ = which.indices(self.size)
+        return self.entries(first, last)
 
 
 class Map(mmap.mmap):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from merging.checkpoints import Checkpoint, raw_bytes
 from merging.errors import UserError
+from merging.ops import BLOCK
 
 if TYPE_CHECKING:
     from merging.experts import Experts
@@ -23,7 +24,7 @@ def tied(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
     firsts: dict[object, list[str]] = {}
     same: dict[str, str] = {}
     for key, spec in sorted(checkpoints[0].specs().items()):
-        begin = bytes(raw_bytes(checkpoints[0].tensor(key).reshape(-1)[:64]))  # some are put together when asked for
+        begin = bytes(raw_bytes(checkpoints[0].flat(key)[:64]))  # some are put together when asked for
         others = firsts.setdefault((spec.shape, spec.dtype, begin), [])
         first = next((name for name in others if all(_same(checkpoint, name, key) for checkpoint in checkpoints)), None)
         if first is None:
@@ -35,10 +36,12 @@ def tied(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
 
 def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
     """Whether two parameters of one shape hold the same numbers."""
-    first, second = checkpoint.tensor(one).reshape(-1), checkpoint.tensor(other).reshape(-1)
-    if first.data_ptr() == second.data_ptr():
+    first, second = checkpoint.flat(one), checkpoint.flat(other)
+    if isinstance(first, Tensor) and isinstance(second, Tensor) and first.data_ptr() == second.data_ptr():
         return True
-    return torch.equal(first[:64], second[:64]) and torch.equal(first, second)
+    starts = range(0, checkpoint.specs()[one].shape.numel(), BLOCK)
+    pieces = (slice(0, 64), *(slice(start, start + BLOCK) for start in starts))
+    return all(torch.equal(first[piece], second[piece]) for piece in pieces)
 
 
 def behind(experts: "Experts", key: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.checkpoints.base import Change, Checkpoint, Spec
+from merging.checkpoints.base import Change, Checkpoint, Flat, Spec
 from merging.errors import UserError
 from merging.preflight import some
 
@@ -24,6 +24,7 @@ class Piece:
     read: Callable[[str], Any]
     joined: tuple["Piece", ...] = ()  # those that it is put together from
     axis: int = 0  # along which
+    flat: Flat | None = None  # where reading all of it would make it
 
     @property
     def turned(self) -> "Piece":
@@ -103,6 +104,9 @@ class View(Checkpoint):
 
     def tensor(self, key: str) -> Tensor:
         return self.pieces[key].read("tensor")
+
+    def flat(self, key: str) -> Tensor | Flat:
+        return super().flat(key) if (flat := self.pieces[key].flat) is None else flat
 
     def change(self, key: str) -> Change:
         return self.pieces[key].read("change")

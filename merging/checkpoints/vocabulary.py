@@ -1,14 +1,14 @@
 """Models whose tables of tokens have other rows: refused, or aligned by the strings of the tokens."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from merging.checkpoints.base import Checkpoint, Spec
+from merging.checkpoints.base import Checkpoint, Flat, Spec
 from merging.checkpoints.views import Piece, View, pieces_of
 from merging.errors import UserError
 from merging.tokenizers import Tokenizer, added_tokens, token_ids, tokenizer_of
@@ -142,26 +142,41 @@ def _base_table(key: str, pieces: Sequence[Mapping[str, Piece]], maps: Sequence[
     piece = pieces[0][key]
     spec = Spec(torch.Size((rows, *piece.spec.shape[1:])), piece.spec.dtype)
 
-    def read(_: str) -> Tensor:
-        table, has = torch.zeros(spec.shape), maps[0] >= 0
-        table[has] = piece.read("tensor").float()[maps[0][has]]
-        counts = torch.zeros(rows)
-        for stored, index in zip(pieces[1:], maps[1:], strict=True):
+    def part(first: int, last: int) -> Tensor:
+        own = maps[0][first:last]
+        table, has, counts = torch.zeros(last - first, *spec.shape[1:]), own >= 0, torch.zeros(last - first)
+        table[has] = piece.read("tensor")[own[has]].float()
+        for stored, index in zip(pieces[1:], (index[first:last] for index in maps[1:]), strict=True):
             if key in stored and len(where := ((index >= 0) & ~has).nonzero()[:, 0]):
                 table[where] += stored[key].read("tensor")[index[where]].float()
                 counts[where] += 1
         table[counts > 0] /= counts[counts > 0].view(-1, *[1] * (table.ndim - 1))
         return table.to(spec.dtype)
 
-    return Piece(piece.source, key, spec, read)
+    return _by_rows(piece, spec, part)
 
 
 def _expert_table(piece: Piece, base: Piece, index: Tensor) -> Piece:
     spec = Spec(base.spec.shape, torch.promote_types(piece.spec.dtype, base.spec.dtype))
+    assert base.flat is not None
+    flat, width = base.flat, spec.shape[1:].numel()
 
-    def read(_: str) -> Tensor:
-        table, has = base.read("tensor").to(spec.dtype), index >= 0
-        table[has] = piece.read("tensor")[index[has]].to(spec.dtype)
+    def part(first: int, last: int) -> Tensor:
+        table = flat[first * width : last * width].view(last - first, *spec.shape[1:]).to(spec.dtype)
+        own = index[first:last]
+        table[own >= 0] = piece.read("tensor")[own[own >= 0]].to(spec.dtype)
         return table
 
-    return Piece(piece.source, piece.key, spec, read)
+    return _by_rows(piece, spec, part)
+
+
+def _by_rows(piece: Piece, spec: Spec, part: Callable[[int, int], Tensor]) -> Piece:
+    """A table in the place of a piece. part: its rows from one on, up to another, as a new tensor."""
+    width = spec.shape[1:].numel()
+
+    def entries(first: int, last: int) -> Tensor:
+        top = first // width
+        return part(top, -(-last // width)).reshape(-1)[first - top * width : last - top * width]
+
+    whole = Flat(spec.shape.numel(), entries)
+    return Piece(piece.source, piece.key, spec, lambda _: part(0, spec.shape[0]), flat=whole)

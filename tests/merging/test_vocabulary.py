@@ -1,5 +1,6 @@
 """Experts with other tokens than the base: refused, or aligned by the strings of their tokens."""
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 from hf_folders import WORDS, written
 
 from merging import Experts, UserError, merge
-from merging.methods import TaskArithmetic
+from merging.checkpoints.opening import open_file
+from merging.checkpoints.views import View
+from merging.checkpoints.vocabulary import Aligned, is_table
+from merging.methods import Dare, TaskArithmetic, Ties
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -81,6 +85,26 @@ def test_base_leaves_padding_and_new_tokens_out(unequal):
         assert torch.equal(found.origin.tensor(key), origin.tensor(key))
         assert all(torch.equal(each.tensor(key)[10:], origin.tensor(key)[10:]) for each in found.checkpoints)
         assert all(not torch.equal(each.tensor(key)[:10], origin.tensor(key)[:10]) for each in found.checkpoints)
+
+
+@pytest.mark.parametrize("method", [TaskArithmetic(0.3), Ties(), Dare(then=Ties())])
+@pytest.mark.parametrize("vocabulary", ["base", "union"])
+def test_tables_are_merged_and_saved_in_parts(vocabulary, method, unequal, tmp_path, monkeypatch):
+    """No table of the common vocabulary is ever made whole; the merge is that of tables that are."""
+    base, experts = unequal
+    found = Experts.open(base, experts, vocabulary=vocabulary)
+    states = [{key: each.tensor(key) for key in each.specs()} for each in (found.origin, *found.checkpoints)]
+    sizes = {"BLOCK": 28, "SPAN": 14, "PIECE": 7, "KEPT": 0}  # in entries, of rows of eight
+    for name in ("merged", "saving", "entries", "combined", "methods.dare", "checkpoints.tied"):
+        module = importlib.import_module(f"merging.{name}")
+        for size in sizes.keys() & vars(module).keys():
+            monkeypatch.setattr(module, size, sizes[size])
+    expected = method(Experts.open(states[0], states[1:]))
+    whole = View.tensor
+    monkeypatch.setattr(Aligned, "tensor", lambda *at: pytest.fail(at[1]) if is_table(at[1]) else whole(*at))
+    folder = replace(method(found), inputs=found.inputs).save(f"{tmp_path}/merged/")
+    stored = open_file(folder)
+    assert all(torch.equal(stored.tensor(key), expected.static(key)) for key in expected.specs)
 
 
 @pytest.mark.parametrize(("vocabulary", "rows"), [("base", 12), ("union", 15)])
