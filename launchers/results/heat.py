@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 ROW = 0.2  # inches a line is high
-WIDEST, SMALLEST = 0.55, 4.4  # inches a cell is wide at most; points that a number must have
+WIDEST, SMALLEST = 0.55, 4.4  # inches a square cell is wide at most; points that a number must have
+BROADEST = 1.0  # inches that one of a line is wide at most
 ENERGIES = 24  # columns of the map of energies at most
 OTHER = "other"  # column of what lies in no layer
 
@@ -93,7 +94,7 @@ def maps(panels: Sequence[Panel], scale: Scale, digits: int, xlabel: str, ylabel
         if high is None:
             ax.set_aspect("equal")
         else:
-            ax.set_xlim(0, max(columns, inside / WIDEST))  # few columns do not become bars
+            ax.set_xlim(0, max(columns, inside / BROADEST))  # few columns do not become bars
         if size < SMALLEST:
             figure.colorbar(ax.collections[0], ax=ax, shrink=0.6)
     for ax in axes[len(panels) :]:
@@ -107,12 +108,20 @@ def score_map(summaries: Sequence[Summary]) -> Drawn:
     """Methods x tasks, a panel a suite: percent of the expert, plain scores where a line has no expert."""
     whats = {"norm": "score, % of the expert's", "mean": "score, %"}
     titles = [f"{summary.title}: {whats[summary.level]}" if len(summaries) > 1 else "" for summary in summaries]
-    panels = [Panel(title, _scores(summary)) for title, summary in zip(titles, summaries, strict=True)]
+    painted = [_scores(summary) for summary in summaries]
+    lines = [summary.lines.loc[cells.index] for summary, cells in zip(summaries, painted, strict=True)]
+    panels = [
+        Panel(title, cells.set_axis([*map(named, some.itertuples())]))
+        for title, cells, some in zip(titles, painted, lines, strict=True)
+    ]
     relative = any(summary.level == "norm" for summary in summaries)
     xlabel = "task, with the expert's score; last the mean" if relative else "task"
     figure, axes = maps(panels, SCORES, 1, xlabel, high=ROW)
-    for ax, summary, panel in zip(axes, summaries, panels, strict=True):
-        _name_lines(ax, summary.lines.loc[panel.cells.index], panel.cells.shape[1])
+    for ax, some, panel in zip(axes, lines, panels, strict=True):
+        for position, error in enumerate(some["error"]):
+            if isinstance(error, str):
+                text = f"failed: {error}"[: 14 * panel.cells.shape[1]]
+                ax.text(0.1, position + 0.5, text, va="center", style="italic")
     title = f"Methods x tasks: {whats[summaries[0].level]}"
     return Drawn("heatmap", title, figure, "One line a method, mean over its seeds.")
 
@@ -127,14 +136,6 @@ def _scores(summary: Summary) -> "DataFrame":
         units = [f"{task} ({experts[f'task {task}'].iloc[0]:.1f})" for task in tasks]
     merged = lines.drop(index=experts.index) if len(experts) < len(lines) else lines
     return merged[[*(f"norm {task}" for task in tasks), "norm"]].set_axis([*units, "norm"], axis=1)
-
-
-def _name_lines(ax: Axes, lines: "DataFrame", columns: int) -> None:
-    """Names of lines, with what routed and oracle lines are; a failed line carries its error."""
-    ax.set_yticklabels(list(map(named, lines.itertuples())))
-    for position, error in enumerate(lines["error"]):
-        if isinstance(error, str):
-            ax.text(0.1, position + 0.5, f"failed: {error}"[: 14 * columns], va="center", style="italic")
 
 
 def routed(summary: Summary) -> list[tuple[Summary, Any]]:

@@ -11,6 +11,7 @@ from launchers.results.frame import summarise
 from launchers.results.heat import WEIGHTS as SPAN
 from launchers.results.heat import Panel, paint, routed, routing_map, score_map, weights
 from launchers.results.plot import declared
+from launchers.results.style import PAGE
 from merging.errors import UserError
 
 MERGED = [make_row("average", 0.5), make_row("ties", 0.7), failed_row()]
@@ -34,6 +35,14 @@ def test_cells_are_percent_of_the_expert():
 def test_without_an_expert_cells_are_plain_accuracy():
     drawing, ax, texts = drawn(MERGED)
     assert texts[0] == "50.0" and "expert" not in drawing.title and ax.get_xticklabels()[0].get_text() == "scenes"
+
+
+def test_cells_fill_the_figure_beside_the_names_of_lines():
+    tasks = [f"a task {index}" for index in range(8)]
+    drawing, ax, _ = drawn([make_row(method, tasks=tasks) for method in ("average", "ffn_oracle_tsv", "expert")])
+    drawing.figure.draw_without_rendering()
+    ours = ax.get_window_extent().transformed(drawing.figure.transFigure.inverted())
+    assert ax.get_xlim() == (0, len(tasks) + 1) and ours.x1 > 0.98 and drawing.width <= PAGE
 
 
 def test_the_files_are_whole_pictures(tmp_path):
