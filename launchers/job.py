@@ -19,7 +19,7 @@ from launchers.callback import LISTED, draw
 from launchers.cells import Cell, OnTask, Setup, splits_read
 from launchers.claims import Taken, claim, owner
 from launchers.found import ELSEWHERE, FOUND, cache_of, is_local, named, remember, state
-from launchers.preflight import foresee
+from launchers.preflight import check_learning, foresee
 from launchers.rows import Row
 from launchers.saves import Save, save_of
 from launchers.sweeps.axes import group_of
@@ -210,12 +210,16 @@ def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -
     engine = instantiate(config.engine)
     shared = [decides[name] for name in ("backbone", "experts", "suite")]
     key = json.dumps([config.output, repr(engine), *shared], sort_keys=True)
-    if key not in _SETUPS:
+    known = _SETUPS.get(key)
+    suite = instantiate(config.suite) if known is None else known.grid.suite
+    method, scale, router = built(config)
+    check_learning(suite, method, router)
+    if known is None:
         store = cache_of(config)
         files = state(config)
-        suite, backbone = instantiate(config.suite), instantiate(config.backbone, _convert_="all")
+        backbone = instantiate(config.backbone, _convert_="all")
         source = instantiate(config.experts)
-        foresee(suite, source, backbone, engine, [config.split, *splits_read(*built(config))])
+        foresee(suite, source, backbone, engine, [config.split, *splits_read(method, scale, router)])
         suite = source.headed(suite, backbone, store) if hasattr(source, "headed") else suite
         data = SuiteData(suite, backbone, engine, partial(multitask_of, source, suite, backbone, store))
         experts, context = source.open(suite, backbone, store), Context(data, engine.torch_device)

@@ -26,7 +26,7 @@ def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine",
     """
     for task in suite.every:
         if hasattr(task, "check"):
-            task.check(backbone)  # type: ignore[attr-defined]
+            task.check(backbone, splits if task in suite.tasks else splits[:1])  # type: ignore[attr-defined]
     data: list[Any] = [own for task in suite.every if hasattr(own := getattr(task, "data", None), "files")]
     files = [*getattr(source, "downloads", lambda *_: [])(suite, backbone)]
     files += [file for some in data for file in some.files(splits)]
@@ -36,6 +36,33 @@ def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine",
     if needs := [need for task in tasks for need in task.needs(splits)]:
         decoding([need for need in needs if need.kind != "model"], Path(tasks[0].data.store.images))
         duration(suite, backbone, engine)
+
+
+def check_learning(suite: "Suite", method: Any, router: Any) -> None:
+    """Raises UserError for what learns from labels or predictions, or has no gating weights of one prompt, where tasks
+    give prompts alone.
+    """
+    from merging.context import needs_of, nested
+    from merging.fit.descent import Descent
+    from merging.fit.objectives import FeatureDistillation
+    from merging.preflight import some
+    from tasks.lm_eval.task import check_gate
+
+    if not (bare := [task.name for task in suite.tasks if getattr(task, "prompts_only", False)]):
+        return
+    check_gate(getattr(router, "gate", None))
+    parts = [*nested(method), train := getattr(router, "train", None)]
+    terms = [term for part in parts if isinstance(part, Descent) for term in part.terms]
+    read = dict.fromkeys(term.name for term in terms if not isinstance(term, FeatureDistillation))
+    if needs_of(method) != "labels" and not read:
+        return
+    learner = f"router={router.name}" if isinstance(train, Descent) else type(method).__name__
+    what = f"a model's predictions ({some([*read])})" if read else "labels"
+    raise UserError(
+        f"{learner} learns from {what}, and {some(bare)} give prompts alone: lm-eval keeps the answers and judges them "
+        f"itself. Choose a method that needs weights or inputs, such as ties or reg_mean, and gates that learn from "
+        f"which task a prompt comes, router=task_id."
+    )
 
 
 def downloads(files: list[Any]) -> list[Any]:

@@ -14,12 +14,14 @@ from typing import Any
 
 import lm_eval.api.task
 import torch
+from jinja2 import TemplateError
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from merging.errors import UserError
 from merging.ops import generator
 from merging.preflight import some
+from tasks.lm_eval.chat import template_of, unbegun
 from tasks.lm_eval.task import LmEvalTask
 
 lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # type: ignore[attr-defined]  # bars across our own output
@@ -183,10 +185,12 @@ def _view(task: Any, docs: list[Any], ours: LmEvalTask, split: str) -> Any:
 def requests(ours: LmEvalTask, split: str) -> tuple[Requests, ...]:
     """What is asked of a model for every document of a split, never changed."""
     asked: list[Requests] = []
+    chat = {} if ours.asking.chat is None else {"chat_template": template_of(ours.asking.chat)}
+    turns = dict.fromkeys(("apply_chat_template", "fewshot_as_multiturn"), bool(chat))  # as lm-eval's own command
     for view in views(ours, split).values():
         try:
-            view.build_all_requests()
-        except (AssertionError, ValueError, KeyError, TypeError) as error:
+            view.build_all_requests(**turns, **chat)
+        except (AssertionError, ValueError, KeyError, TypeError, TemplateError) as error:
             raise UserError(
                 f"lm-eval cannot make the prompts of {view.task_name}: {error}. Check suite.num_fewshot and the "
                 f"fields that its YAML names."
@@ -195,9 +199,12 @@ def requests(ours: LmEvalTask, split: str) -> tuple[Requests, ...]:
     return tuple(asked)
 
 
-def prompt(asked: Requests) -> str:
+def prompt(ours: LmEvalTask, asked: Requests) -> str:
     """What stands before the answer, of several the first; nothing of a text that is weighed whole."""
-    return "" if asked[0].request_type == ROLLING else asked[0].args[0]
+    if asked[0].request_type == ROLLING:
+        return ""
+    text = asked[0].args[0]
+    return text if ours.asking.chat is None else unbegun(text, ours.asking.chat)
 
 
 def content(ours: LmEvalTask, split: str) -> str:
@@ -214,6 +221,7 @@ def notes(ours: LmEvalTask) -> list[str]:
     """What a reader of the scores should know of how the task was asked."""
     tasks = loaded(ours.name, ours.asking.include_path)["tasks"].values()
     shots = ours.asking.num_fewshot
+    said = [] if ours.asking.chat is None else ["asked in the chat template of the tokenizer"]
     if shots and any(task.get_config("num_fewshot") == 0 for task in tasks):
-        return [f"its own file says that prompts have no worked examples, num_fewshot={shots} changes nothing"]
-    return []
+        said += [f"its own file says that prompts have no worked examples, num_fewshot={shots} changes nothing"]
+    return said

@@ -17,10 +17,9 @@ from merging.routing.routed import Routed
 from tasks.engine import Engine
 from tasks.evaluate import WEIGHTS, per_sample
 from tasks.lm_eval.harness import ROLLING, UNPROMPTED, Requests
-from tasks.lm_eval.task import tokenizer_of
+from tasks.lm_eval.task import check_gate, tokenizer_of
 
 HFLM: Any = huggingface.HFLM  # registered under its base class
-WHOLE = ("batch", "mixed", "group", "token")  # granularities without a w of a prompt
 
 
 class Answers:
@@ -74,12 +73,7 @@ def answerer(task: str, module: nn.Module, backbone: Backbone, engine: Engine) -
     options = {"tokenizer": copy.deepcopy(tokenizer), "batch_size": engine.batch, "max_length": backbone.tokens}
     if not isinstance(module, Routed):
         return Answers(task, HFLM(pretrained=module, **options))
-    granularity = getattr(getattr(module.gate, "shape", None), "granularity", "sample")
-    if granularity in WHOLE:
-        raise UserError(
-            f"router.gate.granularity={granularity} gives no weights of one prompt, by which lm-eval's requests are "
-            f"routed. Set router.gate.granularity=sample."
-        )
+    check_gate(getattr(module.gate, "shape", None))
     return Answers(task, Prompted(module, **options))
 
 

@@ -20,13 +20,16 @@ def build(
     metrics: Mapping[str, str] | None = None,
     reserve: Mapping[str, float] | None = None,
     held_out: Sequence[str] = (),
+    chat_template: bool = False,
+    tokenizer: str | None = None,
 ) -> Suite:
     """The suite of the named tasks and groups, `held_out` among them, which are scored only.
 
     num_fewshot: worked examples in each prompt; null leaves it to the task. limit: documents scored, the first ones.
     include_path: a folder with YAML tasks of one's own. metrics: task -> its score, "metric" or "metric,filter", where
     it is not the first of its file. reserve: task -> share of its scored documents, the first ones, that are set aside
-    for routers and coefficients. Raises UserError for options of no task and numbers out of range.
+    for routers and coefficients. chat_template: put that of the tokenizer around prompts; worked examples become turns
+    of the conversation. tokenizer: folder or name. Raises UserError for options of no task and numbers out of range.
     """
     metrics, reserve = metrics or {}, reserve or {}
     if not tasks:
@@ -41,6 +44,12 @@ def build(
     for option, value, least in (("num_fewshot", num_fewshot, 0), ("limit", limit, 1)):
         if value is not None:
             check_range(f"suite.{option}", value, least, 10**9)
-    asking = Asking(include_path, num_fewshot, limit, sizes["calibration"], sizes["val"])
+    if chat_template and tokenizer is None:
+        raise UserError(
+            "suite.chat_template=true puts the chat template of a tokenizer around prompts, and the backbone names "
+            "none. Set suite.tokenizer=<folder or name>."
+        )
+    chat = tokenizer if chat_template else None
+    asking = Asking(include_path, num_fewshot, chat, limit, sizes["calibration"], sizes["val"])
     made = [LmEvalTask(task, asking, metrics.get(task), float(reserve.get(task, 0))) for task in tasks]
     return divided(name, made, held_out)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from tasks.score import Score
 from tasks.split import Split, Texts, Uncached
 from tasks.task import Predict, Predictions
 
+WHOLE = ("batch", "mixed", "group", "token")  # granularities without a w of a prompt
 UNLABELLED = -100  # what losses and metrics leave out: the answers are known to lm-eval alone
 
 
@@ -26,6 +27,7 @@ class Asking:
 
     include_path: str | None = None
     num_fewshot: int | None = None
+    chat: str | None = None  # the tokenizer whose chat template is put around prompts
     limit: int | None = None
     calibration: int = 256
     val: int = 200
@@ -44,6 +46,7 @@ class LmEvalTask(Uncached):
     metric: str | None = None
     reserve: float = 0.0
     classes: Sequence[str] = ()
+    prompts_only: ClassVar[bool] = True  # nothing to learn from but what is asked
     is_local: bool = False  # its YAML names its data sets, not the configuration
 
     def head(self) -> nn.Module | None:
@@ -59,18 +62,21 @@ class LmEvalTask(Uncached):
         asked = harness().requests(self, name)
         if name == "calibration" and asked[0][0].request_type == harness().ROLLING:
             raise UserError(harness().UNPROMPTED.format(self.name))
-        prompts = Texts(tuple(harness().prompt(requests) for requests in asked))
+        prompts = Texts(tuple(harness().prompt(self, requests) for requests in asked))
         return Split(name, prompts, torch.full((len(asked),), UNLABELLED), harness().content(self, name))
 
     def content(self, what: str) -> str:
         """Id of everything that decides a split; there is no head."""
         return "none" if what == "head" else harness().content(self, what)
 
-    def check(self, backbone: Backbone) -> None:
-        """Raises UserError for what lm-eval does not have, data that it cannot read, and no language model."""
+    def check(self, backbone: Backbone, splits: Sequence[str] = ()) -> None:
+        """Raises UserError for what lm-eval does not have, data that it cannot read, no language model, and splits
+        without documents or prompts."""
         tokenizer_of(backbone)
         harness().check(self.name, self.asking.include_path)
         harness().loaded(self.name, self.asking.include_path)
+        for split in splits:
+            self.split(split)
 
     def notes(self) -> list[str]:
         return [f"{self.name}: {note}." for note in harness().notes(self)]
@@ -98,6 +104,16 @@ class LmEvalTask(Uncached):
             return score
         note = f"{cut} of {len(answers)} prompts are longer than the model's context: their beginning is left out"
         return replace(score, notes=(*score.notes, note))
+
+
+def check_gate(shape: Any) -> None:
+    """Raises UserError for gates of a shape whose weights are not those of one prompt."""
+    granularity = getattr(shape, "granularity", "sample")
+    if granularity in WHOLE:
+        raise UserError(
+            f"router.gate.granularity={granularity} gives no weights of one prompt, by which lm-eval's requests are "
+            f"routed. Set router.gate.granularity=sample."
+        )
 
 
 def tokenizer_of(backbone: Backbone) -> Any:

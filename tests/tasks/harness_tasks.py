@@ -3,7 +3,7 @@
 import json
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from merging.backbones.hugging_face import HuggingFace
@@ -51,11 +51,18 @@ def document(index):
     return {"question": f"what is the colour of{very} a {THINGS[index % 6]} ?", "choices": CHOICES, "label": index % 4}
 
 
-def write_tokenizer(folder):
+CHAT = "{% for turn in messages %}<s> {{ turn.content }} {% endfor %}{% if add_generation_prompt %}then{% endif %}"
+
+
+def write_tokenizer(folder, chat=None):
+    """chat: its template; texts then begin with <s> already, which the template writes too."""
     words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "<pad>", "unk_token": "<pad>", "bos_token": "<s>", "eos_token": "<s>"}
+    if chat is not None:
+        words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     made = PreTrainedTokenizerFast(tokenizer_object=words, **special)
+    made.chat_template = chat
     made.save_pretrained(folder)
     return str(folder)
 

@@ -33,6 +33,7 @@ from tasks.scales import Search
 
 CONF = Path(__file__).parents[2] / "conf/suite"
 SIZES = {"calibration": 8, "val": 8}
+TWIN = Twin(keep=0.5)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,11 +102,11 @@ def test_oracle_routing_scores_as_the_folded_experts(folder, backbone, task):
     assert scores[0][task].value == expected[f"{scores[0][task].metric},none"]
 
 
-def routed(folder, backbone, sees, tasks=("colours", "writes"), keep=0.5, **shape):
+def routed(folder, backbone, sees, tasks=("colours", "writes"), method=TWIN, **shape):
     """A suite, a merge with gates that tell prompts apart, and its weights for a prompt."""
     made, ours = tiny.experts(tasks), suite(folder, *tasks)
     router = Learned(gate=GateShape(sees=sees, **shape), train=TaskId(steps=2))
-    merged, _ = router.fit(Twin(keep=keep)(made), made, Context(SuiteData(ours, backbone)))
+    merged, _ = router.fit(method(made), made, Context(SuiteData(ours, backbone)))
     for gate in merged.routing.gates:
         torch.nn.init.normal_(gate.net[-1].weight, std=1.0, generator=torch.Generator().manual_seed(1))
     return ours, merged
@@ -144,6 +145,26 @@ def likelihood(model, weights, texts, pair):
 
 def answers_of(kept, index):
     return json.loads(bytes(kept["answers"][index].tolist()).rstrip(b"\0"))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_gates_that_are_sure_of_a_task_answer_as_its_folded_expert(folder, backbone, index):
+    ours, merged = routed(folder, backbone, "pass", method=Twin(keep=1.0, start=None))
+    for gate in merged.routing.gates:
+        torch.nn.init.zeros_(gate.net[-1].weight)
+        gate.net[-1].bias.data = 200.0 * torch.eye(2)[index]
+    expert = folded(backbone, Expert()(tiny.experts(ours.names)), torch.eye(2)[index])
+    for task in ours.tasks:
+        asked, engine = requests(task, "test"), Engine("cpu", batch=4)
+        models = (install(backbone.build(), merged), expert)
+        pair = [answerer(task.name, model, backbone, engine).answers(asked) for model in models]
+        for document in range(len(asked)):
+            (mine, theirs) = (answers_of(kept, document) for kept in pair)
+            if task.name == "writes":
+                assert mine == theirs
+            else:
+                assert [likely for likely, _ in mine] == pytest.approx([likely for likely, _ in theirs], abs=1e-4)
+                assert [greedy for _, greedy in mine] == [greedy for _, greedy in theirs]
 
 
 def test_a_routed_grid_scores_and_says_where_prompts_went(folder, backbone, tmp_path):
