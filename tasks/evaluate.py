@@ -238,7 +238,7 @@ def outcome(
     return Outcome(score, page.together().get(WEIGHTS))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode autocast would cast all weights at every forward, of which `read` may run many
 def answer(
     module: nn.Module, inputs: Inputs, w: Tensor | None = None, *, read: Read, engine: Engine = ENGINE
 ) -> tuple[Tensor, Tensor | None]:

@@ -28,6 +28,14 @@ def test_other_experts_are_taken_where_they_are_named():
     assert targets(config)[:2] == targets(composed("experts=folder", "backbone=mini_clip"))[:2]
 
 
-def test_a_seed_of_the_comparison_is_done_before_the_next():
-    params = composed("experiment=gloss8").hydra.sweeper.params
+def test_smol4_brings_its_decoder_and_scores_every_prompt_at_ten_coefficients():
+    config = composed("suite=smol4")
+    assert targets(config) == targets(composed("backbone=smollm2", "experts=smol4", "suite=smol4"))
+    scale = composed("experiment=smol4").scale
+    assert len(scale.scales) == 10 and scale.seconds is None
+
+
+@pytest.mark.parametrize("experiment", ["gloss8", "smol4"])
+def test_a_seed_of_the_comparison_is_done_before_the_next(experiment):
+    params = composed(f"experiment={experiment}").hydra.sweeper.params
     assert [*params] == ["seed", "method"] and "expert" in params.method and params.seed == "0,1"
