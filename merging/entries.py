@@ -13,6 +13,7 @@ from merging.checkpoints import Flat
 from merging.combined import Changes, Combined, Computed, Mix, terms
 from merging.experts import Experts
 from merging.ops import BLOCK, PIECE, SPAN, rows
+from merging.sparsifiers import ByRow, height
 from merging.threads import Scratch, in_order
 
 KEPT = 1 << 30  # bytes of changes that are kept in memory; more are computed from files whenever they are asked for
@@ -70,16 +71,47 @@ def filling(experts: Experts, key: str, first: int = 0) -> Fill:
     `first` is a multiple of BLOCK where sparsifiers draw at random.
     """
     along = [sparsifier.along for sparsifier in experts.sparsifiers if hasattr(sparsifier, "along")]
-    if len(along) < len(experts.sparsifiers):  # one looks at a whole parameter
+    by_row = [sparsifier for sparsifier in experts.sparsifiers if isinstance(sparsifier, ByRow)]
+    if len(experts.sparsifiers) not in (len(along), len(by_row)):  # one looks at a whole parameter, or they are mixed
         tau = rows(experts.tau(key))
         return partial(_subtract, [torch.zeros(tau.shape[1]), *tau])
     if (delta := experts.factors(key)) is not None:
         fill = partial(_multiply, [delta.factors(task) for task in range(delta.parts)])
     else:
         fill = partial(_subtract, experts.flat(key))
+    if by_row and (shape := experts.specs()[key].shape):
+        return _Rows(experts, key, shape, fill, by_row)
     if not along:
         return fill
     return partial(_sparsify, fill, [[begin(key, task, first) for begin in along] for task in experts.tasks])
+
+
+class _Rows:
+    """A Fill through sparsifiers that look at whole rows: as many as they see at a time are held."""
+
+    def __init__(self, experts: Experts, key: str, shape: torch.Size, fill: Fill, sparsifiers: Sequence[ByRow]):
+        self.experts, self.key, self.fill, self.sparsifiers = experts, key, fill, sparsifiers
+        self.size, self.width, self.height = shape.numel(), shape[-1], height(shape[-1])
+        self.held, self.first = torch.empty(len(experts.tasks), 0), 0  # sparsified entries, and which is their first
+
+    def __call__(self, first: int, out: Tensor) -> None:
+        filled, unit = 0, self.height * self.width
+        while filled < out.shape[1]:
+            start = first + filled
+            if not self.first <= start < self.first + self.held.shape[1]:
+                self._hold(start // unit * unit, min(unit, self.size - start // unit * unit))
+            piece = self.held[:, start - self.first :][:, : out.shape[1] - filled]
+            out[:, filled : filled + piece.shape[1]] = piece
+            filled += piece.shape[1]
+
+    def _hold(self, first: int, count: int) -> None:
+        self.first, self.held = first, torch.empty(len(self.experts.tasks), count)
+        self.fill(first, self.held)
+        for index, (task, tau) in enumerate(zip(self.experts.tasks, self.held, strict=True)):
+            self.experts.check_finite(self.key, index, tau)
+            for sparsifier in self.sparsifiers:
+                rows = sparsifier.rows(self.key, task, first // self.width, tau.view(-1, self.width))
+                tau.copy_(rows.view(-1))
 
 
 def _sparsify(fill: Fill, streams: list[list[Callable[[Tensor], Tensor]]], first: int, out: Tensor) -> None:

@@ -34,6 +34,17 @@ def rows(tau: Tensor) -> Tensor:
     return tau.view(len(tau), tau.shape[1:].numel())
 
 
+def by_magnitude(values: Tensor) -> Tensor:
+    """Columns of every row of fp32 `values` [k, n] in the order of their magnitudes, int64 [k, n].
+
+    The smallest comes first; of equals the later one, so that the last of the order are the first of the row.
+    """
+    backwards = np.arange(values.shape[1] - 1, -1, -1)
+    numbers = (values.view(torch.int32).numpy() & MAGNITUDE).astype(np.int64) << 32 | backwards
+    numbers.sort(1)  # of whole numbers, several times as fast as an argsort
+    return torch.from_numpy(values.shape[1] - 1 - (numbers & 0xFFFFFFFF))
+
+
 @dataclass(frozen=True)
 class KeepLargest:
     """Keeps exactly the `count` entries of largest magnitude of each row over a whole model, seen in pieces [T, n].

@@ -5,17 +5,15 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from merging.context import ALONE, Context
 from merging.experts import Experts
-from merging.merged import Merged
-from merging.methods.method import Method, call
+from merging.methods.method import InFront, Method
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.ops import BLOCK, generator
 from merging.options import Options, Within
 
 
 @dataclass(frozen=True)
-class Dare(Options):
+class Dare(InFront, Options):
     """DARE: drop random entries of each task vector, rescale the rest, then merge. Yu et al., 2024, arXiv 2311.03099.
 
     drop: 0 changes nothing, 0.9 keeps a tenth, each multiplied by 10. seed: of the masks, which do not depend on the
@@ -27,8 +25,8 @@ class Dare(Options):
     then: Method = field(default_factory=TaskArithmetic)
     needs: ClassVar[str] = "nothing"
 
-    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
-        return call(self.then, experts.sparsified(Drop(self.drop, self.seed, experts.tied)), context)
+    def sparsifier(self, experts: Experts) -> "Drop":
+        return Drop(self.drop, self.seed, experts.tied)
 
 
 @dataclass(frozen=True)

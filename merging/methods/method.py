@@ -8,7 +8,7 @@ import torch
 
 from merging.context import ALONE, Context
 from merging.errors import UserError
-from merging.experts import Experts
+from merging.experts import Experts, Sparsifier
 from merging.merged import Merged
 
 
@@ -46,3 +46,16 @@ def call(method: Callable[..., Merged], experts: Experts, context: Context = ALO
             f"experts.merged(...)."
         )
     return merged
+
+
+class InFront:
+    """Mixin of the methods that put a sparsifier in front of another method, `then`, which merges what it leaves."""
+
+    then: Method
+
+    def sparsifier(self, experts: Experts) -> Sparsifier:
+        """What every task vector passes."""
+        raise NotImplementedError
+
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
+        return call(self.then, experts.sparsified(self.sparsifier(experts)), context)

@@ -22,7 +22,7 @@ from torch.nn import functional
 from merging import UserError
 from merging.decompose.ranks import Ranks
 from merging.fit.gates import Learned, TaskId
-from merging.methods import Dare, Duet, Expert, FfnOracle, RankOneMoe, Smile, Twin, Wemoe
+from merging.methods import Dare, Della, Duet, Expert, FfnOracle, RankOneMoe, Smile, Twin, Wemoe
 from merging.routing.gates import Gate, GateShape
 from merging.routing.install import install
 
@@ -86,10 +86,10 @@ def permuted(state):
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(quick(each), id=each.__name__) for each in every_method() if each != Dare]
+    "method", [pytest.param(quick(each), id=each.__name__) for each in every_method() if each not in (Dare, Della)]
 )
 def test_follows_a_permutation_of_hidden_neurons(method):
-    """Of all methods but DARE, which draws a random number for every position."""
+    """Of all methods but DARE and DELLA, which draw a random number for every position."""
     base, experts = towers()
     first = models(merged_of(method, base, experts))
     second = models(merged_of(method, permuted(base), [permuted(expert) for expert in experts]))

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from samples import equal, family
 
-from merging import combined, entries, merge, merged, qkv, saving
-from merging.methods import Average, Dare, TaskArithmetic, Ties, dare
+from merging import combined, entries, merge, merged, qkv, saving, sparsifiers
+from merging.methods import Average, Breadcrumbs, Dare, Della, TaskArithmetic, Ties, dare
 from merging.threads import in_order
 
 SHAPES = {
@@ -15,13 +15,14 @@ SHAPES = {
 }  # fmt: skip
 METHODS = [
     Average(), TaskArithmetic(0.4), Ties(0.3, scale=0.7), Ties(0.5, merge="mean"), Dare(0.5), Dare(0.5, then=Ties(0.4)),
+    Breadcrumbs(0.5, 0.1), Della(then=Ties(0.5)),
 ]  # fmt: skip
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
 def streaming(request, monkeypatch):
     """Parameters of several blocks, blocks of several spans, spans of several pieces; returns what keeps nothing."""
-    for module in (combined, dare, entries, merged, qkv, saving):
+    for module in (combined, dare, entries, merged, qkv, saving, sparsifiers):
         for name, size in (("BLOCK", 64), ("SPAN", 16), ("PIECE", 8)):
             monkeypatch.setattr(module, name, size, raising=False)
     threads = torch.get_num_threads()

@@ -9,7 +9,7 @@ from torch import nn
 from merging import Experts, UserError, load, merge
 from merging.checkpoints import StateDict
 from merging.checkpoints.tied import tied
-from merging.methods import Average, Base, Dare, Ties, Twin
+from merging.methods import Average, Base, Dare, Della, Ties, Twin
 
 
 class Tied(nn.Module):
@@ -42,7 +42,10 @@ def sources(request, tmp_path, stored):
     return paths
 
 
-METHODS = [Dare(0.5), Dare(0.5, then=Ties()), Twin(shared=Base(), sparsify="dropout", keep=0.5, start=None)]
+METHODS = [
+    Dare(0.5), Dare(0.5, then=Ties()), Della(), Della(rescale="norm"),
+    Twin(shared=Base(), sparsify="dropout", keep=0.5, start=None),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
