@@ -29,3 +29,41 @@ def della_probabilities(tau, density, epsilon):
         for rank, column in enumerate(order, 1):
             chances[row, column] = density - epsilon + 2 * epsilon * (rank - 1) / (len(values) - 1)
     return chances.reshape(tau.shape)
+
+
+def mag_max(taus, scale):
+    """merge_max_abs."""
+    changes = {}
+    for key, tau in taus.items():
+        largest = tau[0]
+        for other in tau[1:]:
+            largest = torch.where(other.abs() >= largest.abs(), other, largest)
+        changes[key] = scale * largest
+    return changes
+
+
+def ram(taus, threshold, factor, clip=1.0, per_parameter=False):
+    """agentic_reinforcement_merge_rescale_v2; ramplus_tl of mergekit if ratios are per parameter and clipped."""
+    tasks = len(next(iter(taus.values())))
+    rescale = {}
+    for scope in [[key] for key in taus] if per_parameter else [list(taus)]:
+        shared, unique = [0] * tasks, [0] * tasks
+        for key in scope:
+            active = taus[key].reshape(tasks, -1).abs() > threshold
+            for t in range(tasks):
+                for entry in range(active.shape[1]):
+                    others = sum(bool(active[s, entry]) for s in range(tasks) if s != t)
+                    shared[t] += bool(active[t, entry]) and others > 0
+                    unique[t] += bool(active[t, entry]) and others == 0
+        for key in scope:
+            ratios = [shared[t] / unique[t] if unique[t] else 0.0 for t in range(tasks)]
+            rescale[key] = [1 + (factor - 1) * min(clip, ratio) for ratio in ratios]
+    changes = {}
+    for key, tau in taus.items():
+        flat, merged = tau.reshape(tasks, -1), []
+        for column in range(flat.shape[1]):
+            active = [t for t in range(tasks) if abs(flat[t, column]) > threshold]
+            values = [float(flat[t, column]) * (rescale[key][t] if len(active) == 1 else 1) for t in active]
+            merged.append(sum(values) / len(values) if values else 0.0)
+        changes[key] = torch.tensor(merged, dtype=torch.float64).reshape(tau.shape[1:])
+    return changes

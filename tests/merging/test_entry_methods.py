@@ -1,0 +1,75 @@
+"""Methods that look at one entry of all experts at a time, against their published steps and in closed form."""
+
+import published_entries as published
+import pytest
+import torch
+from samples import SHAPES, drawn, equal, family, models, task_vectors
+
+from merging import UserError, merge
+from merging.methods import Average, MagMax, Ram, TaskArithmetic
+
+ROUNDING = 1e-6  # as in test_methods
+
+
+def sparse_family(tasks, shapes=SHAPES):
+    """Experts of which every one leaves most entries alone."""
+    base, experts = family(tasks, shapes)
+    for task, expert in enumerate(experts):
+        for key in shapes:
+            moved = drawn(*shapes[key], seed=77 * task + len(key)) > 0.6
+            expert[key] = torch.where(moved, expert[key], base[key])
+    return base, experts
+
+
+CASES = [
+    pytest.param(MagMax(), lambda taus: published.mag_max(taus, 0.5), id="magmax"),
+    pytest.param(Ram(), lambda taus: published.ram(taus, 1e-5, 1.0), id="ram"),
+    pytest.param(Ram(factor=1.2), lambda taus: published.ram(taus, 1e-5, 1.2), id="ram+"),
+    pytest.param(Ram(0.5, 1.1, 0.2, "parameter"), lambda taus: published.ram(taus, 0.5, 1.1, 0.2, True), id="mergekit"),
+]
+
+
+@pytest.mark.parametrize(("method", "reference"), CASES)
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5])
+@pytest.mark.parametrize("drawn_family", [family, sparse_family])
+def test_equals_the_published_steps(method, reference, tasks, drawn_family):
+    base, experts = drawn_family(tasks)
+    change = reference(task_vectors(base, experts))
+    for key, weight in merge(method, base, experts).state():
+        assert torch.allclose(weight.double(), base[key] + change[key], rtol=0, atol=ROUNDING), key
+
+
+@pytest.mark.parametrize("method", [MagMax(1.0), Ram(), Ram(factor=1.2)])
+def test_one_task_and_equal_experts_are_the_expert(method):
+    base, (expert,) = family(1)
+    for experts in ([expert], [expert, expert, expert]):
+        assert equal(*models(merge(method, base, experts)), {key: expert[key] for key in SHAPES})
+
+
+def test_magmax_is_equivariant_and_positive_where_magnitudes_are_equal():
+    base, experts = family(4)
+    turned = [{key: 2 * base[key] - expert[key] if expert[key].is_floating_point() else expert[key] for key in expert}
+              for expert in experts]  # fmt: skip
+    first, second = models(merge(MagMax(), base, experts))[0], models(merge(MagMax(), base, turned))[0]
+    assert all(torch.allclose(first[key] - base[key], base[key] - second[key], atol=ROUNDING) for key in SHAPES)
+    base, tau = {"w": torch.zeros(3)}, torch.tensor([1.0, -2.0, 0.0])
+    assert merge(MagMax(1.0), base, [{"w": tau}, {"w": -tau}]).weight("w").tolist() == [1.0, 2.0, 0.0]
+
+
+def test_ram_of_disjoint_changes_is_their_sum_and_of_dense_ones_the_mean():
+    base, experts = family(3)
+    (dense,), (mean,) = models(merge(Ram(0.0), base, experts)), models(merge(Average(), base, experts))
+    assert all(torch.allclose(dense[key], mean[key], rtol=0, atol=ROUNDING) for key in SHAPES)
+    for task, expert in enumerate(experts):
+        for key in SHAPES:
+            mine = torch.arange(expert[key].numel()).reshape(expert[key].shape) % 3 == task
+            expert[key] = torch.where(mine, expert[key], base[key])
+    plus, added = merge(Ram(factor=3.0), base, experts), merge(TaskArithmetic(1.0), base, experts)
+    assert all(torch.allclose(plus.weight(key), added.weight(key), rtol=0, atol=ROUNDING) for key in SHAPES)
+
+
+def test_options_out_of_range():
+    with pytest.raises(UserError, match=r"ram: factor=0.5 is out of range"):
+        Ram(factor=0.5)
+    with pytest.raises(UserError, match=r"ram: scope='tensor' is unknown. Choose one of model, parameter"):
+        Ram(scope="tensor")
