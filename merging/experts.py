@@ -28,8 +28,7 @@ from merging.qkv import Joined, fused_name, join_deltas, separated
 from merging.threads import each, workers
 
 Sparsifier = Callable[[str, str, Tensor], Tensor]  # (key, task, tau_t) -> a tensor of its shape; run in threads
-# One that looks at no entry beside another also has `along(key, task, first)`, see merging.methods.dare; one that looks
-# at rows is a merging.sparsifiers.ByRow.
+# One that looks at no entry beside another has `along`, see merging.methods.dare; at rows: merging.sparsifiers.ByRow.
 
 
 @dataclass(frozen=True)
