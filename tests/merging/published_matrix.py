@@ -175,3 +175,51 @@ def opcm(taus, order, alpha, zero_diagonal):
         previous = size / average
         merged = {key: change * average / size for key, change in merged.items()}
     return merged
+
+
+def knots_ties(taus, density, scale):
+    """SVDMerger of the authors' task_merger.py with TIES by mean, of the matrices given."""
+    tasks = len(next(iter(taus.values())))
+    bases, rows = {}, [[] for _ in range(tasks)]
+    for key in sorted(taus):
+        u, s, v = svd(torch.cat(list(taus[key]), 1), full_matrices=False)
+        bases[key], s, v = u[:, s > 1e-5], s[s > 1e-5], v[s > 1e-5]
+        for task, part in enumerate(v.chunk(tasks, 1)):
+            rows[task].append(torch.diag(s) @ part)
+    flat = torch.stack([torch.cat([z.reshape(-1) for z in zs]) for zs in rows])
+    threshold = flat.abs().kthvalue(flat.shape[1] - int(flat.shape[1] * density), dim=1, keepdim=True).values
+    flat = flat * (flat.abs() >= threshold)
+    sign = flat.sum(0).sign()
+    agreeing = flat * scale * (flat * sign > 0)
+    merged = agreeing.sum(0) / (agreeing != 0).sum(0).clamp(min=1)
+    parts = merged.split([z.numel() for z in rows[0]])
+    return {key: bases[key] @ part.view_as(z) for key, part, z in zip(sorted(taus), parts, rows[0], strict=True)}
+
+
+def _nearly_orthogonal(matrices, gamma, steps, lr):
+    """Matrices [r, n] plus what makes their rows orthogonal to each other's, by Adam."""
+    size = torch.cat([matrix.flatten() for matrix in matrices]).square().mean().sqrt()
+    deltas = [torch.nn.Parameter(torch.zeros_like(matrix)) for matrix in matrices]
+    optimizer = torch.optim.Adam(deltas, lr=float(lr * size))
+    for _ in range(steps):
+        moved = [matrix + delta for matrix, delta in zip(matrices, deltas, strict=True)]
+        pairs = [(one, other) for i, one in enumerate(moved) for j, other in enumerate(moved) if i != j]
+        losses = [(one @ other.T).square().sum() for one, other in pairs]
+        losses += [gamma * delta.square().sum() for delta in deltas]
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+    return [(matrix + delta).detach() for matrix, delta in zip(matrices, deltas, strict=True)]
+
+
+def do_merging(factors, gamma, steps, lr):
+    """Of one matrix known by factors up [m, r] and down [r, n] of every task."""
+    balanced = [
+        (up * (down.norm() / up.norm()).sqrt(), down * (up.norm() / down.norm()).sqrt()) for up, down in factors
+    ]
+    ups = _nearly_orthogonal([up.T for up, _ in balanced], gamma, steps, lr)
+    downs = _nearly_orthogonal([down for _, down in balanced], gamma, steps, lr)
+    products = [up.T @ down for up, down in zip(ups, downs, strict=True)]
+    magnitude = torch.stack([product.norm(dim=0) for product in products]).mean(0)
+    direction = torch.stack([product / product.norm(dim=0) for product in products]).mean(0)
+    return magnitude * direction

@@ -8,7 +8,7 @@ from hf_folders import BERT, IDS, json_of, logits, written
 from samples import drawn
 
 from merging import Experts, UserError, merge, open_merged
-from merging.methods import Average, Emr, TaskArithmetic, Ties
+from merging.methods import Average, DoMerging, Emr, Knots, TaskArithmetic, Ties
 
 transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
 GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 12, "n_positions": 16, "bos_token_id": 1}
@@ -44,7 +44,10 @@ def made(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", [Average(), TaskArithmetic(0.7, kinds={"attention_q": 0.2, "attention_qkv": 0.4})])
+@pytest.mark.parametrize(
+    "method",
+    [Average(), TaskArithmetic(0.7, kinds={"attention_q": 0.2, "attention_qkv": 0.4}), Knots(), DoMerging(steps=3)],
+)
 def test_peft_answers_as_the_merged_model(made, tmp_path, family, method):
     base, adapters = made(family)
     merged = merge(method, base, adapters)

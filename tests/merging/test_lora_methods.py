@@ -1,0 +1,100 @@
+"""KnOTS and DO-Merging, of factors and of whole matrices, against their published steps and by algebra."""
+
+import published_matrix as published
+import pytest
+import torch
+from samples import drawn, family, models, task_vectors
+
+from merging import Experts, UserError, merge
+from merging.checkpoints import StateDict
+from merging.checkpoints.lora import Lora, LoraConfig
+from merging.combined import mix_of
+from merging.methods import Dare, DoMerging, Emr, Knots, TaskArithmetic, Ties
+
+SHAPES = {"a.weight": (8, 20), "b.weight": (24, 9), "c.bias": (7,)}
+RANKS, FACTORS = (1, 2, 3), 1e-5
+
+
+def adapted():
+    """Experts as adapters of ranks 1, 2, 3 on a base of zeros, and the same as whole checkpoints."""
+    base = StateDict({key: torch.zeros(shape) for key, shape in SHAPES.items()})
+    adapters = []
+    for rank in RANKS:
+        tensors = {}
+        for index, (name, (m, n)) in enumerate((key.removesuffix(".weight"), SHAPES[key]) for key in list(SHAPES)[:2]):
+            tensors[f"base_model.model.{name}.lora_A.weight"] = drawn(rank, n, seed=10 * rank + index)
+            tensors[f"base_model.model.{name}.lora_B.weight"] = drawn(m, rank, seed=10 * rank + index + 5)
+        adapters.append(Lora(base, StateDict(tensors), LoraConfig(rank, 2 * rank, use_rslora=rank == 2)))
+    whole = [StateDict({key: expert.tensor(key) for key in SHAPES}) for expert in adapters]
+    return Experts.open(base, adapters), Experts.open(base, whole)
+
+
+@pytest.mark.parametrize("density", [0.2, 0.6])
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_knots_equals_the_published_steps(tasks, density):
+    base, experts = family(tasks, SHAPES)
+    (model,), taus = models(merge(Knots(Ties(density, "mean", 0.6)), base, experts)), task_vectors(base, experts)
+    change = published.knots_ties({key: tau for key, tau in taus.items() if tau.ndim == 3}, density, 0.6)
+    for key, weight in model.items():
+        expected = base[key] + change.get(key, torch.zeros_like(base[key]))
+        assert torch.allclose(weight.double(), expected.double(), rtol=0, atol=FACTORS), key
+
+
+@pytest.mark.parametrize("method", [Knots(), Knots(TaskArithmetic()), DoMerging(steps=0)], ids=str)
+def test_factors_and_whole_matrices_give_the_same(method):
+    factored, whole = (method(experts) for experts in adapted())
+    for key in SHAPES:
+        assert torch.allclose(factored.weight(key), whole.weight(key), atol=FACTORS), key
+    ranks = [mix.low_rank.rank for key in factored.shared if (mix := mix_of(factored.shared, key))]
+    assert len(ranks) == 2 and max(ranks) <= sum(RANKS)
+
+
+def test_knots_of_sums_is_a_sum():
+    """U Z_t = tau_t: also where alpha and ranks differ."""
+    for experts in adapted():
+        merged, plain = Knots(TaskArithmetic(0.3))(experts), TaskArithmetic(0.3)(experts)
+        assert all(torch.allclose(merged.weight(key), plain.weight(key), atol=FACTORS) for key in SHAPES)
+        assert torch.allclose(merged.scaled(0.8).weight("a.weight"), plain.scaled(0.8).weight("a.weight"), atol=FACTORS)
+
+
+def test_knots_takes_a_sparsifier_on_either_side_and_no_dynamic_method():
+    experts, _ = adapted()
+    inside = Knots(Dare(0.5, then=TaskArithmetic(1.0)))(experts).weight("a.weight")
+    outside = Dare(0.5, then=Knots(TaskArithmetic(1.0)))(experts).weight("a.weight")
+    assert inside.abs().max() > 0.1 and outside.abs().max() > 0.1 and not torch.allclose(inside, outside)
+    with pytest.raises(UserError, match="knots: then must be a static method"):
+        Knots(Emr())(experts)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 30])
+def test_do_merging_equals_its_described_steps(steps):
+    experts, _ = adapted()
+    merged = DoMerging(penalty=0.5, steps=steps, lr=0.03)(experts)
+    for key in ("a.weight", "b.weight"):
+        low_rank = experts.low_rank(key)
+        assert low_rank is not None
+        factors = [tuple(factor.double() for factor in low_rank.factors(task)) for task in range(3)]
+        expected = published.do_merging(factors, 0.5, steps, 0.03)
+        assert torch.allclose(merged.weight(key).double(), expected, rtol=0, atol=FACTORS), key
+
+
+def test_do_merging_makes_factors_of_different_tasks_nearly_orthogonal():
+    rows = drawn(6, 10)
+    off = lambda moved: float((moved @ moved.T)[:2, 2:].norm())  # noqa: E731
+    assert off(DoMerging(penalty=0.0, steps=300, lr=0.05).orthogonal(rows, (2, 4))) < 0.2 * off(rows)
+    assert torch.equal(DoMerging().orthogonal(rows, (6,)), rows)  # one task is orthogonal to no other
+
+
+def test_do_merging_by_algebra():
+    tau, rotation = drawn(3, 6, 8), torch.linalg.qr(drawn(6, 6, seed=3).double())[0].float()
+    lengths = drawn(8, seed=4).abs() + 0.5
+
+    def merged(taus):
+        return merge(DoMerging(), {"w": torch.zeros(6, 8)}, [{"w": t} for t in taus]).weight("w")
+
+    assert torch.allclose(merged(tau[:1]), tau[0], atol=FACTORS)
+    assert torch.allclose(merged(rotation @ tau * lengths), rotation @ merged(tau) * lengths, atol=FACTORS)
+    equal = tau / tau.norm(dim=1, keepdim=True)
+    assert torch.allclose(merged(equal), equal.mean(0), atol=FACTORS)
+    (remark,) = merge(DoMerging(), {"w": torch.zeros(6, 8)}, [{"w": t} for t in tau]).remarks
+    assert "was left out" in remark and DoMerging()(adapted()[0]).remarks == ()
