@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from launchers.found import cache_of
 from launchers.job import built
+from launchers.preflight import resources
 from launchers.saves import save_of
 from merging.api import merged_from
 from merging.cache import Cache
@@ -90,15 +91,9 @@ def merge_and_save(config: DictConfig) -> Path:
     device = instantiate(config.engine).torch_device
     experts = source.opened(cache_of(config), device=device)
     save.check(experts, method)
-    log.info("merging %s onto %s: %s", ", ".join(experts.tasks), experts.origin.name, size_of(experts))
+    resources(method, experts, save)
     begin = time.perf_counter()
     merged = merged_from(method, experts, Context(device=device, seed=config.seed))
     path = save.write(merged if config.save_dtype is None else merged.cast(config.save_dtype))
     log.info("took %.1f s", time.perf_counter() - begin)
     return path
-
-
-def size_of(experts: Experts) -> str:
-    """Parameters and bytes of one merged model."""
-    specs = experts.specs().values()
-    return f"{sum(s.shape.numel() for s in specs):,} parameters, {sum(s.bytes for s in specs) / 1e9:.2f} GB"

@@ -1,20 +1,23 @@
 """What a run is going to fetch and how long it will take, said before it begins."""
 
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merging.errors import UserError
+from merging.files import room
 
 if TYPE_CHECKING:  # importing them imports torch
+    from launchers.saves import Save
     from merging.backbones.base import Backbone
+    from merging.experts import Experts
     from tasks.engine import Engine
     from tasks.suite import Suite
 
 GB = 1e9
+PROCESS = 6 * 10**8  # bytes of Python with torch
 PROBE = 8  # images run through a random tower to know its speed
 log = logging.getLogger(__name__)
 
@@ -88,12 +91,51 @@ def decoding(needs: list[Any], folder: Path) -> None:
     total, images = sum(need.bytes for need in needs), sum(need.images for need in needs)
     count = f"{images:,} images, {total / GB:.2f} GB" if images else "images whose number is not known yet"
     log.info("to decode, once: %s into %s, from %s", count, folder, some([need.where for need in needs]))
-    disk = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if total > (free := shutil.disk_usage(disk).free):
+    if total > (free := room(folder)[1]):
         raise UserError(
             f"{folder} has {free / GB:.1f} GB free, the decoded images need {total / GB:.1f} GB. Free some space, name "
             f"a folder on a larger disk with suite.store.images, or take fewer images with suite.limit."
         )
+
+
+def resources(method: object, experts: "Experts", save: "Save") -> None:
+    """Log what a merge takes of disk and memory. Raises UserError where there is clearly too little memory."""
+    count = sum(spec.shape.numel() for spec in experts.specs().values())
+    need, have = memory_of(method, experts), memory()
+    log.info(
+        f"merging {', '.join(experts.tasks)} onto {experts.origin.name}: {count:,} parameters; "
+        f"{save.size(experts) / GB:.2f} GB into {save.path}, {room(save.path)[1] / GB:.2f} GB are free; memory from "
+        f"{need / GB:.1f} GB" + ("" if have is None else f", {have / GB:.1f} GB are free")
+    )
+    if have is not None and need > have:
+        raise UserError(
+            f"{type(method).__name__} takes {need / GB:.1f} GB of memory at least for {count:,} parameters, and "
+            f"{have / GB:.1f} GB are free. Merge on a machine with more, or by a method that keeps no changes in "
+            f"memory: average, task_arithmetic, ties or dare."
+        )
+
+
+def memory_of(method: object, experts: "Experts") -> int:
+    """Bytes that a merge takes at least: Python with torch, and the fp32 changes of a model unless they are streamed.
+
+    Matrix by matrix, the largest one of all experts, the sum and the result lie beside them.
+    """
+    from merging.context import nested
+    from merging.entries import kept
+
+    sizes = [spec.shape.numel() for spec in experts.specs().values()]
+    if all(getattr(part, "streams", False) for part in nested(method)):
+        return PROCESS + (4 * sum(sizes) if kept(experts) else 0)
+    return PROCESS + 4 * (sum(sizes) + (len(experts.tasks) + 2) * max(sizes, default=0))
+
+
+def memory() -> int | None:
+    """Bytes that are free for a process, swap included; None where the system does not say."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return sum(1024 * int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def duration(suite: "Suite", backbone: "Backbone", engine: "Engine") -> None:

@@ -45,9 +45,14 @@ class Save:
         if is_folder(self.path):
             check_folder(self.path, experts.origin, experts.inputs, experts.tasks)
         check_target(self.path, (experts.origin, *inputs))
+        check_room(self.path, self.size(experts))
+
+    def size(self, experts: Experts) -> int:
+        """Bytes that are written at least, by headers alone; an adapter is as large as all that it is made of."""
+        if self.adapter:
+            return sum(expert.files[0].stat().st_size for expert in experts.checkpoints)
         size = None if self.dtype is None else dtype_of(self.dtype).itemsize
-        specs = experts.specs().values()
-        check_room(self.path, sum(spec.shape.numel() * (size or spec.dtype.itemsize) for spec in specs))
+        return sum(spec.shape.numel() * (size or spec.dtype.itemsize) for spec in experts.specs().values())
 
     def write(
         self, merged: Merged, scores: Mapping[str, Score] | None = None, protocol: Facts | None = None, **facts: Any

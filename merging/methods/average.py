@@ -16,6 +16,7 @@ class Average(ByKind, prefix="average: "):
 
     needs: ClassVar[str] = "nothing"
     additive: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
     def __call__(self, experts: Experts) -> Merged:
         return self.weighed(experts, combined(experts, lambda tau: tau.mean(0), 1 / len(experts.tasks)))

@@ -10,6 +10,7 @@ class Base:
     """The pretrained model as it is: what every method starts from (zero-shot accuracy)."""
 
     needs: ClassVar[str] = "nothing"
+    streams: ClassVar[bool] = True
 
     def __call__(self, experts: Experts) -> Merged:
         return experts.merged({})

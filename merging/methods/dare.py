@@ -24,6 +24,7 @@ class Dare(InFront, Options):
     seed: int = 0
     then: Method = field(default_factory=TaskArithmetic)
     needs: ClassVar[str] = "nothing"
+    streams: ClassVar[bool] = True
 
     def sparsifier(self, experts: Experts) -> "Drop":
         return Drop(self.drop, self.seed, experts.tied)

@@ -16,7 +16,8 @@ class Method(Protocol):
     """Hyperparameters as fields; `needs` says what is used besides weights: nothing | inputs | labels.
 
     A method that opens another split than calibration lists them as `splits`; one that adds task vectors, each times a
-    number, so that of adapters it makes an adapter, says `additive = True`.
+    number, so that of adapters it makes an adapter, says `additive = True`, and
+    one that keeps no changes of a large model in memory says `streams = True`, with those inside it.
     """
 
     needs: ClassVar[str]

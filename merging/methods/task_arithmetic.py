@@ -18,6 +18,7 @@ class TaskArithmetic(ByKind, prefix="task_arithmetic: "):
     scale: float = 0.3
     needs: ClassVar[str] = "nothing"
     additive: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
     def __call__(self, experts: Experts) -> Merged:
         return self.weighed(experts, combined(experts, lambda tau: tau.sum(0), 1.0), self.scale)

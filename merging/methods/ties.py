@@ -30,6 +30,7 @@ class Ties(ByKind, prefix="ties: "):
     merge: Literal["sum", "mean"] = "sum"
     scale: float = 0.3
     needs: ClassVar[str] = "nothing"
+    streams: ClassVar[bool] = True
 
     def __call__(self, experts: Experts) -> Merged:
         total = sum(spec.shape.numel() for spec in experts.specs().values())

@@ -10,6 +10,7 @@ from merging.backbones.open_clip import PREFIX
 from merging.cache import Cache
 from merging.checkpoints import Checkpoint
 from merging.checkpoints.views import below, completed, selected
+from merging.checkpoints.vocabulary import is_table
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
@@ -71,6 +72,24 @@ def check_tower(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], backbo
         raise UserError(
             f"{checkpoint.name} does not fit backbone={backbone.name}: {problem}. Choose the backbone that it was made "
             f"with, or another checkpoint."
+        )
+
+
+def with_tables(shapes: Mapping[str, torch.Size], checkpoint: Checkpoint) -> Mapping[str, torch.Size]:
+    """Shapes with the tables of tokens as long as a checkpoint's, which may have another vocabulary."""
+    specs = checkpoint.specs()
+    tables = {key: specs[key].shape for key in shapes if is_table(key) and key in specs}
+    return {**shapes, **{key: shape for key, shape in tables.items() if shape[1:] == shapes[key][1:]}}
+
+
+def check_tables(checkpoint: Checkpoint, shapes: Mapping[str, torch.Size], backbone: Backbone) -> None:
+    """Raises UserError for a common vocabulary that the backbone has no rows for."""
+    specs = checkpoint.specs()
+    if larger := [key for key in shapes if is_table(key) and specs[key].shape != shapes[key]]:
+        rows, known = specs[larger[0]].shape[0], shapes[larger[0]][0]
+        raise UserError(
+            f"experts.vocabulary=union makes {larger[0]} a table of {rows} tokens, and backbone={backbone.name} has "
+            f"{known}. Keep the base's tokens, experts.vocabulary=base, or merge into a folder by suite=none."
         )
 
 

@@ -33,11 +33,13 @@ from tasks.vision.families import EncoderFamily, HubFamily, base_model, open_bas
 from tasks.vision.fitting import (
     as_encoder,
     assembled,
+    check_tables,
     check_tower,
     is_clip,
     there_is,
     tower_shapes,
     with_projection,
+    with_tables,
 )
 from tasks.vision.reading import in_module, in_open_clip
 
@@ -64,8 +66,9 @@ class Folder:
     its metadata is refused, and so are experts of different layouts in one merge: they were not made the same way.
     heads: suite (the class names, read by the suite's text tower), expert (the classifier or the text tower in each
     expert's own file), probe (fitted on the features of each expert's train split), or a template path of classifiers.
-    multitask: path of one model trained on all tasks, for method=multitask. owned: see merging.owned. other_base:
-    whether adapters may name another base than this one.
+    multitask: path of one model trained on all tasks, for method=multitask. owned: see merging.owned. vocabulary:
+    where tokens differ, see checkpoints.vocabulary; the backbone tells how many there may be. other_base: whether
+    adapters may name another base than this one.
     """
 
     base: str = field(metadata=WHERE)
@@ -76,6 +79,7 @@ class Folder:
     text: bool = False
     heads: str = "suite"
     owned: str = HEADS_ALONE
+    vocabulary: str = "same"
     other_base: bool = field(default=False, metadata=WHERE)
     multitask: str | None = field(default=None, metadata=WHERE)
     remarks = ()
@@ -101,13 +105,17 @@ class Folder:
     def _experts(self, suite: Suite, backbone: Backbone, cache: Cache) -> Experts:
         base, opened = self._opened_all(suite, backbone, cache)
         if not is_clip(backbone):
-            for file in (base, *opened.values()):
-                check_tower(file.model, tower_shapes(backbone), backbone)
+            shapes = tower_shapes(backbone)
+            check_tower(base.model, shapes, backbone)
+            for file in opened.values():
+                check_tower(file.model, with_tables(shapes, file.model), backbone)
             whole = [file.model if file.beside is None else completed(file.model, file.beside, [*file.beside.specs()])
                      for file in opened.values()]  # fmt: skip
-            return Experts.open(base.model, whole, suite.names, cache, table=backbone.table)
-        experts = [as_encoder(expert.model, self.text, self._notes(expert, base, cache)) for expert in opened.values()]
-        return assembled(as_encoder(base.model, self.text), experts, suite, backbone, cache, self.qkv, self.text)
+            experts = Experts.open(base.model, whole, suite.names, cache, self.vocabulary, table=backbone.table)
+            check_tables(experts.origin, shapes, backbone)
+            return experts
+        towers = [as_encoder(expert.model, self.text, self._notes(expert, base, cache)) for expert in opened.values()]
+        return assembled(as_encoder(base.model, self.text), towers, suite, backbone, cache, self.qkv, self.text)
 
     def _notes(self, expert: Opened, base: Opened, cache: Cache) -> tuple[str, ...]:
         """What is to be said of the text tower of an expert."""

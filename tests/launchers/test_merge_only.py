@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import console
 import pytest
@@ -13,9 +14,10 @@ from hf_folders import logits, tokenizer, written
 import merging
 from launchers import run
 from launchers.merge_only import Folders
-from merging import merge, open_merged
+from launchers.preflight import PROCESS, memory_of
+from merging import Experts, merge, open_merged
 from merging.checkpoints import SafetensorsFile
-from merging.methods import Ties
+from merging.methods import Dare, Ties, TsvM
 
 transformers = pytest.importorskip("transformers")
 NONE = ["suite=none", "experts.base=models/base", "experts.paths=[models/math,models/code]", "save=merged/"]
@@ -131,6 +133,32 @@ def test_tokenizers_that_differ_are_refused_before_a_weight_is_read(duet, models
     assert code == 1 and re.search(
         r"tokenizers differ: 'a' has the id 9 in code .* 3 in the base.*vocabulary=union", said
     ), said
+
+
+def test_disk_and_memory_are_told_first(duet, models, tmp_path, monkeypatch):
+    code, said = duet(*NONE, "method=average", "save_dtype=bf16")
+    size = sum((tmp_path / "merged" / name).stat().st_size for name in ("model.safetensors",))
+    pattern = (
+        r"merging math, code onto models/base\S*: ([\d,]+) parameters; 0\.00 GB into merged/, [\d.]+ GB are free; mem"
+    )
+    assert code == 0 and (line := re.search(pattern + r"ory from 0\.6 GB, [\d.]+ GB are free", said)), said
+    assert 2 * int(line[1].replace(",", "")) < size < 2 * int(line[1].replace(",", "")) + 4000  # and the header
+    monkeypatch.setattr(SafetensorsFile, "tensor", lambda *_: pytest.fail("a weight was read"))
+    monkeypatch.setattr("launchers.preflight.memory", lambda: 10**8)
+    code, said = duet(*NONE, "method=tsv_m", "save=other/")
+    assert code == 1 and re.search(r"TsvM takes 0\.6 GB of memory at least for \S+ parameters, and 0\.1 GB are", said)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    code, said = duet(*NONE, "save=other/")
+    assert code == 1 and re.search(r"other/ takes 0\.00 GB, and \S+ has 0\.00 GB free\. Free some space", said), said
+    assert not (tmp_path / "other").exists()
+
+
+def test_memory_of_methods(models):
+    experts = Experts.open(models / "base", [models / "math", models / "code"])
+    sizes = [spec.shape.numel() for spec in experts.specs().values()]
+    assert memory_of(TsvM(), experts) - PROCESS == 4 * (sum(sizes) + 4 * max(sizes))
+    assert memory_of(Dare(then=TsvM()), experts) == memory_of(TsvM(), experts)
+    assert memory_of(Dare(then=Ties()), experts) - PROCESS == 4 * sum(sizes)  # that of a small model is kept
 
 
 def test_push_without_a_token_computes_nothing(duet, models, tmp_path, monkeypatch):
