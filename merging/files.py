@@ -29,7 +29,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], dura
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent, path.name)
-        with _locked(partial) as file:
+        with _mine(partial), open(partial, "wb", opener=_locked) as file:
             write(file)
             file.flush()
             if durable:
@@ -46,42 +46,47 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object], dura
     return path
 
 
-_MINE: set[str] = set()  # temporary files of this process; some file systems keep no locks between its threads
+_MINE: set[str] = (
+    set()
+)  # temporary files and folders of this process; some file systems keep no locks between its threads
 
 
 @contextlib.contextmanager
-def _locked(partial: Path) -> Iterator[BinaryIO]:
-    """A new file, locked until it is closed: the sign that its writer lives, on every machine that shares the disk."""
+def _mine(partial: Path) -> Iterator[None]:
+    """While a temporary file or folder is this process's own."""
     _MINE.add(os.path.abspath(partial))
     try:
-        with _opened(partial) as file:
-            yield file
+        yield
     finally:
         _MINE.discard(os.path.abspath(partial))
 
 
-def _opened(partial: Path) -> BinaryIO:
+def _locked(partial: str | Path, flags: int) -> int:
+    """Opens a new file or folder, locked until it is closed: the sign that its writer lives, on every machine that
+    shares the disk."""
     while True:
-        file = partial.open("wb")
+        descriptor = os.open(partial, flags, 0o666)
         with contextlib.suppress(OSError):  # a file system without locks: nothing there is ever taken for abandoned
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # it was taken for abandoned before it was locked
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # it was taken for abandoned before it was locked
 
 
 def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
-    """Remove the temporary files of writers that were killed: those of the file `name`, by default of every file."""
+    """Remove the temporary files and folders of writers that were killed: those of `name`, by default of every name."""
     temporary = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\d+\.\d+")
     with os.scandir(folder) as entries:
-        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
-        paths = [file.path for file in files if temporary.fullmatch(file.name)]
+        paths = [entry.path for entry in entries if temporary.fullmatch(entry.name) and not entry.is_symlink()]
     for path in paths:
         if os.path.abspath(path) not in _MINE:
-            with contextlib.suppress(OSError), open(path, "r+b") as file:  # its writer lives, or another removed it
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # no newer file of that name
-                    os.unlink(path)
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # it lives, or another removed it
+                inner = os.path.isdir(path)
+                descriptor = os.open(path, os.O_RDONLY if inner else os.O_RDWR)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # no newer one of that name
+                    shutil.rmtree(path) if inner else os.unlink(path)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -101,9 +106,10 @@ def write_folder(path: str | Path, fill: Callable[[Path], object], replaces: boo
     older = partial.with_name(f"{partial.name}.older")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned_folders(path)
-        partial.mkdir()
-        with _locked_folder(partial):
+        remove_abandoned(path.parent, path.name)
+        with _mine(partial), contextlib.ExitStack() as stack:
+            partial.mkdir()
+            stack.callback(os.close, _locked(partial, os.O_RDONLY))
             fill(partial)
             if replaces and path.exists():
                 os.rename(path, older)
@@ -123,38 +129,17 @@ def write_folder(path: str | Path, fill: Callable[[Path], object], replaces: boo
     return path
 
 
-@contextlib.contextmanager
-def _locked_folder(partial: Path) -> Iterator[None]:
-    """As `_locked`, for a folder."""
-    _MINE.add(str(partial))
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-        _MINE.discard(str(partial))
-
-
-def _remove_abandoned_folders(path: Path) -> None:
-    """Remove the temporary folders of writers of `path` that were killed."""
-    temporary = re.compile(rf"\.{re.escape(path.name)}\.\d+\.\d+")
-    for folder in (folder for folder in path.parent.iterdir() if temporary.fullmatch(folder.name) and folder.is_dir()):
-        if str(folder) not in _MINE:
-            with contextlib.suppress(OSError):  # its writer lives
-                descriptor = os.open(folder, os.O_RDONLY)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder)
-                finally:
-                    os.close(descriptor)
+def room(path: str | Path) -> tuple[Path, int]:
+    """The folder that is there of a path to be written, and the bytes that are free on its disk."""
+    path = Path(os.path.abspath(path))
+    disk = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    return disk, shutil.disk_usage(disk).free
 
 
 def check_room(path: str | Path, size: int) -> None:
     """Raises UserError unless `size` bytes fit on the disk of `path`."""
-    disk = next(folder for folder in Path(os.path.abspath(path)).parents if folder.exists())
-    if size > (free := shutil.disk_usage(disk).free):
+    disk, free = room(path)
+    if size > free:
         raise UserError(
             f"{path} takes {size / 1e9:.2f} GB, and {disk} has {free / 1e9:.2f} GB free. Free some space, choose a "
             f"folder on a larger disk, or save it smaller with save_dtype=bf16."

@@ -4,9 +4,6 @@ Ben Allal et al., 2025 (arXiv 2502.02737), Apache-2.0. The package's own code, a
 """
 
 import logging
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,7 +15,7 @@ from merging.backbones.hugging_face import HuggingFace, library
 from merging.cache import Cache, code
 from merging.checkpoints import Checkpoint, SafetensorsFile
 from merging.errors import UserError
-from merging.files import Content
+from merging.files import Content, write_folder
 from merging.identity import WHERE
 from tasks import finetune
 
@@ -65,16 +62,12 @@ def rebuilt(cache: Cache) -> Path:
     """
     source, key = gguf(cache), code((__name__,), ("transformers", "gguf"))
     folder = cache.folder / f"smollm2-{key}"
-    if not folder.exists():
-        cache.folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=cache.folder))
-        try:
-            _rebuild(source, partial)
-            if not folder.exists():  # another process was faster
-                os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    try:
+        return folder if folder.exists() else write_folder(folder, lambda partial: _rebuild(source, partial))
+    except UserError:
+        if not folder.exists():  # else another process was faster
+            raise
+        return folder
 
 
 def gguf(cache: Cache) -> Path:

@@ -176,14 +176,14 @@ class TestCard:
 class TestBadInput:
     def test_a_disk_that_fills_while_the_third_shard_is_written(self, llamas, tmp_path, monkeypatch):
         (tmp_path / "new").mkdir()
-        honest = files._opened
+        honest = files._locked
 
-        def opened(partial):
-            if "model-00003" in partial.name:
+        def locked(partial, flags):
+            if "model-00003" in str(partial):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return honest(partial)
+            return honest(partial, flags)
 
-        monkeypatch.setattr(files, "_opened", opened)
+        monkeypatch.setattr(files, "_locked", locked)
         target = tmp_path / "new" / "out"
         with pytest.raises(
             UserError, match=rf"Cannot write {target}/model-00003-of-\d+\.safetensors: No space left on "
