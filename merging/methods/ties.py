@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
@@ -33,16 +33,22 @@ class Ties(ByKind, prefix="ties: "):
     streams: ClassVar[bool] = True
 
     def __call__(self, experts: Experts) -> Merged:
-        total = sum(spec.shape.numel() for spec in experts.specs().values())
-        if total == 0:
+        if not any(spec.shape.numel() for spec in experts.specs().values()):
             return self.weighed(experts, {}, self.scale)
+        trim = self._trim(experts)
+        changes = (
+            self._once(experts, trim) if kept(experts) else dict(terms(entrywise(experts, self._again(experts, trim))))
+        )
+        return self.weighed(experts, alike(experts, changes), self.scale)
+
+    def merging(self, experts: Experts) -> Callable[[Entry, Tensor], Tensor]:
+        """What this method makes of the entries from one on, tau [T, n], which are overwritten, before the scale."""
+        return self._again(experts, self._trim(experts))
+
+    def _trim(self, experts: Experts) -> KeepLargest:
+        total = sum(spec.shape.numel() for spec in experts.specs().values())
         count = min(int(total * self.density) + 1, total)  # the published threshold entry is kept too
-        trim = KeepLargest.find(partial(sweep, experts), count)
-        changes = (self._once if kept(experts) else self._again)(experts, trim)
-        for key, first in experts.tied.items():
-            if key in changes and first in changes:
-                changes[key] = changes[first]  # of equals at the threshold one name may keep what the other drops
-        return self.weighed(experts, Combined(changes), self.scale)
+        return KeepLargest.find(partial(sweep, experts), count)
 
     def _once(self, experts: Experts, trim: KeepLargest) -> dict[str, Term]:
         """In one pass: entries that cancel exactly take the majority sign of the model, known only after it."""
@@ -61,8 +67,8 @@ class Ties(ByKind, prefix="ties: "):
             piece.merged[piece.cancelled] = piece.positive
         return dict[str, Term](merged)
 
-    def _again(self, experts: Experts, trim: KeepLargest) -> dict[str, Term]:
-        """With a pass for the majority sign alone, then entry by entry whenever they are asked for."""
+    def _again(self, experts: Experts, trim: KeepLargest) -> Callable[[Entry, Tensor], Tensor]:
+        """Entry by entry, whenever they are asked for, after a pass for the majority sign alone."""
         votes = sum(sweep(experts, lambda name, tau: int(trim(name, tau).sum(0).sign_().sum())))
         scratch = Scratch()
 
@@ -72,7 +78,7 @@ class Ties(ByKind, prefix="ties: "):
                 piece.merged[piece.cancelled] = piece.positive
             return piece.merged
 
-        return dict(terms(entrywise(experts, merge)))
+        return merge
 
     def _disjoint(self, tau: Tensor, out: Tensor, scratch: Tensor) -> "Piece":
         """Merge trimmed [T, n] into `out` [n]; entries that cancel exactly count as negative."""
@@ -96,6 +102,14 @@ class Piece(NamedTuple):
     merged: Tensor
     cancelled: Tensor  # entries whose task vectors sum to zero
     positive: Tensor  # their values under a positive sign
+
+
+def alike(experts: Experts, changes: Mapping[str, Term]) -> Combined:
+    """The same changes, but that all names of a tied parameter have those of the first one.
+
+    Of equals at the threshold of a trim one name may keep what another drops.
+    """
+    return Combined({key: changes.get(experts.tied.get(key, key), change) for key, change in changes.items()})
 
 
 def agreeing(experts: Experts, density: float) -> Iterator[tuple[str, Tensor]]:

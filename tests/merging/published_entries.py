@@ -67,3 +67,14 @@ def ram(taus, threshold, factor, clip=1.0, per_parameter=False):
             merged.append(sum(values) / len(values) if values else 0.0)
         changes[key] = torch.tensor(merged, dtype=torch.float64).reshape(tau.shape[1:])
     return changes
+
+
+def consensus(taus, together, threshold, least, scale):
+    """`together` {key: [*shape]} is the multi-task vector, of Task Arithmetic or TIES; masks by generate_task_masks."""
+    changes = {}
+    for key, tau in taus.items():
+        votes = torch.zeros(tau.shape[1:], dtype=torch.int64)
+        for each in tau:
+            votes += each.abs() > (together[key] - each).abs() * threshold
+        changes[key] = scale * together[key] * (votes >= least)
+    return changes

@@ -1,12 +1,13 @@
 """Methods that look at one entry of all experts at a time, against their published steps and in closed form."""
 
+import published as all_entries
 import published_entries as published
 import pytest
 import torch
 from samples import SHAPES, drawn, equal, family, models, task_vectors
 
 from merging import UserError, merge
-from merging.methods import Average, MagMax, Ram, TaskArithmetic
+from merging.methods import Average, Consensus, MagMax, Ram, TaskArithmetic, Ties
 
 ROUNDING = 1e-6  # as in test_methods
 
@@ -21,8 +22,18 @@ def sparse_family(tasks, shapes=SHAPES):
     return base, experts
 
 
+def summed(taus):
+    return all_entries.task_arithmetic(taus, 1)
+
+
 CASES = [
     pytest.param(MagMax(), lambda taus: published.mag_max(taus, 0.5), id="magmax"),
+    pytest.param(Consensus(), lambda taus: published.consensus(taus, summed(taus), 0.4, 2, 0.3), id="consensus"),
+    pytest.param(
+        Consensus("ties", 0.6, 1, 0.3, 0.5),
+        lambda taus: published.consensus(taus, all_entries.ties(taus, 0.3, "sum", 1), 0.6, 1, 0.5),
+        id="consensus ties",
+    ),
     pytest.param(Ram(), lambda taus: published.ram(taus, 1e-5, 1.0), id="ram"),
     pytest.param(Ram(factor=1.2), lambda taus: published.ram(taus, 1e-5, 1.2), id="ram+"),
     pytest.param(Ram(0.5, 1.1, 0.2, "parameter"), lambda taus: published.ram(taus, 0.5, 1.1, 0.2, True), id="mergekit"),
@@ -54,6 +65,19 @@ def test_magmax_is_equivariant_and_positive_where_magnitudes_are_equal():
     assert all(torch.allclose(first[key] - base[key], base[key] - second[key], atol=ROUNDING) for key in SHAPES)
     base, tau = {"w": torch.zeros(3)}, torch.tensor([1.0, -2.0, 0.0])
     assert merge(MagMax(1.0), base, [{"w": tau}, {"w": -tau}]).weight("w").tolist() == [1.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize(("merged", "plain"), [("sum", TaskArithmetic()), ("ties", Ties())])
+def test_consensus_between_all_entries_and_none(merged, plain):
+    """Every task uses an entry where all agree about it; beyond all tasks nothing is kept."""
+    base, experts = family(3)
+    everything = merge(Consensus(merged, least=0), base, experts)
+    assert equal(*models(everything), *models(merge(plain, base, experts)))
+    nothing = merge(Consensus(merged, least=4), base, experts)
+    assert equal(*models(nothing), {key: base[key] for key in SHAPES})
+    same = merge(Consensus(threshold=0.4, least=3), base, [experts[0]] * 3)
+    assert all(torch.allclose(same.weight(key), base[key] + 0.9 * (experts[0][key] - base[key]), atol=ROUNDING)
+               for key in SHAPES)  # fmt: skip
 
 
 def test_ram_of_disjoint_changes_is_their_sum_and_of_dense_ones_the_mean():
