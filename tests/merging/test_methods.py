@@ -210,11 +210,12 @@ def test_knob_out_of_range(build, message):
 ELSEWHERE = {  # of static methods, by the file that compares them
     "here, or of what is trained and measured": "Dare LinearProbe Multitask Single",
     "test_ada_merging": "AdaMerging",
-    "test_entry_methods": "MagMax Ram",
+    "test_entry_methods": "Consensus MagMax Ram",
     "test_lora_methods": "DoMerging Knots",
     "test_mask_methods": "NeuronMask",
     "test_reg_mean": "RegMean",
     "test_row_sparsifiers": "Breadcrumbs Della",
+    "test_spheres": "Karcher",
     "test_wudi and other files of methods of matrices": "Aswudi DcMerge Doge Opcm OptMerge Swudi Wudi",
 }
 
