@@ -1,4 +1,4 @@
-"""KnOTS and DO-Merging, of factors and of whole matrices, against their published steps and by algebra."""
+"""Methods made for LoRA experts, of factors and of whole matrices, against their published steps and by algebra."""
 
 import published_matrix as published
 import pytest
@@ -9,7 +9,7 @@ from merging import Experts, UserError, merge
 from merging.checkpoints import StateDict
 from merging.checkpoints.lora import Lora, LoraConfig
 from merging.combined import mix_of
-from merging.methods import Dare, DoMerging, Emr, Knots, TaskArithmetic, Ties
+from merging.methods import AsAdapter, Average, Cat, Dare, DoMerging, Emr, Knots, TaskArithmetic, Ties
 
 SHAPES = {"a.weight": (8, 20), "b.weight": (24, 9), "c.bias": (7,)}
 RANKS, FACTORS = (1, 2, 3), 1e-5
@@ -98,3 +98,49 @@ def test_do_merging_by_algebra():
     assert torch.allclose(merged(equal), equal.mean(0), atol=FACTORS)
     (remark,) = merge(DoMerging(), {"w": torch.zeros(6, 8)}, [{"w": t} for t in tau]).remarks
     assert "was left out" in remark and DoMerging()(adapted()[0]).remarks == ()
+
+
+def test_cat_is_the_weighted_sum_of_the_products():
+    weights = [0.5, -0.2, 0.9]
+    factored, whole = (Cat(weights=weights, scale=2.0)(experts) for experts in adapted())
+    factors = adapted()[0].low_rank("a.weight")
+    assert factors is not None
+    expected = 2 * sum((w * up @ down for w, (up, down) in zip(weights, map(factors.factors, range(3)), strict=True)))
+    for merged in (factored, whole):
+        assert torch.allclose(merged.weight("a.weight"), torch.as_tensor(expected), atol=FACTORS)
+    for experts in adapted():
+        assert torch.allclose(Cat()(experts).weight("b.weight"), Average()(experts).weight("b.weight"), atol=FACTORS)
+    with pytest.raises(UserError, match=r"there are 2 weights for 3 tasks\. Give one per task"):
+        Cat(weights=[1.0, 1.0])(adapted()[0])
+
+
+def test_linear_sums_factors_and_needs_equal_ranks():
+    base = StateDict({"a.weight": torch.zeros(5, 6)})
+    pairs = [(drawn(5, 2, seed=t), drawn(2, 6, seed=t + 5)) for t in range(3)]
+    names = ["base_model.model.a.lora_B.weight", "base_model.model.a.lora_A.weight"]
+    tensors = [dict(zip(names, pair, strict=True)) for pair in pairs]
+    lora = [Lora(base, StateDict(tensors[t]), LoraConfig(2, 2 * (t + 1))) for t in range(3)]  # alpha / r = 1, 2, 3
+    merged = Cat("linear", [0.2, 0.3, 0.5])(Experts.open(base, lora))
+    up = 0.2 * pairs[0][0] + 0.3 * 2 * pairs[1][0] + 0.5 * 3 * pairs[2][0]
+    expected = up @ (pairs[0][1] + pairs[1][1] + pairs[2][1])
+    assert torch.allclose(merged.weight("a.weight"), expected, atol=FACTORS)
+    assert torch.allclose(Cat("linear")(Experts.open(base, lora[:1])).weight("a.weight"), lora[0].tensor("a.weight"))
+    factored, whole = adapted()
+    with pytest.raises(UserError, match=r"mode=linear needs equal ranks, and a.weight has \[1, 2, 3\]"):
+        Cat("linear")(factored)
+    with pytest.raises(UserError, match=r"a.weight of these experts has none: they are no adapters"):
+        Cat("linear")(whole)
+
+
+@pytest.mark.parametrize("then", [TaskArithmetic(0.7), Ties(0.5), Knots()], ids=str)
+@pytest.mark.parametrize("rank", [1, 4, None])
+def test_as_adapter_is_the_nearest_of_its_rank(then, rank):
+    for experts in adapted():
+        merged, plain = AsAdapter(then, rank)(experts), then(experts)
+        for key in SHAPES:
+            expected = plain.weight(key)
+            if expected.ndim == 2:
+                u, s, vh = torch.linalg.svd(expected, full_matrices=False)
+                kept = rank or (max(RANKS) if experts.low_rank(key) is not None else len(s))
+                expected = (u[:, :kept] * s[:kept]) @ vh[:kept]
+            assert torch.allclose(merged.weight(key), expected, atol=FACTORS), key

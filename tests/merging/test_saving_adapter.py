@@ -8,7 +8,7 @@ from hf_folders import BERT, IDS, json_of, logits, written
 from samples import drawn
 
 from merging import Experts, UserError, merge, open_merged
-from merging.methods import Average, DoMerging, Emr, Knots, TaskArithmetic, Ties
+from merging.methods import AsAdapter, Average, Cat, DoMerging, Emr, Knots, TaskArithmetic, Ties
 
 transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
 GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 12, "n_positions": 16, "bos_token_id": 1}
@@ -46,7 +46,13 @@ def made(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "method",
-    [Average(), TaskArithmetic(0.7, kinds={"attention_q": 0.2, "attention_qkv": 0.4}), Knots(), DoMerging(steps=3)],
+    [
+        Average(),
+        TaskArithmetic(0.7, kinds={"attention_q": 0.2, "attention_qkv": 0.4}),
+        Knots(),
+        DoMerging(steps=3),
+        Cat(weights=[0.9, 0.4]),
+    ],
 )
 def test_peft_answers_as_the_merged_model(made, tmp_path, family, method):
     base, adapters = made(family)
@@ -95,6 +101,18 @@ def randomised(adapted, seed):
         if "lora_" in name or "modules_to_save" in name:
             parameter.data = 0.3 * drawn(*parameter.shape, seed=100 * seed + index)
     return adapted
+
+
+@pytest.mark.parametrize("then", [Ties(), TaskArithmetic(1.0)], ids=str)
+def test_any_method_as_an_adapter_of_that_rank(made, tmp_path, then):
+    base, adapters = made("tables")
+    merged = merge(AsAdapter(then, rank=2), base, adapters)
+    config = json_of(merged.save(f"{tmp_path}/out/", adapter=True) / "adapter_config.json")
+    assert config["r"] == 2 and not config["rank_pattern"]
+    model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
+    whole = transformers.AutoModelForCausalLM.from_pretrained(merged.save(f"{tmp_path}/whole/")).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(input_ids=torch.tensor(IDS)).logits, logits(whole), atol=1e-5, rtol=0)
 
 
 class TestRefused:
