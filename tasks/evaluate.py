@@ -21,7 +21,7 @@ from tasks.journal import NOWHERE, Journal, Page, joined
 from tasks.mixed import mixes_tasks, run_together
 from tasks.moving import Moving
 from tasks.score import Score
-from tasks.split import Inputs, Split, count_of
+from tasks.split import Inputs, Split, count_of, held
 from tasks.suite import Suite
 from tasks.task import Predictions, Read, Task, head_id, reading
 
@@ -97,7 +97,7 @@ class Grid:
     def at_scales(
         self, merged: Merged, scales: Sequence[float], split: str, journal: Journal = NOWHERE
     ) -> list[Scores]:
-        """Scores at each coefficient, as `score` gives them. A batch is prepared once for all of them.
+        """Scores at each coefficient, as `score` gives them. Batches are prepared once for all of them.
 
         Deltas are mixed by the true task. A sample with an output that is not finite counts as wrong.
         """
@@ -183,11 +183,14 @@ class Grid:
         prepare, read, notes = reading(self.backbone, task)
         remarks = notes(samples.inputs)
         with self.module() as module:
-            for batch in self.engine.stream(samples.inputs, page.done):
-                inputs, kept = prepare(batch), []
+            moving.put(module, scales[0])
+            for batches in held(map(prepare, self.engine.stream(samples.inputs, page.done))):
+                kept: list[Predictions] = []
                 for scale in scales:
-                    moving.put(module, scale)
-                    kept.append(decided(task, answer(module, inputs, read=read, engine=self.engine)[0]))
+                    moving.put(module, scale, whole=False)
+                    with self.engine.running():  # around all batches: weights are cast once
+                        outputs = [decided(task, answer(module, x, read=read, engine=self.engine)[0]) for x in batches]
+                    kept.append({name: joined([some[name] for some in outputs]) for name in outputs[0]})
                 page.add({name: joined([some[name][:, None] for some in kept], 1) for name in kept[0]})
         page.store()
         stored = page.together().items()
@@ -225,12 +228,13 @@ def outcome(
             return task.run(module, backbone, engine, samples, page)  # type: ignore[attr-defined]
         prepare, read, notes = reading(backbone, task)
         remarks.extend(notes(samples.inputs))
-        for inputs in engine.stream(samples.inputs, page.done):
-            prepared = prepare(inputs)
-            w = None if gated is None else gate_of(gated, prepared, engine)
-            features, weights = answer(module, prepared, w, read=read, engine=engine)
-            weights = weights if w is None else w
-            page.add({**decided(task, features, split), **({} if weights is None else {WEIGHTS: weights.float()})})
+        with engine.running():  # around all batches: weights are cast once
+            for inputs in engine.stream(samples.inputs, page.done):
+                prepared = prepare(inputs)
+                w = None if gated is None else gate_of(gated, prepared, engine)
+                features, weights = answer(module, prepared, w, read=read, engine=engine)
+                weights = weights if w is None else w
+                page.add({**decided(task, features, split), **({} if weights is None else {WEIGHTS: weights.float()})})
         page.store()
         return page.together()
 
@@ -258,7 +262,7 @@ def decided(task: Task, features: Tensor, strict: str | None = None) -> Predicti
     if head is not None:
         with torch.inference_mode(False):  # what is moved in inference mode could not be learned through any more
             head.to(features.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(features.device.type, enabled=False):  # heads are run in fp32
         outputs = features if head is None else head(features)
     if strict is not None and not outputs.isfinite().all():
         raise UserError(

@@ -26,7 +26,7 @@ class Moving:
         """What all tasks share of a merge."""
         pieces = {key: merged.pieces(key) for key in merged.specs}
         fixed = {key: fixed.to(device) for key, (fixed, _) in pieces.items()}
-        change = {key: change.to(device) for key, (_, change) in pieces.items() if change is not None}
+        change = {key: change.to(device) for key, (_, change) in pieces.items() if change is not None and change.any()}
         return cls(fixed, change, {key: spec.dtype for key, spec in merged.specs.items()})
 
     def with_delta(self, merged: Merged, task: int) -> "Moving":
@@ -36,10 +36,10 @@ class Moving:
         return replace(self, delta={key: delta.mix(gate).to(self.fixed[key].device) for key, delta in deltas})
 
     @torch.no_grad()
-    def put(self, tower: nn.Module, scale: float) -> None:
-        """Write W(scale) into the parameters of a tower."""
+    def put(self, tower: nn.Module, scale: float, whole: bool = True) -> None:
+        """Write W(scale) into a tower; whole=False: into one that has W of another scale, what the scale changes."""
         for key, weight in tower.state_dict().items():
-            if key not in self.fixed:
+            if key not in (self.fixed if whole else self.change):
                 continue
             if key in self.change:
                 torch.add(self.fixed[key], self.change[key], alpha=scale, out=weight)

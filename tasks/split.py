@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ class Texts(Sequence):
 
 
 Inputs = Tensor | Mapping[str, Tensor] | Texts  # images; token ids and their mask by name; or what gives these
+HELD = 1 << 26  # bytes of prepared inputs in memory at once
 SPLITS = ("train", "val", "calibration", "test")  # calibration is used without its labels
 
 
@@ -79,6 +80,19 @@ class Split:
 def count_of(inputs: Inputs) -> int:
     """The number of samples."""
     return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
+
+
+def held(batches: Iterable[Inputs]) -> Iterator[list[Inputs]]:
+    """Prepared batches in lists that take about HELD bytes, one at least."""
+    some, size = list[Inputs](), 0
+    for batch in batches:
+        tensors = batch.values() if isinstance(batch, Mapping) else [batch]
+        some, size = [*some, batch], size + sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+        if size >= HELD:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:

@@ -9,6 +9,7 @@ from sklearn import metrics as reference
 
 from merging.errors import UserError
 from tasks.metrics import measure, metric, metrics
+from tasks.metrics.metric import Rows
 
 RANDOM = torch.Generator().manual_seed(0)
 CLASSES = [torch.randint(3, (2, 50), generator=RANDOM), torch.tensor([[0, 2, 2, 0], [1, 2, 0, 0]])]
@@ -65,6 +66,16 @@ def test_standard_errors_are_those_of_samples():
     x = torch.randn(400, generator=RANDOM)
     score = measure(["pearson"], "any", x + torch.randn(400, generator=RANDOM), x)
     assert score.standard_error == pytest.approx((1 - score.value**2) / math.sqrt(400), rel=0.15)  # Fisher
+
+
+@pytest.mark.parametrize("name", [name for name, kind in metrics().items() if issubclass(kind, Rows)])
+def test_rows_are_measured_one_by_one(name):
+    random = torch.Generator().manual_seed(1)
+    draw = torch.randint(2, (2, 6, 20), generator=random)
+    predicted, labels = draw.float().cumsum(2) if metric(name).compares == "numbers" else draw
+    predicted[0] = predicted[0, 0]  # a constant one
+    values = metric(name).values(predicted, labels)
+    assert values.tolist() == [metric(name).value(*row) for row in zip(predicted, labels, strict=True)]
 
 
 def test_predictions_that_are_no_numbers_are_the_worst():
