@@ -11,7 +11,8 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.preflight import some
 
-Stream = Callable[[], Iterator[tuple[str, Tensor]]]  # (key, tau [T, *shape]) in a fixed order; a buffer used again
+# (key, tau [T, *shape]) of some keys, or all, in a fixed order; a buffer used again
+Stream = Callable[[Sequence[str] | None], Iterator[tuple[str, Tensor]]]
 
 
 def columns(experts: Experts, by_parameter: bool) -> dict[str, int]:
@@ -51,6 +52,10 @@ class Coefficients:
                 f"known, so that no coefficient can be learned. Give the backbone that the checkpoints are of."
             )
         self.module.load_state_dict({key: experts.origin.tensor(key) for key in self.module.state_dict()})
+        self._changed = [key for key, tau in stream(None) if tau.any()] or list(self.column)
+        self.module.requires_grad_(False)  # of what no expert has changed no coefficient can
+        for key in self._weights.keys() & self._changed:
+            self._weights[key].requires_grad_()
 
     def parameters(self) -> list[Tensor]:
         return [self.values]
@@ -66,7 +71,7 @@ class Coefficients:
         with torch.no_grad():
             if self.clamp:
                 self.values.clamp_(0, 1)
-            for key, tau in self.stream():
+            for key, tau in self.stream(self._changed):
                 if key in state:
                     change = combination(self.values, self.column[key], tau.to(self.values.device))
                     state[key].copy_(self.experts.base(key).to(change.device) + change)
@@ -76,7 +81,7 @@ class Coefficients:
     def after(self) -> None:
         """The gradient of lambda[t, l]: the inner product of that of the weight with tau_t."""
         gradient = torch.zeros_like(self.values)
-        for key, tau in self.stream():
+        for key, tau in self.stream(self._changed):
             weight = self._weights.get(key)
             if weight is not None and weight.grad is not None:
                 gradient[:, self.column[key]] += tau.flatten(1).to(gradient.device) @ weight.grad.flatten()

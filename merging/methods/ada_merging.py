@@ -48,10 +48,10 @@ class AdaMerging(Options):
         """Raises UserError without inputs, and where the loss is not finite."""
         experts = replace(experts, separate_qkv=False)  # a coefficient for every parameter as the model has it
         trimmed = dict(agreeing(experts, self.density)) if self.density < 1 else None
-        stream = experts.stream if trimmed is None else lambda: iter(trimmed.items())
+        stream = experts.stream if trimmed is None else lambda keys: ((key, trimmed[key]) for key in keys or trimmed)
         values, collapsed = self._learned(experts, context, stream)
         column = columns(experts, self.level == "layer")
-        changes = {key: combination(values, column[key], tau) for key, tau in stream()}
+        changes = {key: combination(values, column[key], tau) for key, tau in stream(None)}
         remarks = (f"suspected of collapse: {', '.join(collapsed)}",) if collapsed else ()
         return experts.merged(changes, remarks=remarks)
 

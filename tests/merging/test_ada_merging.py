@@ -70,6 +70,15 @@ def test_the_gradient_is_that_of_the_folded_loss():
         assert float(gradient[task]) == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-2)
 
 
+def test_what_no_expert_has_changed_has_no_gradient():
+    experts, context = separable()
+    frozen = experts.keys()[0]
+    zeroed = lambda keys: ((key, 0 * tau if key == frozen else tau) for key, tau in experts.stream(keys))  # noqa: E731
+    model = Coefficients(experts, context.unlabelled(), zeroed, 0.3, by_parameter=True)
+    assert [name for name, weight in model.module.named_parameters() if not weight.requires_grad] == [frozen]
+    assert torch.equal(dict(model.module.named_parameters())[frozen], experts.base(frozen))
+
+
 def test_plus_plus_trims_and_elects_first():
     base, experts = family(3, tower())
     found, tau = opened(base, experts), task_vectors(base, experts)
