@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from merging.backbones import attention
 from merging.backbones.base import Backbone, Table, count_macs, normalised, tables
 from merging.backbones.language import Speaking, beside, untied
 from merging.errors import UserError
@@ -113,6 +114,7 @@ class HuggingFace(Speaking, Backbone):
     def _built(self) -> nn.Module:
         with FIRST_USE:
             made = getattr(library(), self.model, None)
+            attention.install()
         config = copy.deepcopy(self._config)  # models write into theirs
         if made is None:
             raise UserError(f"backbone.model={self.model} is no class of transformers {library().__version__}.")
