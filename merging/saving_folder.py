@@ -24,6 +24,7 @@ from merging.checkpoints.vocabulary import Aligned
 from merging.errors import UserError
 from merging.files import check_room, write_folder
 from merging.model_card import model_card
+from merging.ops import BLOCK
 from merging.saving import HEAD, beside, check_target, dense, dense_specs, ids_of, record, specs_of
 from merging.saving_adapter import check_adapters
 from merging.tokenizers import Tokenizer, tokenizer_of
@@ -151,8 +152,17 @@ def _without_tied(merged: "Merged", config: Mapping[str, Any]) -> dict[str, Spec
         return specs
     infos = ((key, _info(merged, key)) for key in specs)
     other = {key: info.tied for key, info in infos if info is not None and info.tied in specs}
-    twice = {key for key, first in other.items() if torch.equal(merged.static(key), merged.static(str(first)))}
+    twice = {key for key, first in other.items() if _equal(merged, key, str(first))}
     return {key: spec for key, spec in specs.items() if key not in twice}
+
+
+def _equal(merged: "Merged", one: str, other: str) -> bool:
+    """Whether two merged parameters hold the same numbers, with a block of each in memory."""
+    shape = merged.specs[one].shape
+    starts = range(0, shape.numel(), BLOCK)
+    return shape == merged.specs[other].shape and all(
+        torch.equal(merged.block(one, first), merged.block(other, first)) for first in starts
+    )
 
 
 def _info(merged: "Merged", key: str) -> ParamInfo | None:

@@ -101,7 +101,8 @@ def check_class_order(task: str, first: Sequence[str], second: Sequence[str], wh
     one, other = (names[index] if index < len(names) else "nothing" for names in (first, second))
     raise UserError(
         f"{task}: output {index} is {one}, and in the head of {where} it is {other}. Heads are scored by the order of "
-        f"their outputs: give the classes in the order of each head's id2label."
+        f"their outputs, which is not changed in silence: save that head with the rows of its last layer, and id2label "
+        f"of its config.json, for {', '.join(first)} in this order."
     )
 
 
