@@ -16,11 +16,11 @@ DATA = Path(__file__).parents[1] / "text" / "data" / "smol4"
 BETWEEN = "|"  # of stored choices
 PROMPTS = {
     "word": "Definition: {}\nWord:",
-    "kind": "Word: {}\nA kind of:",
+    "order": "Words: {}\nSentence:",
     "topic": "Definition: {}\nTopic:",
     "decade": "Speech: {}\nDecade:",
 }
-TOPIC_TOKENS = 4  # of the longest, with the end
+WRITTEN = {"order": (16, "rouge2"), "topic": (4, "exact_match")}  # tokens of the longest, with its end; metric
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,19 @@ class Prompts(Stored):
     asked: ClassVar[Mapping[str, str]] = PROMPTS
 
     def made(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Split:
-        prompts = [PROMPTS[self.task].format(row["text"]) for row in rows]
+        texts = [alphabetical(row["text"]) if self.task == "order" else row["text"] for row in rows]
+        prompts = [PROMPTS[self.task].format(text) for text in texts]
+        if self.task == "order":
+            return split_of(name, prompts, [f" {row['text']}" for row in rows])
         if self.task == "topic":
             return split_of(name, prompts, [" " + TOPICS[row["label"]].removeprefix("noun.") for row in rows])
         choices = [tuple(f" {choice}" for choice in row["pair"].split(BETWEEN)) for row in rows]
         return split_of(name, list(zip(prompts, choices, strict=True)), [row["label"] for row in rows])
+
+
+def alphabetical(sentence: str) -> str:
+    """Its words in alphabetical order."""
+    return " ".join(sorted(sentence.split()))
 
 
 def build(name: str, tasks: Sequence[str], sizes: Mapping[str, int], held_out: Sequence[str] = ()) -> Suite:
@@ -51,4 +59,7 @@ def build(name: str, tasks: Sequence[str], sizes: Mapping[str, int], held_out: S
 
 def _task(name: str, sizes: tuple[tuple[str, int], ...]) -> ChoiceTask | TextTask:
     data = Prompts(name, sizes)
-    return TextTask(name, data, tokens=TOPIC_TOKENS) if name == "topic" else ChoiceTask(name, data)
+    if name not in WRITTEN:
+        return ChoiceTask(name, data)
+    tokens, metric = WRITTEN[name]
+    return TextTask(name, data, metrics=(metric,), tokens=tokens)

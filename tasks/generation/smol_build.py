@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.generation.smol4 import DATA
-from tasks.generation.smol_questions import SIZES, decade, kind, topic, word
+from tasks.generation.smol_questions import SIZES, decade, order, topic, word
 from tasks.text.build import sources, summary
 from tasks.text.drawing import Example, draw
 from tasks.text.questions import Glosses
@@ -13,7 +13,7 @@ from tasks.text.speeches import Speech
 
 def build(glosses: Glosses, speeches: Sequence[Speech]) -> dict[str, dict[str, list[Example]]]:
     """Task -> split -> examples."""
-    placed = {"word": word(glosses), "kind": kind(glosses), "topic": topic(glosses), "decade": decade(speeches)}
+    placed = {"word": word(glosses), "order": order(speeches), "topic": topic(glosses), "decade": decade(speeches)}
     return {name: draw(f"smol4/{name}", examples, sizes=SIZES) for name, examples in placed.items()}
 
 

@@ -5,7 +5,7 @@ question; where answers are to choose from, its pair are the choices and its lab
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 
@@ -20,6 +20,7 @@ WRONG = 3  # choices beside the right one
 DECADES = range(1790, 2030, 10)
 APART = 40  # years between the right decade and a wrong one at least
 WINDOW, SENTENCES, WINDOWS = 30, 4, 20  # words and sentences of a passage, passages of a speech
+ORDERED = range(5, 10)  # words of a sentence that is put in order
 SIMPLE = re.compile(r"[a-z]+( [a-z]+)?")  # one word or two, without capitals
 
 
@@ -35,25 +36,6 @@ def word(glosses: Glosses) -> Iterator[Placed]:
         others = [other for other in groups[synset.lexname, split] if other not in synset.words]
         if len(others) > 10 and plain(right)[: max(4, len(right) - 2)] not in plain(synset.gloss):
             yield _choice(split, synset.gloss, right, others, random)
-
-
-def kind(glosses: Glosses) -> Iterator[Placed]:
-    """What a noun of one sense is a kind of, directly, among what others of its lexicographer file are kinds of."""
-    random, wordnet = stream("smol4", "kind"), glosses.wordnet
-    senses = Counter(name for synset in wordnet.synsets.values() if synset.pos == "n" for name in synset.words)
-    asked = [synset for synset in glosses.short.values() if _simple(synset) and senses[synset.words[0]] == 1]
-    above = {synset.key: wordnet.synsets[synset.hypernyms[0]] for synset in asked if synset.hypernyms}
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for key, up in above.items():
-        if _simple(up):
-            groups[wordnet.synsets[key].lexname, glosses.split[key]].append(up.words[0])
-    for key, up in above.items():
-        synset, split = wordnet.synsets[key], glosses.split[key]
-        right, name = up.words[0], synset.words[0]
-        true = {one for ancestor in wordnet.ancestors(key) for one in wordnet.synsets[ancestor].words}
-        others = sorted(set(groups[synset.lexname, split]) - true)
-        if len(others) > 10 and _simple(up) and right not in name and name not in right:
-            yield _choice(split, name, right, others, random)
 
 
 def topic(glosses: Glosses) -> Iterator[Placed]:
@@ -76,6 +58,15 @@ def decade(speeches: Iterable[Speech]) -> Iterator[Placed]:
             if len(words) >= 24:
                 text = re.sub(r"\d+", "0", " ".join(words))
                 yield _choice(split_of(f"speech/{speech.name}"), text, f"{right}s", others, random)
+
+
+def order(speeches: Iterable[Speech]) -> Iterator[Placed]:
+    """A sentence of a few plain words, in small letters; asked are its words in alphabetical order."""
+    for speech in speeches:
+        for sentence in speech.sentences:
+            words = sentence[:-1].lower().split()
+            if sentence.endswith(".") and len(words) in ORDERED and all(map(str.isalpha, words)):
+                yield Placed(split_of(f"speech/{speech.name}"), Example(" ".join(words), None, 0))
 
 
 def _simple(synset: Synset) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from merging.errors import UserError
-from tasks.generation.smol4 import DATA, PROMPTS, build
+from tasks.generation.smol4 import DATA, PROMPTS, WRITTEN, alphabetical, build
 from tasks.generation.smol_build import build as built
-from tasks.generation.smol_questions import APART, BETWEEN, SIZES, decade, kind, word
+from tasks.generation.smol_questions import APART, BETWEEN, SIZES, decade, order, word
 from tasks.split import SPLITS
 from tasks.suite import Suite
 from tasks.text import suite as gloss8
@@ -36,11 +36,17 @@ def questions(task, split):
     return [text.removeprefix(before).removesuffix(after) for text in texts]
 
 
+def answers(task, split):
+    """Right ones."""
+    split = task.split(split)
+    return task.told(split.inputs, split.labels)[1]
+
+
 def test_no_text_is_in_two_splits_of_any_task_of_gloss8_and_smol4(suite):
     other = gloss8.build("gloss8", list(gloss8.CLASSES), GLOSS8_SIZES)
     together = {}
     for name in SPLITS:
-        texts = [text for task in suite.tasks for text in questions(task, name)]
+        texts = [text for task in suite.tasks for text in (*questions(task, name), *answers(task, name))]
         pairs = [
             item if isinstance(item, tuple) else (item,) for task in other.tasks for item in task.split(name).inputs
         ]
@@ -54,13 +60,16 @@ def test_splits_have_their_sizes_and_right_answers_equal_shares(suite):
     for task in suite.tasks:
         for name in SPLITS:
             split = task.split(name)
-            _, answers = task.told(split.inputs, split.labels)
-            assert len(split) == len(answers) == SIZES[name]
+            right = answers(task, name)
+            assert len(split) == len(right) == SIZES[name]
             if task.name == "topic":
-                assert {answer.strip() for answer in answers} == {topic.removeprefix("noun.") for topic in TOPICS}
+                assert {answer.strip() for answer in right} == {topic.removeprefix("noun.") for topic in TOPICS}
+            if task.name == "order":
+                assert [sorted(answer.split()) for answer in right] == [*map(str.split, questions(task, name))]
+            if task.name in WRITTEN:
                 continue
             assert split.labels.bincount().tolist() == [SIZES[name] // 4] * 4
-            for (_, choices), answer in zip(split.inputs, answers, strict=True):
+            for (_, choices), answer in zip(split.inputs, right, strict=True):
                 assert len(set(choices)) == 4 and answer in choices and all(one[0] == " " for one in choices)
 
 
@@ -106,11 +115,16 @@ def glosses(tmp_path) -> Glosses:
     return Glosses(WordNet(tmp_path))
 
 
-def test_the_right_choice_is_the_word_or_what_is_directly_above_it(glosses):
-    words, kinds = ({placed.example.text: placed.example for placed in ask(glosses)} for ask in (word, kind))
-    assert words and all(example.pair.split(BETWEEN)[int(example.label)].isalpha() for example in words.values())
-    assert "catlet" not in kinds  # its name says it
-    assert {kinds[name].pair.split(BETWEEN)[int(kinds[name].label)] for name in ("cat", "dog")} == {"animal"}
+def test_the_right_choice_is_the_word(glosses):
+    words = [placed.example for placed in word(glosses)]
+    assert words and all(example.pair.split(BETWEEN)[int(example.label)].isalpha() for example in words)
+
+
+def test_sentences_of_a_few_plain_words_are_to_be_put_in_order():
+    sentences = ["We ask for peace now.", "It was 1862, a hard year.", "No more.", "Do we want a war?"]
+    (placed,) = order([Speech("a", 1862, sentences)])
+    assert placed.example == ("we ask for peace now", None, 0)
+    assert alphabetical(placed.example.text) == "ask for now peace we"
 
 
 def test_a_speech_of_few_words_is_not_asked_about():
