@@ -219,11 +219,11 @@ def auto_class(config: Mapping[str, Any]) -> str:
 
 def _differing_configs(merged: "Merged", folder: Path) -> list[str]:
     """What an expert's configuration says otherwise than the base's, which is kept."""
-    base, remarks = config_of(folder), []
+    base, remarks, free = config_of(folder), [], FREE | ({"vocab_size"} if isinstance(merged.base, Aligned) else set())
     for task, expert in zip(merged.tasks, merged.inputs, strict=False):
         where = folder_of(expert)
         other = config_of(where) if where is not None else {}
-        keys = [key for key in sorted(base.keys() & other.keys() - FREE) if base[key] != other[key]]
+        keys = [key for key in sorted(base.keys() & other.keys() - free) if base[key] != other[key]]
         if keys:
             told = ", ".join(f"{key} {other[key]} instead of {base[key]}" for key in keys[:3])
             remarks.append(f"the config.json of {task} has {told}; the base's is kept")

@@ -114,6 +114,7 @@ def test_the_merged_folder_has_the_common_tokens(vocabulary, rows, unequal, tmp_
     found = Experts.open(base, experts, ["a", "b"], vocabulary=vocabulary)
     merged = TaskArithmetic(0.3)(found)
     replace(merged, inputs=found.inputs).save(f"{tmp_path}/merged/")
+    assert "vocab_size" not in (tmp_path / "merged" / "README.md").read_text()  # that of all is the common one's
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert model.config.vocab_size == rows and model.lm_head.weight.shape[0] == rows
