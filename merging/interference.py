@@ -30,10 +30,12 @@ class Quadratic(NamedTuple):
     def of(cls, start: Tensor, targets: Tensor, probes: Tensor, sizes: Tensor) -> "Quadratic":
         """From targets [T, m, n], probes [T, k, n] and the tasks' sizes [T]; a task of size 0 has no say."""
         scaled = probes / torch.where(sizes > 0, sizes, torch.inf).sqrt()[:, None, None]
-        gram = torch.einsum("tmi,tmj->ij", scaled, scaled)
-        excess = torch.zeros_like(start)
+        side = scaled.shape[2]
+        gram, excess = start.new_zeros(side, side), torch.zeros_like(start)
         for target, probe in zip(targets, scaled, strict=True):
-            excess += ((start - target) @ probe.mT) @ probe
+            square, change = probe.mT @ probe, start - target
+            gram += square
+            excess += change @ square if len(probe) > side else (change @ probe.mT) @ probe  # whichever is cheaper
         return cls(start, gram, excess)
 
     def descended(self, steps: int, lr: float, optimizer: type[torch.optim.Optimizer], **options: float) -> Tensor:
