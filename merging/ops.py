@@ -62,16 +62,7 @@ class KeepLargest:
         The bits of non-negative floats order like their values: the first pass counts the upper 14, the second the
         lower 17 of those entries that share the upper ones of the threshold.
         """
-        high, above = _select(_histogram(sweep, 1 << 31 - LOW, lambda bits, upper: list(upper))[0], count)
-        bounds = high.numpy().astype(np.int32)[:, None]  # of the same type: a comparison of two is slow
-
-        def lower(bits: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
-            return [row[near] & (1 << LOW) - 1 for row, near in zip(bits, upper == bounds, strict=True)]
-
-        counts, entries = _histogram(sweep, 1 << LOW, lower, MOST)
-        low, above_low = _select(counts, count - above)
-        bits = (high << LOW | low).to(torch.int32)
-        room, equal = count - above - above_low, counts.gather(1, low[:, None])[:, 0]
+        bits, room, equal, entries, low = _ranked(sweep, count)
         if bool((equal == room).all()):
             return cls(bits.view(torch.float32), {})
         last, entries = (bits, _equal(sweep, bits.numpy())) if entries is None else (low, entries)
@@ -129,6 +120,34 @@ class _Tally:
         for row in range(len(self.counts)):
             self._flush(row)
         return self.counts
+
+
+def magnitude_at(sweep: Sweep, ranks: Tensor) -> Tensor:
+    """Magnitudes [T, K] of the entries of ranks [T, K] from the largest, 1, in every row of a model seen in pieces.
+
+    In two passes, however many ranks.
+    """
+    kinds = ranks.shape[1]
+
+    def again(work: Callable[[Hashable, Tensor], Any]) -> Iterable[Any]:
+        return sweep(lambda name, piece: work(name, piece.repeat_interleave(kinds, 0)))
+
+    return _ranked(again, ranks.flatten())[0].view(torch.float32).view_as(ranks)
+
+
+def _ranked(sweep: Sweep, count: Tensor | int) -> tuple[Tensor, Tensor, Tensor, list[Counted] | None, Tensor]:
+    """Of every row: the bits of the magnitude of rank `count` from the largest, how many entries of exactly that
+    magnitude are among those, how many there are, and the lower bits of all near it (unless many) and of itself."""
+    high, above = _select(_histogram(sweep, 1 << 31 - LOW, lambda bits, upper: list(upper))[0], count)
+    bounds = high.numpy().astype(np.int32)[:, None]  # of the same type: a comparison of two is slow
+
+    def lower(bits: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
+        return [row[near] & (1 << LOW) - 1 for row, near in zip(bits, upper == bounds, strict=True)]
+
+    counts, entries = _histogram(sweep, 1 << LOW, lower, MOST)
+    low, above_low = _select(counts, count - above)
+    bits = (high << LOW | low).to(torch.int32)
+    return bits, count - above - above_low, counts.gather(1, low[:, None])[:, 0], entries, low
 
 
 def _histogram(

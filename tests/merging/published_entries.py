@@ -78,3 +78,46 @@ def consensus(taus, together, threshold, least, scale):
             votes += each.abs() > (together[key] - each).abs() * threshold
         changes[key] = scale * together[key] * (votes >= least)
     return changes
+
+
+def pcb(taus, density, clip, agreement, scale):
+    """vision_source_code/pcb.py ("normalised") and pcb-merging.py ("raw")."""
+    tasks, keys = len(next(iter(taus.values()))), sorted(taus)
+    flat = torch.cat([taus[key].reshape(tasks, -1) for key in keys], 1)
+    d = flat.shape[1]
+
+    def clamped(x, low, high):
+        ordered = x.sort(1).values
+        return x.clamp(ordered[:, int(d * low)][:, None], ordered[:, int(d * (1 - high) - 1)][:, None])
+
+    def normalised(x):
+        return (x - x.min(1, keepdim=True).values) / (x.max(1, keepdim=True).values - x.min(1, keepdim=True).values)
+
+    magnitudes = clamped(flat.abs(), clip, clip)
+    intra = torch.exp(tasks * normalised(magnitudes) ** 2)
+    others = flat.sign() * normalised(magnitudes) if agreement == "normalised" else flat
+    weights = normalised(clamped(intra * torch.tanh(flat * others.sum(0)), 1 - density, 0))
+    merged = scale * (flat.sign() * magnitudes * weights).sum(0) / weights.sum(0).clamp(min=1e-12)
+    parts = merged.split([taus[key][0].numel() for key in keys])
+    return {key: part.reshape(taus[key].shape[1:]) for key, part in zip(keys, parts, strict=True)}
+
+
+def sce(taus, density):
+    """SCETask.execute of mergekit."""
+    changes = {}
+    for key, tau in taus.items():
+        flat = tau.reshape(len(tau), -1).clone()
+        if density < 1:
+            variance = flat.var(0, unbiased=False)
+            kept = variance.argsort(descending=True)[: int(density * int((variance != 0).sum()))]
+            flat *= torch.zeros(flat.shape[1]).index_fill(0, kept, 1.0).double()
+        shares = flat.square().sum(1)
+        shares = shares / shares.sum() if shares.sum() > 0 else torch.full_like(shares, 1 / len(tau))
+        merged = []
+        for column in flat.T.tolist():
+            sign = 1 if sum(column) >= 0 else -1
+            weights = [float(share) * (value * sign > 0) for share, value in zip(shares, column, strict=True)]
+            added = sum(weight * value for weight, value in zip(weights, column, strict=True))
+            merged.append(added / (sum(weights) or 1))
+        changes[key] = torch.tensor(merged, dtype=torch.float64).reshape(tau.shape[1:])
+    return changes

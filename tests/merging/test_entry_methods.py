@@ -7,7 +7,7 @@ import torch
 from samples import SHAPES, drawn, equal, family, models, task_vectors
 
 from merging import UserError, merge
-from merging.methods import Average, Consensus, MagMax, Ram, TaskArithmetic, Ties
+from merging.methods import Average, Consensus, MagMax, Pcb, Ram, Sce, TaskArithmetic, Ties
 
 ROUNDING = 1e-6  # as in test_methods
 
@@ -34,6 +34,10 @@ CASES = [
         lambda taus: published.consensus(taus, all_entries.ties(taus, 0.3, "sum", 1), 0.6, 1, 0.5),
         id="consensus ties",
     ),
+    pytest.param(Pcb(), lambda taus: published.pcb(taus, 0.05, 0.01, "normalised", 1.2), id="pcb"),
+    pytest.param(Pcb(0.1, 0.0001, "raw"), lambda taus: published.pcb(taus, 0.1, 0.0001, "raw", 1.2), id="pcb raw"),
+    pytest.param(Sce(), lambda taus: published.sce(taus, 1.0), id="sce"),
+    pytest.param(Sce(0.3), lambda taus: published.sce(taus, 0.3), id="sce selects"),
     pytest.param(Ram(), lambda taus: published.ram(taus, 1e-5, 1.0), id="ram"),
     pytest.param(Ram(factor=1.2), lambda taus: published.ram(taus, 1e-5, 1.2), id="ram+"),
     pytest.param(Ram(0.5, 1.1, 0.2, "parameter"), lambda taus: published.ram(taus, 0.5, 1.1, 0.2, True), id="mergekit"),
@@ -90,6 +94,36 @@ def test_ram_of_disjoint_changes_is_their_sum_and_of_dense_ones_the_mean():
             expert[key] = torch.where(mine, expert[key], base[key])
     plus, added = merge(Ram(factor=3.0), base, experts), merge(TaskArithmetic(1.0), base, experts)
     assert all(torch.allclose(plus.weight(key), added.weight(key), rtol=0, atol=ROUNDING) for key in SHAPES)
+
+
+def test_pcb_of_one_task_is_what_it_keeps_clipped():
+    base, (expert,) = family(1)
+    tau = torch.cat([(expert[key] - base[key]).flatten() for key in sorted(SHAPES)])
+    merged = merge(Pcb(0.2, 0.1, scale=1.0), base, [expert])
+    change = torch.cat([(merged.weight(key) - base[key]).flatten() for key in sorted(SHAPES)])
+    ordered, size = tau.abs().sort().values, len(tau)
+    high = ordered[int(size * 0.9 - 1)]
+    kept = change.abs() > ROUNDING
+    assert torch.allclose(change[kept], tau[kept].clamp(-high, high), rtol=0, atol=ROUNDING)
+    assert 0 < kept.sum() < 0.2 * size + 1 and tau.abs()[kept].min() > ordered[int(size * 0.7)]
+
+
+def test_pcb_follows_the_order_of_tasks_and_the_sign_of_all():
+    base, experts = family(3)
+    turned = [{key: 2 * base[key] - state[key] if key in SHAPES else state[key] for key in state} for state in experts]
+    (first,), (second,) = models(merge(Pcb(), base, experts)), models(merge(Pcb(), base, turned[::-1]))
+    assert all(torch.allclose(first[key] + second[key], 2 * base[key], rtol=0, atol=4 * ROUNDING) for key in SHAPES)
+
+
+def test_sce_of_equal_experts_and_of_opposite_ones():
+    base, (expert,) = family(1)
+    for experts in ([expert], [expert] * 3):
+        (model,) = models(merge(Sce(), base, experts))
+        assert all(torch.allclose(model[key], expert[key], rtol=0, atol=ROUNDING) for key in SHAPES)
+        assert equal(*models(merge(Sce(0.5), base, experts)), {key: base[key] for key in SHAPES})  # nothing varies
+    base, tau = {"w": torch.zeros(4)}, torch.tensor([1.0, -2.0, 0.0, 3.0])
+    merged = merge(Sce(), base, [{"w": tau}, {"w": -tau}]).weight("w")  # a sum of zero counts as positive
+    assert torch.equal(merged, tau.abs())
 
 
 def test_options_out_of_range():

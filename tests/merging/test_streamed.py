@@ -6,7 +6,20 @@ from safetensors.torch import load_file, save_file
 from samples import equal, family
 
 from merging import combined, entries, merge, merged, qkv, saving, sparsifiers
-from merging.methods import Average, Breadcrumbs, Consensus, Dare, Della, MagMax, Ram, TaskArithmetic, Ties, dare
+from merging.methods import (
+    Average,
+    Breadcrumbs,
+    Consensus,
+    Dare,
+    Della,
+    MagMax,
+    Pcb,
+    Ram,
+    Sce,
+    TaskArithmetic,
+    Ties,
+    dare,
+)
 from merging.threads import in_order
 
 SHAPES = {
@@ -16,7 +29,8 @@ SHAPES = {
 METHODS = [
     Average(), TaskArithmetic(0.4), Ties(0.3, scale=0.7), Ties(0.5, merge="mean"), Dare(0.5), Dare(0.5, then=Ties(0.4)),
     Breadcrumbs(0.5, 0.1), Della(then=Ties(0.5)),
-    MagMax(), Consensus(), Consensus("ties", density=0.5), Ram(factor=1.2), Ram(0.1, 1.2, scope="parameter"),
+    MagMax(), Pcb(0.2), Sce(), Sce(0.5),
+    Consensus(), Consensus("ties", density=0.5), Ram(factor=1.2), Ram(0.1, 1.2, scope="parameter"),
 ]  # fmt: skip
 
 
