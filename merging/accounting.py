@@ -1,5 +1,7 @@
 """Multiply-accumulates of a merged model for one sample, from shapes alone."""
 
+import math
+
 from merging.backbones.base import Backbone
 from merging.deltas import Delta, LowRank, Rows
 from merging.merged import Merged, Routing
@@ -11,8 +13,17 @@ def macs(merged: Merged, backbone: Backbone) -> int:
     if routing is None or routing.by_task:  # one dense model per task: nothing is added
         return static
     added = sum(delta_macs(key, delta, backbone, routing) for key, delta in merged.deltas.items())
-    second_pass = static if routing.gate is not None and routing.gate.sees == "pass" else 0
-    return static + second_pass + added + gate_macs(merged, backbone)
+    return static + pass_macs(merged, backbone) + added + gate_macs(merged, backbone)
+
+
+def pass_macs(merged: Merged, backbone: Backbone) -> int:
+    """The static pass in front of a gate that asks for one; of a part of the blocks their share of a forward."""
+    gate = merged.routing.gate if merged.routing is not None else None
+    if gate is None or gate.sees != "pass":
+        return 0
+    if gate.after is None:
+        return backbone.macs
+    return math.ceil(backbone.macs * gate.after / len({backbone.param(key).block for key in merged.specs} - {None}))
 
 
 def delta_macs(key: str, delta: Delta, backbone: Backbone, routing: Routing) -> int:

@@ -23,7 +23,7 @@ from merging.deltas import Delta, below, identity, rebuild
 from merging.errors import UserError
 from merging.files import check_room
 from merging.ops import BLOCK
-from merging.routing.gates import Gate, GateShape
+from merging.routing.gates import WIDTHS, Gate, GateShape
 from merging.threads import in_order
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def rebuilt_gates(
     """Gates from their state dict, None for none."""
     if shape is None or not count:
         return None
-    width = tensors["0.mean"].shape[0] // (2 if shape.features == "mean_std" else 1)
+    width = tensors["0.mean"].shape[0] // WIDTHS[shape.features]
     gates = nn.ModuleList([Gate(width, parts, shape) for _ in range(count)])
     gates.load_state_dict(dict(tensors))
     return gates.eval().requires_grad_(False)

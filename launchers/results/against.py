@@ -166,7 +166,7 @@ def routed_by(row: Row) -> str:
     train = value_at(row.config, "router.train")
     if row.router in ("none", "oracle", "subspace") or not isinstance(train, Mapping) or "_target_" not in train:
         return row.router
-    if str(train["_target_"]).endswith("TaskId"):
+    if str(train["_target_"]).endswith(("TaskId", "Discriminant")):
         return "task_id"
     terms = ["task_id"] if train.get("warm_up") else []
     return " + ".join([*terms, *(name for name, term in (train.get("objectives") or {}).items() if term["weight"])])

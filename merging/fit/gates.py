@@ -1,6 +1,6 @@
 """Routers: how the gates of a merge learn, without class labels unless an objective asks for them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol
@@ -14,6 +14,7 @@ from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.fit.descent import Descent, cosine, descend, seeded
+from merging.fit.discriminant import calibrated
 from merging.merged import Merged, Routing
 from merging.ops import generator
 from merging.options import Options, Rate, Within
@@ -65,22 +66,12 @@ class TaskId(Options, prefix="router.train."):
 
     def train(self, model: "Gates", experts: Experts, context: Context, split: str) -> list[str]:
         """Fit the gates in place; the context's log gets the last loss of each."""
-        tasks = torch.repeat_interleave(torch.arange(len(model.tasks)), torch.tensor(model.data.sizes))
-        tasks = tasks.to(model.data.device)
-        losses: list[float] = []
-
-        def fit(gate: Gate, features: Tensor) -> None:
-            losses.append(self._fit(gate, features, tasks, len(model.tasks), context.seed))
-            context.log({"router/task_id": losses[-1]}, len(losses) - 1)
-
-        show_gates(model.module, model.data, model.merged, fit)
-        return []
+        return by_task(model, context, partial(self._fit, seed=context.seed))
 
     def _fit(self, gate: Gate, features: Tensor, tasks: Tensor, count: int, seed: int) -> float:
-        gate.standardise(features)
         gate.train()
         optimizer = torch.optim.AdamW(gate.net.parameters(), self.lr, weight_decay=self.weight_decay)
-        rng, tasks, loss = generator("task_id", seed), tasks.repeat(len(features) // len(tasks)), torch.zeros(())
+        rng, loss = generator("task_id", seed), torch.zeros(())
         for step in range(self.steps):
             some = torch.randint(len(features), (min(self.batch, len(features)),), generator=rng)
             optimizer.param_groups[0]["lr"] = cosine(self.lr, step, self.steps)
@@ -93,6 +84,43 @@ class TaskId(Options, prefix="router.train."):
             optimizer.step()
         gate.eval()
         return loss.item()
+
+
+@dataclass(frozen=True)
+class Discriminant(Options, prefix="router.train."):
+    """As TaskId for linear softmax gates, in closed form and with nothing to choose: merging.fit.discriminant."""
+
+    def train(self, model: "Gates", experts: Experts, context: Context, split: str) -> list[str]:
+        """Solve for the gates in place; the context's log gets the cross-entropy of each."""
+        return by_task(model, context, self._fit)
+
+    @torch.no_grad()
+    def _fit(self, gate: Gate, features: Tensor, tasks: Tensor, count: int) -> float:
+        """Raises UserError for a merge with several parts a task."""
+        if gate.parts != count:
+            raise UserError(
+                f"router=discriminant tells {count} tasks apart, and this merge mixes {gate.parts} parts: set "
+                f"router=task_id."
+            )
+        standardised, layer = (features - gate.mean) / gate.std, gate.net[-1]
+        weight, bias = calibrated(standardised.double().cpu(), tasks.cpu(), count)
+        layer.weight.copy_(weight), layer.bias.copy_(bias)  # type: ignore[operator]
+        return functional.cross_entropy(gate.logits(features), tasks).item()
+
+
+def by_task(model: "Gates", context: Context, fit: Callable[[Gate, Tensor, Tensor, int], float]) -> list[str]:
+    """`fit`(gate, features, their tasks, number of tasks) gate after gate, its loss logged; it suspects no task."""
+    tasks = torch.repeat_interleave(torch.arange(len(model.tasks)), torch.tensor(model.data.sizes))
+    tasks = tasks.to(model.data.device)
+    losses: list[float] = []
+
+    def act(gate: Gate, features: Tensor) -> None:
+        gate.standardise(features)
+        losses.append(fit(gate, features, tasks.repeat(len(features) // len(tasks)), len(model.tasks)))
+        context.log({"router/task_id": losses[-1]}, len(losses) - 1)
+
+    show_gates(model.module, model.data, model.merged, act)
+    return []
 
 
 @dataclass(frozen=True)
@@ -136,11 +164,17 @@ class Learned:
 
     name: str = "task_id"
     gate: GateShape = field(default_factory=GateShape)
-    train: TaskId | Gradient = field(default_factory=TaskId)
+    train: TaskId | Discriminant | Gradient = field(default_factory=TaskId)
     split: Literal["train", "val", "calibration", "test"] = "calibration"
 
     def __post_init__(self) -> None:
         self._check_kept(self.gate.top_k)
+        linear = self.gate.depth == 1 and not self.gate.by_token and self.gate.activation == "softmax"
+        if isinstance(self.train, Discriminant) and not linear:
+            raise UserError(
+                "router=discriminant solves for a linear gate whose softmax weighs samples: set router.gate.depth=1, "
+                "pool=before, activation=softmax and no granularity=token, or router=task_id."
+            )
 
     def _check_kept(self, count: float | None) -> None:
         """Raises UserError where one-hot weights would have to be trained."""

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from merging.errors import UserError
-from merging.options import Count, Options, Within
+from merging.options import Count, Index, Options, Within
 
 Sees = Literal["block", "early", "pass"]
-Features = Literal["mean", "mean_std", "cls"]
+Features = Literal["mean", "mean_std", "cls", "mean_std_cls"]
 Activation = Literal["softmax", "sigmoid", "none", "soft_top_k"]
 Granularity = Literal["sample", "token", "batch", "mixed", "group"]
 Points = Literal["logits", "weights"]
+WIDTHS: dict[str, int] = {"mean": 1, "mean_std": 2, "cls": 1, "mean_std_cls": 3}  # of features, in that of a token
 _RECORDED: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None)
 
 
@@ -53,8 +54,9 @@ class GateShape(Options, prefix="router.gate."):
 
     sees: "block", every routed block has a gate that sees the tokens entering its first routed half (Duet, WEMoE);
     "early", one gate for the model sees the tokens before the first routed block, at no extra pass; "pass", one gate
-    sees the last tokens of a static pass (Twin; doubles the work). depth: 1 linear, 2 with a hidden ReLU layer (WEMoE),
-    3 the router of Twin-Merging. features: of the tokens, their mean, mean and deviation, or the class token.
+    sees the last tokens of a static pass (Twin; doubles the work). after: the pass ends behind that many blocks, which
+    costs their share; null: all. depth: 1 linear, 2 with a hidden ReLU layer (WEMoE), 3 the router of Twin-Merging.
+    features: of the tokens, their mean, mean and deviation, the class token (of texts the first), or all three.
     pool: "before" the network or, for the mean alone, "after" it (WEMoE). shared: all blocks use one gate. activation:
     softmax, sigmoid, none (any real weights) or soft_top_k (of rank-one MoE: real weights s, times sigmoid(100 (s - the
     k-th largest))). temperature divides the logits. top_k: keep the k largest weights, or below 1 that share of the
@@ -81,6 +83,7 @@ class GateShape(Options, prefix="router.gate."):
     per_bin: bool = True
     points: Points = "logits"
     standardise: bool = True
+    after: Index | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +91,11 @@ class GateShape(Options, prefix="router.gate."):
             raise UserError(
                 f"router.gate.top_k={self.top_k} is out of range: keep at least 1 part (a whole number), a share of "
                 f"the parts between 0 and 1, or null for all."
+            )
+        if self.after is not None and self.sees != "pass":
+            raise UserError(
+                f"router.gate.after={self.after} ends a static pass, and router.gate.sees={self.sees} asks for none. "
+                f"Set router.gate.sees=pass."
             )
         if self.by_token and self.features != "mean":
             raise UserError(
@@ -135,7 +143,7 @@ class Gate(nn.Module):
     def __init__(self, width: int, parts: int, shape: GateShape, init: float = 0.3):
         super().__init__()
         self.shape, self.parts = shape, parts
-        inputs = 2 * width if shape.features == "mean_std" else width
+        inputs = WIDTHS[shape.features] * width
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("std", torch.ones(inputs))
         self.mean: Tensor
@@ -149,13 +157,15 @@ class Gate(nn.Module):
         """What the network sees: [B, F], or [B, N, F] token by token. mask [B, N]: 0 where a token is padding."""
         if self.shape.by_token:
             return tokens
+        first = tokens[:, 0] if mask is None else tokens[torch.arange(len(tokens)), mask.int().argmax(1)]
         if self.shape.features == "cls":
-            return tokens[:, 0] if mask is None else tokens[torch.arange(len(tokens)), mask.int().argmax(1)]
+            return first
         mean = averaged(tokens, mask)
         if self.shape.features == "mean":
             return mean
         variance = averaged((tokens - mean[:, None]).square(), mask)
-        return torch.cat([mean, variance.add(1e-12).sqrt()], -1)  # several times faster than std
+        deviation = variance.add(1e-12).sqrt()  # several times faster than std
+        return torch.cat([mean, deviation] if self.shape.features == "mean_std" else [mean, deviation, first], -1)
 
     def standardise(self, features: Tensor) -> None:
         """Take mean and deviation from features [n, F], unless they are to be seen raw."""

@@ -192,6 +192,11 @@ def check_blocks(routed: Routed, routing: Routing) -> None:
             f"its tokens: router.gate.sees={routing.gate.sees} cannot be used. Give the weights, model(inputs, w=w), "
             f"or name its blocks: install(module, merged, blocks)."
         )
+    if (after := routing.gate.after) is not None and after > routed.last:
+        raise UserError(
+            f"router.gate.after={after} is behind the last of the {routed.last + 1} blocks of "
+            f"{type(routed.module).__name__} that its gate may look at: set 0 to {routed.last}, or null for all."
+        )
     indices = [index for index, block in enumerate(routed.blocks) if block.routed]
     behind = [index for index in indices if index > routed.last]
     if (routing.gate.sees == "block" and behind) or (routing.gate.sees == "early" and behind == indices):

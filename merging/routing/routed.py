@@ -161,8 +161,8 @@ class Routed(nn.Module):
 
     def seen(self, *inputs: Any, **kwargs: Any) -> Tensor:
         """The tokens [B, N, d] that the model's one gate is shown (early and pass)."""
-        stop = ("leave", self.last) if self.sees == "pass" else ("enter", self.first_routed)
-        return self.tokens(stop, *inputs, **kwargs)
+        block = self.gate.shape.after if self.gate is not None and self.sees == "pass" else self.first_routed
+        return self.tokens(("leave", self.last) if block is None else ("enter", block), *inputs, **kwargs)
 
     def tokens(self, stop: tuple[str, int], *inputs: Any, **kwargs: Any) -> Tensor:
         """Tokens [B, N, d] of a static pass that ends where it enters or leaves a block."""

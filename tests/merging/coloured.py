@@ -1,6 +1,7 @@
 """Three tasks whose images differ in colour, and routers trained on them."""
 
 from dataclasses import replace
+from typing import Any
 
 from samples import IMAGES, Noise, context, drawn, family, opened, tower
 
@@ -38,7 +39,7 @@ def separable():
     return found, context(found, Coloured(found))
 
 
-def fitted(shape=BLOCK, train=QUICK, method=None, given=None, **settings):
+def fitted(shape=BLOCK, train: Any = QUICK, method=None, given=None, **settings):
     """A merge with trained gates; `given` are experts and context."""
     experts, context = separable() if given is None else given
     merged = call(method or Wemoe(), experts, context)

@@ -30,6 +30,7 @@ SHAPES = [
     GateShape("early", features="cls", activation="sigmoid"),
     GateShape("pass", 3, "mean"),
     GateShape("pass", 3, granularity="batch"),
+    GateShape("pass", features="mean_std_cls", after=1),
     GateShape("early", granularity="group", groups=3),
 ]
 GATED = [
