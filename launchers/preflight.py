@@ -1,6 +1,7 @@
 """What a run is going to fetch and how long it will take, said before it begins."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +20,17 @@ if TYPE_CHECKING:  # importing them imports torch
 GB = 1e9
 PROCESS = 6 * 10**8  # bytes of Python with torch
 PROBE = 8  # images run through a random tower to know its speed
+SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices by whose product a device's speed is measured
 log = logging.getLogger(__name__)
 
 
 def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine", splits: Sequence[str]) -> None:
-    """Log what is to be downloaded and decoded, and how long scoring takes; nothing for what is made or cached here.
+    """Log what is to be downloaded and decoded, the memory of a large model, and how long scoring takes.
 
-    Raises UserError where a file is missing from its repository, where a disk is too small, and as a task's `check`.
+    Nothing is said of what is made or cached here. Raises UserError where a file is missing from its
+    repository, where a disk or the memory is too small, and as a task's `check`.
     """
+    numbers = fits(backbone, engine)
     for task in suite.every:
         if hasattr(task, "check"):
             task.check(backbone, splits if task in suite.tasks else splits[:1])  # type: ignore[attr-defined]
@@ -39,6 +43,41 @@ def foresee(suite: "Suite", source: Any, backbone: "Backbone", engine: "Engine",
     if needs := [need for task in tasks for need in task.needs(splits)]:
         decoding([need for need in needs if need.kind != "model"], Path(tasks[0].data.store.images))
         duration(suite, backbone, engine)
+    if any(hasattr(task, "reads") for task in suite.every):
+        reading(suite, backbone, engine, numbers, splits)
+
+
+def fits(backbone: "Backbone", engine: "Engine") -> int:
+    """The number of parameters; of a large model also what one takes in memory is logged.
+
+    A module stands on the device, and beside it on the CPU the merged weights, fp32 until they are put into it. Raises
+    UserError where there is less memory.
+    """
+    import torch
+
+    with torch.device("meta"):
+        tensors = [tensor for _, tensor in backbone.build().named_parameters()]
+    numbers, module = sum(tensor.numel() for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
+    host, device = 4 * numbers, engine.torch_device
+    needs = {device.type: module, "cpu": host} if device.type != "cpu" else {"cpu": module + host}
+    if module < GB:
+        return numbers
+    free = {where: available(where, device) for where in needs}
+    parts = [f"{need / GB:.1f} of {free[where] / GB:.1f} GB free ({where})" for where, need in needs.items()]
+    log.info(f"one model has {numbers / GB:.2f} billion parameters and needs {' and '.join(parts)}")
+    if short := [part for (where, need), part in zip(needs.items(), parts, strict=True) if need > free[where]]:
+        raise UserError(
+            f"{backbone.name} does not fit into memory: it needs {short[0]}. Take a machine with more, or a smaller "
+            f"backbone; merging alone, without scores, streams its weights: suite=none."
+        )
+    return numbers
+
+
+def available(where: str, device: Any) -> float:
+    """Bytes of memory that are free on the device or, for "cpu", on this machine; infinite where it does not say."""
+    import torch
+
+    return (memory() or math.inf) if where == "cpu" else torch.cuda.mem_get_info(device)[0]
 
 
 def check_learning(suite: "Suite", method: Any, router: Any) -> None:
@@ -151,6 +190,32 @@ def duration(suite: "Suite", backbone: "Backbone", engine: "Engine") -> None:
             f"one model takes {how} {spoken(test / rate)} for {test:,} test samples, {spoken(val / rate)} for {val:,} "
             f"of validation (each coefficient that is tried): {rate:.0f} samples a second on {engine.torch_device}"
         )
+
+
+def reading(suite: "Suite", backbone: "Backbone", engine: "Engine", numbers: int, splits: Sequence[str]) -> None:
+    """How long one model reads the prompts of what is scored and of validation, by the speed of a matrix product."""
+    rate = products(engine) / numbers
+    for split in [split for split in splits if split != "calibration"]:
+        tokens = sum(task.reads(split, backbone) for task in suite.every)  # type: ignore[attr-defined]
+        log.info(
+            f"one model takes at least {spoken(tokens / rate)} to read the {tokens:,} tokens of {split}, answers left "
+            f"out: {rate:,.0f} tokens a second on {engine.torch_device}"
+        )
+
+
+def products(engine: "Engine") -> float:
+    """Multiply-accumulates per second of a product of large matrices: the best of three after a first one."""
+    import torch
+
+    side = SIDE[engine.torch_device.type]
+    matrix = torch.ones(side, side, device=engine.torch_device)
+    seconds = []
+    with torch.inference_mode(), engine.running():
+        for _ in range(4):
+            begin = time.perf_counter()
+            (matrix @ matrix)[0, 0].item()
+            seconds.append(time.perf_counter() - begin)
+    return side**3 / min(seconds[1:])
 
 
 def expected(task: Any, split: str) -> int:

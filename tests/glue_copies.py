@@ -104,3 +104,11 @@ def repository(model, below="", pickled=False):
         state.pop("lm_head.decoder.weight", None)
         weights = {f"{start}model.safetensors": save(state, {"format": "pt"})}
     return {f"{start}config.json": model.config.to_json_string().encode(), **weights}
+
+
+def serve(hub):
+    """Puts GLUE, RoBERTa and its published experts on a loopback hub."""
+    hub.add("nyu-mll/glue", data(), "datasets")
+    hub.add("FacebookAI/roberta-base", repository(roberta(0)))
+    for seed, task in enumerate(LABELS, 1):
+        hub.add("lu-vae/roberta-glue", repository(roberta(seed, task), f"{task}/roberta-base_lr1e-05"))

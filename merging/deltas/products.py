@@ -36,5 +36,5 @@ def scaled(x: Tensor, factor: Tensor) -> Tensor:
 def add_product(onto: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """onto [B, N, m] += x [B, N, k] weight [m, k]^T in one product, without a tensor of that size beside it."""
     rows = onto.view(-1, onto.shape[-1])
-    rows.addmm_(x.reshape(-1, x.shape[-1]).to(onto.dtype), weight.T.to(onto.dtype))
+    rows.addmm_(x.flatten(0, -2).to(onto.dtype), weight.T.to(onto.dtype))
     return onto

@@ -18,6 +18,7 @@ from tasks.split import Split, Texts, Uncached
 from tasks.task import Predict, Predictions
 
 WHOLE = ("batch", "mixed", "group", "token")  # granularities without a w of a prompt
+MEASURED = 32  # documents whose prompts are counted before a run
 UNLABELLED = -100  # what losses and metrics leave out: the answers are known to lm-eval alone
 
 
@@ -77,6 +78,17 @@ class LmEvalTask(Uncached):
         harness().loaded(self.name, self.asking.include_path)
         for split in splits:
             self.split(split)
+
+    def reads(self, split: str, backbone: Backbone) -> int:
+        """Tokens of the prompts of a split, by a few of its documents; 0 for a split that there is not."""
+        try:
+            asked = harness().requests(self, split)
+        except UserError:
+            return 0
+        some = asked[:: max(1, len(asked) // MEASURED)]
+        texts = [text for document in some for text in dict.fromkeys(request.args[0] for request in document)]
+        lengths = map(len, tokenizer_of(backbone)(texts, verbose=False)["input_ids"])
+        return round(sum(min(length, backbone.tokens) for length in lengths) * len(asked) / len(some))
 
     def notes(self) -> list[str]:
         return [f"{self.name}: {note}." for note in harness().notes(self)]

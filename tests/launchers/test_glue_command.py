@@ -3,7 +3,7 @@
 import console
 import pytest
 from console import by_method
-from glue_copies import LABELS, SIZES, data, repository, roberta, tokenizer
+from glue_copies import LABELS, SIZES, serve, tokenizer
 from hub import Hub
 
 from launchers.results.against import compare
@@ -19,10 +19,7 @@ def duet_on_glue(tmp_path, monkeypatch, duet_here):
     with Hub(tmp_path / "served") as hub:
         hub.here(monkeypatch, tmp_path / "hf")
         monkeypatch.setattr(console, "TINY", [])
-        hub.add("nyu-mll/glue", data(), "datasets")
-        hub.add("FacebookAI/roberta-base", repository(roberta(0)))
-        for seed, task in enumerate(LABELS, 1):
-            hub.add("lu-vae/roberta-glue", repository(roberta(seed, task), f"{task}/roberta-base_lr1e-05"))
+        serve(hub)
         for name, content in tokenizer().items():
             (tmp_path / name).write_bytes(content)
 

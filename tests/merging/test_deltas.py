@@ -173,6 +173,13 @@ def test_no_matrix_per_sample_is_built(kind):
     assert seen.numel <= max(m * n, batch * 2 * m) < batch * m * n
 
 
+@pytest.mark.parametrize("w", [torch.ones(3), torch.ones(4, 3), torch.ones(4, 5, 3)])
+def test_what_no_adapter_changed_has_no_rank_and_changes_nothing(w):
+    found = LowRank(normal(M, 0), normal(0, N), 3, ranks=(0, 0, 0))
+    x, onto = normal(4, 5, N, seed=1), normal(4, 5, M, seed=2)
+    assert torch.equal(found(x, w.double(), onto), onto)
+
+
 def test_unused_parts_of_low_rank_are_not_run():
     """Top-1: the samples of one expert cost r, not T r."""
     found, _ = delta("LowRank", 8, 30, 30)

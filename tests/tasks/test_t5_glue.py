@@ -1,15 +1,14 @@
 """GLUE asked of Flan-T5: prompts and answers as published, and miniature copies of its experts on a loopback hub."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from glue_copies import PARTS, PLAIN, TEXTS, data, repository, samples
+from glue_copies import PARTS, TEXTS, data, samples
 from hub import Hub
-from safetensors.torch import save
 from scipy import stats
+from t5_copies import ADAPTED, SIZES, TASKS, adapter, model, serve, tokenizer
 
 from merging import Cache
 from merging.backbones.hugging_face import HuggingFace
@@ -23,55 +22,14 @@ from tasks.task import reading
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
-TASKS = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb")
-ANSWERS = ["yes", "no", "acceptable", "unacceptable", "entailment", "neutral", "contradiction", "positive", "negative"]
-WORDS = ["<pad>", "</s>", "<unk>", *ANSWERS, *PLAIN, "3.8", "1.0", "2.5"]
-SIZES = {"vocab_size": len(WORDS), "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2,
-         "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
-         "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
 FULL = Repositories("t5_glue", "google/flan-t5-base", "tanganke/flan-t5-base_glue-{task}", heads="suite")
 LORA = Repositories("lora", "google/flan-t5-base", "tanganke/flan-t5-base_glue-{task}_lora-16", "", True, "suite")
-PARTS_OF = (("encoder", 0, "Self"), ("decoder", 0, "Self"), ("decoder", 1, "EncDec"))
-ADAPTED = [f"{stack}.block.{i}.layer.{j}.{kind}Attention.{x}" for i in range(2) for x in "qv"
-           for stack, j, kind in PARTS_OF]  # fmt: skip
-
-
-def model(seed):
-    torch.manual_seed(seed)
-    made = transformers.T5ForConditionalGeneration(transformers.T5Config(**SIZES)).eval()
-    made.lm_head.weight = torch.nn.Parameter(
-        made.lm_head.weight.detach().clone()
-    )  # as published, and not transformers'
-    for parameter in made.parameters():
-        parameter.data = 0.6 * torch.randn(parameter.shape)
-    return made
-
-
-def adapter(seed):
-    """Files of an adapter of rank 2 and alpha 4, and the product of its first factors."""
-    random = torch.Generator().manual_seed(seed)
-    state = {}
-    for name in ADAPTED:
-        for part, shape in (("A", (2, 8)), ("B", (8, 2))):
-            factor = torch.randn(shape, generator=random)
-            state[f"base_model.model.{name}.lora_{part}.weight"] = factor
-    facts = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q", "v"], "task_type": "SEQ_2_SEQ_LM",
-             "base_model_name_or_path": "google/flan-t5-base", "bias": "none"}  # fmt: skip
-    return {"adapter_config.json": json.dumps(facts).encode(), "adapter_model.safetensors": save(state)}, state
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, "<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    folder = tmp_path_factory.mktemp("tokenizer")
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
-    config = {"model_type": "t5", **SIZES}
-    return HuggingFace("flan_t5_base", "T5ForConditionalGeneration", config, "mean", str(folder), 64)
+    folder = tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return HuggingFace("flan_t5_base", "T5ForConditionalGeneration", {"model_type": "t5", **SIZES}, "mean", folder, 64)
 
 
 @pytest.fixture
@@ -79,10 +37,7 @@ def served(tmp_path, monkeypatch):
     with Hub(tmp_path / "served") as hub:
         hub.here(monkeypatch, tmp_path / "hf")
         hub.add("nyu-mll/glue", data(), "datasets")
-        hub.add("google/flan-t5-base", repository(model(0)))
-        for seed, task in enumerate(TASKS, 1):
-            hub.add(f"tanganke/flan-t5-base_glue-{task}", repository(model(seed)))
-            hub.add(f"tanganke/flan-t5-base_glue-{task}_lora-16", adapter(seed)[0])
+        serve(hub)
         yield hub
 
 

@@ -67,9 +67,9 @@ def write_tokenizer(folder, chat=None):
     return str(folder)
 
 
-def decoder(seed):
+def decoder(seed, config=CONFIG):
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**{key: value for key, value in CONFIG.items() if key != "model_type"})).eval()
+    model = LlamaForCausalLM(LlamaConfig(**{key: value for key, value in config.items() if key != "model_type"})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)  # so that answers differ
