@@ -21,13 +21,14 @@ class AsAdapter(Options):
 
     The "svd" combinations of the peft library: with then=task_arithmetic its svd, with TIES or DARE its ties_svd and
     dare_ties_svd on whole products. then: any static method. rank: of the result; null is the largest rank that an
-    expert has for the matrix, and of whole experts all. Sums stay factors and are never multiplied out; what changes no
-    entry, and what is no matrix, stays as `then` left it.
+    expert has for the matrix, and of whole experts all. Sums stay factors and are never multiplied out. What is no
+    matrix, or was trained in full beside the adapters, stays as `then` left it.
     """
 
     then: Method = field(default_factory=TaskArithmetic)
     rank: Count | None = None
     needs: ClassVar[str] = "nothing"
+    additive: ClassVar[bool] = True  # factors in, factors out
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         """Raises UserError where `then` is not static."""
@@ -39,8 +40,9 @@ class AsAdapter(Options):
         def one(key: str) -> Term | None:
             factors, mix = experts.factors(key), mix_of(changes, key)
             rank = self.rank or (factors.rank if factors is not None else None)
-            if rank is None:
-                return terms(changes)[key]
+            shape = experts.specs()[key].shape
+            if rank is None or (factors is not None and factors.rank >= min(shape, default=0)):  # trained in full
+                return terms(changes)[key] if rank is None or changes[key].any() else None
             if mix is not None:
                 return _least(mix, rank)
             change = changes[key]

@@ -29,6 +29,7 @@ class Cat(Options):
     weights: Sequence[float] | None = None
     scale: float = 1.0
     needs: ClassVar[str] = "nothing"
+    additive: ClassVar[bool] = True  # factors in, factors out
 
     def __call__(self, experts: Experts) -> Merged:
         """Raises UserError for another number of weights than tasks, and for factors that cannot be summed."""

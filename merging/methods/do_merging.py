@@ -32,6 +32,7 @@ class DoMerging(Options):
     lr: Rate = 0.01
     scale: float = 1.0
     needs: ClassVar[str] = "nothing"
+    additive: ClassVar[bool] = True  # factors in, factors out
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         keys = [key for key, spec in experts.specs().items() if len(spec.shape) == 2]

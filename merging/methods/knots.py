@@ -32,6 +32,7 @@ class Knots:
 
     then: Method = field(default_factory=lambda: Ties(merge="mean", scale=0.6))
     needs: ClassVar[str] = "nothing"
+    additive: ClassVar[bool] = True  # factors in, factors out
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         """Raises UserError where `then` is not static."""

@@ -15,9 +15,9 @@ from merging.merged import Merged
 class Method(Protocol):
     """Hyperparameters as fields; `needs` says what is used besides weights: nothing | inputs | labels.
 
-    A method that opens another split than calibration lists them as `splits`; one that adds task vectors, each times a
-    number, so that of adapters it makes an adapter, says `additive = True`, and
-    one that keeps no changes of a large model in memory says `streams = True`, with those inside it.
+    A method that opens another split than calibration lists them as `splits`; one that makes an adapter of adapters, by
+    adding task vectors or as products of its own, says `additive = True`, and one that keeps no changes of a large
+    model in memory says `streams = True`, with those inside it.
     """
 
     needs: ClassVar[str]

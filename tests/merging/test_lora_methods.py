@@ -10,6 +10,7 @@ from merging.checkpoints import StateDict
 from merging.checkpoints.lora import Lora, LoraConfig
 from merging.combined import mix_of
 from merging.methods import AsAdapter, Average, Cat, Dare, DoMerging, Emr, Knots, TaskArithmetic, Ties
+from merging.saving_adapter import check_adapters
 
 SHAPES = {"a.weight": (8, 20), "b.weight": (24, 9), "c.bias": (7,)}
 RANKS, FACTORS = (1, 2, 3), 1e-5
@@ -130,6 +131,16 @@ def test_linear_sums_factors_and_needs_equal_ranks():
         Cat("linear")(factored)
     with pytest.raises(UserError, match=r"a.weight of these experts has none: they are no adapters"):
         Cat("linear")(whole)
+
+
+def test_they_make_adapters_where_whole_matrices_are_refused():
+    experts, whole = adapted()
+    for method in (Cat(), Knots(), DoMerging(), AsAdapter(Ties())):
+        check_adapters(experts.checkpoints, experts.tasks, method)
+        with pytest.raises(UserError, match="is a whole model"):
+            check_adapters(whole.checkpoints, whole.tasks, method)
+    with pytest.raises(UserError, match="Ties makes whole matrices"):
+        check_adapters(experts.checkpoints, experts.tasks, Ties())
 
 
 @pytest.mark.parametrize("then", [TaskArithmetic(0.7), Ties(0.5), Knots()], ids=str)
