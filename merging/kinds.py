@@ -73,18 +73,18 @@ def interpolated(values: Sequence[float], position: float) -> float:
     return float(np.interp(position, np.linspace(0, 1, len(values)), values))
 
 
-def positions(experts: Experts) -> dict[str, float]:
-    """Where every parameter lies in its stack of blocks: 0 in the first and in front, 1 in the last and behind."""
+def positions(experts: Experts, behind: float = 1.0) -> dict[str, float]:
+    """Where every parameter lies in its stack of blocks: 0 in the first and in front, 1 in the last, `behind` after."""
     infos = {key: experts.param(key) for key in replace(experts, only=None).specs()}
     last: dict[str, int] = {}
     for info in infos.values():
         if info.block is not None and info.depth is not None:
             stack = info.block.rpartition(".")[0]
             last[stack] = max(last.get(stack, 0), info.depth)
-    return {key: _position(info, last) for key, info in infos.items()}
+    return {key: _position(info, last, behind) for key, info in infos.items()}
 
 
-def _position(info: ParamInfo, last: Mapping[str, int]) -> float:
+def _position(info: ParamInfo, last: Mapping[str, int], behind: float) -> float:
     if info.block is None or info.depth is None:
-        return float(info.after)
+        return behind * info.after
     return info.depth / max(1, last[info.block.rpartition(".")[0]])

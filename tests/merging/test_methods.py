@@ -211,6 +211,7 @@ ELSEWHERE = {  # of static methods, by the file that compares them
     "here, or of what is trained and measured": "Dare LinearProbe Multitask Single",
     "test_ada_merging": "AdaMerging",
     "test_entry_methods": "Consensus MagMax Pcb Ram Sce",
+    "test_lines": "Lines",
     "test_lora_methods": "AsAdapter Cat DoMerging Knots",
     "test_mask_methods": "NeuronMask",
     "test_reg_mean": "RegMean",
