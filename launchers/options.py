@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from launchers.sweeps.axes import GROUPS, names, parsed, unknown
@@ -63,6 +63,8 @@ def check_run(config: DictConfig, schema: Mapping[str, Any] = RUN) -> dict[str, 
     """
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} has no value. Set it: {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{error.full_key} has no value: {reason}. Set it, or what it refers to.") from error

@@ -141,8 +141,10 @@ def resources(method: object, experts: "Experts", save: "Save") -> None:
     """Log what a merge takes of disk and memory. Raises UserError where there is clearly too little memory."""
     count = sum(spec.shape.numel() for spec in experts.specs().values())
     need, have = memory_of(method, experts), memory()
+    base = Path(experts.origin.name)
+    base = base.parent if base.name.startswith("model.safetensors") else base  # a folder is named, not its index
     log.info(
-        f"merging {', '.join(experts.tasks)} onto {experts.origin.name}: {count:,} parameters; "
+        f"merging {', '.join(experts.tasks)} onto {base}: {count:,} parameters; "
         f"{save.size(experts) / GB:.2f} GB into {save.path}, {room(save.path)[1] / GB:.2f} GB are free; memory from "
         f"{need / GB:.1f} GB" + ("" if have is None else f", {have / GB:.1f} GB are free")
     )

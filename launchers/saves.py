@@ -19,7 +19,7 @@ from merging.files import check_room
 from merging.merged import Merged
 from merging.saving import check_target, dtype_of, is_folder
 from merging.saving_adapter import check_adapters
-from merging.saving_folder import check_folder
+from merging.saving_folder import check_folder, check_shard
 from tasks.score import Score
 
 Facts = dict[str, Any]
@@ -42,6 +42,7 @@ class Save:
         inputs = (*experts.inputs, *others)
         if self.adapter:
             check_adapters(experts.inputs, experts.tasks, method)
+        check_shard(self.shard_gb)
         if is_folder(self.path):
             check_folder(self.path, experts.origin, experts.inputs, experts.tasks)
         check_target(self.path, (experts.origin, *inputs))

@@ -20,13 +20,14 @@ def model_card(name: str, auto: str, merged: "Merged", record: Mapping[str, Any]
 
     named = dict(record.get("method") or {"name": "unknown"})
     method = str(named.pop("name"))
-    named = {key: value for key, value in named.items() if not _says_nothing(value)}
+    named = _said(named)
     ids = dict(zip(merged.tasks, record.get("experts", ()), strict=False))
     experts = [
         {"task": task, "path": _shown(checkpoint), "id": ids.get(task, "")[:12]}
         for task, checkpoint in zip(merged.tasks, merged.inputs, strict=False)
     ]
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False,
+                              keep_trailing_newline=True)  # fmt: skip
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         name=name,
         auto=auto,
@@ -35,6 +36,8 @@ def model_card(name: str, auto: str, merged: "Merged", record: Mapping[str, Any]
         options=yaml.safe_dump(named, sort_keys=False).strip() if named else "",
         scale=merged.scale,
         routing=merged.routing,
+        given=merged.routing is not None and merged.routing.by_task,
+        parts=merged.parts,
         base={"path": _shown(merged.base), "id": str(record["base"])[:12]},
         experts=experts,
         heads=sorted(merged.heads),
@@ -45,9 +48,14 @@ def model_card(name: str, auto: str, merged: "Merged", record: Mapping[str, Any]
     )
 
 
-def _says_nothing(value: object) -> bool:
-    """Whether an option is a mapping of names without values."""
-    return isinstance(value, Mapping) and all(inner is None for inner in value.values())
+def _said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, those of inner methods too, without mappings of names that have no values."""
+    known = {key: _said(value) if isinstance(value, Mapping) else value for key, value in options.items()}
+    return {
+        key: value
+        for key, value in known.items()
+        if not (isinstance(value, Mapping) and all(inner is None for inner in value.values()))
+    }
 
 
 def _shown(checkpoint: Any) -> str:

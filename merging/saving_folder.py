@@ -74,6 +74,12 @@ def check_folder(
     tokenizer(base, inputs, tasks)
 
 
+def check_shard(shard_gb: float) -> None:
+    """Raises UserError for a size of files of weights that is not positive."""
+    if not shard_gb > 0:
+        raise UserError(f"shard_gb={shard_gb} is out of range: a file of weights takes more than 0 GB.")
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     """The config.json of a folder, empty where there is none."""
     path = folder / CONFIG
@@ -99,8 +105,7 @@ def write(merged: "Merged", path: str | Path, shard_gb: float = 5.0, adapter: bo
     facts: for the record and the model card, such as `scores`.
     Raises UserError as `check_folder`, for a shard size that is not positive, and for what cannot be written.
     """
-    if not shard_gb > 0:
-        raise UserError(f"shard_gb={shard_gb} is out of range: a file of weights takes more than 0 GB.")
+    check_shard(shard_gb)
     if adapter:
         check_adapters(merged.inputs, merged.tasks)
     check_folder(path, merged.base, merged.inputs, merged.tasks)

@@ -77,13 +77,18 @@ def rows_of(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Pr
 
 
 def foreseen(rows: Mapping[str, Process], count: int) -> Iterator[list[str]]:
-    """What larger models read, write and take if nothing but their size changes."""
+    """What larger models read, write and take if nothing but their size changes.
+
+    Memory does not change: it is that of blocks of a model whose changes are not kept, which that of the table is too.
+    """
+    peak = max((rows[name].peak for name in MERGEKIT if name in rows), default=math.nan)
     for model in ("llama_7b", "llama_72b"):
         billions = counted(model) / 1e9
         times = (rows[name].output if name in rows else math.nan for name in ("floor", "TaskArithmetic", "Ties"))
         seconds = [time * 1e9 * billions / count for time in times]
         read, written = 2 * (1 + EXPERTS) * billions, 2 * billions
-        yield [model, f"{billions:.1f}", f"{read:.0f}", f"{written:.0f}", *(f"{value:.0f}" for value in seconds)]
+        yield [model, f"{billions:.1f}", f"{read:.0f}", f"{written:.0f}", f"{read + written:.0f}", f"{peak / MIB:.0f}",
+               *(f"{value:.0f}" for value in seconds)]  # fmt: skip
 
 
 def job(name: str, folder: str) -> float:

@@ -101,7 +101,7 @@ def check_exists(config: DictConfig, key: str) -> None:
     path: list[str] = []
     for name in key.split("."):
         part = OmegaConf.select(config, ".".join(path)) if path else config
-        if isinstance(part, DictConfig) and name not in part:
+        if isinstance(part, DictConfig) and name not in part.keys():  # noqa: SIM118  # `in` is False without a value
             raise UserError(unknown([*path, name], names(part)))
         path.append(name)
 

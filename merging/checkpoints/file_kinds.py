@@ -63,7 +63,12 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"There is no checkpoint at {path}. Give the path of a safetensors file or a pickle.") from None
+        remote = not path.is_absolute() and len(path.parts) == 2 and not path.suffix and not path.parent.exists()
+        hint = f" A model of the Hub is copied first: hf download {path} --local-dir <folder>." if remote else ""
+        raise UserError(
+            f"There is no checkpoint at {path}. Give the path of a folder of Hugging Face, a safetensors file or a "
+            f"pickle.{hint}"
+        ) from None
     except IsADirectoryError:
         held = sorted(file.name for file in path.iterdir() if file.is_file())
         names = f": it holds {', '.join(held[:5])}{', ...' if len(held) > 5 else ''}" if held else ", which has none"

@@ -8,6 +8,10 @@ from launchers.cli_help import hint
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
+        (
+            ["suite=none", "experts.base=a", "experts.paths=[b]", "method=ties", "method.densty=0.1"],
+            "There is no method.densty. Did you mean density?",
+        ),
         (["sede=1"], "There is no sede. Did you mean seed? The configuration has: "),
         (["method=ties", "method.densty=0.1"], "There is no method.densty. Did you mean density? method has: density,"),
         (["suite.sizes.tran=3"], "There is no suite.sizes.tran. Did you mean train? suite.sizes has: train, val,"),

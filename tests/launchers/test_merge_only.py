@@ -49,6 +49,7 @@ def test_two_folders_become_one(duet, models, tmp_path):
     options = ["method=ties", "method.density=0.5", "method.kinds.all=[0.2,0.6]", "save_dtype=bf16", "shard_gb=1e-6"]
     code, said = duet(*NONE, *options)
     assert code == 0 and "saved" in said, said
+    assert "merging math, code onto models/base: " in said
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     weights = [models / name for name in ("math/model.safetensors.index.json", "code/model.safetensors")]
     expected = merge(Ties(0.5, kinds={"all": [0.2, 0.6]}), models / "base" / "model.safetensors", weights).cast("bf16")
@@ -113,6 +114,9 @@ REFUSED = {
         {"save": "a.safetensors", "save_adapter": "true"},
         r"writes a folder, and save=a\.safetensors is",
     ),
+    "a model of the Hub": ({"experts.base": "some/llama"}, r"There is no .*folder of.* hf download some/llama --local"),
+    "no base": ({"experts.base": "???"}, r"experts\.base has no value\. Set it: experts\.base="),
+    "no size": ({"shard_gb": "0"}, r"shard_gb=0 is out of range"),
     "no paths": ({"experts.paths": "[]"}, r"There is no task to merge"),
 }
 
@@ -123,7 +127,7 @@ def test_what_is_refused(duet, models, tmp_path, case):
     given = dict(word.split("=", 1) for word in NONE) | changed
     code, said = duet(*(f"{key}={value}" for key, value in given.items()))
     assert code == 1 and re.search(message, said) and "Traceback" not in said, said
-    assert not (tmp_path / "merged").exists()
+    assert not (tmp_path / "merged").exists() and "merging math" not in said
 
 
 def test_tokenizers_that_differ_are_refused_before_a_weight_is_read(duet, models, monkeypatch):

@@ -10,7 +10,7 @@ from hf_folders import BERT, IDS, json_of, logits, written
 from safetensors import safe_open
 
 from merging import UserError, files, load, merge, open_merged, saving_folder
-from merging.methods import Average, Emr, TaskArithmetic, Ties
+from merging.methods import Average, Emr, TaskArithmetic, Ties, Twin
 
 transformers = pytest.importorskip("transformers")
 
@@ -171,6 +171,15 @@ class TestCard:
         names: dict = {}
         exec(card.partition("```python\n")[2].partition("```")[0], names)
         assert names["model"].config.model_type == "llama"
+
+    def test_without_a_router_it_says_how_weights_are_given(self, llamas, tmp_path, monkeypatch):
+        card = (merged_of(llamas, Twin(keep=1.0)).save(f"{tmp_path}/out/") / "README.md").read_text()
+        assert "(no router was trained)" in card and "kinds" not in card and card.endswith("\n")
+        monkeypatch.chdir(tmp_path)
+        names = {"inputs": {"input_ids": torch.tensor(IDS)}}
+        exec(card.partition("```python\n")[2].partition("```")[0], names)
+        expected = names["model"](**names["inputs"], w=torch.eye(2)[0]).logits
+        assert torch.equal(names["output"].logits, expected)
 
 
 class TestBadInput:
