@@ -101,7 +101,7 @@ SAMPLE_BY_SAMPLE = [
     GateShape(),
     EARLY,
     GateShape("pass", 3, "mean"),
-    GateShape("pass", features="mean_std_cls", after=1),
+    GateShape("pass", features="mean_std_cls", after=0),
     GateShape(features="mean", granularity="token"),
     GateShape(depth=2, features="mean", pool="after", activation="none"),
     GateShape(top_k=1),
