@@ -14,6 +14,8 @@ from merging.checkpoints.safetensors_file import write_safetensors
 from merging.checkpoints.views import View, pieces_of, source_of
 from merging.combined import Mix, mix_of, total
 from merging.errors import UserError
+from merging.methods import discovered
+from merging.options import snake_case
 from merging.saving import specs_of
 
 if TYPE_CHECKING:
@@ -28,23 +30,28 @@ RESET = {  # what said how an expert was trained, and is in the factors now
 AUTO = {"CAUSAL_LM": "AutoPeftModelForCausalLM", "SEQ_2_SEQ_LM": "AutoPeftModelForSeq2SeqLM",
         "SEQ_CLS": "AutoPeftModelForSequenceClassification"}  # fmt: skip
 WHOLE = "Save the whole model instead: save_adapter=false on the command line, adapter=False in the library."
-ADDING = "of adapters only the methods that add task vectors, average and task_arithmetic, make an adapter."
 
 
 def check_adapters(experts: Sequence[Checkpoint | Known], tasks: Sequence[str], method: object = None) -> None:
     """Raises UserError unless every expert is an adapter of the base, and for a method that makes none of them.
 
-    method: where it is still to be called; one that adds task vectors says `additive`.
+    method: where it is still to be called; one that makes an adapter says `additive`.
     """
     if method is not None and not getattr(method, "additive", False):
         raise UserError(
-            f"An adapter is to be saved, and {type(method).__name__} makes whole matrices: {ADDING} {WHOLE}"
+            f"An adapter is to be saved, and {type(method).__name__} makes whole matrices. {_able()} {WHOLE}"
         )
     whole = [task for task, expert in zip(tasks, experts, strict=False) if _adapter(expert) is None]
     if whole or not experts:
         raise UserError(
             f"An adapter is to be saved, and the expert for {', '.join(whole or tasks)} is a whole model. {WHOLE}"
         )
+
+
+def _able() -> str:
+    """Which methods make an adapter of adapters, in a sentence."""
+    able = sorted(snake_case(name) for name, method in discovered().items() if getattr(method, "additive", False))
+    return f"Of adapters {', '.join(able[:-1])} and {able[-1]} make an adapter."
 
 
 def _adapter(expert: Checkpoint | Known) -> Lora | None:
@@ -56,7 +63,7 @@ def write(merged: "Merged", folder: Path) -> str:
     """Write adapter_model.safetensors and adapter_config.json into a folder. Returns the class of peft that loads them.
 
     Modules that an expert has trained in full are written whole, merged; a head of a task where there is a single one.
-    Raises UserError for a merge whose weights depend on the input, and a method that does more than add task vectors.
+    Raises UserError for a merge whose weights depend on the input, and a change that is no product of factors.
     """
     check_adapters(merged.inputs, merged.tasks)
     if merged.deltas:
@@ -69,7 +76,7 @@ def write(merged: "Merged", folder: Path) -> str:
     for key in changes.keys() - whole.keys():
         if (mix := mix_of(changes, key)) is None:
             raise UserError(
-                f"{key} is changed by a whole matrix, which is no product of a few columns and rows: {ADDING} {WHOLE}"
+                f"{key} is changed by a whole matrix, which is no product of a few columns and rows. {_able()} {WHOLE}"
             )
         up, down = (factor.to(merged.specs[key].dtype) for factor in _factors(mix))
         one, other = (down.T, up.T) if places[key].turned else (up, down)
