@@ -18,6 +18,7 @@ from launchers.saves import Save
 from merging.accounting import macs
 from merging.api import describe
 from merging.cache import Cache, code, modules_of
+from merging.checkpoints import StateDict
 from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, nested, silent, splits_of
 from merging.experts import Experts
 from merging.fit.descent import Descent
@@ -30,8 +31,10 @@ from merging.methods.method import Method, call
 from merging.preflight import some
 from merging.similarity import cosines
 from tasks.evaluate import Grid, Routing
+from tasks.heads.probe import probed
 from tasks.journal import Journal
 from tasks.scales import Fixed, Search
+from tasks.score import Score
 from tasks.suite import Suite, contents, remarks
 from tasks.unseen import Unseen, score_unseen
 
@@ -39,6 +42,7 @@ log = logging.getLogger(__name__)
 Config = dict[str, Any]
 OnTask = Callable[[str, float], object]
 SCALE = "scale"  # who picks a coefficient by labelled scores: selection, not adaptation
+PROBE = "probe"  # who fits heads on a finished merge: a diagnosis beside its score
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class Cell:
             "checkpoints": self.checkpoints,
             "contents": self.contents,
             **{name: self.config.get(name) for name in ("seed", "split", "save_dtype")},
+            **({"probe": True} if "probe" in self.config else {}),
         }
 
     @cached_property
@@ -181,11 +186,8 @@ class Cell:
         ends["score"] = time.perf_counter()
         spans = {phase: round(end - begin, 3) for (_, begin), (phase, end) in pairwise(ends.items())}
         if save is not None:
-            about = {"method": describe(self.method), "run_id": self.run_id, "opened": opened.splits}
-            about, experts = {**merged.provenance, **about}, self.setup.experts
-            whole = replace(merged, provenance=about, inputs=experts.inputs, heads=experts.heads)
-            protocol = {"split": self.split, "seed": self.config["seed"]}
-            save.write(whole, scored.scores, protocol, backbone=grid.backbone.facts())
+            protocol, facts = {"split": self.split, "seed": self.config["seed"]}, grid.backbone.facts()
+            save.write(self._whole(merged, opened), scored.scores, protocol, backbone=facts)
         row = replace(
             row := self.row(opened.by(SCALE)),
             remarks=[*row.remarks, *(f"{self.label}: {remark}" for remark in merged.remarks)],
@@ -197,10 +199,17 @@ class Cell:
             search=chosen.search,
             seconds=spans | training,
             unseen=dict(unseen.scores),
+            probe=self._probe(merged, opened),
             **self._model_facts(merged, scored.routing, unseen, opened.splits),
         )
         log.info("%s: %s", self.label, summary_line(row))
         return row
+
+    def _whole(self, merged: Merged, opened: Opened) -> Merged:
+        """The merge as it is saved: with what it was made of, by whom, and its heads."""
+        about = {"method": describe(self.method), "run_id": self.run_id, "opened": opened.splits}
+        experts = self.setup.experts
+        return replace(merged, provenance={**merged.provenance, **about}, inputs=experts.inputs, heads=experts.heads)
 
     def _unseen(self, merged: Merged, journal: Journal) -> Unseen:
         """Scores on the held-out tasks; in the expert row those of their own experts, where there are any."""
@@ -211,12 +220,22 @@ class Cell:
         held_out = Grid(grid.suite.unseen, grid.backbone, grid.engine)
         return Unseen({**held_out.score(call(self.method, experts), self.split, journal=journal).scores}, {})
 
+    def _probe(self, merged: Merged, opened: Opened) -> dict[str, Score]:
+        """Scores of a static merge under linear heads fitted on its features and labels of train, where asked for."""
+        if "probe" not in self.config or merged.deltas:
+            return {}
+        grid = self.setup.grid
+        opened.note(PROBE, "train")
+        rest = {key: merged.base.tensor(key) for key in merged.base.specs() if key not in merged.specs}
+        suite = probed(grid.suite, StateDict(rest | dict(merged.state())), grid.backbone, grid.engine)
+        return {**Grid(suite, grid.backbone, grid.engine).score(replace(merged, owned={}), self.split).scores}
+
     def _model_facts(
         self, merged: Merged, routed: Routing | None, unseen: Unseen, opened: dict[str, list[str]]
     ) -> dict[str, Any]:
         """What a row says of the merged model itself; cosines between the task vectors, the same for every method, in
         the rows of the experts alone."""
-        routing, adapted, declared = merged.routing, adaptation(opened, [SCALE]), needs_of(self.method)
+        routing, adapted, declared = merged.routing, adaptation(opened, [SCALE, PROBE]), needs_of(self.method)
         used = "nothing" if adapted == "none" else "inputs"
         similarity = cosines(self.setup.experts).tolist() if isinstance(self.method, Expert) else []
         weights = {"unseen": unseen.weights} if unseen.weights else {}

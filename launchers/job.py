@@ -194,6 +194,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         del decides["split"]
     if decides["save_dtype"] is None:
         del decides["save_dtype"]
+    if config.probe and not decides["method"]["_target_"].endswith((".Expert", ".Multitask", ".LinearProbe")):
+        decides["probe"] = True
     if ((decides["router"] or {}).get("gate") or {}).get("granularity") not in ("batch", "mixed"):
         decides["engine"].pop("batch")  # a sample then does not depend on those beside it
     return decides

@@ -90,6 +90,7 @@ class Row:
     contents: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> "head" or split that is read -> id
     similarity: list[list[Cosine]] = field(default_factory=list)  # of an expert row: between the task vectors
     unseen: dict[str, Score | None] = field(default_factory=dict)  # held-out task -> score; None: no expert for it
+    probe: dict[str, Score] = field(default_factory=dict)  # task -> score under a probe of the merge, if asked for
     overrides: list[str] | None = None  # of `duet`, that lead to this row; None in rows from before they were kept
     version: Literal[2] = VERSION
 

@@ -25,7 +25,7 @@ MERGES = ("static", "routed", "oracle")
 COMPETE = ("static", "routed")  # kinds of lines that are judged among themselves, where they are fair
 COPIED = ("method", "status", "scale_source", "needs", "router", "granularity", "adaptation", "family", "owned",
           "params")  # fmt: skip
-NO_SCORES = ("routing_accuracy", "energy")  # quantities that not every run of a line needs to have
+NO_SCORES = ("routing_accuracy", "probe", "energy")  # quantities that not every run of a line needs to have
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Summary:
 
     `lines` has a column for each fact of `_facts` and `_costs` and, in percent, for each quantity: "task <task>",
     "unseen <task>", "norm <task>" (percent of the expert's score), their means "mean", "unseen", "norm";
-    "routing_accuracy", "energy". A quantity is a mean over seeds; "<quantity> sd" is the sample standard deviation, NaN
-    for a single seed.
+    "routing_accuracy", "probe", "energy". A quantity is a mean over seeds; "<quantity> sd" is the sample standard
+    deviation, NaN for a single seed.
     """
 
     suite: str
@@ -118,6 +118,7 @@ def _records(row: Row, experts: Mapping[str, Score]) -> Iterator[dict[str, Any]]
     for task, unseen, score in [*merged, *((task, True, score) for task, score in row.unseen.items())]:
         record = facts | {"task": task, "unseen": unseen, "normalised": None, "metric": None, "score": None}
         record |= {"routing_accuracy": row.routing.get("accuracy", {}).get(task)}
+        record |= {"probe": _ratio(row.probe[task], experts.get(task)) if task in row.probe else None}
         if score is not None:
             record |= {"metric": score.metric, "score": score.value, "count": score.count}
             record |= {"standard_error": score.standard_error}
@@ -188,16 +189,17 @@ def _quantities(rows: Sequence[Row], tasks: Sequence[str], unseen: Sequence[str]
 
     records = of_rows(rows)
     runs = [row.run_id for row in rows]
-    scores, ratios, right = (
+    scores, ratios, right, probes = (
         records[~records["unseen"]].pivot(index="run_id", columns="task", values=value).loc[runs, list(tasks)]
-        .astype(float) for value in ("score", "normalised", "routing_accuracy")
+        .astype(float) for value in ("score", "normalised", "routing_accuracy", "probe")
     )  # fmt: skip
     others = records[records["unseen"]].pivot(index="run_id", columns="task", values="score")
     others = others.reindex(runs, columns=list(unseen)).astype(float)
     energy = {row.run_id: statistics.fmean(chain(*row.energy.values())) for row in rows if any(row.energy.values())}
+    kept = [energy.get(run, math.nan) for run in runs]
     means = DataFrame({"mean": scores.mean(axis=1, skipna=False), "norm": ratios.mean(axis=1),
                        "unseen": others.mean(axis=1, skipna=False), "routing_accuracy": right.mean(axis=1),
-                       "energy": [energy.get(run, math.nan) for run in runs]})  # fmt: skip
+                       "probe": probes.mean(axis=1), "energy": kept})  # fmt: skip
     return 100 * scores.add_prefix("task ").join([means, others.add_prefix("unseen "), ratios.add_prefix("norm ")])
 
 

@@ -65,13 +65,13 @@ def columns(summary: Summary, wide: bool = False) -> list[Column]:
     scores = {f"{task}{named.get(task, '')}": f"task {task}" for task in summary.tasks}
     scores |= {f"{task} unseen": f"unseen {task}" for task in summary.unseen}
     scores |= {name: name for name in ("mean", "norm", *["unseen"] * bool(summary.unseen))}
-    gates = {"routing accuracy": "routing_accuracy", "energy kept": "energy"} if wide else {}
+    more = {"probe": "probe"} | ({"routing accuracy": "routing_accuracy", "energy kept": "energy"} if wide else {})
     return [
         _plain("method", lines["label"]),
         *([_plain("kind", lines["kind"])] if wide else []),
         *([_plain("n", lines["n"])] if (lines["n"] > 1).any() else []),
         *(_percents(header, name, lines) for header, name in scores.items()),
-        *(_percents(header, name, lines, best=False) for header, name in gates.items() if lines[name].notna().any()),
+        *(_percents(header, name, lines, best=False) for header, name in more.items() if lines[name].notna().any()),
         *_facts(lines, wide),
     ]
 

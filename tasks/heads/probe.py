@@ -1,7 +1,8 @@
 """Linear probes: heads fitted on the features of an expert's own training samples."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy
@@ -13,6 +14,8 @@ from merging.checkpoints import Checkpoint
 from merging.errors import UserError
 from merging.preflight import some
 from tasks.engine import Engine
+from tasks.suite import Suite
+from tasks.task import LabelledTask
 
 STRENGTH = 1.0  # inverse of the L2 penalty, and the penalty of the ridge, on standardised features
 STEPS = 1000  # of L-BFGS at most
@@ -23,18 +26,19 @@ class Probe:
     """A linear head on frozen features: logistic regression by L-BFGS, for numbers ridge regression in closed form.
 
     checkpoint: the task's expert, whose features of the train split it is fitted on. data: the task's samples. The
-    result repeats; it is kept in the cache by the content of all that it depends on.
+    result repeats; it is kept in the cache, if any, by the content of all that it depends on.
     """
 
     checkpoint: Checkpoint
     backbone: Any
     data: Any
-    cache: Cache
+    cache: Cache | None
     engine: Engine = field(default_factory=lambda: Engine("cpu"))
 
     def open(self, task: str, classes: Sequence[str]) -> nn.Linear:
         """Raises UserError for a class without a training sample."""
-        stored = self.cache.tensors(self._key(classes), lambda: self._fit(task, classes))
+        fit = partial(self._fit, task, classes)
+        stored = fit() if self.cache is None else self.cache.tensors(self._key(classes), fit)
         layer = nn.Linear(stored["weight"].shape[1], stored["weight"].shape[0])
         layer.load_state_dict(stored)
         return layer.requires_grad_(False).eval()
@@ -62,6 +66,19 @@ class Probe:
         prepared = map(self.backbone.prepare, self.engine.stream(self.data.split("train").inputs))
         with self.engine.running():
             return torch.cat([self.backbone.features(module, some).float().cpu() for some in prepared])
+
+
+def probed(suite: Suite, checkpoint: Checkpoint, backbone: Any, engine: Engine) -> Suite:
+    """The tasks that are merged, each under a linear probe of one model that all of them share; not cached.
+
+    Raises UserError for a task that has no head.
+    """
+    tasks = []
+    for task in suite.tasks:
+        if not isinstance(task, LabelledTask) or task.head() is None:
+            raise UserError(f"{task.name} has no head that a linear probe could stand in for: leave probe=true out.")
+        tasks.append(replace(task, heads=Probe(checkpoint, backbone, task.data, None, engine)))
+    return Suite(suite.name, tuple(tasks))
 
 
 def fit_linear(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

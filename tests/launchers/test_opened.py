@@ -218,3 +218,15 @@ def test_a_class_without_an_image_is_noted_for_the_split_of_the_search_too(setup
     assert computed(setup, TaskArithmetic()).remarks == [note.format("test")]
     searched = computed(setup, TaskArithmetic(), scale=Search([0.1, 0.3], criterion="mean"))
     assert searched.remarks == [note.format("test"), note.format("val")]
+
+
+def test_a_probe_is_a_diagnosis_beside_the_score(setup):
+    plain, asked = (
+        Cell("mine", TaskArithmetic(), Fixed(), Oracle(), CONFIG | config, setup).compute(lambda task, score: None)
+        for config in ({}, {"probe": True})
+    )
+    assert plain.probe == {} and asked.scores == plain.scores and set(asked.probe) == {"one", "three"}
+    assert asked.run_id != plain.run_id
+    assert (asked.opened, asked.adaptation, asked.needs) == ({"train": ["probe"]}, "none", "nothing")
+    routed = Cell("mine", Twin(), Fixed(), Oracle(), CONFIG | {"probe": True}, setup).compute(lambda task, score: None)
+    assert routed.probe == {}

@@ -14,6 +14,7 @@ from tasks import finetune
 from tasks.engine import Engine
 from tasks.evaluate import Grid
 from tasks.finetune import Job, Recipe
+from tasks.heads.probe import probed
 from tasks.suite import Suite
 from tasks.task import array_task
 from tasks.training import Training, order
@@ -77,11 +78,21 @@ def test_heads_are_no_part_of_what_is_merged(made):
 
 def test_probes_of_the_base_are_heads_that_saw_no_expert(made):
     source, suite, headed, experts, cache = made
-    probed = replace(source, heads_from="base").headed(suite, BACKBONE, cache)
-    base = Grid(probed, BACKBONE).score(LinearProbe()(experts), "val").scores
+    of_base = replace(source, heads_from="base").headed(suite, BACKBONE, cache)
+    base = Grid(of_base, BACKBONE).score(LinearProbe()(experts), "val").scores
     expert = Grid(headed, BACKBONE).score(Expert()(experts), "val").scores
     assert 0.33 < base["class"].value <= expert["class"].value
-    assert not torch.equal(probed.tasks[0].head().weight, headed.tasks[0].head().weight)
+    assert not torch.equal(of_base.tasks[0].head().weight, headed.tasks[0].head().weight)
+
+
+def test_the_probes_of_a_model_are_those_of_the_base_where_it_is_the_base(made):
+    source, suite, headed, _, cache = made
+    of_base = replace(source, heads_from="base").headed(suite, BACKBONE, cache)
+    of_model = probed(headed, StateDict(STATE), BACKBONE, Engine("cpu"))
+    for one, other in zip(of_model.tasks, of_base.tasks, strict=True):
+        assert torch.equal(one.head().weight, other.head().weight) and torch.equal(one.head().bias, other.head().bias)
+    with pytest.raises(UserError, match="class has no head that a linear probe could stand in for"):
+        probed(suite, StateDict(STATE), BACKBONE, Engine("cpu"))
 
 
 def test_a_model_of_all_tasks_is_refused(made):
