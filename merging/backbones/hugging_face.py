@@ -118,7 +118,12 @@ class HuggingFace(Speaking, Backbone):
         config = copy.deepcopy(self._config)  # models write into theirs
         if made is None:
             raise UserError(f"backbone.model={self.model} is no class of transformers {library().__version__}.")
+        dtype = getattr(torch, str(config.dtype).removeprefix("torch."), torch.float32)
+        config.dtype = torch.float32  # for another transformers sets torch's default, of all threads, for a while
         model = made.from_config(config) if self.model.startswith("Auto") else made(config)
+        for parameter in model.parameters() if self.model.startswith("Auto") else ():
+            parameter.data = parameter.data.to(dtype)  # one at a time; buffers stay as exact as they are
+        config.dtype = dtype
         return untied(model) if self.config.get("tie_word_embeddings") is False else model
 
     def build(self) -> nn.Module:

@@ -7,6 +7,7 @@ import torch
 from tiny_models import HIDDEN, backbone
 
 from merging import Experts
+from merging.backbones.hugging_face import HuggingFace
 from merging.decompose.ranks import Ranks
 from merging.methods import Duet, Twin
 from merging.routing.install import install
@@ -46,6 +47,16 @@ def test_backbones_are_the_published_models(name):
     assert sum(tensor.numel() for tensor in module.parameters()) == SIZES[name]
     assert made.table == "llama" and len(made.blocks(module)) == made.config["num_hidden_layers"]
     assert {tensor.dtype for tensor in module.parameters()} == {torch.bfloat16}
+
+
+def test_no_other_thread_sees_the_dtype_of_a_model_that_is_built(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: seen.append(dtype))
+    config = {"model_type": "llama", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32,
+              "num_hidden_layers": 1, "num_attention_heads": 2, "dtype": "bfloat16"}  # fmt: skip
+    module = HuggingFace("tiny", "AutoModelForCausalLM", config, readout="last").build()
+    assert {tensor.dtype for tensor in module.parameters()} == {module.config.dtype} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in module.buffers()} == {torch.float32} and {*seen} <= {torch.float32}
 
 
 @families
