@@ -98,3 +98,10 @@ def by_matrix(
         return tau.mean(0) if rest == "mean" else torch.zeros(tau.shape[1:])
 
     return experts.map(merge, heavy=context.device.type == "cpu")
+
+
+def filtered(
+    experts: Experts, context: Context, weigh: Callable[[Tensor], Tensor], matrices: Matrices, rest: Rest
+) -> dict[str, Tensor]:
+    """`by_matrix` of WUDI's loss, solved in fp64: see Quadratic.filtered."""
+    return by_matrix(experts, context, lambda _, tau: of_task_vectors(tau.double()).filtered(weigh), matrices, rest)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from merging.context import ALONE, Context
 from merging.experts import Experts
-from merging.interference import Matrices, Rest, by_matrix, of_task_vectors
+from merging.interference import Matrices, Rest, filtered
 from merging.merged import Merged
 from merging.options import Options
 
@@ -38,10 +38,7 @@ class Aswudi(Options):
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
-        def solve(key: str, tau: Tensor) -> Tensor:
-            return of_task_vectors(tau.double()).filtered(self.weigh)
-
-        return experts.merged(by_matrix(experts, context, solve, self.matrices, self.rest), self.scale)
+        return experts.merged(filtered(experts, context, self.weigh, self.matrices, self.rest), self.scale)
 
     def weigh(self, values: Tensor) -> Tensor:
         """f [n] of eigenvalues [n], descending."""
