@@ -31,7 +31,7 @@ def objectives(files: Sequence[str | Path]) -> Point | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exits 1 with one paragraph when there is nothing to draw."""
-    from launchers.results.curves import bytes_figure
+    from launchers.results.curves import front_figure
 
     parser = parser_of("pareto", "Draw scores against stored bytes.")
     parser.add_argument("--file", default="pareto.png", help="the picture, of several suites one each (pareto.png)")
@@ -39,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = Path(chosen.file)
     with one_paragraph():
         summaries = summarise(rows_of(chosen.paths))
-        drawn = [(summary, figure) for summary in summaries if (figure := bytes_figure(summary)) is not None]
+        drawn = [(summary, figure) for summary in summaries if (figure := front_figure(summary)) is not None]
         if not drawn:
             raise UserError(f"There is nothing to draw in {chosen.file}: no two finished merges. Run a method first.")
         for number, (summary, figure) in enumerate(drawn, 1):
             print(figure.write(path if number == 1 else path.with_stem(f"{path.stem}-{number}"), dpi=200))
-            for line in summary.front.itertuples():
+            for line in summary.front().itertuples():
                 score = getattr(line, summary.level)
                 print(f"{summary.suite}  {score:5.1f} %  {line.stored_bytes / 1e6:8.1f} MB  {line.label}")
 

@@ -16,10 +16,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of("table", "Print result rows as a table.")
     parser.add_argument("--format", choices=[*FORMATS, "csv"], default="terminal", help="what to print (terminal)")
     parser.add_argument("--against", choices=["published"], help="put published numbers beside the measured ones")
+    parser.add_argument("--sort", choices=["needs"], help="within a kind by what methods need: nothing, inputs, labels")
     chosen = parser.parse_args(arguments)
     with one_paragraph():
         rows = rows_of(chosen.paths)
-    sheets = against.sheets(rows) if chosen.against else table.sheets(rows)
+    sheets = against.sheets(rows) if chosen.against else table.sheets(rows, chosen.sort == "needs")
     if chosen.format == "csv":
         sys.stdout.write(comma_separated(frame_of(sheets) if chosen.against else table.records(rows)))
     elif chosen.format == "terminal":

@@ -1,10 +1,10 @@
-"""Figures with axes: scores against a number, bars of what a word chose, scores against stored bytes."""
+"""Figures with axes: scores against a number, bars of what a word chose, scores against costs."""
 
 import math
 from collections.abc import Sequence
 from itertools import cycle
 from textwrap import fill, shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -132,15 +132,32 @@ def level_figure(summary: Summary) -> Drawn | None:
     return Drawn("levels", "Lines with their deviation over seeds", figure, caption)
 
 
+class Cost(NamedTuple):
+    """What a merge costs, an axis of a figure."""
+
+    column: str  # of Summary.lines
+    unit: float
+    form: str
+    axis: str
+    title: str
+
+
+COSTS = {
+    "bytes": Cost("stored_bytes", 1e6, "{:.1f} MB", "stored, MB (base included)", "stored bytes"),
+    "macs": Cost("macs", 1e6, "{:.1f} M", "multiply-accumulates per sample, millions", "multiply-accumulates"),
+    "seconds": Cost("merge_seconds", 1, "{:.2f} s", "merging, seconds", "seconds of merging"),
+}
+
+
 @styled
-def bytes_figure(summary: Summary) -> Drawn | None:
-    """Scores against stored megabytes with the Pareto front; None where fewer than two lines have both.
+def front_figure(summary: Summary, against: str = "bytes") -> Drawn | None:
+    """Scores against one of COSTS with the Pareto front; None where fewer than two lines have both, or all cost alike.
 
     A colour and marker a method, hollow for oracles.
     """
-    measure, scored = summary.level, summary.scored
-    lines = scored[(scored["stored_bytes"] > 0) & scored[measure].notna()]
-    if len(lines) < 2:
+    cost, measure, scored = COSTS[against], summary.level, summary.scored
+    lines = scored[(scored[cost.column] > 0) & scored[measure].notna()]
+    if len(lines) < 2 or (against != "bytes" and lines[cost.column].nunique() < 2):
         return None
     names = (lines["method"] + (lines["kind"] == "oracle").map({True: " (oracle)", False: ""})).rename("name")
     figure = Figure(figsize=(PAGE, max(3.2, 0.6 + 0.14 * names.nunique())), layout="constrained")
@@ -149,20 +166,21 @@ def bytes_figure(summary: Summary) -> Drawn | None:
                                              strict=False):  # fmt: skip
         filled = "none" if str(name).endswith(" (oracle)") else colour
         for number, line in alike.iterrows():
-            tips[f"point-{number}"] = f"{line['label']}: {line[measure]:.1f} %, {line['stored_bytes'] / 1e6:.1f} MB"
+            x = line[cost.column] / cost.unit
+            tips[f"point-{number}"] = f"{line['label']}: {line[measure]:.1f} %, {cost.form.format(x)}"
             label = name if number == alike.index[0] else "_"
-            point = _points(ax, line["stored_bytes"] / 1e6, lines.loc[[number]], measure, fmt=marker, color=colour,
-                            mfc=filled, ms=4.5, label=label)  # fmt: skip
+            point = _points(ax, x, lines.loc[[number]], measure, fmt=marker, color=colour, mfc=filled, ms=4.5,
+                            label=label)  # fmt: skip
             point.set_gid(f"point-{number}")
-    front = summary.front
+    front = summary.front(cost.column)
     if len(front) > 1:
-        ax.step(front["stored_bytes"] / 1e6, front[measure], where="post", color=INK, lw=0.9, zorder=1,
+        ax.step(front[cost.column] / cost.unit, front[measure], where="post", color=INK, lw=0.9, zorder=1,
                 label="Pareto front")  # fmt: skip
-    scale(ax, lines["stored_bytes"] / 1e6)
-    ax.set(xlabel="stored, MB (base included)", ylabel=MEASURES[measure])
+    scale(ax, lines[cost.column] / cost.unit)
+    ax.set(xlabel=cost.axis, ylabel=MEASURES[measure])
     ax.grid(True)
     figure.legend(loc="outside right upper")
     caption = f"Front: {', '.join(map(named, front.itertuples())) or 'no fair line'}."
     caption += " Bars: standard deviation over seeds." if lines[f"{measure} sd"].notna().any() else ""
-    title = f"Score against stored bytes: {lines['kind'].isin(MERGES).sum()} merges, {len(summary.tasks)} tasks"
-    return Drawn("bytes", title, figure, caption, tips)
+    title = f"Score against {cost.title}: {lines['kind'].isin(MERGES).sum()} merges, {len(summary.tasks)} tasks"
+    return Drawn(against, title, figure, caption, tips)

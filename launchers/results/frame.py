@@ -22,6 +22,7 @@ KINDS = ("base", "linear_probe", "static", "routed", "oracle", "failed", "multit
 PROBE = "linear_probe"
 REFERENCES = ("base", PROBE, "multitask", "expert")  # no merges
 MERGES = ("static", "routed", "oracle")
+NEEDS = ("nothing", "inputs", "labels")
 COMPETE = ("static", "routed")  # kinds of lines that are judged among themselves, where they are fair
 COPIED = ("method", "status", "scale_source", "needs", "router", "granularity", "adaptation", "family", "owned",
           "params")  # fmt: skip
@@ -76,12 +77,11 @@ class Summary:
         """The score that lines are compared by: "norm" where every line has one, else "mean"."""
         return "norm" if len(self.scored) and self.scored["norm"].notna().all() else "mean"
 
-    @property
-    def front(self) -> "DataFrame":
-        """The fair merges that no other beats in score and bytes, by rising bytes."""
+    def front(self, cost: str = "stored_bytes") -> "DataFrame":
+        """The fair merges that no other beats in score and a cost, a column of `_costs`, by rising cost."""
         lines = self.scored
-        known = (lines["stored_bytes"] > 0) & lines[self.level].notna()
-        return pareto(lines[lines["kind"].isin(COMPETE) & lines["fair"] & known], "stored_bytes", self.level)
+        known = (lines[cost] > 0) & lines[self.level].notna()
+        return pareto(lines[lines["kind"].isin(COMPETE) & lines["fair"] & known], cost, self.level)
 
 
 def pareto(frame: "DataFrame", cost: str, gain: str) -> "DataFrame":
@@ -143,19 +143,19 @@ def rows_of(paths: Sequence[str]) -> list[Row]:
     return rows
 
 
-def summarise(rows: Iterable[Row]) -> list[Summary]:
+def summarise(rows: Iterable[Row], by_needs: bool = False) -> list[Summary]:
     """One summary per suite, merged and unseen tasks, and split, in order of first appearance.
 
-    The same run twice counts once.
+    The same run twice counts once. by_needs: within a kind those that need nothing first, then inputs, then labels.
     """
     unique = {row.run_id: row for row in sorted(rows, key=lambda row: row.created)}
     suites: dict[tuple, list[Row]] = defaultdict(list)
     for row in unique.values():
         suites[row.suite, frozenset(row.tasks), frozenset(row.unseen), row.config.get("split")].append(row)
-    return [_summary(members) for members in suites.values()]
+    return [_summary(members, by_needs) for members in suites.values()]
 
 
-def _summary(rows: Sequence[Row]) -> Summary:
+def _summary(rows: Sequence[Row], by_needs: bool) -> Summary:
     from pandas import DataFrame, RangeIndex, Series, concat
 
     groups = _by_line(rows)
@@ -165,7 +165,8 @@ def _summary(rows: Sequence[Row]) -> Summary:
     line_of = Series({row.run_id: number for number, group in enumerate(groups) for row in group})
     lines = concat([facts, _costs(rows, line_of), _over_seeds(_quantities(rows, tasks, unseen), line_of)], axis=1)
     lines["order"] = lines["kind"].map(KINDS.index)
-    lines = lines.sort_values(["order", "mean"], kind="stable").drop(columns="order")
+    lines["needed"] = lines["needs"].map(NEEDS.index) if by_needs else 0
+    lines = lines.sort_values(["order", "needed", "mean"], kind="stable").drop(columns=["order", "needed"])
     lines.index = RangeIndex(1, len(lines) + 1)
     split = rows[0].config.get("split")
     title = rows[0].suite + (f" without {', '.join(unseen)}" if unseen else "")

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -37,6 +38,7 @@ class Plot:
     y: a panel each of score (norm, without experts mean), routing_accuracy, energy.
     hue: options, or parts such as method, that tell curves apart or make the rows of a grid.
     facet: an option whose values have a panel each. along: the option along which a curve is joined, if it is not x.
+    costs: of pareto, a figure each of score against bytes, macs, seconds of merging.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -47,6 +49,7 @@ class Plot:
     hue: tuple[str, ...] = ()
     facet: str = ""
     along: str = ""
+    costs: tuple[Literal["bytes", "macs", "seconds"], ...] = ("bytes",)
 
     def __post_init__(self) -> None:
         if not self.x and self.kind in OVER_X:
@@ -90,8 +93,9 @@ def drawings(plot: Plot, name: str, summaries: Sequence[Summary]) -> list["Drawn
     if plot.kind == "scores":
         return [heat.score_map([summary]) for summary in summaries]
     if plot.kind not in OVER_X:
-        draw = curves.level_figure if plot.kind == "levels" else curves.bytes_figure
-        return [drawn for summary in summaries if (drawn := draw(summary)) is not None]
+        pairs = ((summary, cost) for summary in summaries for cost in plot.costs)
+        made = map(curves.level_figure, summaries) if plot.kind == "levels" else starmap(curves.front_figure, pairs)
+        return [drawn for drawn in made if drawn is not None]
     lines = _lines(plot, summaries)
     if not len(lines):
         return []

@@ -42,11 +42,11 @@ FACTS = (
 )
 
 
-def sheets(rows: Iterable[Row]) -> list[Sheet]:
-    """Every suite of `rows` as a formatted table with its notes; references are grey."""
+def sheets(rows: Iterable[Row], by_needs: bool = False) -> list[Sheet]:
+    """Every suite of `rows` as a formatted table with its notes; references are grey. by_needs: see summarise."""
     return [
         Sheet(summary.title, columns(summary), notes(summary), references(summary.lines), frozenset(summary.breaks))
-        for summary in summarise(rows)
+        for summary in summarise(rows, by_needs)
     ]
 
 

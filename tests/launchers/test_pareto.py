@@ -7,7 +7,9 @@ from pandas import DataFrame
 
 from launchers import rows
 from launchers.pareto import Point, main, objectives
-from launchers.results.frame import pareto
+from launchers.results.frame import pareto, summarise
+from launchers.results.plot import declared, drawings
+from launchers.table import main as table
 
 
 def test_the_objectives_are_those_of_the_first_file(tmp_path):
@@ -62,3 +64,37 @@ def test_the_picture_and_the_list_leave_out_what_is_told_the_true_task(tmp_path,
         main([str(tmp_path / "failed"), "--file", str(picture)])
     with pytest.raises(SystemExit, match="No result rows"):
         main([str(tmp_path)])
+
+
+FIELD = [
+    make_row("expert", 0.9),
+    make_row("reg_mean", 0.4, needs="inputs", seconds={"merge": 9.0}),
+    make_row("fisher", 0.3, needs="labels", seconds={"merge": 5.0}),
+    make_row("ties", 0.6, seconds={"merge": 2.0}),
+    make_row("average", 0.7, seconds={"merge": 3.0}),
+    routed_row("duet", 0.5, needs="inputs", macs=2 * 10**7, stored_bytes=20_000_000),
+    routed_row("smile", 0.8, needs="nothing", macs=3 * 10**7, stored_bytes=30_000_000),
+]
+
+
+def test_lines_may_be_sorted_by_what_methods_need(tmp_path, capsys):
+    for row in FIELD:
+        rows.write(row, tmp_path)
+    (plain,), (sorted_,) = summarise(FIELD), summarise(FIELD, by_needs=True)
+    assert list(plain.lines["label"]) == ["fisher", "reg_mean", "ties", "average", "duet", "smile", "expert"]
+    assert list(sorted_.lines["label"]) == ["ties", "average", "reg_mean", "fisher", "smile", "duet", "expert"]
+    table([str(tmp_path), "--sort", "needs", "--format", "markdown"])
+    shown = capsys.readouterr().out
+    assert shown.index("average") < shown.index("fisher") < shown.index("smile") < shown.index("duet")
+
+
+def test_scores_are_drawn_against_every_cost():
+    plot = declared({"kind": "pareto", "costs": ["bytes", "macs", "seconds"]}, "here")
+    (summary,) = summarise(FIELD)
+    drawn = drawings(plot, "field", [summary])
+    assert [figure.name for figure in drawn] == ["bytes", "macs", "seconds"]
+    assert ["seconds" in figure.figure.axes[0].get_xlabel() for figure in drawn] == [False, False, True]
+    assert [list(summary.front(cost)["label"]) for cost in ("stored_bytes", "macs", "merge_seconds")] == [
+        ["average", "smile"], ["average", "smile"], ["smile"],
+    ]  # fmt: skip
+    assert [figure.name for figure in drawings(plot, "field", summarise(FIELD[:5]))] == ["bytes", "seconds"]
