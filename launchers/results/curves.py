@@ -34,6 +34,7 @@ FAR = 8  # from this ratio of the largest to the smallest on, an axis is logarit
 SPAN = 4  # percent that an axis covers at least: noise must not look like a difference
 TICKS = 8  # at most, of an axis that names its values
 BAR = 0.17  # inches a bar is high
+TOLD_APART = 24  # methods at most with a colour and marker each
 LINES = 40  # of a table at most whose deviations are drawn
 
 
@@ -153,18 +154,20 @@ COSTS = {
 def front_figure(summary: Summary, against: str = "bytes") -> Drawn | None:
     """Scores against one of COSTS with the Pareto front; None where fewer than two lines have both, or all cost alike.
 
-    A colour and marker a method, hollow for oracles.
+    A colour and marker a method, hollow for oracles; where methods are many, a kind, and the front is labelled.
     """
     cost, measure, scored = COSTS[against], summary.level, summary.scored
     lines = scored[(scored[cost.column] > 0) & scored[measure].notna()]
     if len(lines) < 2 or (against != "bytes" and lines[cost.column].nunique() < 2):
         return None
-    names = (lines["method"] + (lines["kind"] == "oracle").map({True: " (oracle)", False: ""})).rename("name")
+    by_kind = lines["method"].nunique() > TOLD_APART
+    oracle = (lines["kind"] == "oracle").map({True: " (oracle)", False: ""})
+    names = (lines["kind"] if by_kind else lines["method"] + oracle).rename("name")
     figure = Figure(figsize=(PAGE, max(3.2, 0.6 + 0.14 * names.nunique())), layout="constrained")
     ax, tips = figure.subplots(), {}
     for (name, alike), marker, colour in zip(lines.groupby(names, sort=False), cycle(MARKERS), cycle(OKABE_ITO[:5]),
                                              strict=False):  # fmt: skip
-        filled = "none" if str(name).endswith(" (oracle)") else colour
+        filled = "none" if str(name).endswith(("oracle", "(oracle)")) else colour
         for number, line in alike.iterrows():
             x = line[cost.column] / cost.unit
             tips[f"point-{number}"] = f"{line['label']}: {line[measure]:.1f} %, {cost.form.format(x)}"
@@ -176,6 +179,8 @@ def front_figure(summary: Summary, against: str = "bytes") -> Drawn | None:
     if len(front) > 1:
         ax.step(front[cost.column] / cost.unit, front[measure], where="post", color=INK, lw=0.9, zorder=1,
                 label="Pareto front")  # fmt: skip
+    for _, line in front.iterrows() if by_kind else ():
+        ax.annotate(line["label"], (line[cost.column] / cost.unit, line[measure]), (3, 4), textcoords="offset points")
     scale(ax, lines[cost.column] / cost.unit)
     ax.set(xlabel=cost.axis, ylabel=MEASURES[measure])
     ax.grid(True)

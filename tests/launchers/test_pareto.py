@@ -98,3 +98,11 @@ def test_scores_are_drawn_against_every_cost():
         ["average", "smile"], ["average", "smile"], ["smile"],
     ]  # fmt: skip
     assert [figure.name for figure in drawings(plot, "field", summarise(FIELD[:5]))] == ["bytes", "seconds"]
+
+
+def test_many_methods_have_the_colours_of_their_kinds():
+    rows = [make_row(f"m{number}", 0.3 + number / 100, stored_bytes=10**6 * (number + 1)) for number in range(25)]
+    (drawing,) = drawings(declared({"kind": "pareto"}, "here"), "field", summarise([*rows, routed_row("twin", 0.7)]))
+    names = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    assert names == ["Pareto front", "static", "routed"]
+    assert [text.get_text() for text in drawing.figure.axes[0].texts][:2] == ["m0", "m1"]
