@@ -115,6 +115,7 @@ def test_run_level_keys_are_few():
     known = {
         "seed",
         "split",
+        "probe",
         "redo",
         "output",
         "save",
