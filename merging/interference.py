@@ -1,4 +1,4 @@
-"""How far a merged matrix interferes with its experts: a quadratic, lowered step by step or solved with a filter.
+"""How far a merged matrix interferes with its experts: a quadratic, lowered step by step, or solved in closed form.
 
 L(x) = sum_t |(x - target_t) probe_t^T|^2 / size_t. With x = start + y its gradient is 2 (y C + E) where C = sum_t
 probe_t^T probe_t / size_t and E = sum_t (start - target_t) probe_t^T probe_t / size_t: one product, whatever T.
@@ -50,6 +50,17 @@ class Quadratic(NamedTuple):
         values, vectors = leading_vectors(self.gram.clone(), len(self.gram))
         values = values.clamp_min(FLOOR)
         return self.start - (self.excess @ vectors * (weigh(values) / values)) @ vectors.T
+
+    def regularised(self, ridge: float | Tensor) -> Tensor:
+        """x at which the loss plus ridge |x - start|^2 is least: the start where no probe lies."""
+        regular = self.gram + ridge * torch.eye(len(self.gram)).to(self.gram)
+        return self.start - torch.linalg.solve(regular, self.excess, left=False)
+
+    def nearest(self, cutoff: float) -> Tensor:
+        """The minimum nearest to the start; eigenvalues below `cutoff` of the largest count as zero."""
+        values, vectors = leading_vectors(self.gram.clone(), len(self.gram))
+        vectors, values = vectors[:, values > cutoff * values[0]], values[values > cutoff * values[0]]
+        return self.start - (self.excess @ vectors / values) @ vectors.T
 
 
 def of_task_vectors(tau: Tensor) -> Quadratic:

@@ -1,8 +1,10 @@
-"""What goes into every matrix of a model on unlabelled samples: moments and Gram matrices, streaming, per task."""
+"""What goes into every layer of a model on unlabelled samples: moments and Gram matrices, streaming, per task."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,24 +31,91 @@ class Finished(Exception):
 def grams(
     calibration: Calibration, checkpoint: Checkpoint, task: int, keys: Sequence[str], count: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """X^T X [n, n] fp64 of the inputs X [rows, n] of each matrix, of a checkpoint on a task's first `count` samples.
+    """`gram_sums` of a checkpoint on a task's first `count` samples.
 
-    Also how many rows there were. Products are in the model's dtype, summed in fp64. A matrix [m, n] is any that is
-    applied to features: linear layers, fused attention, patch embeddings (n of flattened patches), projections; padding
-    does not count. All of `keys` are in memory at once: for a large model ask block by block, each of which ends its
-    forwards behind its last matrix. Raises UserError for a parameter that is no such matrix.
+    All of `keys` are in memory at once: for a large model ask block by block, each of which ends its forwards behind
+    its last matrix. Raises UserError for a parameter that is no matrix of features, nor the gain of a norm.
+    """
+    return gram_sums(calibration.model(checkpoint), keys, calibration.batches(task, count))
+
+
+def gram_sums(
+    model: nn.Module, keys: Sequence[str], batches: Iterable[Any]
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """X^T X [n, n] fp64 of the inputs X [rows, n] of each matrix, and how many rows there were.
+
+    Products are in the model's dtype, summed in fp64. A matrix [m, n] is any that is applied to features: linear
+    layers, fused attention, patch embeddings (n of flattened patches), projections; padding does not count. Of the gain
+    of a norm it is the diagonal [n], of what is normalised.
     """
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(keys, 0)
+    gains = {key for key in keys if is_gain(model, key)}
 
     def add(key: str, rows: Tensor) -> None:
-        rows = rows if rows.dtype.itemsize >= 4 else rows.float()
-        product = (rows.T @ rows).double()
+        product = _product(rows, rows, key in gains)
         sums[key] = product if key not in sums else sums[key].add_(product)
         counts[key] += len(rows)
 
-    observe(calibration.model(checkpoint), keys, calibration.batches(task, count), add)
+    observe(model, keys, batches, add)
     return {key: sums[key].cpu() for key in keys}, counts
+
+
+class Pair(NamedTuple):
+    """Sums over rows of what goes into a layer of one model, x [n], and of another on the same inputs, y [n]; fp64."""
+
+    gram: Tensor  # x x^T [n, n]; of the gain of a norm the diagonal [n] of what is normalised
+    drift: Tensor  # (y - x) x^T [n, n], of gains its diagonal; exactly zero where both models are the same
+    mean: Tensor  # x [n]
+    shift: Tensor  # y - x [n]
+    rows: Tensor  # how many, []
+
+    def plus(self, other: "Pair", weight: float = 1.0) -> "Pair":
+        """The sum of two, the other times `weight`."""
+        return Pair(*(mine + weight * theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def means(self) -> "Pair":
+        """Per row."""
+        return Pair(*(part / self.rows for part in self))
+
+
+def paired(
+    model: nn.Module, other: nn.Module, keys: Sequence[str], batches: Iterable[Any], tokens: str = "all"
+) -> dict[str, Pair]:
+    """How what goes into layers differs between two models, run side by side; keys and tokens as in `gram_sums`."""
+    gains, sums = {key for key in keys if is_gain(model, key)}, {}
+    seen: tuple[dict[str, list[Tensor]], ...] = ({}, {})
+
+    def note(rows_of_key: dict[str, list[Tensor]], key: str, rows: Tensor) -> None:
+        rows_of_key.setdefault(key, []).append(rows)
+
+    first, second = (partial(note, rows) for rows in seen)
+    with (
+        torch.inference_mode(),
+        watched(model, keys, first, tokens) as run,
+        watched(other, keys, second, tokens) as beside,
+    ):
+        for inputs in batches:
+            run(inputs)
+            beside(inputs)
+            for key in list(seen[0]):
+                x, y = (torch.cat(rows.pop(key)) for rows in seen)
+                pair = _pair(x, y, key in gains)
+                sums[key] = sums[key].plus(pair) if key in sums else pair
+    return {key: Pair(*(part.cpu() for part in pair)) for key, pair in sums.items()}
+
+
+def _pair(x: Tensor, y: Tensor, diagonal: bool) -> Pair:
+    """Of rows [R, n] each."""
+    change, rows = y - x, torch.tensor(len(x), dtype=torch.float64, device=x.device)
+    mean, shift = (part.sum(0, dtype=torch.float64) for part in (x, change))
+    return Pair(_product(x, x, diagonal), _product(change, x, diagonal), mean, shift, rows)
+
+
+def _product(left: Tensor, right: Tensor, diagonal: bool) -> Tensor:
+    """left^T right of rows [R, n], or its diagonal, in fp64."""
+    left, right = (rows if rows.dtype.itemsize >= 4 else rows.float() for rows in (left, right))
+    return (left * right).sum(0, dtype=torch.float64) if diagonal else (left.T @ right).double()
 
 
 def activations(
@@ -91,38 +160,51 @@ def moments(
     return {name: (mean.sqrt() if statistic == "rms" else mean).float().cpu() for name, mean in means.items()}
 
 
-@torch.inference_mode()
 def observe(
     model: nn.Module, keys: Sequence[str], batches: Iterable[Any], add: Add, tokens: str = "all", side: str = "input"
 ) -> None:
-    """Run batches (tensors, or named inputs) and hand to `add` what goes into the matrices `keys`, as rows.
+    """Run batches (tensors, or named inputs) and hand to `add` what goes into the layers of `keys`, as rows.
 
     Tokens that an `attention_mask` among the inputs leaves out are padding and do not count. tokens: "all", or the
-    first alone ("class"). side: "input", or "output" for what comes out.
+    first alone ("class"). side: "input", or "output" for what comes out. Of the gain of a norm the rows are what is
+    normalised, before gain and shift.
     """
+    with torch.inference_mode(), watched(model, keys, add, tokens, side) as run:
+        for inputs in batches:
+            run(inputs)
+
+
+@contextmanager
+def watched(
+    model: nn.Module, keys: Sequence[str], add: Add, tokens: str = "all", side: str = "input"
+) -> Iterator[Callable[[Any], None]]:
+    """As `observe`, batch by batch: what runs one."""
     copied = duplicate(model)
-    layers = {key: linear_in(copied, key) for key in keys}
+    layers = {key: _layer(copied, key) for key in keys}
     mask: Tensor | None = None
     seen, calls, expected = set(), 0, None
 
-    def note(key: str, _: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def note(key: str, read: Callable[[Tensor], Tensor], _: nn.Module, inputs: tuple, output: Tensor) -> None:
         nonlocal calls
-        add(key, rows_of(inputs[0] if side == "input" else output, mask, tokens))
+        add(key, rows_of(read(inputs[0]) if side == "input" else output, mask, tokens))
         seen.add(key)
         calls += 1
         if calls == expected:
             raise Finished
 
-    hooks = [layer.register_forward_hook(partial(note, key)) for key, layer in layers.items()]
+    def run(inputs: Any) -> None:
+        nonlocal mask, calls, expected
+        named, calls = isinstance(inputs, Mapping), 0
+        mask = inputs.get("attention_mask") if named else None
+        try:
+            copied(**inputs) if named else copied(inputs)
+        except Finished:
+            return
+        expected = calls  # from now on a forward ends there
+
+    hooks = [layer.register_forward_hook(partial(note, key, read)) for key, (layer, read) in layers.items()]
     try:
-        for inputs in batches:
-            named, calls = isinstance(inputs, Mapping), 0
-            mask = inputs.get("attention_mask") if named else None
-            try:
-                copied(**inputs) if named else copied(inputs)
-            except Finished:
-                continue
-            expected = calls  # from now on a forward ends there
+        yield run
     finally:
         for hook in hooks:
             hook.remove()
@@ -130,8 +212,33 @@ def observe(
         raise UserError(f"Nothing went into {unseen[0]}: the forward does not use it, or there were no samples.")
 
 
+def is_gain(model: nn.Module, key: str) -> bool:
+    """Whether a parameter is what a norm multiplies by, feature by feature."""
+    path, _, name = key.rpartition(".")
+    weight = getattr(model.get_submodule(path), name, None)
+    return name == "weight" and isinstance(weight, Tensor) and weight.ndim == 1
+
+
+def _layer(model: nn.Module, key: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The module that applies a parameter, and what it makes of its input before that."""
+    if not is_gain(model, key):
+        return linear_in(model, key), lambda x: x
+    norm = model.get_submodule(key.rpartition(".")[0])
+    one, zero = _filled(norm, 1.0), _filled(norm, 0.0)
+    return norm, lambda x: one(x) - zero(x)  # some add 1 to their gain: linear in it they all are
+
+
+@torch.no_grad()
+def _filled(norm: nn.Module, gain: float) -> nn.Module:
+    """A norm of one gain for all features, and no shift."""
+    copied = copy.deepcopy(norm)
+    for name, parameter in copied.named_parameters():
+        parameter.fill_(gain if name == "weight" else 0.0)
+    return copied
+
+
 def rows_of(x: Tensor, mask: Tensor | None, tokens: str) -> Tensor:
     """Features [rows, n] of [B, n] or [B, ..., n], without padding; tokens: "all", or the first alone."""
     if tokens == "class" and x.ndim > 2:
-        return x[:, 0]
+        return x[:, 0].flatten(0, -2)
     return x.flatten(0, -2) if mask is None or mask.shape != x.shape[:-1] else x[mask.bool()]

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,10 +10,10 @@ from merging.entries import entrywise
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.options import Count, Options, Share
+from merging.regression import Equations, Measure, as_stored, by_block, equations, matrices, mean
 from merging.statistics import grams
 
 RIDGE = 1e-7  # of the mean diagonal: where hardly any input lies the mean stays, instead of a number without bound
-ZERO = torch.zeros((), dtype=torch.float64)
 KINDS = ("ffn", "attention", "projection")
 
 
@@ -34,43 +35,27 @@ class RegMean(Options):
     def __call__(self, experts: Experts, context: Context) -> Merged:
         """Raises UserError without inputs, and for names that no table has."""
         experts = replace(experts, separate_qkv=False)  # rows are solved one by one: it makes no difference
-        groups = self._groups(experts)
-        matrices = {key for keys in groups for key in keys}
-        rest = [key for key in experts.specs() if key not in matrices]
-        changes = {**entrywise(experts, lambda _, tau: tau.mean(0), rest)}
-        for keys in groups:
-            changes |= self._solved(experts, context, keys)
+        keys, data = matrices(experts, KINDS), context.unlabelled()
+
+        def measure(task: int, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]]:
+            return grams(data, experts.checkpoints[task], task, keys, self.samples)
+
+        changes = averaged(experts, keys)
+        for group in by_block(experts, keys) if self.by_block else [keys]:
+            changes |= regression_means(experts, group, measure, self.rho)
         return experts.merged(changes)
 
-    def _groups(self, experts: Experts) -> list[list[str]]:
-        """The matrices that are solved together: all, or those of one block."""
-        specs, tied = experts.specs(), experts.tied
-        shared = {*tied, *tied.values()}
-        keys = [key for key, spec in specs.items() if len(spec.shape) == 2 and key not in shared]
-        keys = [key for key in keys if any(experts.param(key).is_a(kind) for kind in KINDS)]
-        if not self.by_block:
-            return [keys] if keys else []
-        blocks: dict[str | None, list[str]] = {}
-        for key in keys:
-            blocks.setdefault(experts.param(key).block, []).append(key)
-        return list(blocks.values())
 
-    def _solved(self, experts: Experts, context: Context, keys: list[str]) -> dict[str, Tensor]:
-        """The change of every matrix, tau = (sum_t tau_t G_t) (sum_t G_t)^-1, as stored; one task's Grams at a time."""
-        data = context.unlabelled()
-        total: dict[str, Tensor] = {}
-        moved: dict[str, Tensor] = {}
-        mean: dict[str, Tensor] = {}
-        for task, checkpoint in enumerate(experts.checkpoints):
-            sums, rows = grams(data, checkpoint, task, keys, self.samples)
-            for key in keys:
-                gram = shrunk(sums.pop(key) / rows[key], self.rho)
-                tau = as_applied(experts, key, experts.task_vector(key, task)).double()
-                total[key] = total.get(key, ZERO) + gram
-                moved[key] = moved.get(key, ZERO) + tau @ gram
-                mean[key] = mean.get(key, ZERO) + tau / len(experts.tasks)
-        solutions = {key: solved(total.pop(key), moved.pop(key), mean.pop(key)) for key in keys}
-        return {key: as_applied(experts, key, solution.float()) for key, solution in solutions.items()}
+def averaged(experts: Experts, others: Sequence[str]) -> dict[str, Tensor]:
+    """The mean task vectors of all parameters but `others`."""
+    rest = [key for key in experts.specs() if key not in set(others)]
+    return {**entrywise(experts, lambda _, tau: tau.mean(0), rest)}
+
+
+def regression_means(experts: Experts, keys: Sequence[str], measure: Measure, rho: float) -> dict[str, Tensor]:
+    """The change of every matrix, tau = (sum_t tau_t G_t) (sum_t G_t)^-1, as stored."""
+    total = equations(experts, keys, measure, lambda gram, rows: shrunk(gram / rows, rho))
+    return {key: as_stored(experts, key, solved(total.pop(key), mean(experts, key))) for key in keys}
 
 
 def shrunk(gram: Tensor, rho: float) -> Tensor:
@@ -78,13 +63,7 @@ def shrunk(gram: Tensor, rho: float) -> Tensor:
     return rho * gram + (1 - rho) * gram.diagonal().diag()
 
 
-def solved(gram: Tensor, moved: Tensor, mean: Tensor) -> Tensor:
-    """x [m, n] of x gram = moved, and `mean` along directions in which hardly any input lies."""
-    ridge = RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-    regular = gram + ridge * torch.eye(len(gram), dtype=gram.dtype)
-    return mean + torch.linalg.solve(regular, moved - mean @ gram, left=False)
-
-
-def as_applied(experts: Experts, key: str, matrix: Tensor) -> Tensor:
-    """A matrix between how it is stored and [out, in]."""
-    return matrix.T.contiguous() if experts.param(key).transposed else matrix
+def solved(total: Equations, anchor: Tensor) -> Tensor:
+    """x [m, n] that solves them, and `anchor` along directions in which hardly any input lies."""
+    diagonal = total.gram.diagonal().mean().clamp_min(torch.finfo(total.gram.dtype).tiny)
+    return total.around(anchor).regularised(RIDGE * diagonal)

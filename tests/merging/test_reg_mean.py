@@ -10,6 +10,7 @@ from merging.context import ALONE
 from merging.errors import UserError
 from merging.methods import RegMean
 from merging.methods.reg_mean import solved
+from merging.regression import Equations
 
 KEYS = ("mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -67,13 +68,13 @@ def test_outputs_are_as_near_as_any_matrix_can_get():
     x = [torch.randn(20, 4, generator=rng, dtype=torch.float64) for _ in range(3)]
     w = [torch.randn(5, 4, generator=rng, dtype=torch.float64) for _ in range(3)]
     gram, moved = sum(a.T @ a for a in x), sum(b @ a.T @ a for a, b in zip(x, w, strict=True))
-    merged = solved(gram, moved, sum(w) / 3)
+    merged = solved(Equations(gram, moved), sum(w) / 3)
     left = sum((merged - b) @ a.T @ a for a, b in zip(x, w, strict=True))
     assert torch.allclose(left, torch.zeros_like(left), atol=1e-4)  # the ridge is 1e-7 of the diagonal
     lonely, first = torch.zeros(4, 4, dtype=torch.float64), torch.tensor([1, 0, 0, 0])
     lonely[0, 0] = 2.0
     expected = torch.where(first > 0, moved / 2, sum(w) / 3)
-    assert torch.allclose(solved(lonely, moved * first, sum(w) / 3), expected, rtol=1e-6)
+    assert torch.allclose(solved(Equations(lonely, moved * first), sum(w) / 3), expected, rtol=1e-6)
 
 
 def test_inputs_are_needed_and_recorded():
