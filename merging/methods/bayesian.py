@@ -1,0 +1,97 @@
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Annotated, Literal
+
+from torch import Tensor
+
+from merging.calibration import Calibration
+from merging.context import ALONE, Context
+from merging.experts import Experts
+from merging.kinds import ByKind
+from merging.merged import Merged
+from merging.methods.method import Method, static
+from merging.methods.reg_mean import KINDS
+from merging.methods.task_arithmetic import TaskArithmetic
+from merging.options import Count, Within
+from merging.preflight import check_range
+from merging.regression import (
+    Equations,
+    Normaliser,
+    as_applied,
+    as_stored,
+    by_block,
+    change_of,
+    equations,
+    matrices,
+)
+from merging.statistics import grams
+
+LIMITS = 1e-9, 1e12
+
+
+@dataclass(frozen=True)
+class Bayesian(ByKind, prefix="bayesian: "):
+    """Bayesian Model Merging: every matrix by regression, with another merge as the mean of its prior, in closed form.
+
+    After arXiv 2605.12843 (2026), of which abstract and digests are known: W = (sum_t W_t G_t + rho W_anchor) (sum_t
+    G_t + rho)^-1, solved as a change of the base. gram: "inputs", G_t of all tokens that go into the matrix in expert
+    t; "task_vectors", the data-free variant, G_t = tau_t^T tau_t. anchor: the merge of the prior, whose other
+    parameters stay. rho: for all kinds of matrices but those that `rhos` names (ffn, attention, projection, or finer).
+    scale, kinds: of the change. The paper finds rho and a scale for every kind of module by Bayesian optimisation on
+    validation; here they are given. normaliser: of each G_t; it and the defaults are ours (FeatCal's), no published
+    values are known, and this is no reproduction. samples: per task. by_block: as RegMean's.
+    """
+
+    rho: Annotated[float, Within(*LIMITS)] = 0.05
+    rhos: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(KINDS))
+    gram: Literal["inputs", "task_vectors"] = "inputs"
+    normaliser: Normaliser = "frobenius"
+    samples: Count = 256
+    by_block: bool = False
+    anchor: Method = field(default_factory=TaskArithmetic)
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for kind, rho in self.rhos.items():
+            if rho is not None:
+                check_range(f"bayesian: rhos.{kind}", rho, *LIMITS)
+
+    @property
+    def needs(self) -> str:  # of inputs none without data
+        return "inputs" if self.gram == "inputs" else "nothing"
+
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
+        """Raises UserError without inputs, for names that no table has, and for an anchor that needs the input."""
+        start = static(self.anchor, experts, context, "What is the prior's mean")
+        experts = replace(experts, separate_qkv=False)  # rows are solved one by one: it makes no difference
+        changes = {key: change_of(start, key) for key in experts.specs()}
+        keys = matrices(experts, KINDS)
+        if self.gram == "inputs":
+            measure = partial(self._inputs, experts, context.unlabelled())
+            groups = by_block(experts, keys) if self.by_block else [keys]
+        else:
+            measure, groups = partial(_task_vectors, experts), [[key] for key in keys]
+        for group in groups:
+            total = equations(experts, group, measure, normaliser=self.normaliser)
+            changes |= {key: self._solved(experts, key, total.pop(key), changes[key]) for key in group}
+        return self.weighed(experts, changes, self.scale)
+
+    def _inputs(
+        self, experts: Experts, data: Calibration, task: int, keys: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, int]]:
+        return grams(data, experts.checkpoints[task], task, keys, self.samples)
+
+    def _solved(self, experts: Experts, key: str, total: Equations, change: Tensor) -> Tensor:
+        """The change of one matrix, as stored, around the anchor's."""
+        info = experts.param(key)
+        rho = next((rho for kind in (info.kind, info.family) if (rho := self.rhos.get(kind)) is not None), self.rho)
+        anchor = as_applied(experts, key, change).double()
+        return as_stored(experts, key, total.around(anchor).regularised(rho))
+
+
+def _task_vectors(experts: Experts, task: int, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """tau_t^T tau_t in the place of what goes into matrices."""
+    taus = {key: as_applied(experts, key, experts.task_vector(key, task)).double() for key in keys}
+    return {key: tau.T @ tau for key, tau in taus.items()}, dict.fromkeys(keys, 1)
