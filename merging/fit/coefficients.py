@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from merging.calibration import Calibration
 from merging.errors import UserError
@@ -28,6 +28,19 @@ def combination(values: Tensor, column: int, tau: Tensor) -> Tensor:
     return torch.tensordot(values[:, column], tau, 1)
 
 
+def weights_of(experts: Experts, module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model, under all their names. Raises UserError for some that base and experts lack."""
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    stored = experts.origin.specs()
+    lacking = [name for name in weights if name not in stored]
+    if lacking or not weights:
+        raise UserError(
+            f"The model has {some(lacking) or 'no parameter'}, which base and experts lack: what they give is not "
+            f"known, so that nothing can be learned from it. Give the backbone that the checkpoints are of."
+        )
+    return weights
+
+
 class Coefficients:
     """Learnable (merging.fit): `values` [T, columns], see `columns`.
 
@@ -43,14 +56,7 @@ class Coefficients:
         size = len(self.tasks), max(self.column.values(), default=0) + 1
         self.values = torch.full(size, init, device=data.device, requires_grad=True)
         self.module = data.tower().to(data.device)
-        self._weights = dict(self.module.named_parameters(remove_duplicate=False))
-        stored = experts.origin.specs()
-        lacking = [name for name in self._weights if name not in stored]
-        if lacking or not self._weights:
-            raise UserError(
-                f"The model has {some(lacking) or 'no parameter'}, which base and experts lack: what they give is not "
-                f"known, so that no coefficient can be learned. Give the backbone that the checkpoints are of."
-            )
+        self._weights = weights_of(experts, self.module)
         self.module.load_state_dict({key: experts.origin.tensor(key) for key in self.module.state_dict()})
         self._changed = [key for key, tau in stream(None) if tau.any()] or list(self.column)
         self.module.requires_grad_(False)  # of what no expert has changed no coefficient can
