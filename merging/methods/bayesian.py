@@ -34,9 +34,9 @@ LIMITS = 1e-9, 1e12
 class Bayesian(ByKind, prefix="bayesian: "):
     """Bayesian Model Merging: every matrix by regression, with another merge as the mean of its prior, in closed form.
 
-    After arXiv 2605.12843 (2026), of which abstract and digests are known: W = (sum_t W_t G_t + rho W_anchor) (sum_t
-    G_t + rho)^-1, solved as a change of the base. gram: "inputs", G_t of all tokens that go into the matrix in expert
-    t; "task_vectors", the data-free variant, G_t = tau_t^T tau_t. anchor: the merge of the prior, whose other
+    After arXiv 2605.12843 (2026), known by its abstract and digests. Of every matrix W = (sum_t W_t G_t + rho W_anchor)
+    (sum_t G_t + rho)^-1, solved as a change of the base. gram: "inputs", G_t of all tokens that go into the matrix in
+    expert t; "task_vectors", the data-free variant, G_t = tau_t^T tau_t. anchor: the merge of the prior, whose other
     parameters stay. rho: for all kinds of matrices but those that `rhos` names (ffn, attention, projection, or finer).
     scale, kinds: of the change. The paper finds rho and a scale for every kind of module by Bayesian optimisation on
     validation; here they are given. normaliser: of each G_t; it and the defaults are ours (FeatCal's), no published

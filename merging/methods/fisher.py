@@ -22,14 +22,14 @@ FLOOR = 1e-6  # of a weight of the mean, so that what no output depends on is av
 class Fisher(Options):
     """Fisher merging: the mean of the experts, every entry weighed by how much an expert's predictions depend on it.
 
-    Matena and Raffel, 2022, arXiv 2111.09832. tau = sum_t w_t F_t tau_t / sum_t w_t F_t with F_t the diagonal of expert
-    t's Fisher information on its own inputs, labels drawn from its own predictions. labels: "expected", sum_c p_c (d
-    log p_c)^2 per sample, the definition, a backward pass for every sample and class; "summed", the square of the
-    gradient of sum sqrt(p_c) log p_c over a batch and all classes, as in the code of MergeLM and FusionBench, where the
-    numbers that others report come from. It depends on `batch`, 32 theirs. normalise: w_t is the inverse of |F_t|, so
-    that no expert outweighs another, as theirs; else 1. samples: per task. A head of one output is taken as the mean of
-    a Gaussian of deviation 1 (their code uses labels there). In memory are five models, and gradients of one for every
-    core, whatever T.
+    Matena and Raffel, 2022, arXiv 2111.09832. Of every entry tau = sum_t w_t F_t tau_t / sum_t w_t F_t with F_t the
+    diagonal of expert t's Fisher information on its own inputs, labels drawn from its own predictions. labels:
+    "expected", sum_c p_c (d log p_c)^2 per sample, the definition, a backward pass for every sample and class;
+    "summed", the square of the gradient of sum sqrt(p_c) log p_c over a batch and all classes, as in the code of
+    MergeLM and FusionBench, where the numbers that others report come from; it depends on `batch`, 32 theirs.
+    normalise: w_t is the inverse of |F_t|, so that no expert outweighs another, as theirs; else 1. samples: per task. A
+    head of one output is taken as the mean of a Gaussian of deviation 1 (their code uses labels there). In memory are
+    five models, and gradients of one for every core, whatever T.
     """
 
     labels: Literal["summed", "expected"] = "summed"

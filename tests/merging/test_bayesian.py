@@ -33,7 +33,7 @@ def by_hand(rho, normaliser, anchor):
 
 @pytest.mark.parametrize("normaliser", ["none", "frobenius", "trace"])
 @pytest.mark.parametrize("rho", [0.01, 1.0])
-def test_equals_the_formula(rho, normaliser):
+def test_equals_the_described_steps(rho, normaliser):
     base, experts = states()
     anchor = base[KEY] + 0.3 * sum(expert[KEY] - base[KEY] for expert in experts)
     found = merged(Bayesian(rho, normaliser=normaliser))[KEY]
