@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows, Tucker, rebuild
+from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows, Ternary, Tucker, rebuild
 
 M, N, T = 12, 7, 3
-KINDS = ("Dense", "LowRank", "Ragged", "Tucker", "Masked", "Rows", "Columns", "OnDemand")
+KINDS = ("Dense", "LowRank", "Ragged", "Tucker", "Masked", "Ternary", "Rows", "Columns", "OnDemand")
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -34,6 +34,10 @@ def delta(kind, parts=T, m=M, n=N, dtype=torch.float64, seed=0):
     if kind == "Masked":
         vector, masks, scales = draw(m, n, index=7), draw(parts, m, n, index=8) > 0.3, draw(parts, index=9)
         return Masked.of(vector, masks, scales), torch.stack([scales[t] * vector * masks[t] for t in range(parts)])
+    if kind == "Ternary":
+        signs, scales = draw(parts, m, n, index=7).clamp(-1.5, 1.5).round().sign(), draw(parts, index=9)
+        masks = torch.stack([signs > 0, signs < 0], 1).flatten(0, 1)
+        return Ternary.of(masks, scales), scales.view(parts, 1, 1) * signs
     if kind == "Rows":
         pieces = [delta(each, parts, m // 3, n, dtype, i + 1) for i, each in enumerate(("LowRank", "Dense", "Tucker"))]
         return Rows([piece for piece, _ in pieces]), torch.cat([changes for _, changes in pieces], 1)
@@ -242,6 +246,7 @@ class TestStorage:
     def test_bits_and_zeros_are_counted_as_stored(self):
         masked, _ = delta("Masked", m=10, n=9)
         assert masked.bytes == 8 * 90 + T * 12 + 8 * T  # vector and scales in fp64, ceil(90 / 8) bytes of bits per task
+        assert delta("Ternary", m=10, n=9)[0].bytes == 2 * T * 12 + 8 * T
         sparse = torch.zeros(4, 10, 10)
         sparse[:, 0] = 1
         assert Dense(sparse).bytes == 4 * 40 + 50  # 40 values and 400 bits
