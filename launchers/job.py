@@ -188,7 +188,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     decides["engine"].pop("device")
     if decides["method"]["_target_"].endswith((".Base", ".Expert", ".Multitask")):
         decides["scale"] = None
-    if not any(getattr(get_class(target), "routed", False) for target in targets(decides["method"])):
+    if not routes(decides["method"]):
         decides["router"] = None  # what is static, or brings its own gate, is the same under every router
     if decides["split"] == "test":
         del decides["split"]
@@ -201,10 +201,10 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return decides
 
 
-def targets(method: dict[str, Any]) -> list[str]:
-    """The classes of a method's configuration: its own and those of the methods inside it."""
-    inner = [target for value in method.values() if isinstance(value, dict) for target in targets(value)]
-    return [method["_target_"], *inner] if "_target_" in method else inner
+def routes(method: dict[str, Any]) -> bool:
+    """Whether a router weighs what a method's configuration makes, by an option or its class, or a method inside it."""
+    own = "_target_" in method and method.get("routed", getattr(get_class(method["_target_"]), "routed", False))
+    return bool(own) or any(routes(value) for value in method.values() if isinstance(value, dict))
 
 
 def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -> Setup:

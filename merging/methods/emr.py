@@ -13,15 +13,17 @@ from merging.options import Options
 
 @dataclass(frozen=True)
 class Emr(Options):
-    """EMR-Merging: one unified task vector, and per task a bit for every entry and one scalar. Needs the true task id.
+    """EMR-Merging: one unified task vector, and per task a bit for every entry and one scalar, by the true task id.
 
     Huang et al., 2024, arXiv 2405.17461. An entry of the unified vector has the sign of the mean change (negative for
     a mean of zero) and the largest magnitude among the tasks of that sign; the bits of a task mark where its own change
     has that sign. rescale: the scalar restores the task vector's mean magnitude per parameter, summed over parameters
-    ("parameter": a bias counts as much as a matrix, as in the published code), or over all entries ("entry").
+    ("parameter": a bias counts as much as a matrix, as in the published code), or over all entries ("entry"). routed:
+    a router weighs what the tasks' bits select, in place of the true task (ours).
     """
 
     rescale: Literal["parameter", "entry"] = "parameter"
+    routed: bool = False
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts) -> Merged:
@@ -36,7 +38,7 @@ class Emr(Options):
             kept.add_(self._size(agreeing * vector))
         scales = torch.where(kept > 0, whole / kept.clamp_min(1e-300), 1.0).float()
         deltas: dict[str, Delta] = {key: Masked(delta.vector, delta.bits, scales) for key, delta in masked.items()}
-        return experts.merged({}, deltas=deltas, routing=Routing("oracle"))
+        return experts.merged({}, deltas=deltas, routing=Routing("learned" if self.routed else "oracle"))
 
     def _size(self, changes: Tensor) -> Tensor:
         """What a parameter [T, ...] adds to the sums that the scalars keep, [T] fp64."""
