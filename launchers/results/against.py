@@ -168,6 +168,8 @@ def routed_by(row: Row) -> str:
         return row.router
     if str(train["_target_"]).endswith(("TaskId", "Discriminant")):
         return "task_id"
+    if str(train["_target_"]).endswith("Retrieval"):
+        return "retrieval"
     terms = ["task_id"] if train.get("warm_up") else []
     return " + ".join([*terms, *(name for name, term in (train.get("objectives") or {}).items() if term["weight"])])
 

@@ -17,7 +17,7 @@ from merging.fit.descent import Descent, cosine, descend, seeded
 from merging.fit.discriminant import calibrated
 from merging.merged import Merged, Routing
 from merging.ops import generator
-from merging.options import Options, Rate, Within
+from merging.options import Count, Options, Rate, Within
 from merging.routing.gate_features import applied, features_of, show_gates
 from merging.routing.gates import Gate, GateShape
 from merging.routing.install import attach, install
@@ -108,6 +108,29 @@ class Discriminant(Options, prefix="router.train."):
         return functional.cross_entropy(gate.logits(features), tasks).item()
 
 
+@dataclass(frozen=True)
+class Retrieval(Options, prefix="router.train."):
+    """Nothing is trained: gates with `neighbours` keep what they are shown of samples, and the tasks of these.
+
+    Auto-Switch (Qi et al., 2025, arXiv 2412.00054). samples: of each task the first so many, null for all.
+    """
+
+    samples: Count | None = 100
+
+    def train(self, model: "Gates", experts: Experts, context: Context, split: str) -> list[str]:
+        """Fill the gates in place; the context's log gets the share of other tasks among each one's neighbours."""
+        return by_task(model, context, self._fit)
+
+    @torch.no_grad()
+    def _fit(self, gate: Gate, features: Tensor, tasks: Tensor, count: int) -> float:
+        some = torch.cat([(tasks == task).nonzero()[: self.samples, 0] for task in range(count)])
+        samples, labels = (features[some] - gate.mean) / gate.std, tasks[some]
+        own = functional.one_hot(labels, count).to(samples.dtype)
+        gate.net[-1].keep(samples, own.repeat_interleave(gate.parts // count, 1))  # type: ignore[operator]
+        shares = gate.logits(features[some]).unflatten(1, (count, -1))[..., 0]
+        return 1 - (shares * own).sum(1).mean().item()
+
+
 def by_task(model: "Gates", context: Context, fit: Callable[[Gate, Tensor, Tensor, int], float]) -> list[str]:
     """`fit`(gate, features, their tasks, number of tasks) gate after gate, its loss logged; it suspects no task."""
     tasks = torch.repeat_interleave(torch.arange(len(model.tasks)), torch.tensor(model.data.sizes))
@@ -164,7 +187,7 @@ class Learned:
 
     name: str = "task_id"
     gate: GateShape = field(default_factory=GateShape)
-    train: TaskId | Discriminant | Gradient = field(default_factory=TaskId)
+    train: TaskId | Discriminant | Retrieval | Gradient = field(default_factory=TaskId)
     split: Literal["train", "val", "calibration", "test"] = "calibration"
 
     def __post_init__(self) -> None:
@@ -174,6 +197,11 @@ class Learned:
             raise UserError(
                 "router=discriminant solves for a linear gate whose softmax weighs samples: set router.gate.depth=1, "
                 "pool=before, activation=softmax and no granularity=token, or router=task_id."
+            )
+        if isinstance(self.train, Retrieval) != (self.gate.neighbours is not None):
+            raise UserError(
+                "Gates that look samples up are filled, not trained: router.gate.neighbours and "
+                "router.train=merging.fit.gates.Retrieval belong together, as router=retrieval sets them."
             )
 
     def _check_kept(self, count: float | None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from merging.errors import UserError
 from merging.options import Count, Index, Options, Within
+from merging.routing.neighbours import Neighbours
 
 Sees = Literal["block", "early", "pass"]
 Features = Literal["mean", "mean_std", "cls", "mean_std_cls"]
@@ -67,7 +68,7 @@ class GateShape(Options, prefix="router.gate."):
     E): samples with the same largest part, clustered by `points`, their "logits" as published or the "weights", into
     `groups` groups, of every part (per_bin) or of all parts together.
     standardise: features are centred and scaled by what they are on the training samples; False shows them raw, as the
-    published gates see them.
+    published gates see them. neighbours: in place of a network, the mean weights of that many samples that are nearest.
     """
 
     sees: Sees = "block"
@@ -84,6 +85,7 @@ class GateShape(Options, prefix="router.gate."):
     points: Points = "logits"
     standardise: bool = True
     after: Index | None = None
+    neighbours: Count | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +113,11 @@ class GateShape(Options, prefix="router.gate."):
             raise UserError(
                 "router.gate.granularity=group needs the weights of all samples before a merge: set "
                 "router.gate.sees=early or pass."
+            )
+        if self.neighbours is not None and (self.by_token or self.depth != 1 or self.activation != "none"):
+            raise UserError(
+                f"router.gate.neighbours={self.neighbours} looks samples up in place of a network: set "
+                f"router.gate.depth=1, activation=none, pool=before and no granularity=token."
             )
         if self.sees != "block" and (self.shared or self.granularity == "token"):
             raise UserError(
@@ -148,6 +155,9 @@ class Gate(nn.Module):
         self.register_buffer("std", torch.ones(inputs))
         self.mean: Tensor
         self.std: Tensor
+        if shape.neighbours is not None:
+            self.net = nn.Sequential(Neighbours(inputs, parts, shape.neighbours))
+            return
         self.net = network(inputs, parts, shape.depth)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
@@ -215,6 +225,7 @@ class Gate(nn.Module):
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for one sample."""
         size = sum(layer.weight.numel() for layer in self.net if isinstance(layer, nn.Linear))
+        size += sum(layer.macs for layer in self.net if isinstance(layer, Neighbours))
         return size * (tokens if self.shape.by_token else 1)
 
 
