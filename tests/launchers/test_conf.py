@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+from launchers.job import routes
 from launchers.options import check_part
 from launchers.tracking.tracker import Tracker
 from merging import methods
@@ -89,6 +90,14 @@ def test_every_method_has_its_file():
     classes = methods.discovered()
     assert {own_file(f"merging.methods.{name}") for name in classes} <= set(METHODS)
     assert {get_class(plain("method", name)["_target_"]) for name in METHODS} == set(classes.values())
+
+
+def test_a_router_counts_where_a_class_an_option_or_an_inner_method_asks_for_one():
+    asks = {name for name in METHODS if routes(plain("method", name))}
+    assert {"twin", "auto_switch", "emr_routed", "tall_mask_routed"} < asks
+    assert not asks & {"ties", "smile", "expert", "t_switch", "emr", "tall_mask", "dare"}
+    inside = plain("method", "dare") | {"then": plain("method", "emr_routed")}
+    assert routes(inside) and not routes({**inside, "then": {**inside["then"], "routed": False}})
 
 
 def test_the_default_router_has_the_defaults_of_the_code():

@@ -23,12 +23,13 @@ from merging.methods import (
     TaskArithmetic,
     Ties,
     TsvM,
+    TSwitch,
     Twin,
     Wemoe,
 )
 
 ASK = (Duet, FfnOracle, NeuronMask, RankOneMoe, Smile, Twin, Wemoe)  # with their defaults
-WORK = (Average, Base, Dare, Emr, Expert, IsoC, IsoCts, Single, TallMask, TaskArithmetic, Ties, TsvM)
+WORK = (Average, Base, Dare, Emr, Expert, IsoC, IsoCts, Single, TallMask, TaskArithmetic, Ties, TSwitch, TsvM)
 TIMM = {"blocks.0.mlp.fc1.weight": (12, 6), "visual.trunk.blocks.0.attn.qkv.weight": (18, 6)}
 MIXED = {"transformer.h.0.attn.c_proj.weight": (6, 6), "roberta.encoder.layer.0.output.dense.weight": (6, 12)}
 BLOCK = "visual.transformer.resblocks.3"

@@ -15,7 +15,7 @@ from merging.api import describe
 from merging.backbones.open_clip import OpenClip
 from merging.decompose.ranks import Ranks
 from merging.fit.gates import Learned, TaskId
-from merging.methods import Duet, Emr, RankOneMoe, Smile, TallMask, Ties, Twin, Wemoe
+from merging.methods import Duet, Emr, RankOneMoe, Smile, TallMask, Ties, TSwitch, Twin, Wemoe
 from merging.neurons import Neurons
 from merging.routing.gates import GateShape
 from merging.routing.install import install
@@ -47,6 +47,7 @@ UNGATED = [
     Wemoe(),
     Emr(),
     TallMask(),
+    TSwitch(),
 ]
 IDS = {"ids": lambda each: type(each).__name__ if hasattr(each, "needs") else "-".join(map(str, each.facts().values()))}
 

@@ -25,6 +25,7 @@ from merging.methods import (
     TaskArithmetic,
     Ties,
     TsvM,
+    TSwitch,
     Twin,
     Wemoe,
 )
@@ -47,6 +48,7 @@ ROUTED = [
     Wemoe(rest=TsvM()),
     Emr(),
     TallMask(),
+    TSwitch(),
     Expert(),
 ]
 IDS = {"ids": lambda method: type(method).__name__}

@@ -13,6 +13,7 @@ from merging.methods import (
     Consensus,
     Dare,
     Della,
+    LocalizeAndStitch,
     MagMax,
     Pcb,
     Ram,
@@ -32,6 +33,7 @@ METHODS = [
     Breadcrumbs(0.5, 0.1), Della(then=Ties(0.5)),
     MagMax(), Pcb(0.2), Sce(), Sce(0.5),
     Consensus(), Consensus("ties", density=0.5), Ram(factor=1.2), Ram(0.1, 1.2, scope="parameter"),
+    LocalizeAndStitch(0.3),
 ]  # fmt: skip
 
 
