@@ -1,5 +1,7 @@
 """Methods whose weights depend on the input: published steps, and what routing must not change."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from samples import (
@@ -22,7 +24,7 @@ from torch.nn import functional
 from merging import UserError
 from merging.decompose.ranks import Ranks
 from merging.fit.gates import Learned, TaskId
-from merging.methods import Dare, Della, Duet, Expert, FfnOracle, RankOneMoe, Smile, Twin, Wemoe
+from merging.methods import Dare, Della, Duet, Expert, FfnOracle, Lot, RankOneMoe, Smile, Twin, Wemoe
 from merging.routing.gates import Gate, GateShape
 from merging.routing.install import install
 
@@ -89,7 +91,11 @@ def permuted(state):
     "method", [pytest.param(quick(each), id=each.__name__) for each in every_method() if each not in (Dare, Della)]
 )
 def test_follows_a_permutation_of_hidden_neurons(method):
-    """Of all methods but DARE and DELLA, which draw a random number for every position."""
+    """Of all methods but DARE and DELLA, which draw a random number for every position.
+
+    LOT's default counts eigenvalues as inverses that are small enough to make fifth digits of the rounding of fp32.
+    """
+    method = replace(method, cutoff=1e-2) if isinstance(method, Lot) else method
     base, experts = towers()
     first = models(merged_of(method, base, experts))
     second = models(merged_of(method, permuted(base), [permuted(expert) for expert in experts]))
