@@ -60,7 +60,8 @@ def test_the_plan_counts_the_cells_of_hydra():
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_completes_a_seed_before_it_begins_the_next(path):
-    params = [*yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]]
+    written = yaml.safe_load(path.read_text())
+    params = [*written["hydra"]["sweeper"]["params"]] if "hydra" in written else []  # else another experiment's
     assert not {"seed", "order"} & {*params[1:]}
 
 

@@ -119,7 +119,7 @@ class TestRefused:
     def test_methods_that_make_whole_matrices(self, made, tmp_path):
         base, adapters = made("llama")
         with pytest.raises(
-            UserError, match=r"is changed by a whole matrix, .* average and task_arithmetic, make an ad"
+            UserError, match=r"is changed by a whole matrix, .* average,.* and task_arithmetic make an ad"
         ):
             merge(Ties(), base, adapters).save(f"{tmp_path}/out/", adapter=True)
         with pytest.raises(UserError, match="depends on the input"):
