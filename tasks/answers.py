@@ -1,13 +1,11 @@
 """Learning to answer: the loss of a language model on the tokens of an answer alone, not on those of its prompt."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from merging.backbones.hugging_face import beside
 from merging.errors import UserError
@@ -23,9 +21,7 @@ def answer_losses(backbone: Any, tower: nn.Module, prompts: Sequence[str], answe
     inputs, targets, known = encoded(backbone, prompts, answers)
     count = targets.shape[1]
     inputs = beside(tower, inputs)
-    # on a CPU the fused kernel of attention is slow backwards where texts are short: a step takes a third longer
-    with sdpa_kernel(SDPBackend.MATH) if inputs["input_ids"].device.type == "cpu" else nullcontext():
-        logits = tower(**inputs, logits_to_keep=count, use_cache=False).logits
+    logits = tower(**inputs, logits_to_keep=count, use_cache=False).logits
     targets, known = targets.to(logits.device), known.to(logits.device)
     losses = functional.cross_entropy(logits.float().mT, targets, reduction="none")
     return (losses * known).sum(1) / known.sum(1)
