@@ -140,12 +140,13 @@ def cell(config: DictConfig, label: str, reference: bool = False) -> Cell:
     """The cell that the configuration names; or a `reference` beside it, the base or the experts on the same setup."""
     config = prepared(config, label, reference)
     decides = resolved(config)
-    setup = setup_of(config, decides, quiet=label == "base")
+    parts = built(config)
+    setup = setup_of(config, decides, *parts, quiet=label == "base")
     if label == "base":  # how experts were read says nothing of it
         kept = tuple(remark for remark in setup.remarks if remark not in setup.experts.remarks)
         setup = replace(setup, remarks=kept)
     setup = replace(setup, gates=None) if config.redo else setup
-    return Cell(label, *built(config), decides, setup, overrides())
+    return Cell(label, *parts, decides, setup, overrides())
 
 
 def built(config: DictConfig) -> tuple[Method, Fixed | Search, Router]:
@@ -207,14 +208,20 @@ def routes(method: dict[str, Any]) -> bool:
     return bool(own) or any(routes(value) for value in method.values() if isinstance(value, dict))
 
 
-def setup_of(config: DictConfig, decides: dict[str, Any], quiet: bool = False) -> Setup:
+def setup_of(
+    config: DictConfig,
+    decides: dict[str, Any],
+    method: Method,
+    scale: Fixed | Search,
+    router: Router,
+    quiet: bool = False,
+) -> Setup:
     """Experts and grid of this backbone, suite and seed, shared by the jobs of one process."""
     engine = instantiate(config.engine)
     shared = [decides[name] for name in ("backbone", "experts", "suite")]
     key = json.dumps([config.output, repr(engine), *shared], sort_keys=True)
     known = _SETUPS.get(key)
     suite = instantiate(config.suite) if known is None else known.grid.suite
-    method, scale, router = built(config)
     check_learning(suite, method, router)
     if known is None:
         store = cache_of(config)

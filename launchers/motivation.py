@@ -50,7 +50,7 @@ class Measured:
 def run(config: DictConfig) -> None:
     """Measure, write the file, print its means. Raises UserError for a method without neurons and as `duet`."""
     from launchers.cells import code_version
-    from launchers.job import resolved, setup_of
+    from launchers.job import built, resolved, setup_of
     from launchers.options import MOTIVATION, check
     from merging import motivation
     from merging.methods import Duet
@@ -61,7 +61,7 @@ def run(config: DictConfig) -> None:
     check_range("mass", config.mass, 0.0, 1.0, open_low=True)
     if not isinstance(method, Duet):
         raise UserError("This measures the masks of method.neurons: choose method=duet or one of its presets.")
-    setup = setup_of(config, decides)
+    setup = setup_of(config, decides, *built(config))
     named = {"motivation": [decides["method"]["neurons"], config.mass], "suite": decides["suite"], "seed": config.seed}
     blocks = motivation.blocks(setup.experts, setup.context, method.neurons, config.mass)
     measured = Measured(
