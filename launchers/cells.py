@@ -19,9 +19,9 @@ from merging.accounting import macs
 from merging.api import describe
 from merging.cache import Cache, code, modules_of
 from merging.checkpoints import StateDict
-from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, nested, silent, splits_of
+from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, silent, splits_of
 from merging.experts import Experts
-from merging.fit.descent import Descent
+from merging.fit.descent import terms_of
 from merging.fit.gates import Learned, Router
 from merging.fit.objectives import Entropy, MarginalEntropy
 from merging.identity import fingerprint, identity
@@ -278,9 +278,7 @@ def splits_read(method: Method, scale: Fixed | Search, router: Router) -> list[s
 
 def without_entropy(suite: Suite, method: Method, router: Router) -> list[str]:
     """Tasks that add nothing where a method or its router learns by entropy: their head has a single output."""
-    parts = [*nested(method), getattr(router, "train", None)]
-    terms = [term for part in parts if isinstance(part, Descent) for term in part.terms]
-    if not any(isinstance(term, Entropy | MarginalEntropy) for term in terms):
+    if not any(isinstance(term, Entropy | MarginalEntropy) for term in terms_of(method, router)):
         return []
     return [task.name for task in suite.tasks if not task.classes and task.head() is not None]
 

@@ -84,8 +84,8 @@ def check_learning(suite: "Suite", method: Any, router: Any) -> None:
     """Raises UserError for what learns from labels or predictions, or has no gating weights of one prompt, where tasks
     give prompts alone.
     """
-    from merging.context import needs_of, nested
-    from merging.fit.descent import Descent
+    from merging.context import needs_of
+    from merging.fit.descent import Descent, terms_of
     from merging.fit.objectives import FeatureDistillation
     from merging.preflight import some
     from tasks.lm_eval.task import check_gate
@@ -93,12 +93,11 @@ def check_learning(suite: "Suite", method: Any, router: Any) -> None:
     if not (bare := [task.name for task in suite.tasks if getattr(task, "prompts_only", False)]):
         return
     check_gate(getattr(router, "gate", None))
-    parts = [*nested(method), train := getattr(router, "train", None)]
-    terms = [term for part in parts if isinstance(part, Descent) for term in part.terms]
+    terms = terms_of(method, router)
     read = dict.fromkeys(term.name for term in terms if not isinstance(term, FeatureDistillation))
     if needs_of(method) != "labels" and not read:
         return
-    learner = f"router={router.name}" if isinstance(train, Descent) else type(method).__name__
+    learner = f"router={router.name}" if isinstance(getattr(router, "train", None), Descent) else type(method).__name__
     what = f"a model's predictions ({some([*read])})" if read else "labels"
     raise UserError(
         f"{learner} learns from {what}, and {some(bare)} give prompts alone: lm-eval keeps the answers and judges them "

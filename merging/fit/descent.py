@@ -15,7 +15,7 @@ from torch import Tensor
 
 from merging.cache import code, key_of
 from merging.calibration import expert_features
-from merging.context import Context
+from merging.context import Context, nested
 from merging.deltas import below
 from merging.errors import UserError
 from merging.experts import Experts
@@ -62,6 +62,12 @@ class Descent(Options, prefix="train."):
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         return cosine(self.lr, step, self.steps) if self.schedule == "cosine" else self.lr
+
+
+def terms_of(method: object, router: object) -> list[Objective]:
+    """What a method, those inside it and a router lower by descents."""
+    parts = [*nested(method), getattr(router, "train", None)]
+    return [term for part in parts if isinstance(part, Descent) for term in part.terms]
 
 
 def cosine(lr: float, step: int, steps: int) -> float:
