@@ -5,14 +5,17 @@ probe_t^T probe_t / size_t and E = sum_t (start - target_t) probe_t^T probe_t / 
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from merging.context import Context
+from merging.context import ALONE, Context
 from merging.decompose.svd import leading_vectors
 from merging.experts import Experts
+from merging.merged import Merged
+from merging.options import Options
 
 Matrices = Literal["linear", "all"]
 Rest = Literal["base", "mean"]
@@ -111,8 +114,24 @@ def by_matrix(
     return experts.map(merge, heavy=context.device.type == "cpu")
 
 
-def filtered(
-    experts: Experts, context: Context, weigh: Callable[[Tensor], Tensor], matrices: Matrices, rest: Rest
-) -> dict[str, Tensor]:
-    """`by_matrix` of WUDI's loss, solved in fp64: see Quadratic.filtered."""
-    return by_matrix(experts, context, lambda _, tau: of_task_vectors(tau.double()).filtered(weigh), matrices, rest)
+@dataclass(frozen=True)
+class Filtered(Options):
+    """Mixin of the methods that solve WUDI's loss in fp64 with a filter on eigenvalues, `weigh`.
+
+    matrices, rest: see by_matrix. scale: of the whole change.
+    """
+
+    matrices: Matrices = field(default="all", kw_only=True)
+    rest: Rest = field(default="mean", kw_only=True)
+    scale: float = field(default=1.0, kw_only=True)
+    needs: ClassVar[str] = "nothing"
+
+    def weigh(self, values: Tensor) -> Tensor:
+        """f [n] of eigenvalues [n], descending."""
+        raise NotImplementedError
+
+    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
+        def solve(_: str, tau: Tensor) -> Tensor:
+            return of_task_vectors(tau.double()).filtered(self.weigh)
+
+        return experts.merged(by_matrix(experts, context, solve, self.matrices, self.rest), self.scale)

@@ -1,16 +1,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from merging.context import ALONE, Context
-from merging.experts import Experts
-from merging.interference import Matrices, Rest, filtered
-from merging.merged import Merged
-from merging.options import Options
+from merging.interference import Filtered
 
 RANKS: Mapping[str, Callable[[Tensor], Tensor]] = {  # how many of the eigenvalues [n] stand out, a real number
     "sqrt_participation": lambda values: values.sqrt().sum().square() / values.sum(),
@@ -21,7 +17,7 @@ RANKS: Mapping[str, Callable[[Tensor], Tensor]] = {  # how many of the eigenvalu
 
 
 @dataclass(frozen=True)
-class Aswudi(Options):
+class Aswudi(Filtered, prefix="aswudi: "):
     """ASWUDI: WUDI's exact minimum along as many eigenvectors of its Gram matrix as its spectrum holds; no coefficient.
 
     Public code of the authors of OptMerge (WalkerWorldPeace/MLLMerging). As SWUDI with f = 1 on the leading ceil(rank)
@@ -32,15 +28,7 @@ class Aswudi(Options):
     """
 
     rank: Literal["sqrt_participation", "participation", "entropy", "stable"] = "sqrt_participation"
-    matrices: Matrices = "all"
-    rest: Rest = "mean"
-    scale: float = 1.0
-    needs: ClassVar[str] = "nothing"
-
-    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
-        return experts.merged(filtered(experts, context, self.weigh, self.matrices, self.rest), self.scale)
 
     def weigh(self, values: Tensor) -> Tensor:
-        """f [n] of eigenvalues [n], descending."""
         count = math.ceil(float(RANKS[self.rank](values)) - 1e-9)  # a whole number stays what it is
         return (torch.arange(len(values), device=values.device) < count).to(values)

@@ -1,20 +1,17 @@
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from merging.context import ALONE, Context
-from merging.experts import Experts
-from merging.interference import Matrices, Rest, filtered
-from merging.merged import Merged
-from merging.options import Count, Fraction, Options, Share, Within
+from merging.interference import Filtered
+from merging.options import Count, Fraction, Share, Within
 
 Positive = Annotated[float, Within(0.0, 1e9, open_low=True)]
 
 
 @dataclass(frozen=True)
-class Swudi(Options):
+class Swudi(Filtered, prefix="swudi: "):
     """SWUDI: WUDI's minimum in closed form, a filter on the eigenvalues of its Gram matrix in the place of early stops.
 
     Public code of the authors of OptMerge (WalkerWorldPeace/MLLMerging). tau = sum_t tau_t plus the way to the minimum,
@@ -32,16 +29,8 @@ class Swudi(Options):
     rate: Share = 0.9
     steps: Count = 150
     kept: Fraction = 0.65
-    matrices: Matrices = "all"
-    rest: Rest = "mean"
-    scale: float = 1.0
-    needs: ClassVar[str] = "nothing"
-
-    def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
-        return experts.merged(filtered(experts, context, self.weigh, self.matrices, self.rest), self.scale)
 
     def weigh(self, values: Tensor) -> Tensor:
-        """f [n] of eigenvalues [n], descending."""
         count = int(len(values) * self.kept + 0.999)  # the authors' way to round up
         return self._smooth(values) * (torch.arange(len(values), device=values.device) < max(count, 1))
 
