@@ -1,9 +1,17 @@
 """Fixtures of all tests."""
 
+import contextlib
+import sys
+
 import pytest
 import torch
 
 from merging import Cache
+
+with contextlib.suppress(ImportError):  # rouge-score brings absl: its handler closes its stream when logging is set up
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__  # and not pytest's capture of it
 
 
 @pytest.fixture
