@@ -42,7 +42,7 @@ def shown():
     return made, report.page(made)
 
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
+VOID = {"wbr", "meta", "br", "hr", "img", "input", "link"}
 
 
 @dataclass
