@@ -228,7 +228,8 @@ class Cell:
         opened.note(PROBE, "train")
         rest = {key: merged.base.tensor(key) for key in merged.base.specs() if key not in merged.specs}
         suite = probed(grid.suite, StateDict(rest | dict(merged.state())), grid.backbone, grid.engine)
-        return {**Grid(suite, grid.backbone, grid.engine).score(replace(merged, owned={}), self.split).scores}
+        bare = replace(merged, owned={}, corrections={})
+        return {**Grid(suite, grid.backbone, grid.engine).score(bare, self.split).scores}
 
     def _model_facts(
         self, merged: Merged, routed: Routing | None, unseen: Unseen, opened: dict[str, list[str]]

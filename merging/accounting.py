@@ -8,8 +8,9 @@ from merging.merged import Merged, Routing
 
 
 def macs(merged: Merged, backbone: Backbone) -> int:
-    """The static forward, what the deltas add, the gates, and the second pass of a gate that asks for one."""
-    static, routing = backbone.macs, merged.routing
+    """The static forward, what the deltas add, the gates, the second pass of a gate that asks for one, a correction."""
+    corrections = merged.corrections.values()  # all of one size, and the true task's alone is at work
+    static, routing = backbone.macs + max((each.macs for each in corrections), default=0), merged.routing
     if routing is None or routing.by_task:  # one dense model per task: nothing is added
         return static
     added = sum(delta_macs(key, delta, backbone, routing) for key, delta in merged.deltas.items())

@@ -11,6 +11,7 @@ from torch.nn import functional
 from merging import saving
 from merging.checkpoints import Checkpoint, Known, Spec
 from merging.combined import spans
+from merging.correction import Corrections
 from merging.deltas import Delta, repeated
 from merging.errors import UserError
 from merging.ops import BLOCK, SPAN
@@ -72,6 +73,12 @@ class Merged:
     inputs: tuple[Checkpoint | Known, ...] = ()  # the experts in task order; none where they are not known
     remarks: tuple[str, ...] = ()  # what a reader of its scores should know
     remade: Callable[[float], "Merged"] | None = None  # the merge at another coefficient, if more than `shared` follows
+    corrections: Corrections = field(default_factory=dict)  # task -> what is done to its features in front of its head
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it is one model for all inputs and tasks."""
+        return not self.deltas and not self.corrections
 
     @property
     def parts(self) -> int:
@@ -162,20 +169,22 @@ class Merged:
 
     @property
     def params(self) -> int:
-        """Numbers stored beside one dense backbone: deltas and gates."""
+        """Numbers stored beside one dense backbone: deltas, gates, corrections."""
         twice = sum(tensor.numel() for tensor in repeated(self.deltas.values()))
-        return (
-            sum(delta.params for delta in self.deltas.values()) - twice + (self.routing.params if self.routing else 0)
-        ) + sum(change.numel() for changes in self.owned.values() for change in changes.values())
+        parts = (*self.deltas.values(), *self.corrections.values())
+        return (sum(part.params for part in parts) - twice + (self.routing.params if self.routing else 0)) + sum(
+            change.numel() for changes in self.owned.values() for change in changes.values()
+        )
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all tensors that `save` would write: one dense backbone, deltas, gates and heads."""
+        """Bytes of all tensors that `save` would write: one dense backbone, deltas, gates, corrections and heads."""
         backbone = sum(spec.bytes for spec in {**self.base.specs(), **self.specs}.values())
         gates = self.routing.bytes if self.routing is not None else 0
         heads = sum(tensor.nbytes for of in (self.heads, self.owned) for own in of.values() for tensor in own.values())
         twice = sum(tensor.nbytes for tensor in repeated(self.deltas.values()))
-        return backbone + gates + heads + sum(delta.bytes for delta in self.deltas.values()) - twice
+        parts = (*self.deltas.values(), *self.corrections.values())
+        return backbone + gates + heads + sum(part.bytes for part in parts) - twice
 
     def save(
         self,

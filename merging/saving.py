@@ -1,4 +1,5 @@
-"""A merge as one safetensors file: dense weights by their names; deltas, gates, heads below own/, gate/, head/.
+"""A merge as one safetensors file: dense weights by their names; deltas, gates, heads, corrections below own/, gate/,
+head/, behind/.
 
 As a folder of Hugging Face: see merging.saving_folder.
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from merging.checkpoints import Checkpoint, Known, SafetensorsFile, Spec
 from merging.checkpoints.safetensors_file import write_safetensors
 from merging.checkpoints.views import View, selected
+from merging.correction import corrections_from
 from merging.deltas import Delta, below, identity, rebuild
 from merging.errors import UserError
 from merging.files import check_room
@@ -29,8 +31,8 @@ from merging.threads import in_order
 if TYPE_CHECKING:
     from merging.merged import Merged
 
-NAME, VERSION = "duet-merging", 3  # 1: dense parts in fp32, no compressed deltas; 2: other names in Rows
-OWN, GATE, HEAD = "own/", "gate/", "head/"
+NAME, VERSION = "duet-merging", 4  # 1: dense parts in fp32, no compressed deltas; 2: other names in Rows; 3: no
+OWN, GATE, HEAD, BEHIND = PREFIXES = "own/", "gate/", "head/", "behind/"  # corrections, and so written without any
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # that a dense part may be saved in
 
 
@@ -119,10 +121,10 @@ def record(merged: "Merged", ids: Sequence[str], facts: Mapping[str, object]) ->
 
 
 def beside(merged: "Merged") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What is stored beside the dense weights, deltas, gates and heads, and what a header says of them."""
+    """What is stored beside the dense weights, deltas, gates, heads, corrections, and what a header says of them."""
     deltas = {key: delta.stored() for key, delta in merged.deltas.items()}
     extra, same = _once(dict(_extra(merged, deltas)))
-    about = {"format": f"{NAME}/{VERSION}", "written_by": written_by()}
+    about = {"format": f"{NAME}/{VERSION if merged.corrections else 3}", "written_by": written_by()}
     about |= {"same": json.dumps(same)} if same or merged.deltas else {}
     if merged.deltas:
         about["banks"] = json.dumps({key: delta.facts() for key, delta in deltas.items()})
@@ -161,6 +163,8 @@ def _extra(merged: "Merged", deltas: Mapping[str, Delta]) -> Iterator[tuple[str,
         yield from ((f"{OWN}{key}/{name}", tensor) for name, tensor in delta.named_buffers())
     for task, head in merged.heads.items():
         yield from ((f"{HEAD}{task}/{key}", tensor) for key, tensor in head.items())
+    for task, correction in merged.corrections.items():
+        yield from ((f"{BEHIND}{task}/{name}", tensor) for name, tensor in correction.state_dict().items())
     gates = merged.routing.gates if merged.routing is not None else None
     if gates is not None:
         yield from ((f"{GATE}{name}", tensor) for name, tensor in gates.state_dict().items())
@@ -230,9 +234,9 @@ def _read(file: SafetensorsFile, shared: Checkpoint, heads: Mapping[str, Mapping
 
     record = json.loads(file.metadata["provenance"])
     tasks = tuple(record.get("tasks", ()))
-    extra = {key: file.tensor(key).clone() for key in file.specs() if key.startswith((OWN, GATE, HEAD))}
+    extra = {key: file.tensor(key).clone() for key in file.specs() if key.startswith(PREFIXES)}
     extra |= {key: extra[known] for key, known in json.loads(file.metadata.get("same", "{}")).items()}
-    specs = {key: spec for key, spec in shared.specs().items() if not key.startswith((OWN, GATE, HEAD))}
+    specs = {key: spec for key, spec in shared.specs().items() if not key.startswith(PREFIXES)}
     if heads is None:
         heads = {task: head for task in tasks if (head := below(extra, f"{HEAD}{task}/"))}
     else:  # a single one is among the weights too
@@ -240,9 +244,10 @@ def _read(file: SafetensorsFile, shared: Checkpoint, heads: Mapping[str, Mapping
         specs = {key: spec for key, spec in specs.items() if key not in inside}
     floating = {key: spec for key, spec in specs.items() if spec.merged}
     dense = _Dense(selected(shared, specs).pieces, *dict.fromkeys((shared, file)))
-    merged = Merged(dense, tasks, floating, provenance=record, heads=heads)
+    corrections = corrections_from(below(extra, BEHIND))
+    merged = Merged(dense, tasks, floating, provenance=record, heads=heads, corrections=corrections)
     if "banks" not in file.metadata:
-        return merged
+        return replace(merged, routing=Routing("oracle")) if corrections else merged
     facts = json.loads(file.metadata["banks"])  # named so in all formats
     deltas = {key: rebuild(fact, below(extra, f"{OWN}{key}/")) for key, fact in facts.items()}
     routing = json.loads(file.metadata["routing"])

@@ -23,7 +23,7 @@ from tasks.moving import Moving
 from tasks.score import Score
 from tasks.split import Inputs, Split, count_of, held
 from tasks.suite import Suite
-from tasks.task import Predictions, Read, Task, head_id, reading
+from tasks.task import Predictions, Read, Task, corrected, head_id, reading
 
 OnTask = Callable[[str, float], object]  # a task's name and the value of its score
 ENGINE = Engine("cpu")
@@ -82,7 +82,7 @@ class Grid:
         self, merged: Merged, tasks: Sequence[Task], split: str, on_task: OnTask, journal: Journal
     ) -> dict[str, Outcome]:
         """Outcomes by task; a merge that is mixed by the true task takes the index of the task among `tasks`."""
-        model = self._shared(merged)
+        model, tasks = self._shared(merged), corrected(tasks, merged.corrections)
         if isinstance(model, Routed) and mixes_tasks(merged):
             pairs = self._together(model, merged, tasks, split)
         else:
@@ -105,10 +105,9 @@ class Grid:
             return [self.score(merged.scaled(scale), split, journal=journal).scores for scale in scales]
         check_order(merged, self.suite)
         moving = None if merged.owned else Moving.of(merged, self.engine.torch_device)
-        names = self.suite.names
         run = lambda index: self._along(merged, moving, scales, index, split, journal)  # noqa: E731
-        columns = list(self.each(run, len(names)))
-        return [dict(zip(names, scores, strict=True)) for scores in zip(*columns, strict=True)]
+        columns = self.each(run, len(self.suite.tasks))
+        return [dict(zip(self.suite.names, scores, strict=True)) for scores in zip(*columns, strict=True)]
 
     def each(self, run: Callable[[int], Any], count: int) -> Iterator[Any]:
         """`run` of 0 .. count - 1, in order; what fails cancels what has not begun."""

@@ -1,5 +1,6 @@
 """What is measured: tasks with labelled samples, a head of their own and a metric."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from merging.backbones.base import Backbone
 from merging.checkpoints import StateDict
+from merging.correction import Correction, Corrections
+from merging.errors import UserError
 from tasks.heads.head import Given, HeadSource, ZeroShot, check_head
 from tasks.metrics import INVALID, measure, metric
 from tasks.score import Score
@@ -135,6 +138,36 @@ def array_task(
 ) -> LabelledTask:
     """A task of tensors: split -> (inputs, labels), with a head that maps features [N, D] to outputs [N, C]."""
     return LabelledTask(name, Arrays(splits, tuple(classes)), None if head is None else Given(head), tuple(metrics))
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A task whose head sees corrected features."""
+
+    task: Any
+    correction: Correction
+
+    def head(self) -> nn.Module:
+        """The correction, and behind it the head."""
+        return self._head
+
+    @cached_property
+    def _head(self) -> nn.Module:
+        head = None if hasattr(self.task, "run") else self.task.head()
+        if head is None:
+            raise UserError(
+                f"{self.task.name} has no head that reads features, and this merge corrects features in front of a "
+                f"head. Leave the task out, or merge by a method that changes weights."
+            )
+        return nn.Sequential(copy.deepcopy(self.correction), head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+
+def corrected(tasks: Sequence[Any], corrections: Corrections) -> list[Any]:
+    """The tasks, those that have a correction with it."""
+    return [Corrected(task, corrections[task.name]) if task.name in corrections else task for task in tasks]
 
 
 def reading(backbone: Backbone, task: Any) -> Reading:

@@ -25,9 +25,9 @@ class Method(Protocol):
 
 
 def static(method: Method, experts: Experts, context: Context, role: str) -> Merged:
-    """What `method` makes of experts. Raises UserError, naming the role, if that depends on the input."""
+    """What `method` makes of experts. Raises UserError, naming the role, if that is not one model."""
     merged = call(method, experts, context)
-    if merged.deltas:
+    if not merged.is_static:
         raise UserError(f"{role} must be a static method, one model for all inputs; {type(method).__name__} is not.")
     return merged
 

@@ -184,8 +184,8 @@ class TestFormats:
         path = merge(Emr(), *family(2)).save(tmp_path / "merged.safetensors")
         header = SafetensorsFile(path).metadata
         assert header["format"] == "duet-merging/3" and header["written_by"].startswith("duet-merging ")
-        rewritten(path, lambda _, header: header.update(format="duet-merging/4", written_by="duet-merging 9.1.0"))
-        with pytest.raises(UserError, match=r"of format duet-merging/4, written by duet-merging 9.1.0; .* up to 3"):
+        rewritten(path, lambda _, header: header.update(format="duet-merging/5", written_by="duet-merging 9.1.0"))
+        with pytest.raises(UserError, match=r"of format duet-merging/5, written by duet-merging 9.1.0; .* up to 4"):
             open_merged(path)
         for foreign in ("other/2", "duet-merging", "duet-merging/x", ""):
             rewritten(path, lambda _, header, foreign=foreign: header.update(format=foreign))
