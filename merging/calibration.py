@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from merging.checkpoints import Checkpoint
 from merging.checkpoints.tied import filled
+from merging.identity import fingerprint
 from merging.ops import generator
 from merging.threads import each
 
@@ -58,6 +59,18 @@ class Calibration:
         size = min(self.sizes[task], self.sizes[task] if count is None else count)
         for indices in torch.arange(size).split(batch):
             yield self.inputs(task, indices)
+
+    def part(self, rows: Mapping[int, Tensor]) -> "Calibration":
+        """These tasks alone, by their numbers, and of each the samples in these rows."""
+        tasks, inputs = list(rows), self.inputs
+        return replace(
+            self,
+            ids=tuple(f"{self.ids[task]} {fingerprint(some, 16)}" for task, some in rows.items()),
+            sizes=tuple(map(len, rows.values())),
+            inputs=lambda task, some: inputs(tasks[task], rows[tasks[task]][some]),
+            heads=tuple(self.heads[task] for task in tasks),
+            head_ids=tuple(self.head_ids[task] for task in tasks if self.head_ids),
+        )
 
     def every(self, batch: int = BATCH) -> list[tuple[int, Tensor]]:
         """What `inputs` takes to give all samples of all tasks, in order."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,11 +20,13 @@ from merging.deltas import below
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.fit.objectives import Batch, Entropy, Objective, mean_entropy
+from merging.fit.samples import Samples, opened
 from merging.identity import identity
-from merging.options import Options, Rate, Within
+from merging.options import Options, Within
 
 SECONDS = 30.0  # between two states on disk
 ENTROPY: tuple[Objective, ...] = (Entropy(),)
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,19 @@ class Descent(Options, prefix="train."):
     """Adam on the weighted sum of objectives, each summed over the tasks.
 
     objectives: a list, or by names so that a command line can reach each; those of weight 0 are left out. batch:
-    samples per task and step. lr: learning rate. schedule: of lr, a cosine to zero, or constant.
+    samples per task and step, null for all. lr: learning rate. schedule: of lr, a cosine to zero, or constant.
+    optimizer: "adam", whose weight decay is part of the gradient; "adamw", where it stands apart; "sgd". clip: the
+    largest norm that the gradient of all free numbers keeps.
     """
 
     objectives: Mapping[str, Objective] | Sequence[Objective] = ENTROPY
     steps: Annotated[int, Within(1, 10**7)] = 1000
-    batch: Annotated[int, Within(1, 10**6)] = 16
-    lr: Rate = 1.0e-4
+    batch: Annotated[int, Within(1, 10**6)] | None = 16
+    lr: Annotated[float, Within(0.0, 1e9, open_low=True)] = 1.0e-4  # for SGD it may be large
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = 0.0
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    clip: Annotated[float, Within(0.0, 1e9, open_low=True)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +64,10 @@ class Descent(Options, prefix="train."):
     def needs(self) -> str:
         """inputs, or labels where an objective compares with them."""
         return "labels" if any(objective.needs == "labels" for objective in self.terms) else "inputs"
+
+    def stepper(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """The optimizer of these free numbers."""
+        return OPTIMIZERS[self.optimizer](parameters, self.lr, weight_decay=self.weight_decay)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -94,29 +104,34 @@ class Learnable(Protocol):
 
 
 def descend(
-    model: Learnable, context: Context, experts: Experts, descent: Descent, split: str, prefix: str = "fit"
-) -> list[str]:
+    model: Learnable, context: Context, experts: Experts, descent: Descent, split: str, prefix: str = "fit",
+    samples: Samples | None = None,
+) -> list[str]:  # fmt: skip
     """Train the free numbers of `model` in place; returns the tasks suspected of collapse (`collapsed`).
 
-    The context's log gets every objective of every step as `prefix/name`. A descent that was killed goes on from its
-    last state where the context keeps unfinished work. Raises UserError where the loss is not finite.
+    samples: of the experts' tasks, in place of all of a split. A model may have a `penalty()`, which is added to the
+    loss. The context's log gets every objective of every step as `prefix/name`. A descent that was killed goes on
+    from its last state where the context keeps unfinished work. Raises UserError where the loss is not finite.
     """
-    data, batches = _data(context, experts, descent, split)
-    optimizer = torch.optim.Adam(model.parameters(), descent.lr, weight_decay=descent.weight_decay)
+    samples = samples or opened(context, split, descent.needs)
+    data, batches, optimizer = samples.data, _batches(samples, experts), descent.stepper(model.parameters())
     state, written = _State(optimizer, context, identity([descent, split, data.ids])), time.monotonic()
     done, predictions = state.restore(len(model.tasks))
-    draws = [islice(data.drawn(task, descent.batch, context.seed), done, None) for task in range(len(model.tasks))]
+    draws = [islice(data.drawn(task, descent.batch or size, context.seed), done, None)
+             for task, size in enumerate(data.sizes)]  # fmt: skip
     for step in range(done, descent.steps):
         chosen = [next(draw) for draw in draws]
         optimizer.param_groups[0]["lr"] = descent.rate(step)
         optimizer.zero_grad(set_to_none=True)
         features = model.features([data.inputs(task, rows) for task, rows in enumerate(chosen)])
         seen = batches(features, chosen)
-        loss, terms = _loss(descent.terms, seen)
+        loss, terms = _loss(descent.terms, seen, getattr(model, "penalty", None))
         for steps, batch in zip(predictions, seen, strict=True):
             steps.append(summary(batch.logits))
         loss.backward()
         model.after()
+        if descent.clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), descent.clip)
         optimizer.step()
         if not loss.isfinite():
             raise UserError(f"The loss of {context.who} is {loss.item()} at step {step}: lower train.lr={descent.lr}.")
@@ -127,12 +142,9 @@ def descend(
     return [name for name, steps in zip(model.tasks, predictions, strict=True) if collapsed(torch.stack(steps))]
 
 
-def _data(context: Context, experts: Experts, descent: Descent, split: str):
-    """The inputs, and how batches are made of features and chosen rows. Labels are opened where they are needed."""
-    if descent.needs == "labels":
-        data, labels = context.labelled(split)
-    else:
-        data, labels = context.unlabelled(split), []
+def _batches(samples: Samples, experts: Experts) -> Callable[[Sequence[Tensor], Sequence[Tensor]], list[Batch]]:
+    """How batches are made of features and chosen rows of every task."""
+    data, labels = samples
 
     @cache
     def targets() -> Sequence[Tensor]:
@@ -146,16 +158,18 @@ def _data(context: Context, experts: Experts, descent: Descent, split: str):
             for task, (of_task, rows) in enumerate(zip(features, chosen, strict=True))
         ]  # fmt: skip
 
-    return data, batches
+    return batches
 
 
-def _loss(objectives: Sequence[Objective], batches: Sequence[Batch]) -> tuple[Tensor, dict[str, float]]:
-    """The weighted sum, and what every objective adds up to without its weight."""
+def _loss(
+    objectives: Sequence[Objective], batches: Sequence[Batch], penalty: Callable[[], Tensor] | None
+) -> tuple[Tensor, dict[str, float]]:
+    """The weighted sum with the penalty, and what every objective adds up to without its weight."""
     loss, terms = torch.zeros((), device=batches[0].features.device), {}
     for objective in objectives:
         total = sum((objective(batch) for batch in batches), torch.zeros((), device=loss.device))
         loss, terms[objective.name] = loss + objective.weight * total, float(total.detach())
-    return loss, terms
+    return loss if penalty is None else loss + penalty(), terms
 
 
 def summary(logits: Tensor) -> Tensor:

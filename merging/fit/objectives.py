@@ -76,12 +76,17 @@ class FeatureDistillation(Objective):
 
 @dataclass(frozen=True)
 class LogitDistillation(Objective):
-    """KL divergence of the expert's predictions from ours at a temperature, times its square (Hinton et al., 2015)."""
+    """KL divergence of the expert's predictions from ours at a temperature, times its square (Hinton et al., 2015).
+
+    Of a head that gives a number the squared difference.
+    """
 
     temperature: float = 1.0
     name: ClassVar[str] = "logit_distillation"
 
     def __call__(self, batch: Batch) -> Tensor:
+        if batch.logits.shape[-1] == 1:
+            return functional.mse_loss(batch.logits.float(), batch.expert_logits.float())
         ours, theirs = (
             (logits.float() / self.temperature).log_softmax(-1) for logits in (batch.logits, batch.expert_logits)
         )
@@ -90,13 +95,16 @@ class LogitDistillation(Objective):
 
 @dataclass(frozen=True)
 class CrossEntropy(Objective):
-    """Cross-entropy with the labels."""
+    """Cross-entropy with the labels, of labels that are numbers the mean squared error."""
 
     name: ClassVar[str] = "cross_entropy"
     needs: ClassVar[str] = "labels"
 
     def __call__(self, batch: Batch) -> Tensor:
-        return functional.cross_entropy(batch.logits.float(), batch.labels())
+        logits, labels = batch.logits.float(), batch.labels()
+        if labels.is_floating_point():
+            return functional.mse_loss(logits.reshape(len(labels)), labels.float())
+        return functional.cross_entropy(logits, labels)
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
