@@ -12,8 +12,9 @@ from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import SafetensorsFile, StateDict
 from merging.checkpoints.safetensors_file import write_safetensors
 from merging.context import Context
+from merging.fit import coefficients as coefficients_of
 from merging.fit.gates import Learned
-from merging.methods import TaskArithmetic, ada_merging
+from merging.methods import AdaMerging, TaskArithmetic
 from merging.neurons import Neurons
 from merging.similarity import cosines
 from tasks import evaluate, finetune, journal, suite
@@ -100,15 +101,12 @@ def activations(cache, patch, base=0, expert=1, images=0, device="cpu", source="
 
 
 def coefficients(cache, patch, base=0, expert=1, images=0, head=1.0, device="cpu", seed=0, level="task", **how):
-    def shared(experts, data, *_):
-        return SimpleNamespace(values=torch.zeros(2, 2))
-
-    patch.setattr(ada_merging, "Coefficients", shared)
-    patch.setattr(ada_merging, "descend", lambda *_: [])
+    patch.setattr(coefficients_of, "Coefficients", lambda *_: SimpleNamespace(learned=torch.zeros(2, 2)))
+    patch.setattr(coefficients_of, "descend", lambda *_: [])
     tasks = suite.Suite("two", (Shades("a", images, head), Shades("b")))
     seen = suite.calibration(tasks, backbone(**{**BACKBONE, **how}), "calibration")
     data = SimpleNamespace(unlabelled=lambda _: replace(seen, device=torch.device(device)))
-    ada_merging.AdaMerging(level)(opened(cache, base, expert), Context(data, seed=seed))
+    AdaMerging(level)(opened(cache, base, expert), Context(data, seed=seed))
 
 
 def probe(cache, patch, expert=1, images=0, classes=("a", "b"), **how):
@@ -209,7 +207,7 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
                (*DECOMPOSITION, "merging.decompose.tucker")),
     "activations": (activations, {"expert": 2, "images": 1, "device": "meta", "source": "base", "statistic": "rms",
                                   "tokens": "class", "at": "input", "count": 3, **OTHER}, ("merging.statistics",)),
-    "ada_merging": (coefficients, {"base": 2, "expert": 2, "images": 1, "head": 2.0, "device": "meta", "seed": 1,
+    "coefficients": (coefficients, {"base": 2, "expert": 2, "images": 1, "head": 2.0, "device": "meta", "seed": 1,
                                    "level": "layer", **OTHER}, ("merging.methods.ada_merging",)),
     "linear probe": (probe, {"expert": 2, "images": 1, "classes": ("a", "b", "c"), **OTHER}, ("tasks.heads.probe",)),
     "similarity": (similarity, {"base": 3, "expert": 2, "only": frozenset(KEYS[:1])}, ("merging.similarity",)),

@@ -85,7 +85,7 @@ def opened(base, experts, tasks=None):
 
 
 class Noise:
-    """Data double: unlabelled images of noise, those of a task drawn by its name, that a tower measures.
+    """Data double: images of noise, those of a task and their labels drawn by its name, that a tower measures.
 
     The model trained on all tasks is the base, which learned nothing.
     """
@@ -99,6 +99,9 @@ class Noise:
         build = BACKBONE.build if "visual.proj" in self.experts.origin.specs() else nn.Identity
         images = lambda task, some: self.images[task][some]  # noqa: E731
         return Calibration(split, tasks, sizes, images, heads, build, BACKBONE.identity())
+
+    def labels(self, split):
+        return [drawn(IMAGES, seed=crc32(name.encode()) + 2).mul(100).long() % 5 for name in self.experts.tasks]
 
     def multitask(self):
         return self.experts.origin

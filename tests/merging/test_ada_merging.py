@@ -12,7 +12,7 @@ from merging import Cache
 from merging.context import ALONE
 from merging.errors import UserError
 from merging.fit import CrossEntropy, Descent, Entropy, FeatureDistillation, LogitDistillation, MarginalEntropy
-from merging.fit.coefficients import Coefficients
+from merging.fit.coefficients import Coefficients, Shape, columns
 from merging.methods import AdaMerging, TaskArithmetic
 from merging.methods.ties import agreeing
 
@@ -51,7 +51,8 @@ def test_equals_a_plain_loop(level):
 def test_the_gradient_is_that_of_the_folded_loss():
     """Finite differences in fp64 of one coefficient at a time."""
     experts, context = separable()
-    model = Coefficients(experts, context.unlabelled(), experts.stream, 0.3, by_parameter=False)
+    shape = Shape.constant(experts, columns(experts, by_parameter=False), 0.3)
+    model = Coefficients(experts, context.unlabelled(), experts.stream, shape)
 
     def loss():
         inputs = [model.data.inputs(task, torch.arange(IMAGES)) for task in range(3)]
@@ -59,14 +60,14 @@ def test_the_gradient_is_that_of_the_folded_loss():
 
     loss().backward()
     model.after()
-    gradient = model.values.grad.clone()
+    gradient = model.free.grad.clone()
     for task in range(3):
         ends = []
         for step in (1e-2, -1e-2):
             with torch.no_grad():
-                model.values[task] += step
+                model.free[task] += step
                 ends.append(float(loss()))
-                model.values[task] -= step
+                model.free[task] -= step
         assert float(gradient[task]) == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-2)
 
 
@@ -74,7 +75,7 @@ def test_what_no_expert_has_changed_has_no_gradient():
     experts, context = separable()
     frozen = experts.keys()[0]
     zeroed = lambda keys: ((key, 0 * tau if key == frozen else tau) for key, tau in experts.stream(keys))  # noqa: E731
-    model = Coefficients(experts, context.unlabelled(), zeroed, 0.3, by_parameter=True)
+    model = Coefficients(experts, context.unlabelled(), zeroed, Shape.constant(experts, columns(experts), 0.3))
     assert [name for name, weight in model.module.named_parameters() if not weight.requires_grad] == [frozen]
     assert torch.equal(dict(model.module.named_parameters())[frozen], experts.base(frozen))
 
@@ -147,17 +148,6 @@ def test_a_killed_descent_goes_on(tmp_path):
     assert all(torch.equal(whole.shared[key], again.shared[key]) for key in whole.shared)
 
 
-class Labelled(Made):
-    """Data double with labels: the predictions of the task's own expert."""
-
-    def __init__(self, experts, context):
-        super().__init__(context.data.unlabelled)
-        self.tables = [torch.arange(IMAGES) % 5 for _ in experts.tasks]
-
-    def labels(self, split):
-        return self.tables
-
-
 @pytest.mark.parametrize("objective", [MarginalEntropy(), FeatureDistillation(), LogitDistillation(temperature=2.0)])
 def test_other_objectives_fall(objective):
     experts, context = separable()
@@ -172,15 +162,15 @@ class TestLabels:
 
     def test_are_opened_where_an_objective_needs_them(self):
         experts, context = separable()
-        known = replace(context, data=Labelled(experts, context)).acting("mine", self.METHOD)
+        known = context.acting("mine", self.METHOD)
         assert self.METHOD.needs == "labels" and AdaMerging().needs == "inputs"
         self.METHOD(experts, known)
-        assert context.opened.splits["calibration"] == ["mine", "mine with labels"]
+        assert context.opened.splits["calibration"] == ["mine with labels"]
 
     def test_are_refused_where_there_are_none(self):
         experts, context = separable()
         with pytest.raises(UserError, match=r"labelled calibration inputs .* no labels here"):
-            self.METHOD(experts, context)
+            self.METHOD(experts, replace(context, data=Made(context.data.unlabelled)))
 
 
 class TestBadInput:
