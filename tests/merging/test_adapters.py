@@ -15,7 +15,25 @@ from merging.checkpoints.lora import Lora, LoraConfig
 from merging.combined import Combined, mix_of
 from merging.decompose.ranks import Ranks
 from merging.deltas import LowRank, Rows
-from merging.methods import Average, Duet, Expert, IsoC, RankOneMoe, Smile, Ties, TsvM, Twin, Wemoe
+from merging.methods import (
+    Aswudi,
+    Average,
+    DcMerge,
+    Doge,
+    Duet,
+    Expert,
+    IsoC,
+    Opcm,
+    OptMerge,
+    RankOneMoe,
+    Smile,
+    Swudi,
+    Ties,
+    TsvM,
+    Twin,
+    Wemoe,
+    Wudi,
+)
 from merging.methods import TaskArithmetic as Ta
 
 T = 3
@@ -68,6 +86,8 @@ METHODS = [
     Duet(ranks=Ranks("absolute", 3), unit="block", static=False),
     Duet(ranks=Ranks("absolute", 2), unit="model", neurons=Given(given=MASKS)),
     TsvM(), IsoC(), Smile(rank=3, gate_rank=2), RankOneMoe(2), Wemoe(), Wemoe(0.2),
+    Wudi(steps=5, scale=0.4), Swudi(), Aswudi(), OptMerge(steps=5), OptMerge("lora", steps=5), Doge(steps=5),
+    DcMerge(), Opcm(),
 ]  # fmt: skip
 
 
