@@ -24,8 +24,10 @@ class Doge(Options):
     by Adam, lowers the squared row products sum_t <tau_t, tau_t - sum_s lambda_s (tau_s + delta)>^2, its gradient
     projected off the min(m, n) // subspace leading directions of all tasks' output spaces; the change is sum_t lambda_t
     mask_t (tau_t + delta), mask_t being the `density` largest entries of tau_t over all these matrices. All other
-    parameters stay the base's. An entry that a task left exactly as it was takes no delta for it; in the authors' code
-    it would where fewer entries than `density` were changed. fusion_bench's documentation differs from its code.
+    parameters stay the base's. A task changes a matrix by eta in norm, however large its task vector: of large ones,
+    such as those of LoRA experts, hardly anything is left. An entry that a task left exactly as it was takes no delta
+    for it; in the authors' code it would where fewer entries than `density` were changed. fusion_bench's documentation
+    differs from its code.
     """
 
     eta: Annotated[float, Within(0.0, 100.0)] = 0.07

@@ -52,6 +52,21 @@ def test_the_loss_falls_and_a_task_of_zeros_has_no_say():
     assert torch.equal(least_interference(with_zeros, 30, 1e-2), least_interference(tau, 30, 1e-2))
 
 
+def test_its_steps_do_not_grow_with_the_task_vectors():
+    """With a rate that does, the merge would be as large as they are; with the same, it nears their sum."""
+    tau = drawn(3, 6, 9).double()
+    grown = least_interference(1000 * tau, 30, 1000 * 1e-3)
+    assert torch.allclose(grown, 1000 * least_interference(tau, 30, 1e-3), rtol=1e-6, atol=1e-3)
+    assert float((least_interference(1000 * tau, 30, 1e-3) - 1000 * tau.sum(0)).abs().max()) <= 30 * 1e-3
+
+
+def test_a_coefficient_multiplies_the_change_and_none_is_the_default():
+    base, experts = family(3, tower())
+    plain, scaled = (merge(Wudi(steps=2, scale=scale), base, experts) for scale in (None, 0.4))
+    assert plain.scale is None and scaled.scale == 0.4
+    assert all(torch.equal(plain.shared[key], scaled.shared[key]) for key in plain.shared)
+
+
 def test_what_is_merged():
     base, experts = family(3, tower())
     tau, merged = task_vectors(base, experts), dict(merge(Wudi(steps=2), base, experts).state())
