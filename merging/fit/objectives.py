@@ -75,6 +75,16 @@ class FeatureDistillation(Objective):
 
 
 @dataclass(frozen=True)
+class FeatureL1(Objective):
+    """Mean absolute difference of the features from those of the task's own expert: Representation Surgery."""
+
+    name: ClassVar[str] = "l1"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return (batch.features - batch.expert()).abs().mean()
+
+
+@dataclass(frozen=True)
 class LogitDistillation(Objective):
     """KL divergence of the expert's predictions from ours at a temperature, times its square (Hinton et al., 2015).
 
