@@ -1,27 +1,23 @@
 """Free coefficients of task vectors, W_0 + sum_t lambda_t tau_t: one per task, or one per task and parameter."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from merging.cache import code, key_of, modules_of
 from merging.calibration import Calibration
 from merging.context import Context
-from merging.errors import UserError
 from merging.experts import Experts
 from merging.fit.descent import Descent, descend, seeded
+from merging.fit.folded import Folded, Stream
 from merging.fit.samples import Samples
 from merging.identity import identity
 from merging.options import Options, snake_case
-from merging.preflight import some
 
 CODE = ("merging.fit", "merging.methods.ties", "merging.backbones")
-
-# (key, tau [T, *shape]) of some keys, or all, in a fixed order; a buffer used again
-Stream = Callable[[Sequence[str] | None], Iterator[tuple[str, Tensor]]]
 
 
 def columns(experts: Experts, by_parameter: bool = True, chunks: Mapping[str, int] | None = None) -> dict[str, slice]:
@@ -50,19 +46,6 @@ def chunked(tau: Tensor, count: int) -> tuple[Tensor, ...]:
     return tau.flatten(1).chunk(count, 1)
 
 
-def weights_of(experts: Experts, module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a model, under all their names. Raises UserError for some that base and experts lack."""
-    weights = dict(module.named_parameters(remove_duplicate=False))
-    stored = experts.origin.specs()
-    lacking = [name for name in weights if name not in stored]
-    if lacking or not weights:
-        raise UserError(
-            f"The model has {some(lacking) or 'no parameter'}, which base and experts lack: what they give is not "
-            f"known, so that nothing can be learned from it. Give the backbone that the checkpoints are of."
-        )
-    return weights
-
-
 @dataclass(frozen=True)
 class Shape:
     """What coefficients [T, P] are: `column`, see `columns`, and what makes them of the free numbers, whose start is
@@ -81,23 +64,14 @@ class Shape:
         return cls(column, torch.full((len(experts.tasks), count), value), **options)
 
 
-class Coefficients:
-    """Learnable (merging.fit): `free`, of which `shape` makes the coefficients `values` [T, P].
-
-    A step folds them into one model, and after the backward pass projects the gradient of every weight onto its task
-    vectors: beside the model and its gradients one parameter of all experts is in memory.
-    """
+class Coefficients(Folded):
+    """Learnable (merging.fit): `free`, of which `shape` makes the coefficients `values` [T, P] of the task vectors."""
 
     def __init__(self, experts: Experts, data: Calibration, stream: Stream, shape: Shape):
-        self.experts, self.data, self.stream, self.tasks, self.shape = experts, data, stream, experts.tasks, shape
+        super().__init__(experts, data, stream)
+        self.shape = shape
         self.free = shape.start.detach().clone().to(data.device).requires_grad_()
-        self.module = data.tower().to(data.device)
-        self._weights = weights_of(experts, self.module)
-        self.module.load_state_dict({key: experts.origin.tensor(key) for key in self.module.state_dict()})
-        self._changed = [key for key, tau in stream(None) if tau.any()] or list(shape.column)
-        self.module.requires_grad_(False)  # of what no expert has changed no coefficient can
-        for key in self._weights.keys() & self._changed:
-            self._weights[key].requires_grad_()
+        self._known = self._gradient = self.values.detach()  # of the coefficients, while weights are gone through
 
     @property
     def values(self) -> Tensor:
@@ -118,35 +92,28 @@ class Coefficients:
         return self.free.new_zeros(()) if self.shape.penalty is None else self.shape.penalty(self.values)
 
     def features(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
-        """[n, D] of the inputs of every task, one task after the other."""
-        self._fold()
-        return [self.data.features(self.module, some) for some in inputs]
-
-    def _fold(self) -> None:
-        """Put W_0 + sum_t lambda_t tau_t into the module."""
-        state = self.module.state_dict()
         with torch.no_grad():
             if self.shape.clamp:
                 self.free.clamp_(0, 1)
-            values = self.values
-            for key, tau in self.stream(self._changed):
-                if key in state:
-                    change = combination(values[:, self.shape.column[key]], tau.to(values.device))
-                    state[key].copy_(self.experts.base(key).to(change.device) + change)
-        for weight in self._weights.values():
-            weight.grad = None
+            self._known = self.values
+        return super().features(inputs)
+
+    def change(self, key: str, tau: Tensor) -> Tensor:
+        return combination(self._known[:, self.shape.column[key]], tau)
+
+    def pull(self, key: str, tau: Tensor, gradient: Tensor) -> None:
+        """Of lambda[t, l] it is the inner product with tau_t."""
+        column = self.shape.column[key]
+        pairs = (chunked(tensor, column.stop - column.start) for tensor in (tau, gradient[None]))
+        for index, (piece, of_weight) in enumerate(zip(*pairs, strict=True), column.start):
+            self._gradient[:, index] += piece @ of_weight[0]
 
     def after(self) -> None:
-        """The gradient of lambda[t, l], the inner product of that of the weight with tau_t, goes on to what is free."""
+        """The gradients of the weights, as those of the coefficients, go on to what is free."""
         values = self.values
-        gradient = torch.zeros_like(values)
-        for key, tau in self.stream(self._changed):
-            weight, column = self._weights.get(key), self.shape.column[key]
-            if weight is not None and weight.grad is not None:
-                pairs = (chunked(tensor, column.stop - column.start) for tensor in (tau, weight.grad[None]))
-                for index, (piece, of_weight) in enumerate(zip(*pairs, strict=True), column.start):
-                    gradient[:, index] += piece.to(gradient.device) @ of_weight[0]
-        values.backward(gradient)
+        self._gradient = torch.zeros_like(values)
+        super().after()
+        values.backward(self._gradient)
 
 
 class Learning(Options):

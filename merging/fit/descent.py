@@ -110,22 +110,20 @@ def descend(
     """Train the free numbers of `model` in place; returns the tasks suspected of collapse (`collapsed`).
 
     samples: of the experts' tasks, in place of all of a split. A model may have a `penalty()`, which is added to the
-    loss. The context's log gets every objective of every step as `prefix/name`. A descent that was killed goes on
-    from its last state where the context keeps unfinished work. Raises UserError where the loss is not finite.
+    loss, and `before(step)`, called in front of each. The context's log gets every objective of every step as
+    `prefix/name`. A descent that was killed goes on from its last state where the context keeps unfinished work. Raises
+    UserError where the loss is not finite.
     """
     samples = samples or opened(context, split, descent.needs)
-    data, batches, optimizer = samples.data, _batches(samples, experts), descent.stepper(model.parameters())
-    state, written = _State(optimizer, context, identity([descent, split, data.ids])), time.monotonic()
+    optimizer = descent.stepper(model.parameters())
+    state, written = _State(optimizer, context, identity([descent, split, samples.data.ids])), time.monotonic()
     done, predictions = state.restore(len(model.tasks))
-    draws = [islice(data.drawn(task, descent.batch or size, context.seed), done, None)
-             for task, size in enumerate(data.sizes)]  # fmt: skip
+    losses = Losses(descent, samples, experts, context.seed, done)
     for step in range(done, descent.steps):
-        chosen = [next(draw) for draw in draws]
+        getattr(model, "before", _nothing)(step)
         optimizer.param_groups[0]["lr"] = descent.rate(step)
         optimizer.zero_grad(set_to_none=True)
-        features = model.features([data.inputs(task, rows) for task, rows in enumerate(chosen)])
-        seen = batches(features, chosen)
-        loss, terms = _loss(descent.terms, seen, getattr(model, "penalty", None))
+        loss, terms, seen = losses.next(model)
         for steps, batch in zip(predictions, seen, strict=True):
             steps.append(summary(batch.logits))
         loss.backward()
@@ -140,6 +138,28 @@ def descend(
             state.store(step + 1, predictions)
             written = time.monotonic()
     return [name for name, steps in zip(model.tasks, predictions, strict=True) if collapsed(torch.stack(steps))]
+
+
+def _nothing(step: int) -> None:
+    """What most models do before a step."""
+
+
+class Losses:
+    """What a descent lowers: its objectives on batches of every task, drawn anew for every step from `done` on."""
+
+    def __init__(self, descent: Descent, samples: Samples, experts: Experts, seed: object, done: int = 0):
+        self.terms, self.data, self._batches = descent.terms, samples.data, _batches(samples, experts)
+        self._draws = [
+            islice(self.data.drawn(task, descent.batch or size, seed), done, None)
+            for task, size in enumerate(self.data.sizes)
+        ]
+
+    def next(self, model: Learnable) -> tuple[Tensor, dict[str, float], list[Batch]]:
+        """The weighted sum on the next batches, what every objective adds up to, and the batches."""
+        chosen = [next(draw) for draw in self._draws]
+        features = model.features([self.data.inputs(task, rows) for task, rows in enumerate(chosen)])
+        seen = self._batches(features, chosen)
+        return *_loss(self.terms, seen, getattr(model, "penalty", None)), seen
 
 
 def _batches(samples: Samples, experts: Experts) -> Callable[[Sequence[Tensor], Sequence[Tensor]], list[Batch]]:

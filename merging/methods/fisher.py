@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from merging.calibration import Calibration
 from merging.context import Context
 from merging.experts import Experts
-from merging.fit.coefficients import weights_of
+from merging.fit.folded import weights_of
 from merging.merged import Merged
 from merging.options import Count, Options, Within
 from merging.regression import expert_model

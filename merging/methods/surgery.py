@@ -11,8 +11,9 @@ from merging.combined import total
 from merging.context import Context
 from merging.correction import Correction
 from merging.experts import Experts
-from merging.fit.coefficients import Learning, weights_of
+from merging.fit.coefficients import Learning
 from merging.fit.descent import Descent, descend
+from merging.fit.folded import weights_of
 from merging.fit.objectives import FeatureL1
 from merging.fit.samples import opened
 from merging.merged import Merged, Routing

@@ -7,8 +7,10 @@ from samples import drawn
 from torch import nn
 
 from merging import Experts, UserError, load, merge
+from merging.calibration import Calibration
 from merging.checkpoints import StateDict
 from merging.checkpoints.tied import tied
+from merging.fit.coefficients import Coefficients, Shape, columns
 from merging.methods import Average, Base, Dare, Della, Ties, Twin
 
 
@@ -83,6 +85,34 @@ def test_weights_that_are_no_longer_tied_are_refused_by_a_tied_module(tmp_path):
     path = merge(Average(), states[0], states[1:]).save(tmp_path / "merged.safetensors")
     with pytest.raises(UserError, match=r"embed.weight and head.weight are one tensor in the module and differ"):
         load(path, Tied())
+
+
+def test_the_gradient_of_a_coefficient_counts_a_tied_weight_once():
+    """Against finite differences, beside a weight that is not tied."""
+    states = [Tied(seed).state_dict() for seed in range(3)]
+    for seed, state in enumerate(states):
+        state["norm.weight"] = 1 + drawn(6, seed=seed)
+    experts = Experts.open(states[0], states[1:])
+    ids = torch.arange(12).view(4, 3)
+    data = Calibration("calibration", ("a", "b"), (4, 4), lambda task, some: ids[some], (None, None), Tied, {},
+                       read=lambda module, some: module.head(module.norm(module.embed(some)).mean(1)))  # fmt: skip
+    shape = Shape.constant(experts, columns(experts, by_parameter=False), 0.3)
+    model = Coefficients(experts, data, experts.stream, shape)
+
+    def loss():
+        features = model.features([data.inputs(task, torch.arange(4)) for task in range(2)])
+        return sum(some.square().mean() for some in features)
+
+    loss().backward()
+    model.after()
+    for task in range(2):
+        ends = []
+        for step in (1e-2, -1e-2):
+            with torch.no_grad():
+                model.free[task] += step
+                ends.append(float(loss()))
+                model.free[task] -= step
+        assert float(model.free.grad[task]) == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-2)
 
 
 def test_what_one_expert_holds_apart_is_not_tied():
