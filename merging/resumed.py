@@ -9,7 +9,7 @@ from torch import nn
 
 from merging.calibration import Calibration
 from merging.experts import Experts
-from merging.regression import expert_model
+from merging.regression import expert_weights, put
 from merging.statistics import Pair, paired
 
 
@@ -56,25 +56,32 @@ class Kept:
 
 @dataclass
 class Streams:
-    """A model whose blocks are calibrated one after the other, beside every expert on the inputs of its task."""
+    """A model whose blocks are calibrated one after the other, beside every expert on the inputs of its task.
+
+    A block of the model runs twice, before and after it is calibrated, and one of an expert once.
+    """
 
     experts: Experts
     data: Calibration
     model: nn.Module
+    other: nn.Module  # another one, that takes the weights of each expert in turn
+    blocks: Sequence[str]  # names of all
     samples: int  # per task
     done: list[str] = field(default_factory=list)  # blocks
     kept: dict[int, tuple[Kept, Kept]] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)  # by block, see statistics.paired
 
     def pairs(self, task: int, keys: Sequence[str], unread: float = 1.0) -> tuple[dict[str, Pair], dict[str, Pair]]:
         """What goes into layers of the next block: over all tokens alike, and with those behind the first weighed."""
-        expert = expert_model(self.experts, self.data, task)
-        every = self._pairs(task, expert, keys, "all")
+        block = self.blocks[len(self.done)]
+        others = tuple(f"{name}." for name in self.blocks if name != block)
+        put(self.other, expert_weights(self.experts, task, lambda key: not key.startswith(others)))
+        ours, theirs = self.kept.setdefault(task, (Kept(), Kept()))
+        with ours.behind(self.model, self.done), theirs.behind(self.other, [*self.done, block]):
+            batches = self.data.batches(task, self.samples)
+            found = paired(self.model, self.other, keys, batches, unread != 1, block, self.calls.get(block))
+        self.calls[block] = found.calls
+        every, first = found.every, found.first
         if unread == 1:
             return every, every
-        first = self._pairs(task, expert, keys, "class")
         return every, {key: first[key].plus(every[key].plus(first[key], -1.0), unread) for key in keys}
-
-    def _pairs(self, task: int, expert: nn.Module, keys: Sequence[str], tokens: str) -> dict[str, Pair]:
-        ours, theirs = self.kept.setdefault(task, (Kept(), Kept()))
-        with ours.behind(self.model, self.done), theirs.behind(expert, self.done):
-            return paired(self.model, expert, keys, self.data.batches(task, self.samples), tokens)

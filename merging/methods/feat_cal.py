@@ -49,12 +49,13 @@ class FeatCal(Options):
         model = data.model(experts.origin)
         put(model, {key: experts.base(key) + change for key, change in changes.items()})
         blocks = [stage for stage in stages(experts, data) if experts.param(stage[0]).block is not None]
-        streams = Streams(experts, data, model, self.samples)
-        for block in blocks:
+        names = [str(experts.param(block[0]).block) for block in blocks]
+        streams = Streams(experts, data, model, data.model(experts.origin), names, self.samples)
+        for name, block in zip(names, blocks, strict=True):
             unread = self._unread(data) if block is blocks[-1] else 1.0
             changes |= self._calibrated(streams, block, changes, unread)
             put(model, {key: experts.base(key) + changes[key] for key in block})
-            streams.done.append(str(experts.param(block[0]).block))
+            streams.done.append(name)
         return experts.merged(changes)
 
     def _unread(self, data: Calibration) -> float:
