@@ -58,7 +58,8 @@ class Kept:
 class Streams:
     """A model whose blocks are calibrated one after the other, beside every expert on the inputs of its task.
 
-    A block of the model runs twice, before and after it is calibrated, and one of an expert once.
+    A block runs twice a batch: when what goes into it is measured, and once more, after it is calibrated, for the next
+    (of an expert in the same way, so that equal models agree to the last bit).
     """
 
     experts: Experts
@@ -74,12 +75,12 @@ class Streams:
     def pairs(self, task: int, keys: Sequence[str], unread: float = 1.0) -> tuple[dict[str, Pair], dict[str, Pair]]:
         """What goes into layers of the next block: over all tokens alike, and with those behind the first weighed."""
         block = self.blocks[len(self.done)]
-        others = tuple(f"{name}." for name in self.blocks if name != block)
+        others = tuple(f"{name}." for name in self.blocks if name not in (*self.done[-1:], block))
         put(self.other, expert_weights(self.experts, task, lambda key: not key.startswith(others)))
         ours, theirs = self.kept.setdefault(task, (Kept(), Kept()))
-        with ours.behind(self.model, self.done), theirs.behind(self.other, [*self.done, block]):
+        with ours.behind(self.model, self.done), theirs.behind(self.other, self.done):
             batches = self.data.batches(task, self.samples)
-            found = paired(self.model, self.other, keys, batches, unread != 1, block, self.calls.get(block))
+            found = paired(self.model, self.other, keys, batches, unread != 1, self.calls.get(block))
         self.calls[block] = found.calls
         every, first = found.every, found.first
         if unread == 1:

@@ -93,12 +93,11 @@ def paired(
     keys: Sequence[str],
     batches: Iterable[Any],
     first: bool = False,
-    until: str | None = None,
     calls: int | None = None,
 ) -> Pairs:
     """How what goes into layers differs between two models, run side by side; keys as in `gram_sums`.
 
-    first: whether sums over first tokens are asked for. until, calls: of both models, see `watched`.
+    first: whether sums over first tokens are asked for. calls: of both models, see `watched`.
     """
     kinds = ("all", "class") if first else ("all",)
     gains, sums = {key for key in keys if is_gain(model, key)}, ({}, {})
@@ -113,8 +112,8 @@ def paired(
     one, two = (partial(note, rows) for rows in seen)
     with (
         torch.inference_mode(),
-        watched(model, keys, one, several, until=until, calls=calls) as run,
-        watched(other, keys, two, several, until=until, calls=calls) as beside,
+        watched(model, keys, one, several, calls=calls) as run,
+        watched(other, keys, two, several, calls=calls) as beside,
     ):
         for inputs in batches:
             calls = run(inputs)
@@ -205,29 +204,25 @@ def watched(
     add: Callable[[str, Any], None],
     rows: Callable[[Tensor, Tensor | None], Any],
     side: str = "input",
-    until: str | None = None,
     calls: int | None = None,
 ) -> Iterator[Callable[[Any], int]]:
     """As `observe`, batch by batch: what runs one, and says how often it called what is watched.
 
-    rows: what `add` gets, of features and a mask of tokens. until: a module whose end is waited for, too. calls: how
-    many a forward makes, where that is known; else the first one runs to its end.
+    rows: what `add` gets, of features and a mask of tokens. calls: how many a forward makes, where that is known; else
+    the first one runs to its end.
     """
     copied = duplicate(model)
     layers = {key: _layer(copied, key) for key in keys}
     mask: Tensor | None = None
     seen, done, expected = set(), 0, calls
 
-    def count(*_: Any) -> None:
+    def note(key: str, read: Callable[[Tensor], Tensor], _: nn.Module, inputs: tuple, output: Tensor) -> None:
         nonlocal done
+        add(key, rows(read(inputs[0]) if side == "input" else output, mask))
+        seen.add(key)
         done += 1
         if done == expected:
             raise Finished
-
-    def note(key: str, read: Callable[[Tensor], Tensor], _: nn.Module, inputs: tuple, output: Tensor) -> None:
-        add(key, rows(read(inputs[0]) if side == "input" else output, mask))
-        seen.add(key)
-        count()
 
     def run(inputs: Any) -> int:
         nonlocal mask, done, expected
@@ -239,8 +234,6 @@ def watched(
         return done
 
     hooks = [layer.register_forward_hook(partial(note, key, read)) for key, (layer, read) in layers.items()]
-    if until is not None:
-        hooks.append(copied.get_submodule(until).register_forward_hook(count))
     try:
         yield run
     finally:

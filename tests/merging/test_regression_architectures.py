@@ -127,7 +127,7 @@ def test_blocks_that_are_done_are_not_run_again():
 
 
 def test_two_models_are_built_however_many_experts_and_blocks():
-    """And a block of an expert runs once a batch, but for forwards that run to their end for the first time."""
+    """And a block that is measured runs once a batch, but for the first forwards, which run to their end."""
     experts, found, _ = experts_of("RoBERTa")
     data, built, calls = found.unlabelled(), [], []
 
@@ -135,7 +135,7 @@ def test_two_models_are_built_however_many_experts_and_blocks():
         built.append(data.tower())
         for name, module in built[-1].named_modules():
             if name.endswith(".layer.1"):
-                module.register_forward_hook(lambda module, *_: calls.append(module))
+                module.register_forward_pre_hook(lambda module, *_: calls.append(module))
         return built[-1]
 
     counted = replace(data, tower=tower)
