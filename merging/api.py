@@ -97,7 +97,8 @@ def load(path: str | Path, backbone: nn.Module | None = None) -> nn.Module:
         model = from_facts(facts).build()  # type: ignore[arg-type]
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     try:
-        stored = filled({key: merged.base.tensor(key) for key in merged.base.specs()}, model)
+        dense = {key: merged.base.tensor(key) for key in merged.base.specs()}
+        stored = filled(dense | {key: merged.static(key) for key in merged.packed}, model)
         check_fit({key: tensor.shape for key, tensor in stored.items()}, expected)
         if merged.deltas:
             return install(model, merged)

@@ -10,12 +10,13 @@ from torch.nn import functional
 
 from merging import saving
 from merging.checkpoints import Checkpoint, Known, Spec
-from merging.combined import spans
+from merging.combined import chosen, spans
 from merging.correction import Corrections
 from merging.deltas import Delta, repeated
 from merging.errors import UserError
 from merging.ops import BLOCK, SPAN
 from merging.owned import check_shared
+from merging.packed import Packed
 from merging.routing.gates import GateShape
 
 
@@ -74,6 +75,7 @@ class Merged:
     remarks: tuple[str, ...] = ()  # what a reader of its scores should know
     remade: Callable[[float], "Merged"] | None = None  # the merge at another coefficient, if more than `shared` follows
     corrections: Corrections = field(default_factory=dict)  # task -> what is done to its features in front of its head
+    packed: Mapping[str, Packed] = field(default_factory=dict)  # parameters that are held in a few bits, as they are
 
     @property
     def is_static(self) -> bool:
@@ -96,6 +98,13 @@ class Merged:
         cast, remade = saving.dtype_of(dtype), self.remade
         specs = {key: Spec(spec.shape, cast) for key, spec in self.specs.items()}
         return replace(self, specs=specs, remade=remade and (lambda scale: remade(scale).cast(cast)))
+
+    def holding(self, packed: Mapping[str, Packed]) -> "Merged":
+        """The same merge with these parameters held in a few bits, which no coefficient moves any more."""
+        shared, fixed = (
+            chosen(changes, {key: 1.0 for key in changes if key not in packed}) for changes in (self.shared, self.fixed)
+        )
+        return replace(self, shared=shared, fixed=fixed, packed=packed, remade=None)
 
     def of(self, task: str) -> "Merged":
         """The merge as it answers for a task: with the parameters that belong to it, where any do.
@@ -128,8 +137,11 @@ class Merged:
     def block(self, key: str, first: int) -> Tensor:
         """As `static`, in the dtype it is stored in: the entries [n] of one parameter from `first` on, a multiple of
         BLOCK, and at most as many."""
-        (shape, dtype), base = self.specs[key], self.base.flat(key)
-        last, scale = min(first + BLOCK, shape.numel()), 1.0 if self.scale is None else self.scale
+        shape, dtype = self.specs[key]
+        last = min(first + BLOCK, shape.numel())
+        if key in self.packed:
+            return saving.rounded(key, self.packed[key].entries(first, last), dtype)
+        base, scale = self.base.flat(key), 1.0 if self.scale is None else self.scale
         block = torch.empty(last - first, dtype=dtype)
         fixed, shared = (spans(changes, key, first, last) for changes in (self.fixed, self.shared))
         for start in range(first, last, SPAN):
@@ -143,6 +155,8 @@ class Merged:
 
     def pieces(self, key: str) -> tuple[Tensor, Tensor | None]:
         """Of one parameter in fp32, W_0 + fixed, and what the scale multiplies, if anything."""
+        if key in self.packed:
+            return self.packed[key].opened(), None
         weight = self.base.tensor(key).float()
         return weight + self.fixed[key] if key in self.fixed else weight, self.shared.get(key)
 
@@ -178,8 +192,9 @@ class Merged:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all tensors that `save` would write: one dense backbone, deltas, gates, corrections and heads."""
-        backbone = sum(spec.bytes for spec in {**self.base.specs(), **self.specs}.values())
+        """Bytes of all tensors that `save` writes into a file: the backbone as it is held, and what lies beside it."""
+        specs = {**self.base.specs(), **self.specs}
+        backbone = sum(self.packed[key].bytes if key in self.packed else spec.bytes for key, spec in specs.items())
         gates = self.routing.bytes if self.routing is not None else 0
         heads = sum(tensor.nbytes for of in (self.heads, self.owned) for own in of.values() for tensor in own.values())
         twice = sum(tensor.nbytes for tensor in repeated(self.deltas.values()))
@@ -195,7 +210,8 @@ class Merged:
         **facts: object,
     ) -> Path:
         """Write what `merging.load` reads: one safetensors file, or where `path` ends in / or is a folder, a folder
-        that Hugging Face's libraries load too; see merging.saving and merging.saving_folder. Atomic.
+        that Hugging Face's libraries load too; see merging.saving and merging.saving_folder. Atomic. A file holds
+        packed parameters as they are, a folder all their numbers.
 
         dtype: of what all inputs share (fp32, bf16, fp16) instead of its own, the widest of base and experts. shard_gb:
         size of a file of the folder's weights at most. Raises UserError where tasks answer with biases of their own.

@@ -113,7 +113,7 @@ class Joined(Merged):
 
     def pieces(self, key: str) -> tuple[Tensor, Tensor | None]:
         names, axis = separate_names(key), fused_axis(key) or 0
-        if not names:
+        if not names or key in self.packed:
             return super().pieces(key)
         still, moves = zip(*map(self._separated.pieces, names), strict=True)
         if all(move is None for move in moves):

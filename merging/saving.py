@@ -1,5 +1,5 @@
-"""A merge as one safetensors file: dense weights by their names; deltas, gates, heads, corrections below own/, gate/,
-head/, behind/.
+"""A merge as one safetensors file: dense weights by their names; deltas, gates, heads, corrections, packed weights
+below own/, gate/, head/, behind/, packed/.
 
 As a folder of Hugging Face: see merging.saving_folder.
 """
@@ -25,14 +25,15 @@ from merging.deltas import Delta, below, identity, rebuild
 from merging.errors import UserError
 from merging.files import check_room
 from merging.ops import BLOCK
+from merging.packed import named, rebuilt, told
 from merging.routing.gates import WIDTHS, Gate, GateShape
 from merging.threads import in_order
 
 if TYPE_CHECKING:
     from merging.merged import Merged
 
-NAME, VERSION = "duet-merging", 4  # 1: dense parts in fp32, no compressed deltas; 2: other names in Rows; 3: no
-OWN, GATE, HEAD, BEHIND = PREFIXES = "own/", "gate/", "head/", "behind/"  # corrections, and so written without any
+NAME, VERSION = "duet-merging", 4  # 1: dense in fp32, no compressed deltas; 2: other names in Rows; 3: nothing of 4
+OWN, GATE, HEAD, BEHIND, PACKED = PREFIXES = "own/", "gate/", "head/", "behind/", "packed/"  # behind, packed: since 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # that a dense part may be saved in
 
 
@@ -93,14 +94,18 @@ def write(merged: "Merged", path: str | Path, **facts: object) -> Path:
     inputs = (merged.base, *merged.inputs)
     check_target(path, inputs)
     extra, about = beside(merged)
-    specs = dense_specs(merged) | specs_of(extra)
+    whole = {key: spec for key, spec in dense_specs(merged).items() if key not in merged.packed}
+    if merged.packed:
+        extra |= named(merged.packed, PACKED)
+        about["packed"] = told(merged.packed, merged.specs)
+    specs = whole | specs_of(extra)
     check_room(path, sum(spec.bytes for spec in specs.values()))
 
     def header(ids: Sequence[str]) -> dict[str, str]:
         return about | {"provenance": json.dumps(record(merged, ids, facts))}
 
     draft = header(["0" * 64 if isinstance(checkpoint, SafetensorsFile) else checkpoint.id for checkpoint in inputs])
-    tensors = chain(dense(merged, dense_specs(merged)), extra.items())
+    tensors = chain(dense(merged, whole), extra.items())
     return write_safetensors(path, specs, tensors, draft, lambda: header(ids_of(inputs)))
 
 
@@ -124,7 +129,7 @@ def beside(merged: "Merged") -> tuple[dict[str, Tensor], dict[str, str]]:
     """What is stored beside the dense weights, deltas, gates, heads, corrections, and what a header says of them."""
     deltas = {key: delta.stored() for key, delta in merged.deltas.items()}
     extra, same = _once(dict(_extra(merged, deltas)))
-    about = {"format": f"{NAME}/{VERSION if merged.corrections else 3}", "written_by": written_by()}
+    about = {"format": f"{NAME}/{VERSION if merged.corrections or merged.packed else 3}", "written_by": written_by()}
     about |= {"same": json.dumps(same)} if same or merged.deltas else {}
     if merged.deltas:
         about["banks"] = json.dumps({key: delta.facts() for key, delta in deltas.items()})
@@ -242,10 +247,11 @@ def _read(file: SafetensorsFile, shared: Checkpoint, heads: Mapping[str, Mapping
     else:  # a single one is among the weights too
         inside = {key for head in heads.values() for key in head}
         specs = {key: spec for key, spec in specs.items() if key not in inside}
-    floating = {key: spec for key, spec in specs.items() if spec.merged}
+    packed, opened_as = rebuilt(file.metadata.get("packed", "{}"), below(extra, PACKED))
+    floating = dict(sorted({**{key: spec for key, spec in specs.items() if spec.merged}, **opened_as}.items()))
     dense = _Dense(selected(shared, specs).pieces, *dict.fromkeys((shared, file)))
-    corrections = corrections_from(below(extra, BEHIND))
-    merged = Merged(dense, tasks, floating, provenance=record, heads=heads, corrections=corrections)
+    corrections, known = corrections_from(below(extra, BEHIND)), {"provenance": record, "heads": heads}
+    merged = Merged(dense, tasks, floating, **known, packed=packed, corrections=corrections)
     if "banks" not in file.metadata:
         return replace(merged, routing=Routing("oracle")) if corrections else merged
     facts = json.loads(file.metadata["banks"])  # named so in all formats

@@ -68,6 +68,8 @@ def write(merged: "Merged", folder: Path) -> str:
     check_adapters(merged.inputs, merged.tasks)
     if not merged.is_static:
         raise UserError(f"The merge depends on the input or the task, and an adapter does not. {WHOLE}")
+    if merged.packed:
+        raise UserError(f"The merge is quantised, and an adapter is added to whole numbers. {WHOLE}")
     places, whole, ranks = _places(merged, "factors"), _places(merged, "full"), dict[str, int]()
     tensors = {name: merged.static(key).to(merged.specs[key].dtype) for key, name in whole.items()} | _head(merged)
     saved = [name for name in dict.fromkeys(name for expert in merged.inputs for name in _modules_to_save(expert))

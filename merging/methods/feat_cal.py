@@ -13,8 +13,8 @@ from merging.merged import Merged
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.options import Count, Options, Share, Within
-from merging.regression import Normaliser, as_applied, as_stored, change_of, put, stages
-from merging.resumed import Streams
+from merging.regression import Normaliser, as_applied, as_stored, change_of
+from merging.resumed import Streams, calibrated
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,14 @@ class FeatCal(Options):
         start = static(self.then, experts, context, "What FeatCal calibrates")
         experts = replace(experts, separate_qkv=False)
         data, changes = context.unlabelled(), {key: change_of(start, key) for key in experts.specs()}
-        model = data.model(experts.origin)
-        put(model, {key: experts.base(key) + change for key, change in changes.items()})
-        blocks = [stage for stage in stages(experts, data) if experts.param(stage[0]).block is not None]
-        names = [str(experts.param(block[0]).block) for block in blocks]
-        streams = Streams(experts, data, model, data.model(experts.origin), names, self.samples)
-        for name, block in zip(names, blocks, strict=True):
-            unread = self._unread(data) if block is blocks[-1] else 1.0
-            changes |= self._calibrated(streams, block, changes, unread)
-            put(model, {key: experts.base(key) + changes[key] for key in block})
-            streams.done.append(name)
-        return experts.merged(changes)
+        unread = self._unread(data)
+
+        def solve(
+            streams: Streams, block: Sequence[str], changes: Mapping[str, Tensor], last: bool
+        ) -> Mapping[str, Tensor]:
+            return self._calibrated(streams, block, changes, unread if last else 1.0)
+
+        return experts.merged(calibrated(experts, data, changes, self.samples, solve))
 
     def _unread(self, data: Calibration) -> float:
         if self.unread is not None:

@@ -25,10 +25,15 @@ class Method(Protocol):
 
 
 def static(method: Method, experts: Experts, context: Context, role: str) -> Merged:
-    """What `method` makes of experts. Raises UserError, naming the role, if that is not one model."""
+    """What `method` makes of experts.
+
+    Raises UserError, naming the role, if that is not one model, or was quantised already.
+    """
     merged = call(method, experts, context)
     if not merged.is_static:
         raise UserError(f"{role} must be a static method, one model for all inputs; {type(method).__name__} is not.")
+    if merged.packed:
+        raise UserError(f"{role} was quantised by {type(method).__name__}, which comes last: put it behind the others.")
     return merged
 
 

@@ -145,7 +145,8 @@ def measured(name: str, method: type) -> Line:
     merged, passes = run(quick(method))
     by_task = merged.routing is not None and merged.routing.by_task and not getattr(method, "routed", False)
     kind = "static" if merged.routing is None else "oracle" if by_task else "routed"
-    more = run(longer(quick(method)))[1] - passes if quick(method) != method() else 0.0
+    steps = {"steps", "train"} & {option.name for option in fields(method)}
+    more = run(longer(quick(method)))[1] - passes if steps else 0.0
     text = short(passes - 2 * more) + (f" and {short(more)} a step" if more else "")
     return Line(name, method().needs, kind, text, method)
 

@@ -155,8 +155,10 @@ def equal(first, second):
 
 
 def quick(method):
-    """A method of that class with the defaults of its options, but for the length of a descent."""
+    """A method of that class with the defaults of its options, but for the length of a descent and of a group."""
     made = method()
+    if hasattr(made, "group"):
+        return replace(made, group=8)
     if hasattr(made, "train"):
         return replace(made, train=replace(made.train, steps=2))
     return replace(made, steps=2) if hasattr(made, "steps") else made
@@ -165,6 +167,12 @@ def quick(method):
 def every_method():
     """All method classes in the files of merging/methods, so that a new file is tested without being named here.
 
-    But for those that do not merge any number of experts, as they say themselves: SLERP, Model Stock.
+    But for those that do not merge any number of experts, as they say themselves: SLERP, Model Stock; and for
+    `quantising` ones.
     """
-    return [method for method in methods.discovered().values() if not hasattr(method, "takes")]
+    return [method for method in methods.discovered().values() if not {"takes", "packs"} & vars(method).keys()]
+
+
+def quantising():
+    """The classes of methods that round weights to a few bits, so that nothing is the base's to the last one."""
+    return [method for method in methods.discovered().values() if "packs" in vars(method)]

@@ -18,6 +18,7 @@ from samples import (
     models,
     opened,
     plain,
+    quantising,
     quick,
     suited,
     tower,
@@ -27,7 +28,9 @@ from merging import merge, open_merged
 
 MATRICES = {key: shape for key, shape in SHAPES.items() if len(shape) == 2}
 METHODS = [pytest.param(quick(each), id=each.__name__) for each in every_method()]
+QUANTISING = [pytest.param(quick(each), id=each.__name__) for each in quantising()]
 every = pytest.mark.parametrize("method", METHODS)
+rounding_too = pytest.mark.parametrize("method", METHODS + QUANTISING)
 everywhere = pytest.mark.parametrize("shapes", [plain, tower])
 
 
@@ -89,7 +92,7 @@ SITUATIONS = {
     ("method", "situation"),
     [
         pytest.param(method, situation, id=f"{type(method).__name__}-{situation}")
-        for (method,) in (each.values for each in METHODS)
+        for (method,) in (each.values for each in METHODS + QUANTISING)
         for situation in SITUATIONS
         if situation.startswith("tower") or not asks(method)  # which refuses other names: test_naming.py
     ],
@@ -105,7 +108,7 @@ def test_is_whole_finite_repeatable_and_leaves_its_inputs_alone(method, situatio
         assert {key: weight.shape for key, weight in model.items()} == floating
         assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in model.values())
     assert all(map(equal, before, (base, *experts)))
-    assert merged.stored_bytes >= sum(tensor.nbytes for tensor in base.values())
+    assert merged.packed or merged.stored_bytes >= sum(tensor.nbytes for tensor in base.values())
 
 
 @every
@@ -133,14 +136,14 @@ def test_does_not_depend_on_the_order_of_tasks(method):
             assert torch.allclose(weight, reference[key], rtol=0, atol=5e-6), key
 
 
-@every
+@rounding_too
 def test_does_not_depend_on_the_order_of_parameters(method):
     base, experts = family(3, suited(method))
     turned = [dict(reversed(state.items())) for state in (base, *experts)]
     assert all(map(equal, models(merged_of(method, base, experts)), models(merged_of(method, turned[0], turned[1:]))))
 
 
-@every
+@rounding_too
 def test_does_not_depend_on_the_number_of_threads(method, two_threads):
     base, experts = family(3, suited(method) if asks(method) else {"large": (300, 700), **mixed()})
     parallel = models(merged_of(method, base, experts))
@@ -149,7 +152,7 @@ def test_does_not_depend_on_the_number_of_threads(method, two_threads):
     assert all(map(equal, parallel, models(merged_of(method, base, experts))))
 
 
-@every
+@rounding_too
 def test_files_and_state_dicts_give_the_same(method, stored):
     base, experts = family(3, suited(method))
     paths = [stored(state) for state in (base, *experts)]
@@ -182,7 +185,7 @@ def test_sparsified_task_vectors_replace_the_original_ones(method):
     assert all(map(equal, models(applied(method, found)), before))
 
 
-@every
+@rounding_too
 def test_needs_what_it_says(method):
     """Experts without images are enough for a method that needs nothing."""
     if method.needs == "nothing":

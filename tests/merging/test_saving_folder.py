@@ -10,7 +10,7 @@ from hf_folders import BERT, IDS, json_of, logits, written
 from safetensors import safe_open
 
 from merging import UserError, files, load, merge, open_merged, saving_folder
-from merging.methods import Average, Emr, TaskArithmetic, Ties, Twin
+from merging.methods import Average, Emr, Quantised, TaskArithmetic, Ties, Twin
 
 transformers = pytest.importorskip("transformers")
 
@@ -44,7 +44,9 @@ def filled(folder, merged, w=None):
     return model.eval()
 
 
-@pytest.mark.parametrize("method", [TaskArithmetic(0.4, kinds={"all": [0.1, 0.9]}), Ties(), Average()])
+@pytest.mark.parametrize(
+    "method", [TaskArithmetic(0.4, kinds={"all": [0.1, 0.9]}), Ties(), Average(), Quantised(group=4)]
+)
 def test_transformers_loads_the_merge(llamas, tmp_path, method):
     merged = merged_of(llamas, method)
     folder = merged.save(f"{tmp_path}/out/")
