@@ -14,15 +14,18 @@ from merging.deltas.base import Delta, Whole, identity, repeated
 from merging.deltas.dense import Dense, OnDemand, Sparse
 from merging.deltas.low_rank import LowRank
 from merging.deltas.masked import Masked, Ternary
+from merging.deltas.positions import Positions
 from merging.deltas.rows import Rows
 from merging.deltas.tucker import Tucker
 
 __all__ = [
-    "Delta", "Dense", "LowRank", "Masked", "OnDemand", "Rows", "Sparse", "Ternary", "Tucker", "Whole",
+    "Delta", "Dense", "LowRank", "Masked", "OnDemand", "Positions", "Rows", "Sparse", "Ternary", "Tucker", "Whole",
     "below", "identity", "rebuild", "repeated",
 ]  # fmt: skip
 
-KINDS = {kind.__name__: kind for kind in (Dense, LowRank, Masked, Sparse, Ternary, Tucker)}  # that a file holds
+KINDS = {
+    kind.__name__: kind for kind in (Dense, LowRank, Masked, Positions, Sparse, Ternary, Tucker)
+}  # that a file holds
 COUNTED = ("LowRank", "Sparse")  # whose tensors do not say how many changes they hold
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from merging.deltas import Dense, LowRank, Masked, OnDemand, Rows, Ternary, Tucker, rebuild
+from merging.deltas import Dense, LowRank, Masked, OnDemand, Positions, Rows, Ternary, Tucker, rebuild
 
 M, N, T = 12, 7, 3
-KINDS = ("Dense", "LowRank", "Ragged", "Tucker", "Masked", "Ternary", "Rows", "Columns", "OnDemand")
+KINDS = ("Dense", "LowRank", "Ragged", "Tucker", "Masked", "Ternary", "Positions", "Rows", "Columns", "OnDemand")
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -38,6 +38,11 @@ def delta(kind, parts=T, m=M, n=N, dtype=torch.float64, seed=0):
         signs, scales = draw(parts, m, n, index=7).clamp(-1.5, 1.5).round().sign(), draw(parts, index=9)
         masks = torch.stack([signs > 0, signs < 0], 1).flatten(0, 1)
         return Ternary.of(masks, scales), scales.view(parts, 1, 1) * signs
+    if kind == "Positions":
+        means, bases, weights = draw(m + n, 3, index=7), draw(m + n, 3, 2, index=8), draw(m + n, 2, parts, index=9)
+        rows = means[..., None] + torch.einsum("irp,ipt->irt", bases, weights)
+        changes = torch.einsum("irt,jrt->tij", rows[:m], rows[m:])
+        return Positions(means, bases, weights, torch.Size((m, n))), changes
     if kind == "Rows":
         pieces = [delta(each, parts, m // 3, n, dtype, i + 1) for i, each in enumerate(("LowRank", "Dense", "Tucker"))]
         return Rows([piece for piece, _ in pieces]), torch.cat([changes for _, changes in pieces], 1)

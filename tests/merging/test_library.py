@@ -19,7 +19,15 @@ from merging.methods import Average, Dare, TaskArithmetic, Ties, Twin
 
 BACKBONE = OpenClip("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
 INPUTS = drawn(3, 6)
-BY_TASK = ("Expert", "Emr", "TallMask", "TsvCompress", "TSwitch", "Multitask")  # of which no single model is merged
+BY_TASK = (
+    "Expert",
+    "Emr",
+    "TallMask",
+    "TsvCompress",
+    "TSwitch",
+    "Multitask",
+    "Rmm",
+)  # of which no single model is merged
 PLAIN = [each for each in every_method() if each.__name__ not in BY_TASK and not asks(quick(each))]
 FILES = [pytest.param(quick(each), id=each.__name__) for each in PLAIN]
 
