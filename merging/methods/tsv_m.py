@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,11 +23,20 @@ class TsvM:
     def __call__(self, experts: Experts) -> Merged:
         def merge(key: str, tau: Tensor) -> Tensor:
             rank = min(tau.shape[1:]) // len(tau) if tau.ndim == 3 else 0
-            if rank == 0:
-                return tau.mean(0)
-            parts = experts.svd(tau, rank)
-            u = experts.polar(torch.cat([part.u for part in parts], 1))
-            vh = experts.polar(torch.cat([part.vh for part in parts], 0))
-            return (u * torch.cat([part.s for part in parts])) @ vh
+            return orthogonal_sum(experts, tau, [rank] * len(tau)) if rank else tau.mean(0)
 
         return experts.merged(experts.map(merge, heavy=True), self.scale)
+
+
+def orthogonal_sum(
+    experts: Experts, tau: Tensor, ranks: Sequence[int], weights: Sequence[float] | None = None
+) -> Tensor:
+    """The leading `ranks` triplets of matrices [T, m, n], made orthogonal; weights: of their singular values."""
+    parts = zip(experts.svd(tau, max(ranks)), ranks, strict=True)
+    parts = [(u[:, :rank], s[:rank], vh[:rank]) for (u, s, vh), rank in parts]
+    u = experts.polar(torch.cat([u for u, _, _ in parts], 1))
+    vh = experts.polar(torch.cat([vh for _, _, vh in parts], 0))
+    sizes = [s for _, s, _ in parts]
+    if weights is not None:
+        sizes = [weight * s for weight, s in zip(weights, sizes, strict=True)]
+    return (u * torch.cat(sizes)) @ vh

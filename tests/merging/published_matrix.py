@@ -223,3 +223,27 @@ def do_merging(factors, gamma, steps, lr):
     magnitude = torch.stack([product.norm(dim=0) for product in products]).mean(0)
     direction = torch.stack([product / product.norm(dim=0) for product in products]).mean(0)
     return magnitude * direction
+
+
+def resm(taus, sigmas):
+    """TSV-Merging's steps with this library's guess at weights and ranks."""
+
+    def merge(tau):
+        tasks, entries = len(tau), [[float(x) for x in t.flatten()] for t in tau]
+        level = sum(abs(x) for t in entries for x in t) / sum(map(len, entries))
+        above = [sum(abs(x) > level for x in t) for t in entries]
+        outliers = []
+        for t in entries:
+            mean = sum(t) / len(t)
+            deviation = (sum((x - mean) ** 2 for x in t) / len(t)) ** 0.5
+            outliers.append(sum(x * x for x in t if abs(x - mean) > sigmas * deviation) ** 0.5)
+        us, ss, vs = [], [], []
+        for t in range(tasks):
+            k = min(tau.shape[1:]) * above[t] // sum(above)
+            u, s, v = torch.linalg.svd(tau[t], full_matrices=False)
+            us.append(u[:, :k])
+            ss.append(s[:k] * tasks * outliers[t] / sum(outliers))
+            vs.append(v[:k])
+        return _nearest_orthogonal(torch.cat(us, 1)) @ torch.diag(torch.cat(ss)) @ _nearest_orthogonal(torch.cat(vs))
+
+    return _matrices(taus, merge)

@@ -1,4 +1,4 @@
-"""DC-Merge, OPCM and TSV-Compress against their published steps, and by algebra."""
+"""DC-Merge, OPCM, RESM and TSV-Compress against their published steps, and by algebra."""
 
 import published_matrix as published
 import pytest
@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from samples import drawn, equal, family, models, opened, task_vectors, tower
 
 from merging import UserError, merge
-from merging.methods import DcMerge, Opcm, TsvCompress
+from merging.methods import DcMerge, Opcm, Resm, TsvCompress, TsvM
 
 SHAPES = {"wide": (8, 20), "tall": (24, 9), "square": (10, 10), "b": (7,)}
 FACTORS = 1e-5  # as in test_methods
@@ -159,3 +159,30 @@ class TestTsvCompress:
         base, experts = family(3, SHAPES)
         for model, expert in zip(models(merge(TsvCompress(rank=100), base, experts)), experts, strict=True):
             assert all(torch.allclose(model[key], expert[key], atol=FACTORS) for key in model)
+
+
+class TestResm:
+    @pytest.mark.parametrize("tasks", [1, 2, 3])
+    @pytest.mark.parametrize("sigmas", [0.5, 1.5])
+    def test_equals_the_described_steps(self, tasks, sigmas):
+        """Of tasks of unlike sizes, so that ranks and weights differ."""
+        base, experts = family(tasks, SHAPES)
+        for task, expert in enumerate(experts):
+            expert.update({key: base[key] + (expert[key] - base[key]) * (1 + task) for key in SHAPES})
+        change = published.resm(task_vectors(base, experts), sigmas)
+        assert_change(Resm(sigmas=sigmas, scale=0.7), base, experts, change, 0.7)
+
+    def test_equal_weights_and_ranks_are_tsv_merging(self):
+        base, experts = family(3, SHAPES)
+        equally, plain = (merge(m, base, experts) for m in (Resm("equal", "equal"), TsvM()))
+        assert equal(models(equally)[0], models(plain)[0])
+
+    def test_where_nothing_lies_far_out_all_weigh_alike(self):
+        base, experts = family(3, SHAPES)
+        far, alike = (merge(m, base, experts) for m in (Resm(sigmas=100.0), Resm(weights="equal")))
+        assert equal(models(far)[0], models(alike)[0])
+
+    def test_bad_input(self):
+        for wrong in ({"weights": "none"}, {"ranks": "sparsity"}, {"sigmas": -1.0}):
+            with pytest.raises(UserError, match=r"unknown|out of range"):
+                Resm(**wrong)
