@@ -131,6 +131,17 @@ def put(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             state[key].copy_(weight)
 
 
+def expert_weights(experts: Experts, task: int, chosen: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Those of an expert whose names are chosen, counters too, with what sparsifiers leave of its task vectors."""
+    merged = experts.specs() if experts.sparsifiers else {}
+    checkpoint = experts.checkpoints[task]
+    return {
+        key: expert_weight(experts, key, task) if key in merged else checkpoint.tensor(key).float()
+        for key in checkpoint.specs()
+        if chosen(key)
+    }
+
+
 def expert_model(experts: Experts, data: Calibration, task: int) -> nn.Module:
     """The backbone with an expert's weights, with what sparsifiers leave of its task vectors."""
     model = data.model(experts.checkpoints[task])

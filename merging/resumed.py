@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from merging.calibration import Calibration
 from merging.experts import Experts
-from merging.regression import expert_model, put, stages
+from merging.regression import expert_weights, put, stages
 from merging.statistics import Pair, paired
 
 
@@ -56,28 +56,36 @@ class Kept:
 
 @dataclass
 class Streams:
-    """A model whose blocks are calibrated one after the other, beside every expert on the inputs of its task."""
+    """A model whose blocks are calibrated one after the other, beside every expert on the inputs of its task.
+
+    A block runs twice a batch: when what goes into it is measured, and once more, after it is calibrated, for the next
+    (of an expert in the same way, so that equal models agree to the last bit).
+    """
 
     experts: Experts
     data: Calibration
     model: nn.Module
+    other: nn.Module  # another one, that takes the weights of each expert in turn
+    blocks: Sequence[str]  # names of all
     samples: int  # per task
     done: list[str] = field(default_factory=list)  # blocks
     kept: dict[int, tuple[Kept, Kept]] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)  # by block, see statistics.paired
 
     def pairs(self, task: int, keys: Sequence[str], unread: float = 1.0) -> tuple[dict[str, Pair], dict[str, Pair]]:
         """What goes into layers of the next block: over all tokens alike, and with those behind the first weighed."""
-        expert = expert_model(self.experts, self.data, task)
-        every = self._pairs(task, expert, keys, "all")
+        block = self.blocks[len(self.done)]
+        others = tuple(f"{name}." for name in self.blocks if name not in (*self.done[-1:], block))
+        put(self.other, expert_weights(self.experts, task, lambda key: not key.startswith(others)))
+        ours, theirs = self.kept.setdefault(task, (Kept(), Kept()))
+        with ours.behind(self.model, self.done), theirs.behind(self.other, self.done):
+            batches = self.data.batches(task, self.samples)
+            found = paired(self.model, self.other, keys, batches, unread != 1, self.calls.get(block))
+        self.calls[block] = found.calls
+        every, first = found.every, found.first
         if unread == 1:
             return every, every
-        first = self._pairs(task, expert, keys, "class")
         return every, {key: first[key].plus(every[key].plus(first[key], -1.0), unread) for key in keys}
-
-    def _pairs(self, task: int, expert: nn.Module, keys: Sequence[str], tokens: str) -> dict[str, Pair]:
-        ours, theirs = self.kept.setdefault(task, (Kept(), Kept()))
-        with ours.behind(self.model, self.done), theirs.behind(expert, self.done):
-            return paired(self.model, expert, keys, self.data.batches(task, self.samples), tokens)
 
 
 Solve = Callable[[Streams, Sequence[str], Mapping[str, Tensor], bool], Mapping[str, Tensor]]
@@ -93,9 +101,10 @@ def calibrated(
     changes, model = dict(changes), data.model(experts.origin)
     put(model, {key: experts.base(key) + change for key, change in changes.items()})
     blocks = [stage for stage in stages(experts, data) if experts.param(stage[0]).block is not None]
-    streams = Streams(experts, data, model, samples)
-    for block in blocks:
+    names = [str(experts.param(block[0]).block) for block in blocks]
+    streams = Streams(experts, data, model, data.model(experts.origin), names, samples)
+    for name, block in zip(names, blocks, strict=True):
         changes |= solve(streams, block, changes, block is blocks[-1])
         put(model, {key: experts.base(key) + changes[key] for key in block})
-        streams.done.append(str(experts.param(block[0]).block))
+        streams.done.append(name)
     return changes

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -79,30 +79,52 @@ class Pair(NamedTuple):
         return Pair(*(part / self.rows for part in self))
 
 
-def paired(
-    model: nn.Module, other: nn.Module, keys: Sequence[str], batches: Iterable[Any], tokens: str = "all"
-) -> dict[str, Pair]:
-    """How what goes into layers differs between two models, run side by side; keys and tokens as in `gram_sums`."""
-    gains, sums = {key for key in keys if is_gain(model, key)}, {}
-    seen: tuple[dict[str, list[Tensor]], ...] = ({}, {})
+class Pairs(NamedTuple):
+    """By layer: over all tokens, and over the first of each sample; and how often a forward calls what is watched."""
 
-    def note(rows_of_key: dict[str, list[Tensor]], key: str, rows: Tensor) -> None:
+    every: dict[str, Pair]
+    first: dict[str, Pair]
+    calls: int
+
+
+def paired(
+    model: nn.Module,
+    other: nn.Module,
+    keys: Sequence[str],
+    batches: Iterable[Any],
+    first: bool = False,
+    calls: int | None = None,
+) -> Pairs:
+    """How what goes into layers differs between two models, run side by side; keys as in `gram_sums`.
+
+    first: whether sums over first tokens are asked for. calls: of both models, see `watched`.
+    """
+    kinds = ("all", "class") if first else ("all",)
+    gains, sums = {key for key in keys if is_gain(model, key)}, ({}, {})
+    seen: tuple[dict[str, list[tuple[Tensor, ...]]], ...] = ({}, {})
+
+    def several(x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(rows_of(x, mask, kind) for kind in kinds)
+
+    def note(rows_of_key: dict[str, list[tuple[Tensor, ...]]], key: str, rows: tuple[Tensor, ...]) -> None:
         rows_of_key.setdefault(key, []).append(rows)
 
-    first, second = (partial(note, rows) for rows in seen)
+    one, two = (partial(note, rows) for rows in seen)
     with (
         torch.inference_mode(),
-        watched(model, keys, first, tokens) as run,
-        watched(other, keys, second, tokens) as beside,
+        watched(model, keys, one, several, calls=calls) as run,
+        watched(other, keys, two, several, calls=calls) as beside,
     ):
         for inputs in batches:
-            run(inputs)
+            calls = run(inputs)
             beside(inputs)
             for key in list(seen[0]):
-                x, y = (torch.cat(rows.pop(key)) for rows in seen)
-                pair = _pair(x, y, key in gains)
-                sums[key] = sums[key].plus(pair) if key in sums else pair
-    return {key: Pair(*(part.cpu() for part in pair)) for key, pair in sums.items()}
+                of_models = [[torch.cat(parts) for parts in zip(*rows.pop(key), strict=True)] for rows in seen]
+                for total, x, y in zip(sums, *of_models, strict=False):
+                    pair = _pair(x, y, key in gains)
+                    total[key] = total[key].plus(pair) if key in total else pair
+    every, firsts = ({key: Pair(*(part.cpu() for part in pair)) for key, pair in total.items()} for total in sums)
+    return Pairs(every, firsts, calls or 0)
 
 
 def _pair(x: Tensor, y: Tensor, diagonal: bool) -> Pair:
@@ -169,38 +191,47 @@ def observe(
     first alone ("class"). side: "input", or "output" for what comes out. Of the gain of a norm the rows are what is
     normalised, before gain and shift.
     """
-    with torch.inference_mode(), watched(model, keys, add, tokens, side) as run:
+    rows = partial(rows_of, tokens=tokens)
+    with torch.inference_mode(), watched(model, keys, add, rows, side) as run:
         for inputs in batches:
             run(inputs)
 
 
 @contextmanager
 def watched(
-    model: nn.Module, keys: Sequence[str], add: Add, tokens: str = "all", side: str = "input"
-) -> Iterator[Callable[[Any], None]]:
-    """As `observe`, batch by batch: what runs one."""
+    model: nn.Module,
+    keys: Sequence[str],
+    add: Callable[[str, Any], None],
+    rows: Callable[[Tensor, Tensor | None], Any],
+    side: str = "input",
+    calls: int | None = None,
+) -> Iterator[Callable[[Any], int]]:
+    """As `observe`, batch by batch: what runs one, and says how often it called what is watched.
+
+    rows: what `add` gets, of features and a mask of tokens. calls: how many a forward makes, where that is known; else
+    the first one runs to its end.
+    """
     copied = duplicate(model)
     layers = {key: _layer(copied, key) for key in keys}
     mask: Tensor | None = None
-    seen, calls, expected = set(), 0, None
+    seen, done, expected = set(), 0, calls
 
     def note(key: str, read: Callable[[Tensor], Tensor], _: nn.Module, inputs: tuple, output: Tensor) -> None:
-        nonlocal calls
-        add(key, rows_of(read(inputs[0]) if side == "input" else output, mask, tokens))
+        nonlocal done
+        add(key, rows(read(inputs[0]) if side == "input" else output, mask))
         seen.add(key)
-        calls += 1
-        if calls == expected:
+        done += 1
+        if done == expected:
             raise Finished
 
-    def run(inputs: Any) -> None:
-        nonlocal mask, calls, expected
-        named, calls = isinstance(inputs, Mapping), 0
+    def run(inputs: Any) -> int:
+        nonlocal mask, done, expected
+        named, done = isinstance(inputs, Mapping), 0
         mask = inputs.get("attention_mask") if named else None
-        try:
+        with suppress(Finished):
             copied(**inputs) if named else copied(inputs)
-        except Finished:
-            return
-        expected = calls  # from now on a forward ends there
+        expected = done  # from now on a forward ends there
+        return done
 
     hooks = [layer.register_forward_hook(partial(note, key, read)) for key, (layer, read) in layers.items()]
     try:

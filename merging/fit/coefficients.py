@@ -11,7 +11,7 @@ from merging.cache import code, key_of, modules_of
 from merging.calibration import Calibration
 from merging.context import Context
 from merging.experts import Experts
-from merging.fit.descent import Descent, descend, seeded
+from merging.fit.descent import Descent, descend, seeded, suspicion
 from merging.fit.folded import Folded, Stream
 from merging.fit.samples import Samples
 from merging.identity import identity
@@ -157,5 +157,4 @@ def learn(
             key_of("coefficients", code((*CODE, *modules_of(method))), *made_from), descended
         )
     names = zip(experts.tasks, learned["collapsed"].tolist(), strict=True)
-    suspected = ", ".join(task for task, fell in names if fell)
-    return learned["values"], (f"suspected of collapse: {suspected}",) if suspected else ()
+    return learned["values"], suspicion([task for task, fell in names if fell])

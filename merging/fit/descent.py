@@ -209,6 +209,11 @@ def collapsed(steps: Tensor) -> bool:
     return bool(last[-1] < first[-1] and torch.special.entr(last[:-1]).sum() < 0.5 * math.log(len(last) - 1))
 
 
+def suspicion(collapsed: Sequence[str]) -> tuple[str, ...]:
+    """What is to be said of the tasks that the collapse guard suspects."""
+    return (f"suspected of collapse: {', '.join(collapsed)}",) if collapsed else ()
+
+
 @dataclass(frozen=True)
 class _State:
     """What a killed descent goes on from, among the context's unfinished work."""

@@ -2,6 +2,8 @@
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from architectures import inputs, model
 from samples import Made, context, drawn, models, opened
 from tiny_models import backbone
 
+from merging import resumed
 from merging.calibration import Calibration
 from merging.methods import Average, Bayesian, FeatCal, Fisher, Lot, RegMean, RegMeanPp
 from merging.methods.method import call
@@ -97,9 +100,11 @@ def test_a_pooler_comes_behind_the_blocks():
 @pytest.mark.parametrize("name", ["open_clip with LayerScale", "RoBERTa", "T5", "Qwen3"])
 def test_what_finished_blocks_gave_is_what_they_would_give_again(name, monkeypatch):
     experts, found, _ = experts_of(name)
-    resumed = [models(call(method, experts, found))[0] for method in FIXED[:2]]
+    before = [models(call(method, experts, found))[0] for method in FIXED[:2]]
     monkeypatch.setattr(Kept, "behind", lambda self, module, done: nullcontext())
-    for method, model_ in zip(FIXED, resumed, strict=False):
+    everything = partial(resumed.expert_weights, chosen=lambda key: True)
+    monkeypatch.setattr(resumed, "expert_weights", lambda experts, task, chosen: everything(experts, task))
+    for method, model_ in zip(FIXED, before, strict=False):
         for key, weight in models(call(method, experts, found))[0].items():
             assert torch.allclose(weight, model_[key], atol=1e-6), key
 
@@ -119,3 +124,21 @@ def test_blocks_that_are_done_are_not_run_again():
             assert all(torch.equal(module(x), y) for x, y in zip(batches, expected, strict=True))
             assert len(calls) == 2 * (4 - max(len(done) - 1, 0))
     assert all(torch.equal(module(x), y) for x, y in zip(batches, expected, strict=True))
+
+
+def test_two_models_are_built_however_many_experts_and_blocks():
+    """And a block that is measured runs once a batch, but for the first forwards, which run to their end."""
+    experts, found, _ = experts_of("RoBERTa")
+    data, built, calls = found.unlabelled(), [], []
+
+    def tower():
+        built.append(data.tower())
+        for name, module in built[-1].named_modules():
+            if name.endswith(".layer.1"):
+                module.register_forward_pre_hook(lambda module, *_: calls.append(module))
+        return built[-1]
+
+    counted = replace(data, tower=tower)
+    call(FIXED[1], experts, context(experts, Made(lambda split: counted)))
+    assert len(built) <= 3  # one of them for its names alone
+    assert len(calls) == 2 * len(experts.tasks) + 2  # of both models, on a batch of each task, and the first run
