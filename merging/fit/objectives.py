@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from merging.options import Share
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,24 @@ class CrossEntropy(Objective):
         if labels.is_floating_point():
             return functional.mse_loss(logits.reshape(len(labels)), labels.float())
         return functional.cross_entropy(logits, labels)
+
+
+@dataclass(frozen=True)
+class PseudoLabels(Objective):
+    """Cross-entropy with trusted labels and with our own classes where they are likelier than a threshold (FixMatch).
+
+    The labels of a batch are the trusted ones, -1 where there is none. threshold: of probabilities.
+    """
+
+    threshold: Share = 0.99
+    name: ClassVar[str] = "pseudo_labels"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        logits, labels = batch.logits.float(), batch.labels()
+        likelihood, classes = logits.detach().softmax(-1).max(-1)
+        kept = (labels >= 0) | (likelihood > self.threshold)
+        losses = functional.cross_entropy(logits, torch.where(labels >= 0, labels, classes), reduction="none")
+        return (losses * kept).sum() / kept.sum().clamp_min(1)
 
 
 def mean_entropy(logits: Tensor) -> Tensor:

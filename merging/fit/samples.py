@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from merging.calibration import Calibration
+from merging.calibration import Calibration, expert_features
 from merging.context import Context
 from merging.errors import UserError
+from merging.experts import Experts
 
 
 class Samples(NamedTuple):
@@ -49,3 +50,20 @@ def first(labels: Tensor, count: int) -> Tensor:
     if not rows:
         raise UserError("A task has no sample to learn from: give every task some in that split.")
     return torch.cat(rows).sort().values
+
+
+@torch.inference_mode()
+def trusted(data: Calibration, experts: Experts, most: int = 100) -> list[Tensor]:
+    """The classes [n] that the base predicts where it is most certain, -1 elsewhere, on the inputs of every task.
+
+    Of each class the samples most likely to be of it: a tenth of what it would have were all classes equally frequent,
+    at most `most`.
+    """
+    labels = []
+    for task, features in enumerate(expert_features([experts.origin] * len(data.sizes), data)):
+        likelihoods = data.outputs(task, features).float().softmax(-1)
+        count = min(len(likelihoods) // (10 * likelihoods.shape[1]), most)
+        rows = likelihoods.argsort(dim=0, descending=True, stable=True)[:count].flatten()
+        labels.append(torch.full((len(likelihoods),), -1, device=rows.device))
+        labels[-1][rows] = likelihoods.argmax(-1)[rows]
+    return [known.clone() for known in labels]

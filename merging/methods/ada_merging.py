@@ -13,7 +13,7 @@ from merging.options import Fraction
 
 
 @dataclass(frozen=True)
-class AdaMerging(Learning):
+class AdaMerging(Learning, prefix="ada_merging: "):
     """Task arithmetic whose coefficients are learned by lowering the entropy of the predictions, without labels.
 
     Yang et al., 2024, arXiv 2310.02575. level: "task", one coefficient per expert; "layer", one per expert and

@@ -149,7 +149,11 @@ def test_does_not_depend_on_the_number_of_threads(method, two_threads):
     parallel = models(merged_of(method, base, experts))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    assert all(map(equal, parallel, models(merged_of(method, base, experts))))
+    alone = models(merged_of(method, base, experts))
+    if not hasattr(method, "train"):
+        assert all(map(equal, parallel, alone))
+    for one, other in zip(parallel, alone, strict=True):  # torch's backward passes sum as many parts as there are threads
+        assert all(torch.allclose(one[key], other[key], rtol=0, atol=5e-6) for key in one)
 
 
 @rounding_too

@@ -212,6 +212,7 @@ ELSEWHERE = {  # of static methods, by the file that compares them
     "test_ada_merging": "AdaMerging",
     "test_entry_methods": "Consensus MagMax Pcb Ram Sce",
     "test_fisher": "Fisher",
+    "test_learned": "Atlas",
     "test_lines": "Lines",
     "test_lora_methods": "AsAdapter Cat DoMerging Knots",
     "test_mask_methods": "NeuronMask",
