@@ -210,6 +210,7 @@ def test_knob_out_of_range(build, message):
 ELSEWHERE = {  # of static methods, by the file that compares them
     "here, or of what is trained and measured": "Dare LinearProbe Multitask Single",
     "test_ada_merging": "AdaMerging",
+    "test_concrete": "Concrete",
     "test_entry_methods": "Consensus MagMax Pcb Ram Sce",
     "test_fisher": "Fisher",
     "test_learned": "Atlas",
@@ -220,6 +221,7 @@ ELSEWHERE = {  # of static methods, by the file that compares them
     "test_row_sparsifiers": "Breadcrumbs Della",
     "test_spectral_methods": "Resm",
     "test_spheres": "Karcher",
+    "test_surgery": "Surgery",
     "test_switch_methods": "LocalizeAndStitch",
     "test_wudi and other files of methods of matrices": "Aswudi DcMerge Doge Opcm OptMerge Swudi Wudi",
 }
