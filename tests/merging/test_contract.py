@@ -152,7 +152,7 @@ def test_does_not_depend_on_the_number_of_threads(method, two_threads):
     alone = models(merged_of(method, base, experts))
     if not hasattr(method, "train"):
         assert all(map(equal, parallel, alone))
-    for one, other in zip(parallel, alone, strict=True):  # torch's backward passes sum as many parts as there are threads
+    for one, other in zip(parallel, alone, strict=True):  # backward passes sum a part per thread
         assert all(torch.allclose(one[key], other[key], rtol=0, atol=5e-6) for key in one)
 
 
