@@ -1,6 +1,6 @@
 """Free coefficients of task vectors, W_0 + sum_t lambda_t tau_t: one per task, or one per task and parameter."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,12 +91,12 @@ class Coefficients(Folded):
         """What is added to the loss."""
         return self.free.new_zeros(()) if self.shape.penalty is None else self.shape.penalty(self.values)
 
-    def features(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
-        with torch.no_grad():
-            if self.shape.clamp:
-                self.free.clamp_(0, 1)
-            self._known = self.values
-        return super().features(inputs)
+    @torch.no_grad()
+    def fold(self) -> None:
+        if self.shape.clamp:
+            self.free.clamp_(0, 1)
+        self._known = self.values
+        super().fold()
 
     def change(self, key: str, tau: Tensor) -> Tensor:
         return combination(self._known[:, self.shape.column[key]], tau)

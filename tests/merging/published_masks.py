@@ -86,3 +86,47 @@ def concrete_adamerging(base, taus, inner, outer, uniforms, init, temperature, l
         for (key, leaf), gradient in zip(logits.items(), gradients, strict=True):
             adam(leaf, gradient, moments[key], step, lr)
     return {key: leaf.detach() for key, leaf in logits.items()}
+
+
+def frank_wolfe_hard(start, checkpoints, losses, step_size, scaling, layerwise):
+    """FrankWolfeHardAlgorithm.run with merge_fn task_arithmetic: the weights by parameter.
+
+    checkpoints: the experts' weights; losses: of every iteration, a function of weights.
+    """
+    theta = {key: weight.clone() for key, weight in start.items()}
+    pool = [*checkpoints, start]
+    for iteration, loss in enumerate(losses):
+        leaves = {key: weight.clone().requires_grad_() for key, weight in theta.items()}
+        gradients = dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())), strict=True))
+        cosines = [{key: float((gradients[key] * model[key]).sum() / (gradients[key].norm() * model[key].norm()))
+                    for key in theta} for model in pool]  # fmt: skip
+        if layerwise:
+            chosen = {key: min(range(len(pool)), key=lambda index: cosines[index][key]) for key in theta}
+        else:
+            chosen = dict.fromkeys(theta, min(range(len(pool)), key=lambda index: sum(cosines[index].values())))
+        step = 2 / (iteration + 2) * step_size
+        for key, index in chosen.items():
+            theta[key] = theta[key] + step * scaling * (pool[index][key] - theta[key])
+    return theta
+
+
+def frank_wolfe_soft(start, checkpoints, rounds, first, later, lr):
+    """FrankWolfeSoftAlgorithm.run with merge_fn adamerging and as many checkpoints as tasks, all of which it takes.
+
+    rounds: for each the losses of its steps, functions of weights.
+    """
+    theta = {key: weight.clone() for key, weight in start.items()}
+    for number, losses in enumerate(rounds):
+        values = torch.full((len(checkpoints), len(theta)), later if number else first, requires_grad=True)
+        moments = torch.zeros_like(values), torch.zeros_like(values)
+
+        def merged(values, theta=theta):
+            return {key: weight + sum(values[m, layer] * (checkpoint[key] - weight)
+                                      for m, checkpoint in enumerate(checkpoints))
+                    for layer, (key, weight) in enumerate(theta.items())}  # fmt: skip
+
+        for step, loss in enumerate(losses, 1):
+            (gradient,) = torch.autograd.grad(loss(merged(values)), values)
+            adam(values, gradient, moments, step, lr)
+        theta = merged(values.detach())
+    return theta

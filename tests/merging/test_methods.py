@@ -213,6 +213,7 @@ ELSEWHERE = {  # of static methods, by the file that compares them
     "test_concrete": "Concrete",
     "test_entry_methods": "Consensus MagMax Pcb Ram Sce",
     "test_fisher": "Fisher",
+    "test_fw_merging": "FwHard FwSoft",
     "test_learned": "Atlas",
     "test_lines": "Lines",
     "test_lora_methods": "AsAdapter Cat DoMerging Knots",
