@@ -127,22 +127,24 @@ def magnitude_at(sweep: Sweep, ranks: Tensor) -> Tensor:
 
     In two passes, however many ranks.
     """
-    kinds = ranks.shape[1]
-
-    def again(work: Callable[[Hashable, Tensor], Any]) -> Iterable[Any]:
-        return sweep(lambda name, piece: work(name, piece.repeat_interleave(kinds, 0)))
-
-    return _ranked(again, ranks.flatten())[0].view(torch.float32).view_as(ranks)
+    return _ranked(sweep, ranks.flatten(), ranks.shape[1])[0].view(torch.float32).view_as(ranks)
 
 
-def _ranked(sweep: Sweep, count: Tensor | int) -> tuple[Tensor, Tensor, Tensor, list[Counted] | None, Tensor]:
+def _ranked(
+    sweep: Sweep, count: Tensor | int, kinds: int = 1
+) -> tuple[Tensor, Tensor, Tensor, list[Counted] | None, Tensor]:
     """Of every row: the bits of the magnitude of rank `count` from the largest, how many entries of exactly that
-    magnitude are among those, how many there are, and the lower bits of all near it (unless many) and of itself."""
-    high, above = _select(_histogram(sweep, 1 << 31 - LOW, lambda bits, upper: list(upper))[0], count)
-    bounds = high.numpy().astype(np.int32)[:, None]  # of the same type: a comparison of two is slow
+    magnitude are among those, how many there are, and the lower bits of all near it (unless many) and of itself.
+
+    kinds: how many ranks there are of each row, one after the other.
+    """
+    upper = _histogram(sweep, 1 << 31 - LOW, lambda bits, upper: list(upper))[0]
+    high, above = _select(upper.repeat_interleave(kinds, 0), count)
+    bounds = high.numpy().astype(np.int32)  # of the same type: a comparison of two is slow
 
     def lower(bits: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
-        return [row[near] & (1 << LOW) - 1 for row, near in zip(bits, upper == bounds, strict=True)]
+        rows_ = [index // kinds for index in range(len(bounds))]
+        return [bits[row][upper[row] == bound] & (1 << LOW) - 1 for row, bound in zip(rows_, bounds, strict=True)]
 
     counts, entries = _histogram(sweep, 1 << LOW, lower, MOST)
     low, above_low = _select(counts, count - above)
@@ -153,19 +155,19 @@ def _ranked(sweep: Sweep, count: Tensor | int) -> tuple[Tensor, Tensor, Tensor, 
 def _histogram(
     sweep: Sweep, bins: int, numbers: Callable[[np.ndarray, np.ndarray], list[np.ndarray]], most: int = 0
 ) -> tuple[Tensor, list[Counted] | None]:
-    """Counts [T, bins] of what `numbers` makes of the bits [T, n] of every piece and their upper ones, row by row.
+    """Counts [R, bins] of what `numbers` makes, R arrays, of the bits [T, n] of every piece and their upper ones.
 
     Also the numbers themselves by piece, unless there are more than `most`.
     """
     mine, tallies, scratch = threading.local(), [], Scratch()
 
     def count(name: Hashable, piece: Tensor) -> Counted | None:
-        if not hasattr(mine, "tally"):
-            mine.tally = _Tally(len(piece), bins)
-            tallies.append(mine.tally)
         bits, upper = (scratch.like(piece, which).view(torch.int32).numpy() for which in (0, 1))
         np.bitwise_and(piece.view(torch.int32).numpy(), MAGNITUDE, out=bits)
         counted = numbers(bits, np.right_shift(bits, LOW, out=upper))
+        if not hasattr(mine, "tally"):
+            mine.tally = _Tally(len(counted), bins)
+            tallies.append(mine.tally)
         for row, values in enumerate(counted):
             mine.tally.add(row, values)
         return (name, counted) if most else None

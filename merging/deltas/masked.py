@@ -1,5 +1,6 @@
 """Changes made of boolean masks, which are stored as bits."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -82,12 +83,16 @@ class Ternary(Bitwise):
 
 def packed(flags: Tensor) -> Tensor:
     """Booleans [G, n] as bits, uint8 [G, ceil(n / 8)], the first in the lowest one."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.packbits(flags.numpy(), 1, "little"))
     padded = functional.pad(flags, (0, -flags.shape[1] % 8)).unflatten(1, (-1, 8))
     return (padded * _powers(flags.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpacked(bits: Tensor, count: int) -> Tensor:
     """The first `count` booleans of one row of bits."""
+    if bits.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(bits.numpy(), count=count, bitorder="little").view(np.bool_))
     return (bits[:, None] & _powers(bits.device)).bool().flatten()[:count]
 
 

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from merging.deltas import Delta, Masked
+from merging.deltas.masked import packed
+from merging.entries import Entry, sweep
 from merging.experts import Experts
 from merging.merged import Merged, Routing
-from merging.ops import rows
 from merging.options import Options
 
 
@@ -27,20 +28,28 @@ class Emr(Options):
     needs: ClassVar[str] = "nothing"
 
     def __call__(self, experts: Experts) -> Merged:
-        masked: dict[str, Masked] = {}
-        whole, kept = torch.zeros(2, len(experts.tasks), dtype=torch.float64)
-        for key, tau in experts.stream():
-            sign = torch.where(tau.sum(0, dtype=torch.float64) > 0, 1.0, -1.0)
-            agreeing = tau * sign > 0
-            vector = sign * (tau.abs() * agreeing).amax(0)
-            masked[key] = Masked.of(vector, agreeing, torch.ones(len(tau)))
-            whole.add_(self._size(tau))
-            kept.add_(self._size(agreeing * vector))
-        scales = torch.where(kept > 0, whole / kept.clamp_min(1e-300), 1.0).float()
-        deltas: dict[str, Delta] = {key: Masked(delta.vector, delta.bits, scales) for key, delta in masked.items()}
-        return experts.merged({}, deltas=deltas, routing=Routing("learned" if self.routed else "oracle"))
+        tasks, specs = len(experts.tasks), experts.specs()
+        vectors = {key: torch.empty(spec.shape) for key, spec in specs.items()}
+        bits = {key: packed(torch.empty(tasks, size.numel(), dtype=torch.bool)) for key, (size, _) in specs.items()}
 
-    def _size(self, changes: Tensor) -> Tensor:
-        """What a parameter [T, ...] adds to the sums that the scalars keep, [T] fp64."""
-        total = rows(changes).abs().sum(1, dtype=torch.float64)
-        return total / max(changes[0].numel(), 1) if self.rescale == "parameter" else total
+        def unify(entry: Entry, tau: Tensor) -> tuple[str, Tensor]:
+            first, count = entry.first, tau.shape[1]
+            total = tau[0].double()
+            for change in tau[1:]:
+                total += change
+            sign = torch.where(total > 0, 1.0, -1.0)
+            signed = tau * sign
+            agreeing, largest = signed > 0, signed.amax(0).clamp_min_(0)
+            torch.mul(sign, largest, out=vectors[entry.key].view(-1)[first : first + count])
+            bits[entry.key][:, first // 8 : -(-(first + count) // 8)] = packed(agreeing)
+            kept = torch.mul(agreeing, largest, out=signed)
+            return entry.key, torch.stack([torch.linalg.vector_norm(sizes, 1, dim=1) for sizes in (tau, kept)]).double()
+
+        sums = {key: torch.zeros(2, tasks, dtype=torch.float64) for key in specs}
+        for key, pair in sweep(experts, unify):
+            sums[key] += pair
+        weight = {key: max(size.numel(), 1) if self.rescale == "parameter" else 1 for key, (size, _) in specs.items()}
+        whole, kept = sum((pair / weight[key] for key, pair in sums.items()), torch.zeros(2, tasks).double())
+        scales = torch.where(kept > 0, whole / kept.clamp_min(1e-300), 1.0).float()
+        deltas: dict[str, Delta] = {key: Masked(vector, bits[key], scales) for key, vector in vectors.items()}
+        return experts.merged({}, deltas=deltas, routing=Routing("learned" if self.routed else "oracle"))

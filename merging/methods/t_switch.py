@@ -50,14 +50,12 @@ class TSwitch(Options):
 
     def _switched(self, change: Tensor) -> tuple[Tensor, Tensor]:
         """Where entries [n] become 1 and where -1, boolean [2, n], and what these are multiplied by."""
-        masks = torch.stack([self._largest(change.clamp_min(0)), self._largest(-change.clamp_max(0))])
+        masks = torch.stack([self._largest(change), self._largest(-change)])
         count = max(1, int(np.count_nonzero(masks.numpy())))
         return masks, ((change * (masks[0] | masks[1])).square().sum() / count).sqrt()
 
     def _largest(self, values: Tensor) -> Tensor:
-        """Where values [n], none of them negative, are positive and among the largest."""
+        """Where values [n] are positive and among the largest."""
         positive = values > 0
         last = len(values) - int(self.density * int(np.count_nonzero(positive.numpy())))
-        if last == len(values):
-            return positive
-        return positive & (values >= np.partition(values.numpy(), last)[last].item())
+        return positive if last == len(values) else values >= np.partition(values.numpy(), last)[last].item()
