@@ -11,7 +11,7 @@ from merging.experts import Experts
 from merging.merged import Merged
 from merging.methods.feat_cal import terms_of
 from merging.methods.method import Method, static
-from merging.methods.quantised import KINDS
+from merging.methods.quantised import KINDS, quantisable
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.options import Count, Share, Within
 from merging.packed import Grid, Packed
@@ -43,10 +43,9 @@ class EPmq(Grid, prefix="e_pmq: "):
 
     def __call__(self, experts: Experts, context: Context) -> Merged:
         """Raises UserError without inputs, for a layer narrower than a group, and where `then` is not static."""
-        start = static(self.then, experts, context, "What is quantised")
-        experts = replace(experts, separate_qkv=False)
-        for key in matrices(experts, KINDS):
-            self.check_width(key, as_applied(experts, key, experts.base(key)).shape[1])
+        fused = replace(experts, separate_qkv=False)
+        quantisable(self, fused)
+        start, experts = static(self.then, experts, context, "What is quantised"), fused
         packed: dict[str, Packed] = {}
 
         def solve(

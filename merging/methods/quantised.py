@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -29,17 +30,24 @@ class Quantised(Grid, prefix="quantised: "):
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         """Raises UserError for a layer narrower than a group, where `then` is not static, and for unknown names."""
-        start = static(self.then, experts, context, "What is quantised")
-        return self._rounded(replace(experts, separate_qkv=False), start)
+        fused = replace(experts, separate_qkv=False)
+        keys = quantisable(self, fused)
+        return self._rounded(fused, keys, static(self.then, experts, context, "What is quantised"))
 
-    def _rounded(self, experts: Experts, merged: Merged) -> Merged:
+    def _rounded(self, experts: Experts, keys: Sequence[str], merged: Merged) -> Merged:
         def one(key: str) -> Packed:
             weight, transposed = merged.static(key), experts.param(key).transposed
-            matrix = as_applied(experts, key, weight)
-            self.check_width(key, matrix.shape[1])
-            return self.nearest(matrix, shape=weight.shape, transposed=transposed)
+            return self.nearest(as_applied(experts, key, weight), shape=weight.shape, transposed=transposed)
 
-        held = merged.holding(experts.in_threads(one, matrices(experts, KINDS)))
+        held = merged.holding(experts.in_threads(one, keys))
         if merged.scale is None:
             return held
-        return replace(held, remade=lambda scale: self._rounded(experts, merged.scaled(scale)))
+        return replace(held, remade=lambda scale: self._rounded(experts, keys, merged.scaled(scale)))
+
+
+def quantisable(grid: Grid, experts: Experts) -> list[str]:
+    """The matrices of blocks. Raises UserError for one that is narrower than a group."""
+    keys, specs = matrices(experts, KINDS), experts.specs()
+    for key in keys:
+        grid.check_width(key, specs[key].shape[0 if experts.param(key).transposed else 1])
+    return keys

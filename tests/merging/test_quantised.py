@@ -164,11 +164,11 @@ def test_bad_input(tmp_path):
     with pytest.raises(UserError, match=r"e_pmq: encoder.layers.0.mlp.fc1.weight has 8 inputs, and group=9"):
         merged(EPmq(group=9))
     with pytest.raises(UserError, match="What is quantised must be a static method"):
-        merged_of(Quantised(then=Smile()), base, experts)
+        merged_of(Quantised(group=8, then=Smile()), base, experts)
     for behind in (
         Lines(then=Quantised(group=8)),
         FeatCal(then=Quantised(group=8)),
-        Quantised(then=Quantised(group=8)),
+        Quantised(group=8, then=Quantised(group=8)),
     ):
         with pytest.raises(UserError, match="was quantised by Quantised, which comes last"):
             merged_of(behind, base, experts)
