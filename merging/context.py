@@ -85,7 +85,13 @@ class Context:
 
     def validate(self, merged: Any) -> Mapping[str, Any]:
         """{task: Score} on validation, which needs labels. Raises UserError as `unlabelled`."""
-        return self._open("validation scores", "labels", "val").validate(merged)
+        return self.validation()(merged)
+
+    def validation(self) -> Callable[[Any], Mapping[str, Any]]:
+        """What `validate` scores merges with, for who scores many. Raises UserError as `unlabelled`."""
+        if self.data is not None and not hasattr(self.data, "validate"):
+            raise UserError(f"{self.who} uses validation scores, and these data have none: labels are needed for them.")
+        return self._open("validation scores", "labels", "val").validate
 
     def multitask(self) -> Checkpoint:
         """The model trained on the labelled data of all tasks. Raises UserError where there is none."""

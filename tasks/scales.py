@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from merging.errors import UserError
+from merging.fit.black_box import mean, signed
 from merging.merged import Merged
 from tasks.evaluate import Grid, Scores, answer
 from tasks.journal import NOWHERE, Journal
@@ -128,8 +129,7 @@ def worth(scores: Scores, references: Scores | None) -> float:
     """
     if references is not None:
         return round(normalise(scores, references).value or 0.0, 12)
-    signed = (score.value if score.higher_is_better else -score.value for score in scores.values())
-    return round(math.fsum(signed) / len(scores), 12)
+    return mean(signed(scores))
 
 
 def coarse(scales: Sequence[float], ask: Callable[[Sequence[float]], None], known: Callable[[float], float | None]):

@@ -8,13 +8,13 @@ import inspect
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from samples import applied, family, quick, tower
+from samples import applied, family, lasting, quick, tower
 
 from merging import Experts, methods
 from merging.checkpoints import StateDict
@@ -145,21 +145,14 @@ def measured(name: str, method: type) -> Line:
     merged, passes = run(quick(method))
     by_task = merged.routing is not None and merged.routing.by_task and not getattr(method, "routed", False)
     kind = "static" if merged.routing is None else "oracle" if by_task else "routed"
-    steps = {"steps", "train"} & {option.name for option in fields(method)}
-    more = run(longer(quick(method)))[1] - passes if steps else 0.0
+    made, longer = quick(method), lasting(quick(method), 3)
+    more = run(longer)[1] - passes if longer != made else 0.0
     text = short(passes - 2 * more) + (f" and {short(more)} a step" if more else "")
     return Line(name, method().needs, kind, text, method)
 
 
 def short(number: float) -> str:
     return f"{number:.1f}".removesuffix(".0")
-
-
-def longer(method: Any) -> Any:
-    """With a step more than the two of `quick`."""
-    if hasattr(method, "train"):
-        return replace(method, train=replace(method.train, steps=3))
-    return replace(method, steps=3)
 
 
 def run(method: Any) -> tuple[Merged, float]:

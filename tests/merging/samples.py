@@ -1,6 +1,7 @@
 """What the tests of merging/ share: small experts with every kind of parameter, and all methods there are."""
 
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 from functools import cache
 from zlib import crc32
 
@@ -11,8 +12,10 @@ from merging import Experts, UserError, methods
 from merging.backbones.open_clip import OpenClip
 from merging.calibration import Calibration
 from merging.context import Context
+from merging.fit.black_box import BlackBox
 from merging.methods.method import call
 from tasks.heads.head import ZeroShot
+from tasks.score import Score
 
 SHAPES = {
     "tall.weight": (24, 9),
@@ -103,6 +106,12 @@ class Noise:
     def labels(self, split):
         return [drawn(IMAGES, seed=crc32(name.encode()) + 2).mul(100).long() % 5 for name in self.experts.tasks]
 
+    def validate(self, merged):
+        """Of every task a smooth function of all weights and its name."""
+        mean = sum(float(weight.double().sum()) / max(weight.numel(), 1) for _, weight in merged.state())
+        phase = {name: crc32(name.encode()) % 100 / 100 for name in self.experts.tasks}
+        return {name: Score("noise", 0.5 + math.atan(mean + more) / math.pi, 9, 0.1) for name, more in phase.items()}
+
     def multitask(self):
         return self.experts.origin
 
@@ -156,13 +165,18 @@ def equal(first, second):
 
 def quick(method):
     """A method of that class with the defaults of its options, but for the length of a descent and of a group."""
-    made = method()
-    if hasattr(made, "group"):
-        return replace(made, group=8)
+    made = lasting(method(), 2)
+    return replace(made, group=8) if hasattr(made, "group") else made
+
+
+def lasting(made, steps):
+    """A method whose descents and searches take that many steps."""
     if hasattr(made, "train"):
         once = {"rounds": 1} if hasattr(made, "rounds") else {}  # the last bits of long descents depend on threads
-        return replace(made, train=replace(made.train, steps=2), **once)
-    return replace(made, steps=2) if hasattr(made, "steps") else made
+        return replace(made, train=replace(made.train, steps=steps), **once)
+    searches = {option.name: getattr(made, option.name) for option in fields(made)}
+    short = {name: replace(inner, trials=steps) for name, inner in searches.items() if isinstance(inner, BlackBox)}
+    return replace(made, **short, **({"steps": steps} if hasattr(made, "steps") else {}))
 
 
 def every_method():

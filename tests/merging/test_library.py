@@ -28,7 +28,11 @@ BY_TASK = (
     "Multitask",
     "Rmm",
 )  # of which no single model is merged
-PLAIN = [each for each in every_method() if each.__name__ not in BY_TASK and not asks(quick(each))]
+PLAIN = [
+    each
+    for each in every_method()
+    if each.__name__ not in BY_TASK and each().needs == "nothing" and not asks(quick(each))
+]
 FILES = [pytest.param(quick(each), id=each.__name__) for each in PLAIN]
 
 
