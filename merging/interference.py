@@ -59,11 +59,29 @@ class Quadratic(NamedTuple):
         regular = self.gram + ridge * torch.eye(len(self.gram)).to(self.gram)
         return self.start - torch.linalg.solve(regular, self.excess, left=False)
 
+    def spectrum(self) -> "Spectrum":
+        """What `regularised` needs for many ridges: each is one product then."""
+        values, vectors = leading_vectors(self.gram.clone(), len(self.gram))
+        return Spectrum(self.start, self.excess @ vectors, values.clamp_min(0.0), vectors)
+
     def nearest(self, cutoff: float) -> Tensor:
         """The minimum nearest to the start; eigenvalues below `cutoff` of the largest count as zero."""
         values, vectors = leading_vectors(self.gram.clone(), len(self.gram))
         vectors, values = vectors[:, values > cutoff * values[0]], values[values > cutoff * values[0]]
         return self.start - (self.excess @ vectors / values) @ vectors.T
+
+
+class Spectrum(NamedTuple):
+    """A quadratic by the eigenvectors of C."""
+
+    start: Tensor  # [m, n]
+    turned: Tensor  # E V [m, n]
+    values: Tensor  # [n], at least 0
+    vectors: Tensor  # V [n, n]
+
+    def regularised(self, ridge: float) -> Tensor:
+        """As the quadratic's."""
+        return self.start - (self.turned / (self.values + ridge)) @ self.vectors.T
 
 
 def of_task_vectors(tau: Tensor) -> Quadratic:

@@ -6,8 +6,11 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from merging.calibration import Calibration
+from merging.combined import Changes
 from merging.context import ALONE, Context
 from merging.experts import Experts
+from merging.fit.black_box import Axis, BlackBox, Point, Validation, mean
+from merging.interference import Quadratic, Spectrum
 from merging.kinds import ByKind
 from merging.merged import Merged
 from merging.methods.method import Method, static
@@ -16,7 +19,6 @@ from merging.methods.task_arithmetic import TaskArithmetic
 from merging.options import Count, Within
 from merging.preflight import check_range
 from merging.regression import (
-    Equations,
     Normaliser,
     as_applied,
     as_stored,
@@ -28,6 +30,7 @@ from merging.regression import (
 from merging.statistics import grams
 
 LIMITS = 1e-9, 1e12
+SPREAD = 1000.0  # how far a search goes from the given rho, as a factor
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,11 @@ class Bayesian(ByKind, prefix="bayesian: "):
     (sum_t G_t + rho)^-1, solved as a change of the base. gram: "inputs", G_t of all tokens that go into the matrix in
     expert t; "task_vectors", the data-free variant, G_t = tau_t^T tau_t. anchor: the merge of the prior, whose other
     parameters stay. rho: for all kinds of matrices but those that `rhos` names (ffn, attention, projection, or finer).
-    scale, kinds: of the change. The paper finds rho and a scale for every kind of module by Bayesian optimisation on
-    validation; here they are given. normaliser: of each G_t; it and the defaults are ours (FeatCal's), no published
-    values are known, and this is no reproduction. samples: per task. by_block: as RegMean's.
+    scale, kinds: of the change. search: the paper's outer loop, Bayesian optimisation of rho and scale of every family
+    of matrices on validation, from those given; null takes them as they are. Its kernel, trials and ranges are unknown:
+    Optuna's Parzen estimators, rho up to a thousand times larger or smaller and scales of 0 to 2 are ours. normaliser:
+    of each G_t; it and the defaults are ours (FeatCal's), no published values are known, and this is no reproduction.
+    samples: per task. by_block: as RegMean's; a search keeps the eigenvectors of all matrices in memory.
     """
 
     rho: Annotated[float, Within(*LIMITS)] = 0.05
@@ -51,6 +56,7 @@ class Bayesian(ByKind, prefix="bayesian: "):
     by_block: bool = False
     anchor: Method = field(default_factory=TaskArithmetic)
     scale: float = 1.0
+    search: BlackBox | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +67,10 @@ class Bayesian(ByKind, prefix="bayesian: "):
     @property
     def needs(self) -> str:  # of inputs none without data
         return "inputs" if self.gram == "inputs" else "nothing"
+
+    @property
+    def splits(self) -> tuple[str, ...]:  # a search opens validation beside
+        return ("calibration",) if self.gram == "inputs" else ()
 
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         """Raises UserError without inputs, for names that no table has, and for an anchor that needs the input."""
@@ -73,22 +83,49 @@ class Bayesian(ByKind, prefix="bayesian: "):
             groups = by_block(experts, keys) if self.by_block else [keys]
         else:
             measure, groups = partial(_task_vectors, experts), [[key] for key in keys]
+        solvers: dict[str, Spectrum] = {}
         for group in groups:
             total = equations(experts, group, measure, normaliser=self.normaliser)
-            changes |= {key: self._solved(experts, key, total.pop(key), changes[key]) for key in group}
-        return self.weighed(experts, changes, self.scale)
+            for key in group:
+                quadratic = total.pop(key).around(as_applied(experts, key, changes[key]).double())
+                if self.search is None:
+                    changes[key] = self._solved(experts, key, quadratic)
+                else:
+                    solvers[key] = quadratic.spectrum()
+        if self.search is None:
+            return self.weighed(experts, changes, self.scale)
+        return self._searched(self.search, experts, context, changes, solvers)
+
+    def _searched(
+        self, search: BlackBox, experts: Experts, context: Context, changes: Changes, solvers: Mapping[str, Spectrum]
+    ) -> Merged:
+        """The merge at the rho and scale of every family of matrices that validation prefers."""
+
+        def made(point: Point) -> Merged:
+            rhos = {**self.rhos, **{kind: point[f"rho.{kind}"] for kind in families}}
+            kinds = {**self.kinds, **{kind: point[f"scale.{kind}"] for kind in families}}
+            method = replace(self, rhos=rhos, kinds=kinds, search=None)
+            solved = {key: method._solved(experts, key, solver) for key, solver in solvers.items()}
+            return method.weighed(experts, {**changes, **solved}, self.scale)
+
+        families = sorted({experts.param(key).family for key in solvers})
+        axes = {f"scale.{kind}": Axis(0.0, 2.0, 1.0) for kind in families}
+        for kind, rho in ((kind, self.rhos.get(kind) or self.rho) for kind in families):
+            axes[f"rho.{kind}"] = Axis(rho / SPREAD, rho * SPREAD, rho, True)
+        scores = Validation(made, self, context)
+        best = search.best(lambda point: mean(scores(point)), axes, context)
+        return replace(made(best.point), remarks=(best.remark,))
 
     def _inputs(
         self, experts: Experts, data: Calibration, task: int, keys: Sequence[str]
     ) -> tuple[dict[str, Tensor], dict[str, int]]:
         return grams(data, experts.checkpoints[task], task, keys, self.samples)
 
-    def _solved(self, experts: Experts, key: str, total: Equations, change: Tensor) -> Tensor:
+    def _solved(self, experts: Experts, key: str, solver: Quadratic | Spectrum) -> Tensor:
         """The change of one matrix, as stored, around the anchor's."""
         info = experts.param(key)
         rho = next((rho for kind in (info.kind, info.family) if (rho := self.rhos.get(kind)) is not None), self.rho)
-        anchor = as_applied(experts, key, change).double()
-        return as_stored(experts, key, total.around(anchor).regularised(rho))
+        return as_stored(experts, key, solver.regularised(rho))
 
 
 def _task_vectors(experts: Experts, task: int, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]]:

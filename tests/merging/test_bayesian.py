@@ -1,16 +1,21 @@
 """Bayesian Model Merging by algebra: the ends of its prior, RegMean, and WUDI's filter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from samples import family, models, tower
 from test_regression import IMAGES, measured, merged, states
 
 from merging import UserError, merge
-from merging.context import ALONE
+from merging.context import ALONE, needs_of, splits_of
+from merging.fit.black_box import BlackBox
 from merging.methods import Average, Bayesian, RegMean, Swudi, TaskArithmetic, TsvM
 from merging.methods.method import call
+from tasks.score import Score
 
 KEY = "encoder.layers.1.mlp.fc1.weight"
+ATTENTION = "encoder.layers.1.self_attn.v_proj.weight"
 MATRIX = "visual.transformer.resblocks.1.mlp.c_fc.weight"
 
 
@@ -65,9 +70,52 @@ def test_kinds_have_priors_and_scales_of_their_own_and_blocks_one_by_one_are_the
     plain, blocks = merged(Bayesian()), merged(Bayesian(by_block=True))
     assert all(torch.allclose(plain[key], blocks[key], atol=1e-6) for key in plain)
     mixed = merged(Bayesian(rhos={"ffn": 7.0}, kinds={"attention": 0.5}))
-    strong, attention = merged(Bayesian(7.0)), "encoder.layers.1.self_attn.v_proj.weight"
+    strong = merged(Bayesian(7.0))
     assert torch.equal(mixed[KEY], strong[KEY])
-    assert torch.allclose(mixed[attention], (base[attention] + plain[attention]) / 2, atol=1e-6)
+    assert torch.allclose(mixed[ATTENTION], (base[ATTENTION] + plain[ATTENTION]) / 2, atol=1e-6)
+
+
+class Near:
+    """Data double: inputs, and scores of how near one matrix is to a target, and how large another is."""
+
+    def __init__(self, data, target):
+        self.unlabelled, self.target = data.unlabelled, target
+
+    def validate(self, merged):
+        gap = float(
+            (merged.weight(KEY) - self.target).norm()
+            + (merged.weight(ATTENTION) - merged.base.tensor(ATTENTION)).norm()
+        )
+        return {"red": Score("nearness", -gap, 9, 0.1)}
+
+
+def test_a_search_finds_the_rho_and_the_scale_of_every_family():
+    """Of the FFNs those at which a target was made; none for attention."""
+    target = merged(Bayesian(rhos={"ffn": 2.0}, kinds={"ffn": 0.5}))[KEY]
+    experts, context = measured()
+    context = replace(context, data=Near(context.data, target))
+    plain, found = (call(Bayesian(search=BlackBox(trials)), experts, context) for trials in (1, 80))
+    for key, weight in merged(Bayesian()).items():  # the start is the closed form
+        assert torch.allclose(plain.weight(key), weight, atol=1e-5), key
+    gap = lambda model: -context.data.validate(model)["red"].value  # noqa: E731
+    assert gap(found) < 0.35 * gap(plain)
+    (remark,) = found.remarks
+    numbers = dict(pair.split() for pair in remark.split(" at ")[1].split(", "))
+    assert {*numbers} == {f"{what}.{kind}" for what in ("rho", "scale") for kind in ("attention", "ffn")}
+    rhos, kinds = (
+        {kind: float(numbers[f"{what}.{kind}"]) for kind in ("attention", "ffn")} for what in ("rho", "scale")
+    )
+    again = merged(Bayesian(rhos=rhos, kinds=kinds))
+    assert all(torch.allclose(found.weight(key), again[key], atol=1e-2) for key in (KEY, ATTENTION))
+
+
+def test_a_search_asks_for_labels_of_validation_too():
+    searching, free = Bayesian(search=BlackBox(2)), Bayesian(gram="task_vectors", search=BlackBox(2))
+    assert needs_of(searching) == needs_of(free) == "labels"
+    assert splits_of(searching) == ("calibration", "val") and splits_of(free) == ("val",)
+    experts, _ = measured()
+    with pytest.raises(UserError, match="uses validation scores, and there are none"):
+        call(free, experts, ALONE)
 
 
 def test_bad_input():
