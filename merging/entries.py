@@ -170,12 +170,12 @@ def _spans(experts: Experts, merge: Merge, key: str, first: int, last: int) -> I
             filled = 0
 
 
-def combined(experts: Experts, merge: Callable[[Tensor], Tensor], weight: float) -> Changes:
-    """`merge(tau)`, which is the sum of the task vectors times `weight`; of adapters their factors and this weight."""
+def combined(experts: Experts, merge: Callable[[Tensor], Tensor], weight: float | Tensor) -> Changes:
+    """`merge(tau)`, which is the sum of the task vectors times `weight`, or weights [T]; of adapters as a mix."""
     low_rank = {key: delta for key in experts.specs() if (delta := experts.low_rank(key)) is not None}
     rest = [key for key in experts.specs() if key not in low_rank]
     dense = entrywise(experts, lambda _, tau: merge(tau), rest)
     if not low_rank:
         return dense
-    mixes = {key: Mix(delta, torch.full((delta.parts,), weight)) for key, delta in low_rank.items() if delta.rank}
+    mixes = {key: Mix(delta, weight * torch.ones(delta.parts)) for key, delta in low_rank.items() if delta.rank}
     return Combined({**terms(dense), **mixes})
