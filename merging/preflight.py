@@ -23,6 +23,12 @@ def check_tasks(tasks: Sequence[str]) -> None:
         )
 
 
+def check_order(who: str, order: Sequence[str], tasks: Sequence[str]) -> None:
+    """Raises UserError unless an order, an option of `who`, has every task once."""
+    if sorted(order) != sorted(tasks):
+        raise UserError(f"{who}: order has {', '.join(order)}, and the experts are {', '.join(tasks)}. Name each once.")
+
+
 def check_experts(base: Checkpoint, experts: Sequence[Checkpoint], tasks: Sequence[str]) -> None:
     """Raises UserError unless every expert has exactly the base's keys and shapes."""
     check_tasks(tasks)

@@ -14,6 +14,7 @@ from merging.interference import Matrices
 from merging.merged import Merged
 from merging.ops import generator
 from merging.options import Options, Share
+from merging.preflight import check_order
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,8 @@ class Opcm(Options):
         if self.order is None:
             shuffled = torch.randperm(len(names), generator=generator("opcm", self.seed)).tolist()
             order = [names[index] for index in shuffled]
-        elif sorted(self.order) != names:
-            raise UserError(
-                f"opcm: order has {', '.join(self.order)}, and the experts are {', '.join(tasks)}. Name each once."
-            )
         else:
+            check_order("opcm", self.order, tasks)
             order = list(self.order)
         return sorted(order, key=lambda task: task != self.continues)
 

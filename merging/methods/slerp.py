@@ -37,11 +37,15 @@ class Slerp(Options):
         return experts.merged(on_sphere(experts, self.origin, self._between))
 
     def _between(self, gram: Tensor) -> Tensor:
-        """Coefficients [2] of two vectors, from their products."""
-        straight = torch.tensor([1 - self.share, self.share], dtype=torch.float64)
-        lengths = gram.diagonal().sqrt()
-        cosine = gram[0, 1] / (lengths[0] * lengths[1]) if lengths.min() > 1e-8 else torch.zeros(()).double()
-        if cosine.abs() > PARALLEL:
-            return straight
-        angle = torch.arccos(cosine)
-        return torch.sin(straight * angle) / torch.sin(angle)
+        return arc(gram, torch.tensor(self.share, dtype=torch.float64))
+
+
+def arc(gram: Tensor, share: Tensor) -> Tensor:
+    """Coefficients [2] of two vectors at a share [] of the way along their arc, from their products [2, 2] fp64."""
+    straight = torch.stack([1 - share, share])
+    lengths = gram.diagonal().sqrt()
+    cosine = gram[0, 1] / (lengths[0] * lengths[1]) if lengths.min() > 1e-8 else torch.zeros(()).double()
+    if cosine.abs() > PARALLEL:
+        return straight
+    angle = torch.arccos(cosine)
+    return torch.sin(straight * angle) / torch.sin(angle)

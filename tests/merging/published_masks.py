@@ -130,3 +130,28 @@ def frank_wolfe_soft(start, checkpoints, rounds, first, later, lr):
             adam(values, gradient, moments, step, lr)
         theta = merged(values.detach())
     return theta
+
+
+def self_positioning(base, taus, losses, penalty, lr, length):
+    """The fold of SLERPs of unnormalised vectors and SGD on its shares and length, on flat vectors.
+
+    taus: [T, n] in order; losses: of every step, a function of flat weights [n].
+    """
+    shares = torch.ones(len(taus), dtype=torch.float64, requires_grad=True)
+    length = torch.tensor(float(length), dtype=torch.float64, requires_grad=True)
+
+    def position():
+        vector = taus[0]
+        for k in range(1, len(taus)):
+            before = sum(shares[:k]) / k
+            angle = torch.acos(vector @ taus[k] / vector.norm() / taus[k].norm())
+            own, other = shares[k] / (before + shares[k]), before / (before + shares[k])
+            vector = (torch.sin(other * angle) * vector + torch.sin(own * angle) * taus[k]) / torch.sin(angle)
+        return length * vector
+
+    for loss in losses:
+        value = loss(base + position()) + penalty * length
+        gradients = torch.autograd.grad(value, (shares, length))
+        for leaf, gradient in zip((shares, length), gradients, strict=True):
+            leaf.data -= lr * gradient
+    return position().detach()
