@@ -6,6 +6,7 @@ probe_t^T probe_t / size_t and E = sum_t (start - target_t) probe_t^T probe_t / 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from merging.options import Options
 
 Matrices = Literal["linear", "all"]
 Rest = Literal["base", "mean"]
+ADAM = partial(torch.optim.Adam, fused=True)
+PANEL = 256  # columns of a Gram matrix at a time, at least
 FLOOR = 1e-8  # of an eigenvalue of C, whose trace is the number of tasks where the probes are the task vectors
 
 
@@ -28,24 +31,42 @@ class Quadratic(NamedTuple):
     start: Tensor  # [m, n]
     gram: Tensor  # C [n, n]
     excess: Tensor  # E [m, n]; zero exactly where nothing interferes
+    factor: Tensor | None = None  # F [r, n] where C = F^T F is of a rank that makes (y F^T) F cheaper than y C
 
     @classmethod
     def of(cls, start: Tensor, targets: Tensor, probes: Tensor, sizes: Tensor) -> "Quadratic":
         """From targets [T, m, n], probes [T, k, n] and the tasks' sizes [T]; a task of size 0 has no say."""
         scaled = probes / torch.where(sizes > 0, sizes, torch.inf).sqrt()[:, None, None]
-        side = scaled.shape[2]
-        gram, excess = start.new_zeros(side, side), torch.zeros_like(start)
+        rows, side = scaled.flatten(0, 1), scaled.shape[2]
+        tall, excess = scaled.shape[1] > side, torch.zeros_like(start)
+        gram = start.new_zeros(side, side) if tall else gram_of(rows)
         for target, probe in zip(targets, scaled, strict=True):
-            square, change = probe.mT @ probe, start - target
-            gram += square
-            excess += change @ square if len(probe) > side else (change @ probe.mT) @ probe  # whichever is cheaper
-        return cls(start, gram, excess)
+            change = start - target
+            if tall:  # whichever is cheaper
+                gram += (square := probe.mT @ probe)
+            excess += change @ square if tall else (change @ probe.mT) @ probe
+        return cls(start, gram, excess, rows if 2 * len(rows) < side else None)
 
-    def descended(self, steps: int, lr: float, optimizer: type[torch.optim.Optimizer], **options: float) -> Tensor:
-        """x [m, n] after `steps` of an optimizer of torch."""
-        y = descend(torch.zeros_like(self.start), lambda y: 2 * (y @ self.gram + self.excess), steps, lr, optimizer,
-                    **options)  # fmt: skip
-        return self.start + y
+    def descended(self, steps: int, lr: float) -> Tensor:
+        """x [m, n] after `steps` of Adam."""
+        excess, gradient = 2 * self.excess, torch.empty_like(self.start)
+        right = 2 * (self.gram if self.factor is None else self.factor)
+
+        def along(y: Tensor) -> Tensor:
+            left = y if self.factor is None else y @ self.factor.mT
+            return torch.addmm(excess, left, right, out=gradient)
+
+        return self.start + descend(torch.zeros_like(self.start), along, steps, lr)
+
+    def with_momentum(self, steps: int, lr: float, momentum: float) -> Tensor:
+        """x [m, n] after `steps` of gradient descent with momentum (torch's SGD), which along every eigenvector of C is
+        a recurrence of numbers: the way to the minimum, y = -E V diag(way) V^T."""
+        values, vectors = leading_vectors(self.gram.to(torch.float64, copy=True), len(self.gram))
+        way, velocity = torch.zeros_like(values), torch.zeros_like(values)
+        for _ in range(steps):
+            velocity = momentum * velocity + 2 * (1 - values * way)
+            way = way + lr * velocity
+        return self.start - ((self.excess.double() @ vectors * way) @ vectors.T).to(self.start)
 
     def filtered(self, weigh: Callable[[Tensor], Tensor]) -> Tensor:
         """start + (minimum - start) V f(lambda) V^T, the minimum being D C^+: `weigh` makes f [n] of the eigenvalues of
@@ -94,19 +115,29 @@ def sizes_of(tau: Tensor) -> Tensor:
     return tau.flatten(1).square().sum(1)
 
 
+def gram_of(rows: Tensor) -> Tensor:
+    """rows^T rows [n, n] of [k, n], a panel of columns at a time: what lies above the diagonal is copied."""
+    size = rows.shape[1]
+    gram, panel = rows.new_empty(size, size), max(PANEL, -(-size // 8))
+    for first in range(0, size, panel):
+        last = min(first + panel, size)
+        torch.mm(rows[:, first:].mT, rows[:, first:last], out=gram[first:, first:last])
+        gram[first:last, last:] = gram[last:, first:last].mT
+    return gram
+
+
 def descend(
     start: Tensor,
     gradient: Callable[[Tensor], Tensor],
     steps: int,
     lr: float,
-    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
-    **options: float,
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
 ) -> Tensor:
-    """`start` after `steps` of an optimizer of torch along a gradient that is known in closed form, on its device."""
-    x = start.clone()
-    stepper = optimizer([x], lr=lr, **options)  # pyright: ignore[reportCallIssue]
+    """`start` after `steps` of an optimizer of torch along a gradient known in closed form, on its device."""
+    x = start.clone(memory_format=torch.contiguous_format)  # fused steps look at no strides
+    stepper = optimizer([x], lr=lr)
     for _ in range(steps):
-        x.grad = gradient(x)
+        x.grad = gradient(x).contiguous()
         stepper.step()
     return x
 

@@ -17,12 +17,12 @@ from merging.options import Fraction, Options, Rate, Within
 class OptMerge(Options):
     """OptMerge (WUDI v2): WUDI-Merging against the leading singular triplets of the task vectors alone.
 
-    Wei et al., 2026, ICLR (WalkerWorldPeace/MLLMerging). It lowers sum_t |(tau - target_t) (S_t V_t^T)^T|^2 /
-    |tau_t|^2 with max(1, min(m, n) // T) triplets of every task. tuned: "full" fine-tuning, target_t = mean + truncated
-    (tau_t - mean), from sum_t tau_t by Adam at 1e-5; "lora", target_t = truncated tau_t, from the mean by SGD at 1e-4
-    with momentum 0.9. lr: null is that of the branch. share: of the triplets instead of 1 / T. probe: S_t V_t^T of the
-    "task_vector" (the authors' code) or of what its "target" truncates (their text). matrices: "all" (theirs) or
-    "linear". rest: "mean" (theirs) or "base". scale: 1 or 0.1 published, searched in 0.1 to 1.5.
+    Wei et al., 2026, ICLR (WalkerWorldPeace/MLLMerging). It lowers sum_t |(tau - target_t) (S_t V_t^T)^T|^2 / |tau_t|^2
+    with max(1, min(m, n) // T) triplets of every task. tuned: "full" fine-tuning, target_t = mean + truncated (tau_t -
+    mean), from sum_t tau_t by Adam at 1e-5; "lora", target_t = truncated tau_t, from the mean by SGD at 1e-4 with
+    momentum 0.9 (in closed form, ours). lr: null is that of the branch. share: of the triplets instead of 1 / T. probe:
+    S_t V_t^T of the "task_vector" (the authors' code) or of what its "target" truncates (their text). matrices: "all"
+    (theirs) or "linear". rest: "mean" (theirs) or "base". scale: 1 or 0.1 published, searched in 0.1 to 1.5.
     """
 
     tuned: Literal["full", "lora"] = "full"
@@ -39,8 +39,8 @@ class OptMerge(Options):
         def solve(key: str, tau: Tensor) -> Tensor:
             quadratic = self.quadratic(experts, tau)
             if self.tuned == "full":
-                return quadratic.descended(self.steps, self.lr or 1e-5, torch.optim.Adam)
-            return quadratic.descended(self.steps, self.lr or 1e-4, torch.optim.SGD, momentum=0.9)
+                return quadratic.descended(self.steps, self.lr or 1e-5)
+            return quadratic.with_momentum(self.steps, self.lr or 1e-4, 0.9)
 
         return experts.merged(by_matrix(experts, context, solve, self.matrices, self.rest), self.scale)
 

@@ -1,7 +1,6 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from torch import Tensor
 
 from merging.context import ALONE, Context
@@ -40,4 +39,4 @@ class Wudi(Options):
 
 def least_interference(tau: Tensor, steps: int, lr: float) -> Tensor:
     """`steps` of Adam at `lr` on sum_t |(x - tau_t) tau_t^T|^2 / |tau_t|^2, from x = sum_t tau_t [m, n] on."""
-    return of_task_vectors(tau).descended(steps, lr, torch.optim.Adam)
+    return of_task_vectors(tau).descended(steps, lr)

@@ -1,12 +1,14 @@
 """OptMerge and DOGE, which descend matrix by matrix, against their published steps and by algebra."""
 
+from functools import partial
+
 import published_matrix as published
 import pytest
 import torch
 from samples import drawn, family, models, opened, task_vectors, tower
 
 from merging import UserError, merge
-from merging.interference import descend
+from merging.interference import Quadratic, descend, gram_of, of_task_vectors, sizes_of
 from merging.methods import Doge, OptMerge, Wudi
 
 SHAPES = {"wide": (8, 20), "tall": (24, 9), "square": (10, 10), "b": (7,)}
@@ -40,8 +42,31 @@ def test_opt_merge_starts_at_the_sum_or_the_mean_and_branches_have_rates_of_thei
     quadratic = OptMerge("full").quadratic(opened(base, experts), tau)
     assert torch.allclose(
         merge(OptMerge(steps=3), base, experts).weight("w") - base["w"],
-        quadratic.descended(3, 1e-5, torch.optim.Adam), atol=1e-6,
+        quadratic.descended(3, 1e-5), atol=1e-6,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 5), (2, 4, 30)])
+def test_momentum_along_eigenvectors_is_what_steps_of_an_optimizer_give(shape):
+    quadratic = of_task_vectors(drawn(*shape).double())
+    gradient = lambda y: 2 * (y @ quadratic.gram + quadratic.excess)  # noqa: E731
+    slow = partial(torch.optim.SGD, momentum=0.9)
+    for steps in (0, 1, 40):
+        expected = quadratic.start + descend(torch.zeros_like(quadratic.start), gradient, steps, 1e-2, slow)
+        assert torch.allclose(quadratic.with_momentum(steps, 1e-2, 0.9), expected, rtol=0, atol=1e-9), steps
+
+
+def test_gradients_by_a_factor_of_the_gram_matrix_are_those_by_itself():
+    tau, probes = drawn(2, 6, 40).double(), drawn(2, 3, 40, seed=1).double()
+    quadratic = Quadratic.of(tau.sum(0), tau, probes, sizes_of(tau))
+    assert quadratic.factor is not None and len(quadratic.factor) == 6
+    whole = quadratic._replace(factor=None)
+    assert torch.allclose(quadratic.descended(20, 1e-2), whole.descended(20, 1e-2), rtol=0, atol=1e-9)
+
+
+def test_gram_matrices_by_panels():
+    rows = drawn(7, 600).double()
+    assert torch.allclose(gram_of(rows), rows.T @ rows) and torch.equal(gram_of(rows), gram_of(rows).T)
 
 
 # of one task the leading directions that the projection protects are any of its own

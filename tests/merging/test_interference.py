@@ -73,16 +73,17 @@ def test_a_descent_of_small_steps_ends_at_the_minimum_and_passes_the_filter_of_l
     quadratic = of_task_vectors(drawn(3, 6, 8).double())
     largest = float(torch.linalg.eigvalsh(quadratic.gram)[-1])
     for steps in (1, 7):
-        descended = quadratic.descended(steps, 0.45 / largest, torch.optim.SGD)
+        descended = quadratic.with_momentum(steps, 0.45 / largest, 0.0)
         filtered = quadratic.filtered(lambda values, steps=steps: 1 - (1 - 0.9 * values / largest) ** steps)
         assert torch.allclose(descended, filtered)
-    assert torch.allclose(quadratic.descended(3000, 0.45 / largest, torch.optim.SGD),
-                          quadratic.filtered(torch.ones_like), atol=1e-4)  # fmt: skip
+    assert torch.allclose(
+        quadratic.with_momentum(3000, 0.45 / largest, 0.0), quadratic.filtered(torch.ones_like), atol=1e-4
+    )
 
 
 def test_a_task_of_zeros_has_no_say():
     tau = torch.cat([drawn(2, 5, 7), torch.zeros(1, 5, 7)]).double()
-    for one, other in zip(of_task_vectors(tau), of_task_vectors(tau[:2]), strict=True):
+    for one, other in zip(of_task_vectors(tau)[:3], of_task_vectors(tau[:2])[:3], strict=True):
         assert torch.equal(one, other)
     assert isinstance(of_task_vectors(tau), Quadratic)
 
