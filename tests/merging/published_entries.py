@@ -49,12 +49,10 @@ def ram(taus, threshold, factor, clip=1.0, per_parameter=False):
     for scope in [[key] for key in taus] if per_parameter else [list(taus)]:
         shared, unique = [0] * tasks, [0] * tasks
         for key in scope:
-            active = taus[key].reshape(tasks, -1).abs() > threshold
-            for t in range(tasks):
-                for entry in range(active.shape[1]):
-                    others = sum(bool(active[s, entry]) for s in range(tasks) if s != t)
-                    shared[t] += bool(active[t, entry]) and others > 0
-                    unique[t] += bool(active[t, entry]) and others == 0
+            for column in (taus[key].reshape(tasks, -1).abs() > threshold).T.tolist():
+                for t in range(tasks):
+                    shared[t] += column[t] and sum(column) > 1
+                    unique[t] += column[t] and sum(column) == 1
         for key in scope:
             ratios = [shared[t] / unique[t] if unique[t] else 0.0 for t in range(tasks)]
             rescale[key] = [1 + (factor - 1) * min(clip, ratio) for ratio in ratios]
