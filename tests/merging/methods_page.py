@@ -43,7 +43,7 @@ each means stands in the class.
   in memory; 0 where experts stay in their files until the merge runs.
 - **checked by**: a test of `tests/merging` that compares with an independent transcription of the published steps;
   "algebra" where there is none. `test_contract.py` holds for every method that takes any number of experts;
-  `tests/transcribed.py` repeats the comparison on trained experts ([mini8](mini8.md#methods-against-their-transcriptions)).
+  `tests/transcribed.py` repeats the comparison on trained experts ([what it prints](mini8.md)).
 - **ours and theirs**: what the class says of published values, of differences, and of what is left out.
 """
 WHOLE = """## All in one table
