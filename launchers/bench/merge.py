@@ -1,6 +1,7 @@
 """Merging against the floor of the hardware: `python -m launchers.bench merge`.
 
-Eight synthetic experts are merged from files to one file, every method in a fresh process, in which `job` runs.
+Eight synthetic experts are merged from files to one file, every method in a fresh process, in which `job` runs; by
+default every method that needs nothing besides the weights of such experts.
 """
 
 import argparse
@@ -19,9 +20,15 @@ from merging import Cache, methods
 from merging.api import merge
 from merging.checkpoints import Checkpoint, SafetensorsFile, Spec
 from merging.checkpoints.safetensors_file import write_safetensors
+from merging.errors import UserError
+from merging.methods.method import Method
 from merging.ops import generator
 
 DECOMPOSING = ("IsoC", "IsoCts", "TsvM")  # these have a cold and a warm row
+STREAMING = ("TaskArithmetic", "Ties")  # these have one of files whose content ids are not known, too
+VARIANTS: Mapping[str, tuple[str, Mapping[str, str]]] = {"BayesianDataFree": ("Bayesian", {"gram": "task_vectors"})}
+LEFT_OUT = ("Base", "Expert", "Single")  # references
+ADAPTERS = ("AsAdapter", "Cat", "DoMerging", "Knots")  # methods made for LoRA experts
 
 
 def main(options: argparse.Namespace) -> None:
@@ -52,14 +59,39 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:
     process("ids", "ids", start=ids, cache=ids)
     rows: list[tuple[str, str, Path | None]] = [("floor: read all, write one", "floor", None)]
     rows += [("content ids, once per file", "ids", None)]
-    for name in options.methods:
+    for name in asked(options.methods):
+        rows.append((f"{name}, cold" if name in DECOMPOSING else name, name, ids))
         if name in DECOMPOSING:
-            rows += [(f"{name}, cold", name, ids), (f"{name}, warm", name, scratch)]
-        else:
-            rows += [(name, name, ids), (f"{name}, of new files", name, None)]
+            rows.append((f"{name}, warm", name, scratch))
+        if name in STREAMING:
+            rows.append((f"{name}, of new files", name, None))
     for title, name, start in rows:
         yield title, min(process(title, name, start) for _ in range(options.repeat))
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def covered() -> list[str]:
+    """The methods of this benchmark, by class: all that need weights alone and merge as many whole experts."""
+    names = [
+        name
+        for name, method in methods.discovered().items()
+        if getattr(method, "needs", "") == "nothing" and TASKS in getattr(method, "takes", range(TASKS + 1))
+    ]
+    names = [*(set(names) - {*LEFT_OUT, *ADAPTERS}), *VARIANTS]
+    return sorted(names, key=lambda name: (name not in STREAMING, name))
+
+
+def asked(names: Sequence[str]) -> Sequence[str]:
+    """The methods to measure, all where none is named. Raises UserError for a name that is none of them."""
+    if unknown := [name for name in names if name not in covered()]:
+        raise UserError(f"--methods {unknown[0]} is none of this benchmark: {', '.join(covered())}.")
+    return names or covered()
+
+
+def made(name: str) -> Method:
+    """A method with its defaults, or those of a variant."""
+    of_class, settings = VARIANTS.get(name, (name, {}))
+    return getattr(methods, of_class)(**settings)
 
 
 def job(name: str, folder: str, cache_folder: str, arch: str) -> float:
@@ -71,7 +103,7 @@ def job(name: str, folder: str, cache_folder: str, arch: str) -> float:
         "floor": lambda: write_safetensors(output, *floor([*map(SafetensorsFile, inputs(Path(folder)))]), {}),
         "ids": lambda: [SafetensorsFile(path, cache).id for path in (base, *experts)],
     }
-    seconds, _ = timed(runs.get(name, lambda: merge(getattr(methods, name)(), base, experts, cache=cache).save(output)))
+    seconds, _ = timed(runs.get(name, lambda: merge(made(name), base, experts, cache=cache).save(output)))
     output.unlink(missing_ok=True)
     return seconds
 

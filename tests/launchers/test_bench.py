@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from launchers.bench import TABLES, factor, gpu, pairs
+from launchers.bench import TABLES, factor, gpu, merge, pairs
 from launchers.bench.__main__ import main
 from launchers.bench.forward import rows
 from launchers.bench.measure import Process, tensor_bytes
 from launchers.bench.models import Models
+from merging.errors import UserError
 
 TINY = ["--arch", "tiny"]
 GPU = ["gpu", *TINY, "--device", "cpu", "--batch", "2", "--repeat", "1"]
@@ -32,6 +33,21 @@ def test_floor_and_methods_are_measured_and_printed(tmp_path, monkeypatch, capsy
     assert all(0 <= float(row[2]) <= float(row[1]) and float(row[3]) >= 0 for row in lines)
     assert lines[0][3] == "1.00"
     assert not list(tmp_path.rglob("merged*"))
+
+
+def test_every_method_that_needs_weights_alone_is_measured(tmp_path):
+    names = merge.covered()
+    assert names[:2] == ["TaskArithmetic", "Ties"] and len(names) == len(set(names)) > 30
+    assert {"Wudi", "Swudi", "OptMerge", "Doge", "Opcm", "Emr", "ModelStock", "BayesianDataFree"} <= set(names)
+    assert not {"Slerp", "Knots", "RegMean", "Duet", "Base"} & set(names)
+    merge.write_inputs(tmp_path, "tiny")
+    for name in ("BayesianDataFree", "ModelStock"):
+        assert merge.job(name, str(tmp_path), str(tmp_path / "cache"), "tiny") > 0
+
+
+def test_a_method_that_needs_more_is_refused():
+    with pytest.raises(UserError, match="--methods RegMean is none of this benchmark: TaskArithmetic, Ties"):
+        merge.asked(["RegMean"])
 
 
 def test_decompositions_are_as_good_as_each_other(monkeypatch, capsys):
