@@ -96,6 +96,8 @@ REFUSED = {
     "search": ({"scale": "search"}, r"no data to search a coefficient on: leave scale=fixed and set method\.scale"),
     "inputs": ({"method": "ada_merging"}, r"AdaMerging learns from inputs of every task\. Choose a method that needs"),
     "labels": ({"method": "multitask"}, r"Multitask learns from labels"),
+    "validation": ({"method": "evo_merging"}, r"EvoMerging learns from labels"),
+    "no trials": ({"method": "evo_merging", "method.keeping.trials": "0"}, r"trials=0 asks for no trial\. Give 1"),
     "router": ({"method": "twin", "router": "task_id"}, r"no data to train a router on: leave router=oracle"),
     "nowhere": ({"save": "null"}, r"nothing says where\. Name a folder or a file: save=merged/"),
     "ambiguous": ({"save": "new"}, r"new may be meant as a file or as a folder"),

@@ -1,5 +1,6 @@
 """MAP: planted quadratics are found again, the front of a convex case is the known one, and what it refuses."""
 
+from dataclasses import replace
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -111,6 +112,24 @@ def test_equal_coefficients_are_task_arithmetic():
     (model,) = models(call(Map(), experts, Context(Bowls(experts, tops))))
     for key, weight in TaskArithmetic(0.3)(experts).state():
         assert torch.allclose(model[key], weight, atol=2e-2), key
+
+
+class Spiked(Bowls):
+    """The highest scores lie where a single expert is alone, which no quadratic sees."""
+
+    def validate(self, merged):
+        scores = super().validate(merged)
+        spiked = torch.allclose(merged.weight(self.key).flatten().double(), self.base + self.tau[1], atol=1e-4)
+        return {name: replace(score, value=0.99) if spiked else score for name, score in scores.items()}
+
+
+def test_a_scored_merge_is_taken_where_it_is_better_than_what_was_predicted():
+    experts = opened(*family(3), TASKS)
+    verified, published_way = (call(Map(verify=way), experts, Context(Spiked(experts, TOPS))) for way in (True, False))
+    alone = experts.base("wide.weight") + experts.task_vector("wide.weight", 1)
+    assert torch.allclose(verified.weight("wide.weight"), alone, atol=1e-5)
+    assert verified.remarks[0] == f"a scored merge was taken: {published_way.remarks[0]}"
+    assert not torch.allclose(published_way.weight("wide.weight"), alone, atol=1e-1)
 
 
 def test_bad_input():
