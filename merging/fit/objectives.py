@@ -88,6 +88,16 @@ class FeatureL1(Objective):
 
 
 @dataclass(frozen=True)
+class FeatureError(Objective):
+    """Mean squared difference of the features from those of the task's own expert."""
+
+    name: ClassVar[str] = "feature_error"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return functional.mse_loss(batch.features, batch.expert())
+
+
+@dataclass(frozen=True)
 class LogitDistillation(Objective):
     """KL divergence of the expert's predictions from ours at a temperature, times its square (Hinton et al., 2015).
 

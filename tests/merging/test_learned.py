@@ -1,4 +1,4 @@
-"""aTLAS against its published steps and by algebra; what may be learned from without labels."""
+"""aTLAS and Expert Merging against their published steps and by algebra; what may be learned from without labels."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from merging.errors import UserError
 from merging.fit import CrossEntropy, Descent
 from merging.fit.objectives import Batch, PseudoLabels
 from merging.fit.samples import opened, trusted
-from merging.methods import Atlas, TaskArithmetic
+from merging.methods import Atlas, ExpertMerging, TaskArithmetic
 
 WHOLE = Descent((CrossEntropy(),), 3, None, 0.05, "constant", 0.1, "adamw", 1.0)  # three steps on all samples
 
@@ -80,6 +80,81 @@ class TestAtlas:
             Atlas()(experts, replace(context, data=Made(context.data.unlabelled)))
         with pytest.raises(UserError, match="atlas: shots=0 is out of range"):
             Atlas(shots=0)
+
+
+def distances(experts, data):
+    """Cross-entropy with the expert's predictions and squared error of features, of every task, summed over them."""
+    module = BACKBONE.build()
+
+    def loss(weights):
+        total = torch.zeros(())
+        for task, size in enumerate(data.sizes):
+            inputs, expert = data.inputs(task, torch.arange(size)), data.model(experts.checkpoints[task])
+            features = functional_call(module, weights, inputs)
+            with torch.no_grad():
+                known = expert(inputs)
+                target = data.outputs(task, known).softmax(1)
+            total = total - (target * data.outputs(task, features).log_softmax(1)).sum(1).mean()
+            total = total + (features - known).square().mean()
+        return total
+
+    return loss
+
+
+class TestExpertMerging:
+    @pytest.mark.parametrize(("budget", "power"), [(None, 1.0), (1.5, 0.5), (0.9, 1.0)])
+    def test_equals_the_published_steps(self, budget, power):
+        experts, context = separable()
+        method = ExpertMerging(0.2, 4, 0.5, budget, power)
+        method = replace(method, train=replace(method.train, steps=3))
+        merged = method(experts, context)
+        base, taus = of_experts(experts)
+        matrices = {key: tau for key, tau in taus.items() if tau.ndim == 3 and ".resblocks." in key}
+        loss = distances(experts, opened(context, "calibration", "inputs").few(4).data)
+        counts = dict.fromkeys(matrices, 1)
+        steps = 3, 0.5, 1e-5, 0.2, 0.5
+        alpha, changes = published.expert_merging(loss, base, matrices, *steps, counts)
+        if budget is not None:
+            counts = published.chunk_counts(alpha, matrices, budget, power)
+            assert len(set(counts.values())) > 1
+            alpha, changes = published.expert_merging(loss, base, matrices, *steps, counts)
+        assert merged.shared.keys() == matrices.keys() and close(merged, changes, 1e-4)
+        assert max(float((one - 0.2).abs().max()) for one in alpha.values()) > 0.05
+
+    def test_a_strong_penalty_keeps_the_start(self):
+        experts, context = separable()
+        merged = ExpertMerging(0.3, penalty=1e6, budget=1.0)(experts, context)
+        start = TaskArithmetic(scale=0.3)(experts)
+        assert all(torch.allclose(merged.shared[key], 0.3 * start.shared[key], atol=0.1) for key in merged.shared)
+
+    def test_chunks_follow_what_is_important_and_not_its_size(self):
+        experts, _ = separable()
+        keys = [key for key, spec in experts.specs().items() if len(spec.shape) == 2]
+        part, method = experts.part(keys), ExpertMerging(budget=3.0)
+        values = {key: drawn(3, 1, seed=index).abs() for index, key in enumerate(keys)}
+        counts = method.chunks(part, values)
+        assert counts == method.chunks(part, {key: 0.25 * value for key, value in values.items()})
+        assert 0 < sum(counts.values()) <= 3 * len(keys)
+        sizes = {key: float(values[key][:, 0] @ part.tau(key).flatten(1).abs().sum(1)) for key in keys}
+        assert max(counts, key=counts.get) == max(sizes, key=sizes.get)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"init": 1.0}, "expert_merging: init=1.0 is out"),
+            ({"budget": 0.0}, "budget=0.0"),
+            ({"samples": 0}, "samples=0"),
+        ],
+    )
+    def test_bad_input(self, options, message):
+        with pytest.raises(UserError, match=message):
+            ExpertMerging(**options)
+
+    def test_models_without_such_matrices_are_refused(self):
+        experts, context = separable()
+        norms = experts.part([key for key in experts.specs() if key.endswith("ln_1.weight")])
+        with pytest.raises(UserError, match="no matrix of attention or FFN"):
+            ExpertMerging()(norms, context)
 
 
 class TestPseudoLabels:
