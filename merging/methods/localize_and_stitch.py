@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from merging.entries import Entry, entrywise, sweep
+from merging.entries import entrywise, sweep
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.ops import magnitude_at
@@ -27,14 +27,19 @@ class LocalizeAndStitch(Options):
     streams: ClassVar[bool] = True
 
     def __call__(self, experts: Experts) -> Merged:
-        total = sum(spec.shape.numel() for spec in experts.specs().values())
-        if not total:
-            return experts.merged({})
-        ranks = torch.full((len(experts.tasks), 1), max(1, int(total * self.density)))
-        threshold = magnitude_at(partial(sweep, experts), ranks)
+        threshold = thresholds(experts, self.density)
+        return experts.merged(entrywise(experts, lambda _, tau: stitched(tau, tau.abs() > threshold)))
 
-        def stitch(_: Entry, tau: Tensor) -> Tensor:
-            kept = tau.abs() > threshold
-            return tau.mul_(kept).sum(0) / kept.sum(0).clamp_min(1)
 
-        return experts.merged(entrywise(experts, stitch))
+def thresholds(experts: Experts, density: float) -> Tensor:
+    """The magnitudes [T, 1] above which an entry is among the largest of a task vector, over the whole model."""
+    total = sum(spec.shape.numel() for spec in experts.specs().values())
+    if not total:
+        return torch.zeros(len(experts.tasks), 1)
+    ranks = torch.full((len(experts.tasks), 1), max(1, int(total * density)))
+    return magnitude_at(partial(sweep, experts), ranks)
+
+
+def stitched(tau: Tensor, kept: Tensor) -> Tensor:
+    """Entries [n] of task vectors [T, n], averaged over the tasks that keep them."""
+    return (tau * kept).sum(0) / kept.sum(0).clamp_min(1)
