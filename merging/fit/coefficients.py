@@ -132,17 +132,18 @@ class Learning(Options):
 
 
 def learn(
-    method: Learning, experts: Experts, context: Context, stream: Stream, shape: Shape, samples: Samples
-) -> tuple[Tensor, tuple[str, ...]]:
+    method: Learning, experts: Experts, context: Context, stream: Stream, shape: Shape, samples: Samples,
+    kind: Callable[..., Coefficients] = Coefficients,
+) -> tuple[Tensor, tuple[str, ...]]:  # fmt: skip
     """Coefficients [T, P] after the descent of a method, and what is to be said of it; learned once per content.
 
-    Raises UserError where the loss is not finite.
+    kind: what makes the model whose `learned` they are. Raises UserError where the loss is not finite.
     """
     data, name = samples.data, snake_case(type(method).__name__)
 
     def descended() -> dict[str, Tensor]:
         with seeded(context.seed):  # a module starts at random weights
-            model = Coefficients(experts, data, stream, shape)
+            model = kind(experts, data, stream, shape)
         collapsed = descend(model, context, experts, method.train, data.split, name, samples)
         return {"values": model.learned, "collapsed": torch.tensor([task in collapsed for task in experts.tasks])}
 

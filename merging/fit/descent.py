@@ -110,9 +110,9 @@ def descend(
     """Train the free numbers of `model` in place; returns the tasks suspected of collapse (`collapsed`).
 
     samples: of the experts' tasks, in place of all of a split. A model may have a `penalty()`, which is added to the
-    loss, and `before(step)`, called in front of each. The context's log gets every objective of every step as
-    `prefix/name`. A descent that was killed goes on from its last state where the context keeps unfinished work. Raises
-    UserError where the loss is not finite.
+    loss, `shares` [T] of the tasks in it, and `before(step)`, called in front of each. The context's log gets every
+    objective of every step as `prefix/name`. A descent that was killed goes on from its last state where the context
+    keeps unfinished work. Raises UserError where the loss is not finite.
     """
     samples = samples or opened(context, split, descent.needs)
     optimizer = descent.stepper(model.parameters())
@@ -159,7 +159,7 @@ class Losses:
         chosen = [next(draw) for draw in self._draws]
         features = model.features([self.data.inputs(task, rows) for task, rows in enumerate(chosen)])
         seen = self._batches(features, chosen)
-        return *_loss(self.terms, seen, getattr(model, "penalty", None)), seen
+        return *_loss(self.terms, seen, getattr(model, "penalty", None), getattr(model, "shares", None)), seen
 
 
 def _batches(samples: Samples, experts: Experts) -> Callable[[Sequence[Tensor], Sequence[Tensor]], list[Batch]]:
@@ -182,12 +182,16 @@ def _batches(samples: Samples, experts: Experts) -> Callable[[Sequence[Tensor], 
 
 
 def _loss(
-    objectives: Sequence[Objective], batches: Sequence[Batch], penalty: Callable[[], Tensor] | None
-) -> tuple[Tensor, dict[str, float]]:
+    objectives: Sequence[Objective], batches: Sequence[Batch], penalty: Callable[[], Tensor] | None,
+    shares: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """The weighted sum with the penalty, and what every objective adds up to without its weight."""
     loss, terms = torch.zeros((), device=batches[0].features.device), {}
     for objective in objectives:
-        total = sum((objective(batch) for batch in batches), torch.zeros((), device=loss.device))
+        parts = [objective(batch) for batch in batches]
+        if shares is not None:
+            parts = [share * part for share, part in zip(shares, parts, strict=True)]
+        total = sum(parts, torch.zeros((), device=loss.device))
         loss, terms[objective.name] = loss + objective.weight * total, float(total.detach())
     return loss if penalty is None else loss + penalty(), terms
 

@@ -220,6 +220,7 @@ ELSEWHERE = {  # of static methods, by the file that compares them
     "test_lora_methods": "AsAdapter Cat DoMerging Knots",
     "test_mask_methods": "NeuronMask",
     "test_reg_mean, test_regression, test_feat_cal, test_bayesian": "Bayesian FeatCal Lot RegMean RegMeanPp",
+    "test_pwe_moe": "PweMoe",
     "test_row_sparsifiers": "Breadcrumbs Della",
     "test_self_positioning": "SelfPositioning",
     "test_spectral_methods": "Resm",
