@@ -42,7 +42,7 @@ ELSEWHERE = {
     "plot",
 }  # what no row depends on
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "scipy", "scikit-learn", "datasets")
-OPTIONAL = ("transformers", "lm_eval")  # where it is installed
+OPTIONAL = ("transformers", "lm_eval", "optuna", "cmaes")  # where it is installed
 FOUND = "%s: found in %s (redo=true computes it again)"
 log = logging.getLogger(__name__)
 
