@@ -8,12 +8,16 @@ import published_search as published
 import pytest
 import torch
 from samples import applied, family, models, opened
+from test_evo_merging import adapters
 
 from merging import UserError
+from merging.combined import mix_of
 from merging.context import Context
 from merging.fit.surrogate import Quadratic, highest, undominated, unknowns
 from merging.methods import Map, TaskArithmetic
+from merging.methods.map import made
 from merging.methods.method import call
+from merging.saving_adapter import check_adapters
 from tasks.score import Score
 
 TASKS = ("one", "two", "three")
@@ -130,6 +134,17 @@ def test_a_scored_merge_is_taken_where_it_is_better_than_what_was_predicted():
     assert torch.allclose(verified.weight("wide.weight"), alone, atol=1e-5)
     assert verified.remarks[0] == f"a scored merge was taken: {published_way.remarks[0]}"
     assert not torch.allclose(published_way.weight("wide.weight"), alone, atol=1e-1)
+
+
+def test_of_adapters_it_is_a_mix_of_their_factors():
+    experts, _ = adapters(ranks=(1, 2, 3), alpha=2)
+    point = {"one": 0.5, "two": -0.25, "three": 1.0}
+    merged = made(experts, point)
+    for key in experts.specs():
+        taus = [experts.task_vector(key, task) for task in range(3)]
+        by_hand = sum(number * tau for number, tau in zip(point.values(), taus, strict=True))
+        assert mix_of(merged.shared, key) and torch.allclose(merged.weight(key), by_hand, atol=1e-5)
+    check_adapters(experts.checkpoints, experts.tasks, Map())
 
 
 def test_bad_input():
