@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from merging.calibration import Calibration
 from merging.experts import Experts
 from merging.regression import expert_weights, put, stages
-from merging.statistics import Pair, paired
+from merging.statistics import Pair, gram_sums, paired
 
 
 class Kept:
@@ -86,6 +86,12 @@ class Streams:
         if unread == 1:
             return every, every
         return every, {key: first[key].plus(every[key].plus(first[key], -1.0), unread) for key in keys}
+
+    def grams(self, task: int, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """`gram_sums` of layers of the next block of the model that is calibrated, alone."""
+        ours, _ = self.kept.setdefault(task, (Kept(), Kept()))
+        with ours.behind(self.model, self.done):
+            return gram_sums(self.model, keys, self.data.batches(task, self.samples))
 
 
 Solve = Callable[[Streams, Sequence[str], Mapping[str, Tensor], bool], Mapping[str, Tensor]]

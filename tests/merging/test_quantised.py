@@ -136,7 +136,7 @@ class TestEPmq:
         start = {key: base[key] + 0.3 * sum(expert[key] - base[key] for expert in experts) for key in base}
         images = [pictures(task) for task in range(3)]
         expected = published.e_pmq(BACKBONE.build, start, experts, images, 0.05, 0.01, bits, 8, symmetric)
-        method = EPmq(bits=bits, group=8, symmetric=symmetric, samples=IMAGES, then=TaskArithmetic(0.3))
+        method = EPmq(0.05, bits=bits, group=8, symmetric=symmetric, samples=IMAGES, then=TaskArithmetic(0.3))
         assert_near(merged(method), expected)
 
     def test_without_bound_the_anchor_is_rounded(self):
