@@ -30,8 +30,9 @@ class FwHard(Options):
     go 2 scale rate / (step + 2) of the way there. The cosines, of weights and not of what is between them, are the
     authors' linear oracle; a parameter of zeros or without a gradient counts nothing (theirs then choose nothing).
     start: a static method; theirs is Task Arithmetic at 0.3, for the published numbers AdaMerging. steps, rate, samples
-    a task: the defaults of their code; published 3 steps at a rate of 0.01, parameter by parameter. objective: Entropy
-    does without labels. batch: samples of a task whose gradients are taken together.
+    a task: the defaults of their code, which go an eighth of the way at most; published 3 steps at a rate of 0.01,
+    parameter by parameter. objective: Entropy does without labels. batch: samples of a task whose gradients are taken
+    together.
     """
 
     start: Method = field(default_factory=TaskArithmetic)
