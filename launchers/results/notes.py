@@ -8,16 +8,20 @@ from launchers.results.frame import Summary, first_line, is_transductive
 from launchers.results.writers import render
 from launchers.rows import Row
 
+LABELS = " with labels"  # as merging.context has it, which imports torch
+
 
 def notes(summary: Summary, best: str = "bold") -> list[str]:
     """What a reader must know to trust the table, a sentence or two each; `best` is how the best score is printed."""
     runs = _runs(summary)
     scored = [(label, row) for label, row in runs if row.status == "ok"]
-    adapted: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    adapted: dict[tuple[str, bool, bool], list[str]] = defaultdict(list)
     scales: dict[str, list[str]] = defaultdict(list)
     for label, row in scored:
         if row.adaptation != "none" and row.method != "multitask":
-            adapted[row.adaptation, is_transductive(row)].append(label)
+            learned = (who for who in row.opened.get(row.adaptation, ()) if who.startswith(("method=", "router=")))
+            with_labels = any(who.endswith(LABELS) for who in learned)
+            adapted[row.adaptation, is_transductive(row), with_labels].append(label)
         if (source := scale_source(row)) != "-":
             scales[source].append(label)
     plain = {*summary.metrics.values()} <= {"accuracy"}

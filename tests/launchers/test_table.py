@@ -14,6 +14,7 @@ from launchers.results.frame import of_rows, summarise
 from launchers.results.notes import notes
 from launchers.results.table import columns, records, sheets
 from launchers.table import main
+from merging.context import LABELS
 from merging.errors import UserError
 from tasks.score import Score
 
@@ -120,6 +121,8 @@ def test_what_saw_the_test_images_is_marked_and_never_bold():
     assert bold(summary, "mean") == ["tsv_m", "twin"]
     assert printed([*DYNAMIC, seen], "adapt")["wemoe"] == "test"
     assert "Saw the unlabelled test samples (transductive; no fair rival, never bold): wemoe." in said
+    labelled = routed_row("wemoe", 0.9, adaptation="val", opened={"val": [f"method=wemoe{LABELS}"]})
+    assert "Saw the labelled val samples: wemoe." in " ".join(notes(summarise([*DYNAMIC, labelled])[0]))
     assert "adapt" not in [column.header for column in columns(summarise(DYNAMIC)[0])]
     assert "transductive" not in " ".join(notes(summarise(DYNAMIC)[0]))
 
