@@ -52,6 +52,15 @@ WHOLE = """## All in one table
 and seconds of merging; `python -m launchers.table --sort needs` prints it by what methods need. Suites that give
 prompts alone (`lm_eval`) run no method that learns from predictions or labels. What each field leaves out:
 """
+MISSING_METHODS = """## Not built
+
+- BOOM (models of one task trained on shares of its data, then merged): the merge is `multi_slerp`; no suite here has
+  such models, and an expert belongs to a task.
+- FlexSwitch: the schedule of its temperature, its penalties, rates and the loss of its metric are not public. T-Switch
+  and Auto-Switch are here.
+- MERGE (modules of attention and FFN recombined by a search, then a router over tasks): its group merge "BC", the range
+  of its 8-bit values and its search are known second-hand only.
+"""
 
 
 @dataclass(frozen=True)
@@ -233,7 +242,7 @@ def page() -> str:
     for needs, title in NEEDS.items():
         group = sorted((line for line in lines if line.needs == needs), key=lambda line: line.name)
         text += [f"## {title}\n", row(COLUMNS), row(["---"] * len(COLUMNS)), *(row(line.cells) for line in group), ""]
-    return "\n".join([*text, WHOLE, *field(), ""])
+    return "\n".join([*text, WHOLE, *field(), "", MISSING_METHODS])
 
 
 def row(cells) -> str:
