@@ -24,7 +24,7 @@ from torch.nn import functional
 from merging import UserError
 from merging.decompose.ranks import Ranks
 from merging.fit.gates import Learned, TaskId
-from merging.methods import Dare, Della, Duet, Expert, FfnOracle, Lot, RankOneMoe, Smile, Twin, Wemoe
+from merging.methods import Concrete, Dare, Della, Duet, Expert, FfnOracle, Lot, RankOneMoe, Smile, Twin, Wemoe
 from merging.routing.gates import Gate, GateShape
 from merging.routing.install import install
 
@@ -87,11 +87,13 @@ def permuted(state):
     return turned
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(quick(each), id=each.__name__) for each in every_method() if each not in (Dare, Della)]
-)
+BY_POSITION = Dare, Della, Concrete  # they draw a random number for every position
+FOLLOWING = [pytest.param(quick(each), id=each.__name__) for each in every_method() if each not in BY_POSITION]
+
+
+@pytest.mark.parametrize("method", FOLLOWING)
 def test_follows_a_permutation_of_hidden_neurons(method):
-    """Of all methods but DARE and DELLA, which draw a random number for every position.
+    """Of all methods but those that draw by position.
 
     LOT's default counts eigenvalues as inverses that are small enough to make fifth digits of the rounding of fp32.
     """
