@@ -24,16 +24,16 @@ class PweMoe(Learning):
     """PWE-MoE: one model for every preference among the tasks, by small nets from preferences to coefficients.
 
     Tang et al., 2024, arXiv 2406.09770, by the code in fusion_bench, which calls it untested; no published numbers are
-    known. Every FFN and, with routed "ffn+attention", every attention has a net from the preference, T shares of sum 1,
-    to the coefficients of its task vectors; all else is Task Arithmetic at init. In training a preference is drawn for
-    every step, uniformly, and the losses of the tasks are summed by their shares (LS; the variant by exact Pareto
+    known. Every FFN, and with families "ffn+attention" every attention, has a net from the preference, T shares of sum
+    1, to the coefficients of its task vectors; all else is Task Arithmetic at init. In training a preference is drawn
+    for every step, uniformly, and the losses of the tasks are summed by their shares (LS; the variant by exact Pareto
     points, whose code cannot run, is left out). preference: task -> share of the merge that is made, those not named 0,
     null is equal; the nets are learned once for all. depth: of the nets, published 2, with a hidden layer. train, by 16
     labelled samples a task: published Adam at 1e-2 for 2000 steps with FFNs alone, at 1e-5 for 8000 with attention, by
     a cosine to a tenth (here to zero).
     """
 
-    routed: Literal["ffn", "ffn+attention"] = "ffn"
+    families: Literal["ffn", "ffn+attention"] = "ffn"
     depth: Literal[1, 2] = 2
     init: Coefficient = 0.3
     preference: Mapping[str, float] | None = None
@@ -56,7 +56,7 @@ class PweMoe(Learning):
 
     def _columns(self, experts: Experts) -> tuple[dict[str, slice], int]:
         """The column of every parameter, the first of what no net decides, and how many nets there are."""
-        families = self.routed.split("+")
+        families = self.families.split("+")
         infos = {key: experts.param(key) for key in experts.specs()}
         modules = {key: (info.block, info.family) for key, info in infos.items()
                    if info.block is not None and info.family in families}  # fmt: skip

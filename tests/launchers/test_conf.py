@@ -95,7 +95,7 @@ def test_every_method_has_its_file():
 def test_a_router_counts_where_a_class_an_option_or_an_inner_method_asks_for_one():
     asks = {name for name in METHODS if routes(plain("method", name))}
     assert {"twin", "auto_switch", "emr_routed", "tall_mask_routed"} < asks
-    assert not asks & {"ties", "smile", "expert", "t_switch", "emr", "tall_mask", "dare"}
+    assert not asks & {"ties", "smile", "expert", "t_switch", "emr", "tall_mask", "dare", "pwe_moe"}
     inside = plain("method", "dare") | {"then": plain("method", "emr_routed")}
     assert routes(inside) and not routes({**inside, "then": {**inside["then"], "routed": False}})
 
