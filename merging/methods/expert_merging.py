@@ -56,7 +56,8 @@ class ExpertMerging(Learning, prefix="expert_merging: "):
         values, column, remarks = self._learned(part, context, samples, dict.fromkeys(matrices, 1))
         if self.budget is not None:
             chunks = self.chunks(part, {key: values[:, column[key]] for key in matrices})
-            values, column, remarks = self._learned(part, context, samples, chunks)
+            chunked = replace(context, who=f"{context.who}, in chunks")  # a state of its own, should it be killed
+            values, column, remarks = self._learned(part, chunked, samples, chunks)
         changes = part.map(lambda key, tau: combination(values[:, column[key]], tau))
         return experts.merged(changes, remarks=remarks)
 

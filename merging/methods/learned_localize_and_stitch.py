@@ -59,33 +59,45 @@ class LearnedLocalizeAndStitch(Learning, prefix="learned_localize_and_stitch: ")
         """The mask of every parameter as bits."""
         alone = replace(experts, tasks=experts.tasks[task : task + 1], checkpoints=experts.checkpoints[task : task + 1])
         few = samples.of_task(task)
+        tied = {key: first for key, first in experts.tied.items() if {key, first} <= experts.specs().keys()}
         with seeded(context.seed):  # a module starts at random weights
-            model = Masked(alone, few, threshold, self)
+            model = Masked(alone, few, threshold, self, tied)
+        context = replace(context, who=f"{context.who}, {experts.tasks[task]}")  # so that no state is another task's
         descend(model, context, alone, self.train, self.split, "learned_localize_and_stitch", few)
-        return {key: packed(logits.detach().flatten()[None] > 0)[0].cpu() for key, logits in model.logits.items()}
+        kept = {key: packed(logits.detach().flatten()[None] > 0)[0].cpu() for key, logits in model.logits.items()}
+        return kept | {key: kept[first] for key, first in tied.items()}
 
 
 class Masked(Folded):
-    """Learnable (merging.fit): W_0 + sigmoid(`logits`) tau of a single expert."""
+    """Learnable (merging.fit): W_0 + sigmoid(`logits`) tau of a single expert; tied names share theirs, the first's."""
 
-    def __init__(self, alone: Experts, samples: Samples, threshold: Tensor, method: LearnedLocalizeAndStitch):
+    def __init__(
+        self, alone: Experts, samples: Samples, threshold: Tensor, method: LearnedLocalizeAndStitch,
+        tied: Mapping[str, str],
+    ):  # fmt: skip
         super().__init__(alone, samples.data, alone.stream)
-        self.push = method.push / method.train.lr
+        self.push, self.tied = method.push / method.train.lr, tied
         self.logits = {
             key: torch.where(tau[0].abs() > threshold, method.bias, -method.bias).to(samples.data.device)
             for key, tau in alone.stream()
+            if key not in tied
         }
         for logits in self.logits.values():
             logits.requires_grad_()
 
     def parameters(self) -> list[Tensor]:
-        return [self.logits[key] for key in self.changed]
+        return [self.logits[key] for key in dict.fromkeys(map(self._first, self.changed))]
+
+    def _first(self, key: str) -> str:
+        return self.tied.get(key, key)
 
     def change(self, key: str, tau: Tensor) -> Tensor:
-        return self.logits[key].sigmoid() * tau[0]
+        return self.logits[self._first(key)].sigmoid() * tau[0]
 
     def pull(self, key: str, tau: Tensor, gradient: Tensor) -> None:
-        logits = self.logits[key]
+        logits = self.logits[self._first(key)]
         soft = logits.detach().sigmoid()
-        away = torch.where(logits.detach() > 0, self.push, -self.push)
-        logits.grad = (gradient * tau[0] - away) * soft * (1 - soft)
+        slope = soft * (1 - soft)
+        if logits.grad is None:
+            logits.grad = torch.where(logits.detach() > 0, -self.push, self.push) * slope
+        logits.grad += gradient * tau[0] * slope

@@ -6,11 +6,12 @@ import published_learned as published
 import pytest
 import torch
 from coloured import separable
-from samples import BACKBONE, Made, drawn
+from samples import BACKBONE, Made, drawn, lasting
 from torch.func import functional_call
 
+from merging.cache import Cache
 from merging.errors import UserError
-from merging.fit import CrossEntropy, Descent
+from merging.fit import CrossEntropy, Descent, descent
 from merging.fit.objectives import Batch, PseudoLabels
 from merging.fit.samples import opened, trusted
 from merging.methods import Atlas, ExpertMerging, TaskArithmetic
@@ -120,6 +121,14 @@ class TestExpertMerging:
             alpha, changes = published.expert_merging(loss, base, matrices, *steps, counts)
         assert merged.shared.keys() == matrices.keys() and close(merged, changes, 1e-4)
         assert max(float((one - 0.2).abs().max()) for one in alpha.values()) > 0.05
+
+    def test_a_state_of_the_first_descent_is_none_of_the_second(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(descent, "SECONDS", -1.0)
+        experts, context = separable()
+        method = lasting(ExpertMerging(0.2, 4, budget=1.5), 2)
+        whole = method(experts, context)
+        kept = method(experts, replace(context, unfinished=Cache(tmp_path)))
+        assert all(torch.equal(whole.shared[key], kept.shared[key]) for key in whole.shared)
 
     def test_a_strong_penalty_keeps_the_start(self):
         experts, context = separable()

@@ -3,15 +3,31 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_model
-from samples import drawn
+from samples import drawn, lasting
 from torch import nn
 
 from merging import Experts, UserError, load, merge
 from merging.calibration import Calibration
 from merging.checkpoints import StateDict
 from merging.checkpoints.tied import tied
+from merging.context import Context
+from merging.fit import CrossEntropy, Descent
 from merging.fit.coefficients import Coefficients, Shape, columns
-from merging.methods import Average, Base, Dare, Della, Ties, Twin
+from merging.methods import (
+    Atlas,
+    Average,
+    Base,
+    Concrete,
+    Dare,
+    Della,
+    FwHard,
+    FwSoft,
+    LearnedCat,
+    LearnedLocalizeAndStitch,
+    SelfPositioning,
+    Ties,
+    Twin,
+)
 
 
 class Tied(nn.Module):
@@ -87,15 +103,50 @@ def test_weights_that_are_no_longer_tied_are_refused_by_a_tied_module(tmp_path):
         load(path, Tied())
 
 
+class Tokens:
+    """Data double: prompts of three tokens, their labels, and the last of 12 outputs per token as logits."""
+
+    def unlabelled(self, split):
+        ids = torch.arange(12).view(4, 3)
+        return Calibration(split, ("a", "b"), (4, 4), lambda task, some: ids[some], (None, None), Tied, {},
+                           read=lambda module, some: module.head(module.norm(module.embed(some)).mean(1)))  # fmt: skip
+
+    def labels(self, split):
+        return [torch.arange(4), torch.arange(4) + 6]
+
+
+LEARNING = [Atlas(0.3), Concrete(), Concrete("layer"), FwHard(), FwSoft(rounds=2), LearnedCat(), SelfPositioning(),
+            LearnedLocalizeAndStitch(0.5, train=Descent([CrossEntropy()], 3, None, 1e3, optimizer="sgd"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "method", [lasting(method, 3) for method in LEARNING], ids=lambda method: type(method).__name__
+)
+def test_what_learns_leaves_tied_weights_tied(method):
+    states = [parted(Tied(seed)) for seed in range(3)]
+    experts = Experts.open(states[0], states[1:], ["a", "b"])
+    state = dict(lasting(method, 3)(experts, Context(Tokens())).state())
+    assert torch.equal(state["embed.weight"], state["head.weight"])
+    assert not torch.equal(state["embed.weight"], states[0]["embed.weight"])
+
+
+def test_a_learned_mask_of_a_tied_weight_is_the_one_that_the_model_ran_with():
+    """The loss falls that the stitched model has, which it would not with a mask of a name that no gradient reaches."""
+    states = [parted(Tied(seed)) for seed in range(2)]
+    experts, losses = Experts.open(states[0], states[1:], ["a"]), []
+    train = Descent([CrossEntropy()], 20, None, 100.0, "constant", optimizer="sgd")
+    noting = Context(Tokens(), log=lambda values, step: losses.extend(values.values()))
+    LearnedLocalizeAndStitch(0.5, push=0.0, train=train)(experts, noting)
+    assert losses[-1] < losses[0]
+
+
 def test_the_gradient_of_a_coefficient_counts_a_tied_weight_once():
     """Against finite differences, beside a weight that is not tied."""
     states = [Tied(seed).state_dict() for seed in range(3)]
     for seed, state in enumerate(states):
         state["norm.weight"] = 1 + drawn(6, seed=seed)
     experts = Experts.open(states[0], states[1:])
-    ids = torch.arange(12).view(4, 3)
-    data = Calibration("calibration", ("a", "b"), (4, 4), lambda task, some: ids[some], (None, None), Tied, {},
-                       read=lambda module, some: module.head(module.norm(module.embed(some)).mean(1)))  # fmt: skip
+    data = Tokens().unlabelled("calibration")
     shape = Shape.constant(experts, columns(experts, by_parameter=False), 0.3)
     model = Coefficients(experts, data, experts.stream, shape)
 
