@@ -153,7 +153,7 @@ def learn(
         ids = [experts.origin.id, *(checkpoint.id for checkpoint in experts.checkpoints)]
         seen = (data.split, data.ids, data.head_ids, data.backbone, data.device.type, data.precision)
         form = shape.start, {key: [column.start, column.stop] for key, column in shape.column.items()}
-        made_from = (identity(method), ids, sorted(experts.specs()), seen, identity(form), context.seed)
+        made_from = (identity(method), ids, experts.tasks, sorted(experts.specs()), seen, identity(form), context.seed)
         learned = experts.cache.tensors(
             key_of("coefficients", code((*CODE, *modules_of(method))), *made_from), descended
         )

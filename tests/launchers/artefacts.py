@@ -100,13 +100,17 @@ def activations(cache, patch, base=0, expert=1, images=0, device="cpu", source="
     Neurons(source=source, **knobs).measured(opened(cache, base, expert), Context(data))
 
 
-def coefficients(cache, patch, base=0, expert=1, images=0, head=1.0, device="cpu", seed=0, level="task", **how):
-    patch.setattr(coefficients_of, "Coefficients", lambda *_: SimpleNamespace(learned=torch.zeros(2, 2)))
+def coefficients(
+    cache, patch, base=0, expert=1, images=0, head=1.0, device="cpu", seed=0, level="task", names=("a", "b"), **how
+):
+    patch.setattr(coefficients_of.Coefficients, "__init__", lambda *_: None)
+    patch.setattr(coefficients_of.Coefficients, "learned", torch.zeros(2, 2))
     patch.setattr(coefficients_of, "descend", lambda *_: [])
     tasks = suite.Suite("two", (Shades("a", images, head), Shades("b")))
     seen = suite.calibration(tasks, backbone(**{**BACKBONE, **how}), "calibration")
     data = SimpleNamespace(unlabelled=lambda _: replace(seen, device=torch.device(device)))
-    AdaMerging(level)(opened(cache, base, expert), Context(data, seed=seed))
+    experts = replace(opened(cache, base, expert), tasks=names)
+    AdaMerging(level)(experts, Context(data, seed=seed))
 
 
 def probe(cache, patch, expert=1, images=0, classes=("a", "b"), **how):
@@ -208,7 +212,7 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
     "activations": (activations, {"expert": 2, "images": 1, "device": "meta", "source": "base", "statistic": "rms",
                                   "tokens": "class", "at": "input", "count": 3, **OTHER}, ("merging.statistics",)),
     "coefficients": (coefficients, {"base": 2, "expert": 2, "images": 1, "head": 2.0, "device": "meta", "seed": 1,
-                                   "level": "layer", **OTHER}, ("merging.methods.ada_merging",)),
+                                   "level": "layer", "names": ("c", "b"), **OTHER}, ("merging.methods.ada_merging",)),
     "linear probe": (probe, {"expert": 2, "images": 1, "classes": ("a", "b", "c"), **OTHER}, ("tasks.heads.probe",)),
     "similarity": (similarity, {"base": 3, "expert": 2, "only": frozenset(KEYS[:1])}, ("merging.similarity",)),
     "expert": (expert, {"base": 1, "task": "tints", "images": 1, "head": 2.0, "recipe": Recipe(steps=3), "seed": 1,

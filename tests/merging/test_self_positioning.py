@@ -11,6 +11,7 @@ from samples import BACKBONE, Made, context, drawn, family, models, opened, towe
 from torch.func import functional_call
 from torch.nn import functional
 
+from merging.cache import Cache
 from merging.context import ALONE
 from merging.errors import UserError
 from merging.fit import CrossEntropy, Descent, Entropy
@@ -89,6 +90,17 @@ def test_the_order_is_by_name_and_matters():
     same = SelfPositioning(order=["blue", "green", "red"], train=STILL)(experts, made).shared
     assert all(torch.equal(by_name[key], same[key]) for key in same)
     assert any(not torch.allclose(by_name[key], other[key], atol=1e-3) for key in same)
+
+
+def test_what_was_learned_under_other_names_is_not_used_again(tmp_path):
+    """The order is by name."""
+    experts, made = separable()
+    renamed, cache = replace(experts, tasks=("a", "b", "c")), Cache(tmp_path)
+    method = SelfPositioning(train=STILL)
+    fresh = method(renamed, made).shared
+    for some in (experts, renamed):
+        again = method(replace(some, cache=cache), made).shared
+    assert all(torch.equal(fresh[key], again[key]) for key in fresh)
 
 
 def test_the_penalty_shortens():
