@@ -23,7 +23,7 @@ from merging.context import ALONE, Context, Log, Opened, adaptation, needs_of, s
 from merging.experts import Experts
 from merging.fit.descent import terms_of
 from merging.fit.gates import Learned, Router
-from merging.fit.objectives import Entropy, MarginalEntropy
+from merging.fit.objectives import Entropy, MarginalEntropy, PseudoLabels
 from merging.identity import fingerprint, identity
 from merging.merged import Merged
 from merging.methods import Expert, Multitask
@@ -278,8 +278,8 @@ def splits_read(method: Method, scale: Fixed | Search, router: Router) -> list[s
 
 
 def without_entropy(suite: Suite, method: Method, router: Router) -> list[str]:
-    """Tasks that add nothing where a method or its router learns by entropy: their head has a single output."""
-    if not any(isinstance(term, Entropy | MarginalEntropy) for term in terms_of(method, router)):
+    """Tasks that add nothing where a method or its router learns by entropy or pseudo-labels: heads of one output."""
+    if not any(isinstance(term, Entropy | MarginalEntropy | PseudoLabels) for term in terms_of(method, router)):
         return []
     return [task.name for task in suite.tasks if not task.classes and task.head() is not None]
 

@@ -75,9 +75,10 @@ class Descent(Options, prefix="train."):
 
 
 def terms_of(method: object, router: object) -> list[Objective]:
-    """What a method, those inside it and a router lower by descents."""
+    """What a method, those inside it and a router lower, by descents or by steps of their own."""
     parts = [*nested(method), getattr(router, "train", None)]
-    return [term for part in parts if isinstance(part, Descent) for term in part.terms]
+    descents = [term for part in parts if isinstance(part, Descent) for term in part.terms]
+    return descents + [part for part in parts if isinstance(part, Objective)]
 
 
 def cosine(lr: float, step: int, steps: int) -> float:

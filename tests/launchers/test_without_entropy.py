@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from launchers.cells import without_entropy
+from merging.fit import Descent
 from merging.fit.gates import Gradient, Learned, Oracle
-from merging.fit.objectives import Entropy, FeatureDistillation
-from merging.methods import AdaMerging, Average
+from merging.fit.objectives import Entropy, FeatureDistillation, PseudoLabels
+from merging.methods import AdaMerging, Atlas, Average, Concrete, FwHard
 from tasks.suite import Suite
 from tasks.task import array_task
 
@@ -26,6 +27,11 @@ SUITE = Suite(
     ("method", "router", "named"),
     [
         (AdaMerging(), Oracle(), ["numbers"]),
+        (Atlas(train=Descent([PseudoLabels()])), Oracle(), ["numbers"]),
+        (Concrete(), Oracle(), ["numbers"]),
+        (FwHard(objective=Entropy()), Oracle(), ["numbers"]),
+        (FwHard(AdaMerging()), Oracle(), ["numbers"]),
+        (FwHard(), Oracle(), []),
         (Average(), Learned(train=Gradient([Entropy()])), ["numbers"]),
         (Average(), Learned(train=Gradient([FeatureDistillation()])), []),
         (Average(), Learned(), []),
