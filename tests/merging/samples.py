@@ -164,9 +164,9 @@ def equal(first, second):
 
 
 def quick(method):
-    """A method of that class with the defaults of its options, but for the length of a descent and of a group."""
+    """A method of that class with its defaults, but for the length of a descent, of a group and of a front."""
     made = lasting(method(), 2)
-    return replace(made, group=8) if hasattr(made, "group") else made
+    return replace(made, **{name: size for name, size in {"group": 8, "front": 2}.items() if hasattr(made, name)})
 
 
 def lasting(made, steps):
