@@ -75,6 +75,8 @@ def describe(method: object) -> dict[str, object]:
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):  # of any kind, also a configuration's
         return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):  # such as the objectives of a descent
+        return [_plain(inner) for inner in value]
     return describe(value) if callable(value) or is_dataclass(value) else value
 
 

@@ -15,7 +15,7 @@ from merging import UserError, api, files, load, merge, open_merged
 from merging.api import describe
 from merging.backbones.open_clip import OpenClip
 from merging.checkpoints import identify_ahead
-from merging.methods import Average, Dare, TaskArithmetic, Ties, Twin
+from merging.methods import Average, Dare, TaskArithmetic, Ties, Twin, discovered
 
 BACKBONE = OpenClip("tiny", 8, {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2})
 INPUTS = drawn(3, 6)
@@ -93,6 +93,16 @@ def test_the_header_says_where_a_merge_came_from(tmp_path, stored):
     assert provenance["method"]["then"] == describe(Ties(0.1)) and provenance["method"]["then"]["density"] == 0.1
     assert provenance["tasks"] == ["cars", "signs"] and provenance["note"] == "a test" and provenance["scale"] == 0.3
     assert [provenance["base"], *provenance["experts"]] == [sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+@pytest.mark.parametrize("method", [pytest.param(method(), id=name) for name, method in discovered().items()])
+def test_every_method_is_described_as_json(method):
+    """As the header of a saved merge has it; objectives of a descent and whatever lies inside, too."""
+    told = json.loads(json.dumps(describe(method)))
+    assert told["name"] == type(method).__name__
+    if "train" in told:
+        names = [type(objective).__name__ for objective in method.train.objectives]
+        assert [objective["name"] for objective in told["train"]["objectives"]] == names
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path):
