@@ -55,8 +55,8 @@ class FwHard(Options):
 
     def __call__(self, experts: Experts, context: Context) -> Merged:
         """Raises UserError without samples, for a `start` that is not static, and where the loss is not finite."""
-        experts = replace(experts, separate_qkv=False)
         begin = static(self.start, experts, context, "Where Frank-Wolfe starts")
+        experts = replace(experts, separate_qkv=False)  # weights as the model has them
         data = opened(context, self.split, self.needs)
 
         def stream(keys: Sequence[str] | None) -> Iterator[tuple[str, Tensor]]:
@@ -76,7 +76,8 @@ class FwHard(Options):
             chosen = self._cosines(model, losses, rounds, context, step).argmin(0)
             model.go(torch.eye(count)[:, chosen], 2 * self.scale * self.rate / (step + 2))
         values = model.learned
-        return experts.merged({key: combination(values[:, column[key]], tau) for key, tau in stream(None)})
+        changes = {key: combination(values[:, column[key]], tau) for key, tau in stream(None)}
+        return experts.merged(changes, remarks=begin.remarks)
 
     def _cosines(self, model: "Point", losses: Losses, rounds: int, context: Context, step: int) -> Tensor:
         """Of every candidate and column, [1 + T, P]."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 from merging.context import ALONE
 from merging.errors import UserError
 from merging.fit import Descent, Entropy
-from merging.methods import AdaMerging, Average, Emr, FwHard, FwSoft, TaskArithmetic
+from merging.methods import AdaMerging, Average, Emr, FwHard, FwSoft, TaskArithmetic, TsvM
 from merging.ops import generator
 
 
@@ -41,6 +41,14 @@ def cross_entropy(experts, made, entropy):
         return total
 
     return loss
+
+
+def test_starts_where_the_other_method_ends():
+    """Also where that one looks at queries, keys and values apart."""
+    experts, made = separable()
+    experts = replace(experts, separate_qkv=True)
+    (ours,), (start,) = models(FwHard(TsvM(), steps=1, scale=0.0)(experts, made)), models(TsvM()(experts))
+    assert all(torch.allclose(ours[key], start[key], rtol=0, atol=1e-6) for key in start)
 
 
 @pytest.mark.parametrize("entropy", [False, True])
