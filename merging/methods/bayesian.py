@@ -93,8 +93,10 @@ class Bayesian(ByKind, prefix="bayesian: "):
                 else:
                     solvers[key] = quadratic.spectrum()
         if self.search is None:
-            return self.weighed(experts, changes, self.scale)
-        return self._searched(self.search, experts, context, changes, solvers)
+            merged = self.weighed(experts, changes, self.scale)
+        else:
+            merged = self._searched(self.search, experts, context, changes, solvers)
+        return replace(merged, remarks=(*start.remarks, *merged.remarks))
 
     def _searched(
         self, search: BlackBox, experts: Experts, context: Context, changes: Changes, solvers: Mapping[str, Spectrum]

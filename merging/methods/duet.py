@@ -98,6 +98,7 @@ class Duet(Options):
             Routing("learned", init=self.init) if routed else None,
             fixed={**rest.fixed, **{key: parts[key].fixed for key in routed if parts[key].fixed is not None}},
             energy={key: parts[key].energy for key in routed if parts[key].energy is not None},
+            remarks=rest.remarks,
         )
 
     def _routed(self, experts: Experts, key: str) -> bool:

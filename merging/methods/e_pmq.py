@@ -58,7 +58,7 @@ class EPmq(Grid, prefix="e_pmq: "):
         data, changes = context.unlabelled(), {key: change_of(start, key) for key in experts.specs()}
         calibrated(experts, data, changes, self.samples, solve)
         rest = {key: change for key, change in changes.items() if key not in packed}
-        return experts.merged(rest).holding(packed)
+        return experts.merged(rest, remarks=start.remarks).holding(packed)
 
     def _solved(self, experts: Experts, key: str, total: Equations, change: Tensor) -> Packed:
         anchor = as_applied(experts, key, change).double()

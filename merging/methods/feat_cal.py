@@ -53,7 +53,8 @@ class FeatCal(Options):
         ) -> Mapping[str, Tensor]:
             return self._calibrated(streams, block, changes, unread if last else 1.0)
 
-        return experts.merged(calibrated(experts, data, changes, self.samples, solve))
+        solved = calibrated(experts, data, changes, self.samples, solve)
+        return experts.merged(solved, remarks=start.remarks)
 
     def _unread(self, data: Calibration) -> float:
         if self.unread is not None:

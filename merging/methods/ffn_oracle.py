@@ -23,4 +23,5 @@ class FfnOracle:
         ffn = experts.keys("ffn")
         rest = static(self.rest, experts.part(set(experts.specs()) - set(ffn)), context, "ffn_oracle: rest")
         deltas: dict[str, Delta] = {key: experts.delta(key) for key in ffn}
-        return experts.merged(rest.shared, rest.scale, deltas, Routing("oracle"), fixed=rest.fixed)
+        routing = Routing("oracle")
+        return experts.merged(rest.shared, rest.scale, deltas, routing, fixed=rest.fixed, remarks=rest.remarks)

@@ -43,7 +43,7 @@ class Knots:
         apart = Coordinates(experts.tasks, Rows(experts, bases, None), tuple(rows), experts.table)
         merged = static(self.then, apart, context, "knots: then")
         lift = lambda changes: _lifted(experts, bases, changes)  # noqa: E731
-        return experts.merged(lift(merged.shared), merged.scale, fixed=lift(merged.fixed))
+        return experts.merged(lift(merged.shared), merged.scale, fixed=lift(merged.fixed), remarks=merged.remarks)
 
 
 class Coordinates(Experts):

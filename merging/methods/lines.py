@@ -35,9 +35,8 @@ class Lines(Options):
         shallow = sum(sweep(experts, lambda _, tau: float(tau.sum(0).abs().sum().double()))) / size if size else 0.0
         first = chosen(merged.shared, dict.fromkeys(merged.shared, shallow / len(experts.tasks)))
         deep = chosen(merged.shared, {key: depth[key] for key in merged.shared if depth[key] > 0})
-        return experts.merged(
-            deep, self.scale, fixed=total((1.0, merged.fixed), (1.0, first)) if merged.fixed else first
-        )
+        fixed = total((1.0, merged.fixed), (1.0, first)) if merged.fixed else first
+        return experts.merged(deep, self.scale, fixed=fixed, remarks=merged.remarks)
 
 
 def _l1(experts: Experts, changes: Changes) -> float:

@@ -48,4 +48,5 @@ class RankOneMoe(Options):
         deltas = {key: delta for key, (delta, _) in parts.items()}
         energy = {key: shares for key, (_, shares) in parts.items()}
         routing = Routing("learned", init=self.init) if deltas else None
-        return experts.merged(rest.shared, rest.scale, deltas, routing, fixed={**rest.fixed, **fixed}, energy=energy)
+        more = {"fixed": {**rest.fixed, **fixed}, "energy": energy, "remarks": rest.remarks}
+        return experts.merged(rest.shared, rest.scale, deltas, routing, **more)

@@ -60,6 +60,7 @@ class Twin(Options):
             {key: delta for key, (delta, _) in parts.items()},
             Routing("learned") if routed else None,
             fixed=common,
+            remarks=shared.remarks,
             energy={key: energy for key, (_, energy) in parts.items()},
             remade=None if shared.scale is None else lambda scale: self._around(experts, shared.scaled(scale)),
         )

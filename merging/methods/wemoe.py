@@ -34,7 +34,7 @@ class Wemoe(Options):
         rest = static(self.rest, experts.part(set(experts.keys()) - set(ffn)), context, "wemoe: rest")
         deltas: dict[str, Delta] = {key: Dense(self._pruned(tau).clone()) for key, tau in experts.stream(ffn)}
         routing = Routing("learned", init=self.init) if deltas else None
-        return experts.merged(rest.shared, rest.scale, deltas, routing, fixed=rest.fixed)
+        return experts.merged(rest.shared, rest.scale, deltas, routing, fixed=rest.fixed, remarks=rest.remarks)
 
     def _pruned(self, tau: Tensor) -> Tensor:
         """`tau` [T, *shape] with the small entries of each task zero, in place; of equal ones the first are kept."""

@@ -1,6 +1,7 @@
 """What every merge method promises: all those in the files of merging/methods, with the defaults of their knobs."""
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from samples import (
 )
 
 from merging import merge, open_merged
+from merging.methods import TaskArithmetic, discovered
 
 MATRICES = {key: shape for key, shape in SHAPES.items() if len(shape) == 2}
 METHODS = [pytest.param(quick(each), id=each.__name__) for each in every_method()]
@@ -196,6 +198,30 @@ def test_needs_what_it_says(method):
     if method.needs == "nothing":
         base, experts = family(2, tower())
         assert all(map(equal, models(merge(method, base, experts)), models(merged_of(method, base, experts))))
+
+
+@dataclass(frozen=True)
+class Remarking:
+    """Task Arithmetic with something to say."""
+
+    needs: ClassVar[str] = "nothing"
+
+    def __call__(self, experts):
+        return replace(TaskArithmetic()(experts), remarks=("heard",))
+
+
+INSIDE = [
+    pytest.param(method, option.name, id=f"{type(method).__name__}-{option.name}")
+    for (method,) in (each.values for each in METHODS + QUANTISING)
+    for option in fields(method)
+    if type(getattr(method, option.name)) in discovered().values()
+]
+
+
+@pytest.mark.parametrize(("method", "option"), INSIDE)
+def test_says_what_the_method_inside_it_says(method, option):
+    """Such as that its descent is suspected of collapse."""
+    assert merged_of(replace(method, **{option: Remarking()}), *family(2, tower())).remarks == ("heard",)
 
 
 def test_methods_are_found():
