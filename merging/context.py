@@ -77,7 +77,11 @@ class Context:
         return self._open(f"unlabelled {split} inputs of every task", "inputs", split).unlabelled(split)
 
     def labelled(self, split: str = "calibration") -> tuple[Calibration, Sequence[Tensor]]:
-        """The inputs of a split and their labels [n] per task. Raises UserError as `unlabelled`."""
+        """The inputs of a split and their labels [n] per task. Raises UserError as `unlabelled`, and for test."""
+        if split == "test":
+            raise UserError(
+                f"{self.who} would learn from the labels that are scored. Choose calibration, val or train."
+            )
         if self.data is not None and not hasattr(self.data, "labels"):
             raise UserError(f"{self.who} uses labelled {split} inputs of every task, and there are no labels here.")
         data = self._open(f"labelled {split} inputs of every task", "labels", split)

@@ -42,7 +42,7 @@ class Descent(Options, prefix="train."):
     objectives: Mapping[str, Objective] | Sequence[Objective] = ENTROPY
     steps: Annotated[int, Within(1, 10**7)] = 1000
     batch: Annotated[int, Within(1, 10**6)] | None = 16
-    lr: Annotated[float, Within(0.0, 1e9, open_low=True)] = 1.0e-4  # for SGD it may be large
+    lr: Annotated[float, Within(0.0, 1e9, open_low=True)] = 1.0e-4  # above 1 for SGD alone
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = 0.0
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -50,6 +50,8 @@ class Descent(Options, prefix="train."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.optimizer != "sgd" and self.lr > 1:
+            raise UserError(f"train.lr={self.lr} is out of range for {self.optimizer}: at most 1.")
         listed = self.objectives.values() if isinstance(self.objectives, Mapping) else self.objectives
         object.__setattr__(self, "objectives", tuple(objective for objective in listed if objective.weight))
         if not self.objectives:

@@ -108,6 +108,8 @@ ROUTERS = {"none", "oracle", "subspace", "task_id", "entropy"}
 
 def has_scale(method):
     """Whether a coefficient is part of the method: of what is merged statically, or around the routed parts."""
+    if OmegaConf.load(CONF / "method" / f"{method}.yaml").get("scale", 1.0) is None:
+        return False
     return bool({"method.scale", "method.rest.scale", "method.shared.scale", "method.then.scale"} & knobs_with(method))
 
 

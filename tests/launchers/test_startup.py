@@ -57,6 +57,14 @@ def test_a_row_that_is_there_is_shown_without_torch(output):
 
 
 def test_an_interrupt_that_an_import_catches_still_ends_the_command():
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with none
+    try:
+        interrupted()
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+
+
+def interrupted():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interruptible(), contextlib.suppress(BaseException):
         signal.raise_signal(signal.SIGINT)

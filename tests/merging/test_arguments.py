@@ -16,7 +16,8 @@ from merging.decompose.ranks import Ranks
 from merging.methods import Average, Duet, Single, TaskArithmetic, Ties, Twin
 
 METHODS = [pytest.param(quick(each), id=each.__name__) for each in every_method()]
-LOOKING = [case for case in METHODS if case.values[0].needs == "inputs" or hasattr(case.values[0], "train")]
+LOOKING = [case for case in METHODS if case.values[0].needs == "inputs"
+           or any(hasattr(case.values[0], name) for name in ("train", "objective"))]  # fmt: skip
 BLIND = [case for case in METHODS if case not in LOOKING]  # the others run the model
 every = pytest.mark.parametrize("method", METHODS)
 FP8, HALF, BRAIN = torch.float8_e4m3fn, torch.float16, torch.bfloat16

@@ -137,6 +137,10 @@ def test_rounds_that_were_killed_are_not_mixed_up(tmp_path):
 
 
 class TestBadInput:
+    def test_the_labels_that_are_scored(self):
+        with pytest.raises(UserError, match=r"learn from the labels that are scored. Choose calibration, val or train"):
+            FwHard(split="test")(*separable())
+
     def test_no_samples(self):
         found = opened(*family(2, tower()))
         with pytest.raises(UserError, match="uses labelled calibration inputs"):

