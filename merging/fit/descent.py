@@ -176,12 +176,22 @@ def _batches(samples: Samples, experts: Experts) -> Callable[[Sequence[Tensor], 
     def batches(features: Sequence[Tensor], chosen: Sequence[Tensor]) -> list[Batch]:
         return [
             Batch(of_task, lambda x, task=task: data.outputs(task, x),
-                  lambda task=task, rows=rows: labels[task][rows.to(labels[task].device)],
+                  lambda task=task, rows=rows: _labelled(labels, task, rows),
                   lambda task=task, rows=rows: targets()[task][rows])
             for task, (of_task, rows) in enumerate(zip(features, chosen, strict=True))
         ]  # fmt: skip
 
     return batches
+
+
+def _labelled(labels: Sequence[Tensor], task: int, rows: Tensor) -> Tensor:
+    """Labels [n] of some samples. Raises UserError where none are known."""
+    if not labels:
+        raise UserError(
+            "An objective compares with trusted labels, and there are none: pseudo_labels is for atlas, which makes "
+            "them. Choose another objective, such as entropy without labels or cross_entropy with them."
+        )
+    return labels[task][rows.to(labels[task].device)]
 
 
 def _loss(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from merging.context import Context
+from merging.errors import UserError
 from merging.experts import Experts
 from merging.fit.coefficients import Learning, Shape, columns, combination, learn
 from merging.fit.descent import Descent
@@ -37,13 +38,25 @@ class Atlas(Learning, prefix="atlas: "):
         Descent, (CrossEntropy(),), 500, 16, 1e-3, "constant", 0.1, "adamw", 1.0))  # fmt: skip
     split: Literal["train", "val", "calibration", "test"] = "calibration"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self._pseudo and self.needs == "labels":
+            raise UserError(
+                "atlas: train.objectives has pseudo_labels beside an objective that compares with labels: the base's "
+                "predictions would take their place. Give one of the two a weight of 0."
+            )
+
+    @property
+    def _pseudo(self) -> bool:
+        return any(isinstance(term, PseudoLabels) for term in self.train.terms)
+
     def __call__(self, experts: Experts, context: Context) -> Merged:
         """Raises UserError without inputs or labels, and where the loss is not finite."""
         experts = replace(experts, separate_qkv=False)  # a coefficient for every parameter as the model has it
         column = columns(experts)
         shape = Shape.constant(experts, column, self.init, penalty=self._penalty if self.penalty else None)
         samples = opened(context, self.split, self.needs).few(self.shots)
-        if any(isinstance(term, PseudoLabels) for term in self.train.terms):
+        if self._pseudo:
             samples = Samples(samples.data, trusted(samples.data, experts))
         values, remarks = learn(self, experts, context, experts.stream, shape, samples)
         changes = experts.map(lambda key, tau: combination(values[:, column[key]], tau))

@@ -14,7 +14,7 @@ from merging.errors import UserError
 from merging.fit import CrossEntropy, Descent, descent
 from merging.fit.objectives import Batch, PseudoLabels
 from merging.fit.samples import opened, trusted
-from merging.methods import Atlas, ExpertMerging, TaskArithmetic
+from merging.methods import AdaMerging, Atlas, ExpertMerging, FwHard, TaskArithmetic
 
 WHOLE = Descent((CrossEntropy(),), 3, None, 0.05, "constant", 0.1, "adamw", 1.0)  # three steps on all samples
 
@@ -178,6 +178,18 @@ class TestPseudoLabels:
     def test_of_which_there_are_none_cost_nothing(self):
         batch = Batch(drawn(4, 3), lambda x: x, lambda: torch.full((4,), -1), lambda: drawn(4, 3))
         assert float(PseudoLabels(threshold=1.0)(batch)) == 0
+
+    @pytest.mark.parametrize("method", [AdaMerging(), FwHard(objective=PseudoLabels())])
+    def test_are_known_to_atlas_alone(self, method):
+        method = lasting(method, 1)
+        if hasattr(method, "train"):
+            method = replace(method, train=Descent([PseudoLabels()], 1))
+        with pytest.raises(UserError, match="pseudo_labels is for atlas"):
+            method(*separable())
+
+    def test_stand_in_for_no_labels(self):
+        with pytest.raises(UserError, match=r"atlas: .* pseudo_labels beside an objective that compares with labels"):
+            Atlas(train=Descent([PseudoLabels(), CrossEntropy()]))
 
     def test_the_base_is_trusted_where_it_is_most_certain(self):
         experts, context = separable()
