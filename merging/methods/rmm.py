@@ -22,9 +22,9 @@ class Rmm(Options):
     factors U_t, and the T columns at one of V_t, keep their mean, `basis` leading directions and T x basis
     coefficients: (basis (r + T) + r) / (r T) of the factors, all where basis = T - 1. The true task chooses. gauge:
     "svd", of U S V^T both sides with the root of S and the largest entry of each column of U positive, which is ours;
-    "stored", the factors that adapters were trained to, unequal ranks filled with zeros. rank: of the factors; null is the largest of
-    the adapters', and min(m, n) // T of whole experts, where the paper has 16 to 128. Factors that so would take more
-    bytes stay as they are, as does what is no matrix, or was trained in full beside adapters.
+    "stored", the factors that adapters were trained to, unequal ranks filled with zeros. rank: of the factors; null is
+    the largest of the adapters', and min(m, n) // T of whole experts, where the paper has 16 to 128. Factors that would
+    so take more bytes stay as they are, as does what is no matrix, or was trained in full beside adapters.
     """
 
     basis: Index = 3
