@@ -44,6 +44,10 @@ class SafetensorsFile(OneFile):
                 f"copy or download it again, or convert the weights with safetensors.torch.save_file."
             ) from error
 
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        """To another process goes the path: it maps the file itself."""
+        return SafetensorsFile, (self.path,)
+
     def _read_header(self) -> None:
         size, *_ = self._content.facts
         with self.path.open("rb") as file:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -29,12 +29,7 @@ class Piece:
     @property
     def turned(self) -> "Piece":
         """The transposed matrix, contiguous."""
-
-        def read(what: str) -> Any:
-            value = self.read(what).T
-            return value.contiguous() if isinstance(value, Tensor) else value
-
-        return Piece(self.source, self.key, Spec(self.spec.shape[::-1], self.spec.dtype), read)
+        return Piece(self.source, self.key, Spec(self.spec.shape[::-1], self.spec.dtype), partial(_turned, self.read))
 
     def third(self, index: int, axis: int) -> "Piece":
         """One of three equal blocks along an axis; where they were joined the others are not read.
@@ -51,7 +46,25 @@ class Piece:
             )
         sizes[axis] //= 3
         spec = Spec(torch.Size(sizes), self.spec.dtype)
-        return Piece(self.source, self.key, spec, lambda what: self.read(what).chunk(3, axis)[index])
+        return Piece(self.source, self.key, spec, partial(_third, self.read, index, axis))
+
+
+# Of pieces, what reads one: functions by name, as a checkpoint goes to other processes with the heads fitted on it.
+def _stored(checkpoint: Checkpoint, key: str, what: str) -> Any:
+    return getattr(checkpoint, what)(key)
+
+
+def _turned(read: Callable[[str], Any], what: str) -> Any:
+    value = read(what).T
+    return value.contiguous() if isinstance(value, Tensor) else value
+
+
+def _third(read: Callable[[str], Any], index: int, axis: int, what: str) -> Any:
+    return read(what).chunk(3, axis)[index]
+
+
+def _joined(pieces: Sequence[Piece], axis: int, what: str) -> Any:
+    return {"tensor": torch.cat, "change": Change.joined}[what]([piece.read(what) for piece in pieces], axis)
 
 
 def join_pieces(pieces: Sequence[Piece], axis: int) -> Piece:
@@ -63,10 +76,7 @@ def join_pieces(pieces: Sequence[Piece], axis: int) -> Piece:
     whole = [*shapes[0]]
     whole[axis] = sum(shape[axis] for shape in shapes)
     dtype = reduce(torch.promote_types, (piece.spec.dtype for piece in pieces))
-
-    def read(what: str) -> Any:
-        return {"tensor": torch.cat, "change": Change.joined}[what]([piece.read(what) for piece in pieces], axis)
-
+    read = partial(_joined, pieces, axis)
     return Piece(pieces[0].source, pieces[0].key, Spec(torch.Size(whole), dtype), read, tuple(pieces), axis)
 
 
@@ -74,11 +84,8 @@ def pieces_of(checkpoint: Checkpoint) -> Mapping[str, Piece]:
     """The tensors of a checkpoint as pieces of a view; those of a view are its own."""
     if isinstance(checkpoint, View):
         return checkpoint.pieces
-
-    def stored(key: str, spec: Spec) -> Piece:
-        return Piece(checkpoint.name, key, spec, lambda what: getattr(checkpoint, what)(key))
-
-    return {key: stored(key, spec) for key, spec in checkpoint.specs().items()}
+    return {key: Piece(checkpoint.name, key, spec, partial(_stored, checkpoint, key))
+            for key, spec in checkpoint.specs().items()}  # fmt: skip
 
 
 class View(Checkpoint):

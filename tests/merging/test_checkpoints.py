@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import struct
 
 import pytest
@@ -15,7 +16,7 @@ from samples import drawn, equal
 from merging import UserError
 from merging.checkpoints import DTYPES, SafetensorsFile, Spec, StateDict
 from merging.checkpoints.safetensors_file import write_safetensors
-from merging.checkpoints.views import below
+from merging.checkpoints.views import View, below, join_pieces, pieces_of
 
 
 def one_of_each():
@@ -186,3 +187,18 @@ def test_paths_that_are_no_file(tmp_path, unwritable):
         SafetensorsFile(tmp_path)
     with pytest.raises(UserError, match=r"Cannot read .*folder.*Not a directory"):
         SafetensorsFile(unwritable)
+
+
+def test_a_view_goes_to_another_process(tmp_path):
+    """Heads that are fitted on it go to the workers that train experts."""
+    weights = {"model.q": drawn(3, 6), "model.k": drawn(3, 6, seed=1), "model.v": drawn(3, 6, seed=2)}
+    write_safetensors(tmp_path / "a.safetensors", {k: Spec(w.shape, w.dtype) for k, w in weights.items()},
+                      iter(weights.items()), {})  # fmt: skip
+    stored = SafetensorsFile(tmp_path / "a.safetensors")
+    pieces = pieces_of(below(stored, "model."))
+    joined = join_pieces([*pieces.values()], 0)
+    view = View({"joined": joined, "third": joined.third(1, 0), "turned": pieces["model.v"].turned,
+                 "part": pieces["model.q"].third(2, 1)}, stored)  # fmt: skip
+    again = pickle.loads(pickle.dumps(view))
+    assert all(torch.equal(again.tensor(key), view.tensor(key)) for key in view.specs())
+    assert again.id == view.id and torch.equal(again.tensor("turned"), weights["model.v"].T)
