@@ -11,11 +11,11 @@ from merging.cache import Cache
 from merging.calibration import Calibration
 from merging.checkpoints import Checkpoint
 from merging.errors import UserError
+from merging.needs import LABELS, NEEDS
 
 Log = Callable[[Mapping[str, float], int], object]
-NEEDS = ("nothing", "inputs", "labels")
 ORDER = ("test", "val", "calibration", "train")  # the first opened one is what a row says it adapted to
-LABELS, CPU = " with labels", torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 def silent(values: Mapping[str, float], step: int) -> None:

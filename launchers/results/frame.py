@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from launchers.results.labels import identity, labels
 from launchers.rows import Row, read
 from merging.errors import UserError
+from merging.needs import NEEDS
 from tasks.score import Score
 
 if TYPE_CHECKING:  # every run has a summary of its rows; pandas is loaded when it is made
@@ -22,7 +23,6 @@ KINDS = ("base", "linear_probe", "static", "routed", "oracle", "failed", "multit
 PROBE = "linear_probe"
 REFERENCES = ("base", PROBE, "multitask", "expert")  # no merges
 MERGES = ("static", "routed", "oracle")
-NEEDS = ("nothing", "inputs", "labels")
 COMPETE = ("static", "routed")  # kinds of lines that are judged among themselves, where they are fair
 COPIED = ("method", "status", "scale_source", "needs", "router", "granularity", "adaptation", "family", "owned",
           "params")  # fmt: skip

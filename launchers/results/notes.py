@@ -7,8 +7,7 @@ from typing import Any
 from launchers.results.frame import Summary, first_line, is_transductive
 from launchers.results.writers import render
 from launchers.rows import Row
-
-LABELS = " with labels"  # as merging.context has it, which imports torch
+from merging.needs import LABELS
 
 
 def notes(summary: Summary, best: str = "bold") -> list[str]:

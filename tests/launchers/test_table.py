@@ -14,8 +14,8 @@ from launchers.results.frame import of_rows, summarise
 from launchers.results.notes import notes
 from launchers.results.table import columns, records, sheets
 from launchers.table import main
-from merging.context import LABELS
 from merging.errors import UserError
+from merging.needs import LABELS
 from tasks.score import Score
 
 REFERENCES = [make_row("base", 0.3), make_row("expert", 0.9)]
