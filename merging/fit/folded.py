@@ -1,6 +1,6 @@
 """A model whose weights are changed by something free, folded for every step: what all learning of weights shares."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Folded:
 
     def __init__(self, experts: Experts, data: Calibration, stream: Stream):
         self.experts, self.data, self.stream, self.tasks = experts, data, stream, experts.tasks
+        self.tied: Mapping[str, str] = experts.tied
         self.module = data.tower().to(data.device)
         self._weights = weights_of(experts, self.module)
         self.module.load_state_dict({key: experts.origin.tensor(key) for key in self.module.state_dict()})
@@ -44,6 +45,10 @@ class Folded:
         self.module.requires_grad_(False)  # what no expert has changed nothing can be learned of
         for key in self._weights.keys() & self.changed:
             self._weights[key].requires_grad_()
+
+    def first(self, key: str) -> str:
+        """The name under which what is free of a parameter is kept: of tied ones the first."""
+        return self.tied.get(key, key)
 
     def change(self, key: str, tau: Tensor) -> Tensor:
         """What is added to a parameter [*shape], of its task vectors [T, *shape]; called without autograd."""

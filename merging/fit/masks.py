@@ -45,17 +45,12 @@ class Masks(Folded):
         super().__init__(experts, data, experts.stream)
         self.shape, self.temperature, self.seed, self.step = shape, temperature, seed, 0
         self.values = shape.made(shape.start).to(data.device)
-        self._tied, shapes = experts.tied, experts.specs()
-        names = dict.fromkeys(self.named(key) for key in self.changed)
+        names, shapes = dict.fromkeys(map(self.first, self.changed)), experts.specs()
         self.logits = {key: torch.zeros(shapes[key].shape, device=data.device, requires_grad=True) for key in names}
-
-    def named(self, key: str) -> str:
-        """The first name of a tied parameter."""
-        return self._tied.get(key, key)
 
     def mask(self, key: str) -> Tensor:
         """Of this step."""
-        name = self.named(key)
+        name = self.first(key)
         return mask_of(self.logits[name], "relaxed", self.temperature, self.seed, self.step, name)
 
     def masked(self, keys: Sequence[str] | None) -> Iterator[tuple[str, Tensor]]:
@@ -83,7 +78,7 @@ class Masks(Folded):
             name: mask_of(logits.detach(), draw, self.temperature, self.seed, "final", name).cpu()
             for name, logits in self.logits.items()
         }
-        return {key: named[self.named(key)] for key in self.changed}
+        return {key: named[self.first(key)] for key in self.changed}
 
 
 class Lookahead:

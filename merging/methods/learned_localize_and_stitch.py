@@ -86,16 +86,13 @@ class Masked(Folded):
             logits.requires_grad_()
 
     def parameters(self) -> list[Tensor]:
-        return [self.logits[key] for key in dict.fromkeys(map(self._first, self.changed))]
-
-    def _first(self, key: str) -> str:
-        return self.tied.get(key, key)
+        return [self.logits[key] for key in dict.fromkeys(map(self.first, self.changed))]
 
     def change(self, key: str, tau: Tensor) -> Tensor:
-        return self.logits[self._first(key)].sigmoid() * tau[0]
+        return self.logits[self.first(key)].sigmoid() * tau[0]
 
     def pull(self, key: str, tau: Tensor, gradient: Tensor) -> None:
-        logits = self.logits[self._first(key)]
+        logits = self.logits[self.first(key)]
         soft = logits.detach().sigmoid()
         slope = soft * (1 - soft)
         if logits.grad is None:
