@@ -143,8 +143,8 @@ def _ranked(
     bounds = high.numpy().astype(np.int32)  # of the same type: a comparison of two is slow
 
     def lower(bits: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
-        rows_ = [index // kinds for index in range(len(bounds))]
-        return [bits[row][upper[row] == bound] & (1 << LOW) - 1 for row, bound in zip(rows_, bounds, strict=True)]
+        pieces = ((index // kinds, bound) for index, bound in enumerate(bounds))
+        return [bits[row][upper[row] == bound] & (1 << LOW) - 1 for row, bound in pieces]
 
     counts, entries = _histogram(sweep, 1 << LOW, lower, MOST)
     low, above_low = _select(counts, count - above)
