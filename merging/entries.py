@@ -11,6 +11,7 @@ from torch import Tensor
 
 from merging.checkpoints import Flat
 from merging.combined import Changes, Combined, Computed, Mix, terms
+from merging.deltas import LowRank
 from merging.experts import Experts
 from merging.ops import BLOCK, PIECE, SPAN, rows
 from merging.sparsifiers import ByRow, height
@@ -170,10 +171,15 @@ def _spans(experts: Experts, merge: Merge, key: str, first: int, last: int) -> I
             filled = 0
 
 
+def by_factors(experts: Experts) -> tuple[dict[str, LowRank], list[str]]:
+    """The parameters whose task vectors are known as factors, and the names of all others."""
+    low_rank = {key: delta for key in experts.specs() if (delta := experts.low_rank(key)) is not None}
+    return low_rank, [key for key in experts.specs() if key not in low_rank]
+
+
 def combined(experts: Experts, merge: Callable[[Tensor], Tensor], weight: float | Tensor) -> Changes:
     """`merge(tau)`, which is the sum of the task vectors times `weight`, or weights [T]; of adapters as a mix."""
-    low_rank = {key: delta for key in experts.specs() if (delta := experts.low_rank(key)) is not None}
-    rest = [key for key in experts.specs() if key not in low_rank]
+    low_rank, rest = by_factors(experts)
     dense = entrywise(experts, lambda _, tau: merge(tau), rest)
     if not low_rank:
         return dense

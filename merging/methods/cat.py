@@ -7,7 +7,7 @@ from torch import Tensor
 
 from merging.combined import Combined, Mix, terms
 from merging.deltas import LowRank
-from merging.entries import entrywise
+from merging.entries import by_factors, entrywise
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged
@@ -37,15 +37,14 @@ class Cat(Options):
         if self.weights is not None and len(self.weights) != tasks:
             raise UserError(f"cat: there are {len(self.weights)} weights for {tasks} tasks. Give one per task.")
         weights = torch.full((tasks,), 1 / tasks) if self.weights is None else torch.tensor([*self.weights]).float()
-        factors = {key: low_rank for key in experts.specs() if (low_rank := experts.low_rank(key)) is not None}
-        rest = [key for key in experts.specs() if key not in factors]
-        if self.mode == "linear" and rest:
+        if self.mode == "cat":
+            return experts.merged(side_by_side(experts, lambda _: weights), self.scale)
+        factors, rest = by_factors(experts)
+        if rest:
             raise UserError(
                 f"cat: mode=linear sums factors, and {rest[0]} of these experts has none: they are no adapters, or "
                 f"were sparsified. Take mode=cat."
             )
-        if self.mode == "cat":
-            return experts.merged(side_by_side(experts, lambda _: weights), self.scale)
         summed = {key: self._summed(key, low_rank, weights) for key, low_rank in factors.items() if low_rank.rank}
         return experts.merged(Combined(summed), self.scale)
 
@@ -60,7 +59,6 @@ class Cat(Options):
 
 def side_by_side(experts: Experts, weights: Callable[[str], Tensor]) -> Combined:
     """sum_t weights(key)_t tau_t of every parameter, of adapters as factors of rank sum_t r_t."""
-    factors = {key: low_rank for key in experts.specs() if (low_rank := experts.low_rank(key)) is not None}
-    rest = [key for key in experts.specs() if key not in factors]
+    factors, rest = by_factors(experts)
     mixes = {key: Mix(low_rank, weights(key)) for key, low_rank in factors.items() if low_rank.rank}
     return Combined({**mixes, **terms(entrywise(experts, lambda entry, tau: weights(entry.key) @ tau, rest))})

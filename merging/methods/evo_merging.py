@@ -8,7 +8,7 @@ from torch import Tensor
 from merging.combined import Combined, Mix, Term, terms
 from merging.context import Context
 from merging.deltas import LowRank
-from merging.entries import entrywise
+from merging.entries import by_factors, entrywise
 from merging.errors import UserError
 from merging.experts import Experts
 from merging.fit.black_box import Axis, Best, BlackBox, Point, Validation, mean
@@ -61,12 +61,11 @@ class EvoMerging(Options):
     def made(self, experts: Experts, point: Point) -> Merged:
         """The merge at shares and weights, keep.<task> and weight.<task>."""
         keep, weights = ([point[f"{name}.{task}"] for task in experts.tasks] for name in ("keep", "weight"))
-        factors = {key: low_rank for key in experts.specs() if (low_rank := experts.low_rank(key)) is not None}
+        factors, rest = by_factors(experts)
         changes: dict[str, Term] = {key: _adapter(experts, key, low_rank, keep, weights)
                                     for key, low_rank in factors.items() if low_rank.rank}  # fmt: skip
         shares = dict(zip(experts.tasks, keep, strict=True))
         sparse = experts.sparsified(lambda key, task, tau: _largest(tau, shares[task]))
-        rest = [key for key in experts.specs() if key not in factors]
         mixed = torch.tensor(weights)
         changes |= terms(entrywise(sparse, lambda _, tau: mixed @ tau, rest))
         return experts.merged(Combined(changes))
