@@ -10,6 +10,7 @@ from merging.calibration import Calibration
 from merging.experts import Experts
 from merging.interference import Quadratic
 from merging.merged import Merged
+from merging.statistics import grams
 
 Normaliser = Literal["none", "frobenius", "trace"]
 Measure = Callable[[int, Sequence[str]], tuple[dict[str, Tensor], dict[str, int]]]  # see statistics.gram_sums
@@ -35,6 +36,11 @@ class Equations(NamedTuple):
     def around(self, anchor: Tensor) -> Quadratic:
         """The loss whose minimum solves them, around an anchor [m, n]."""
         return Quadratic(anchor, self.gram, anchor @ self.gram - self.moved)
+
+
+def of_experts(experts: Experts, data: Calibration, samples: int) -> Measure:
+    """What goes into matrices in each expert itself, on the first `samples` inputs of its task."""
+    return lambda task, keys: grams(data, experts.checkpoints[task], task, keys, samples)
 
 
 def equations(

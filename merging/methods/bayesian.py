@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from merging.calibration import Calibration
 from merging.combined import Changes
 from merging.context import ALONE, Context
 from merging.experts import Experts
@@ -26,8 +25,8 @@ from merging.regression import (
     change_of,
     equations,
     matrices,
+    of_experts,
 )
-from merging.statistics import grams
 
 LIMITS = 1e-9, 1e12
 SPREAD = 1000.0  # how far a search goes from the given rho, as a factor
@@ -79,7 +78,7 @@ class Bayesian(ByKind, prefix="bayesian: "):
         changes = {key: change_of(start, key) for key in experts.specs()}
         keys = matrices(experts, KINDS)
         if self.gram == "inputs":
-            measure = partial(self._inputs, experts, context.unlabelled())
+            measure = of_experts(experts, context.unlabelled(), self.samples)
             groups = by_block(experts, keys) if self.by_block else [keys]
         else:
             measure, groups = partial(_task_vectors, experts), [[key] for key in keys]
@@ -117,11 +116,6 @@ class Bayesian(ByKind, prefix="bayesian: "):
         scores = Validation(made, self, context)
         best = search.best(lambda point: mean(scores(point)), axes, context)
         return replace(made(best.point), remarks=(best.remark,))
-
-    def _inputs(
-        self, experts: Experts, data: Calibration, task: int, keys: Sequence[str]
-    ) -> tuple[dict[str, Tensor], dict[str, int]]:
-        return grams(data, experts.checkpoints[task], task, keys, self.samples)
 
     def _solved(self, experts: Experts, key: str, solver: Quadratic | Spectrum) -> Tensor:
         """The change of one matrix, as stored, around the anchor's."""

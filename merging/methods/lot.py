@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,8 +9,7 @@ from merging.experts import Experts
 from merging.merged import Merged
 from merging.methods.reg_mean import averaged
 from merging.options import Count, Options, Share
-from merging.regression import Equations, as_stored, equations, matrices
-from merging.statistics import grams
+from merging.regression import Equations, as_stored, equations, matrices, of_experts
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,7 @@ class Lot(Options):
         """Raises UserError without inputs, and for names that no table has."""
         experts = replace(experts, separate_qkv=False)  # rows are solved one by one: it makes no difference
         keys = [*matrices(experts, ("ffn", "attention")), *convolutions(experts), *gains(experts)]
-        data = context.unlabelled()
-
-        def measure(task: int, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]]:
-            return grams(data, experts.checkpoints[task], task, keys, self.samples)
-
+        measure = of_experts(experts, context.unlabelled(), self.samples)
         total = equations(experts, keys, measure, lambda gram, rows: gram)
         solutions = {key: as_stored(experts, key, solved(total.pop(key), self.cutoff)) for key in keys}
         return experts.merged(averaged(experts, keys) | solutions, self.scale)

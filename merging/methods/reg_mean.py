@@ -10,8 +10,7 @@ from merging.entries import entrywise
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.options import Count, Options, Share
-from merging.regression import Equations, Measure, as_stored, by_block, equations, matrices, mean
-from merging.statistics import grams
+from merging.regression import Equations, Measure, as_stored, by_block, equations, matrices, mean, of_experts
 
 RIDGE = 1e-7  # of the mean diagonal: where hardly any input lies the mean stays, instead of a number without bound
 KINDS = ("ffn", "attention", "projection")
@@ -35,11 +34,7 @@ class RegMean(Options):
     def __call__(self, experts: Experts, context: Context) -> Merged:
         """Raises UserError without inputs, and for names that no table has."""
         experts = replace(experts, separate_qkv=False)  # rows are solved one by one: it makes no difference
-        keys, data = matrices(experts, KINDS), context.unlabelled()
-
-        def measure(task: int, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]]:
-            return grams(data, experts.checkpoints[task], task, keys, self.samples)
-
+        keys, measure = matrices(experts, KINDS), of_experts(experts, context.unlabelled(), self.samples)
         changes = averaged(experts, keys)
         for group in by_block(experts, keys) if self.by_block else [keys]:
             changes |= regression_means(experts, group, measure, self.rho)
