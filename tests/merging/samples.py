@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from functools import cache
 from zlib import crc32
 
+import pytest
 import torch
 from torch import nn
 
@@ -85,6 +86,18 @@ def noise(task):
 def opened(base, experts, tasks=None):
     """Experts in memory."""
     return Experts.open(base, experts, tasks)
+
+
+def assert_slopes(free, gradient, loss):
+    """`gradient` [T] is how fast `loss()` changes with every entry of `free` [T, ...]."""
+    for task in range(len(free)):
+        ends = []
+        for step in (1e-2, -1e-2):
+            with torch.no_grad():
+                free[task] += step
+                ends.append(float(loss()))
+                free[task] -= step
+        assert float(gradient[task]) == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-2)
 
 
 class Noise:
