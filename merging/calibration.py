@@ -77,7 +77,7 @@ class Calibration:
         return [(task, some) for task, size in enumerate(self.sizes) for some in torch.arange(size).split(batch)]
 
     def drawn(self, task: int, batch: int, *seed: object) -> Iterator[Tensor]:
-        """Endless random batches of indices, every sample once per round."""
+        """Endless random batches of indices, every sample once per round; the place of a task decides its own."""
         rng, left = generator("calibration", *seed, task), torch.empty(0, dtype=torch.int64)
         while True:
             while len(left) < batch:
