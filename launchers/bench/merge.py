@@ -8,13 +8,14 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from launchers.bench import TASKS
-from launchers.bench.measure import MIB, Process, called, report, timed
+from launchers.bench import TASKS, fusion
+from launchers.bench.measure import MIB, Process, called, measured, report, timed
 from launchers.bench.models import Models
 from merging import Cache, methods
 from merging.api import merge
@@ -32,16 +33,16 @@ ADAPTERS = ("AsAdapter", "Cat", "DoMerging", "Knots")  # methods made for LoRA e
 
 
 def main(options: argparse.Namespace) -> None:
-    rows = [*measured(options)]
+    rows = [*rows_of(options)]
     floor = rows[0][1].output
     lines = [(title, f"{cost.wall:.2f}", f"{cost.output:.2f}", f"{cost.output / floor:.2f}", f"{cost.cpu:.2f}",
               f"{cost.peak / MIB:.0f}") for title, cost in rows]  # fmt: skip
-    report(options, "merge", lines)
+    report(options, "merge", lines, spectrum="falling as 1 / k" if options.decaying else "those of noise, flat")
 
 
-def measured(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:
+def rows_of(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:
     """(title, the fastest of `repeat` processes): the floor, the ids, then every method."""
-    folder = Path("outputs/.cache/bench", options.arch).resolve()
+    folder = Path("outputs/.cache/bench", options.arch, *["decaying"] * options.decaying).resolve()
     ids, scratch = folder / "ids", folder / "cache"
 
     def process(title: str, name: str, start: Path | None = None, cache: Path = scratch) -> Process:
@@ -50,24 +51,38 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:
             shutil.rmtree(cache, ignore_errors=True)
         if start == ids != cache:
             shutil.copytree(ids, cache)
-        for path in filter(Path.exists, inputs(folder)):  # into the file cache, which may have dropped some
-            with path.open("rb") as file, open(os.devnull, "wb") as nowhere:
-                shutil.copyfileobj(file, nowhere)
+        warm(folder)
         return called(title, "launchers.bench.merge:job", name, folder, cache, options.arch)
 
-    process("inputs", "inputs")
+    def theirs(title: str, name: str) -> Process:
+        warm(folder)
+        output = folder / "merged-by-bench.safetensors"
+        cost = measured(title, [options.fusion_bench, fusion.__file__, name, str(output), *map(str, inputs(folder))])
+        output.unlink()
+        return cost._replace(output=float(cost.output.splitlines()[-1]))
+
+    process("inputs", f"inputs{', decaying' * options.decaying}")
     process("ids", "ids", start=ids, cache=ids)
-    rows: list[tuple[str, str, Path | None]] = [("floor: read all, write one", "floor", None)]
-    rows += [("content ids, once per file", "ids", None)]
+    rows = [("floor: read all, write one", partial(process, name="floor"))]
+    rows += [("content ids, once per file", partial(process, name="ids"))]
     for name in asked(options.methods):
-        rows.append((f"{name}, cold" if name in DECOMPOSING else name, name, ids))
+        rows.append((f"{name}, cold" if name in DECOMPOSING else name, partial(process, name=name, start=ids)))
         if name in DECOMPOSING:
-            rows.append((f"{name}, warm", name, scratch))
+            rows.append((f"{name}, warm", partial(process, name=name, start=scratch)))
         if name in STREAMING:
-            rows.append((f"{name}, of new files", name, None))
-    for title, name, start in rows:
-        yield title, min(process(title, name, start) for _ in range(options.repeat))
+            rows.append((f"{name}, of new files", partial(process, name=name)))
+        if name in fusion.STEPS and options.fusion_bench:
+            rows.append((f"FusionBench: {name}{fusion.STEPS[name]}", partial(theirs, name=name)))
+    for title, run in rows:
+        yield title, min(run(title) for _ in range(options.repeat))
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def warm(folder: Path) -> None:
+    """Inputs into the file cache, which may have dropped some."""
+    for path in filter(Path.exists, inputs(folder)):
+        with path.open("rb") as file, open(os.devnull, "wb") as nowhere:
+            shutil.copyfileobj(file, nowhere)
 
 
 def covered() -> list[str]:
@@ -100,6 +115,7 @@ def job(name: str, folder: str, cache_folder: str, arch: str) -> float:
     base, *experts = inputs(Path(folder))
     runs = {
         "inputs": lambda: write_inputs(Path(folder), arch),
+        "inputs, decaying": lambda: write_inputs(Path(folder), arch, decaying=True),
         "floor": lambda: write_safetensors(output, *floor([*map(SafetensorsFile, inputs(Path(folder)))]), {}),
         "ids": lambda: [SafetensorsFile(path, cache).id for path in (base, *experts)],
     }
@@ -113,16 +129,28 @@ def inputs(folder: Path) -> list[Path]:
     return [folder / "base.safetensors", *(folder / f"expert{task}.safetensors" for task in range(TASKS))]
 
 
-def write_inputs(folder: Path, arch: str) -> None:
-    """A base of N(0, 0.02) and experts that differ by N(0, 0.002), seeded, in fp32; files that exist are kept."""
+def write_inputs(folder: Path, arch: str, decaying: bool = False) -> None:
+    """A base of N(0, 0.02) and experts that differ by N(0, 0.002), seeded, in fp32; files that exist are kept.
+
+    decaying: the singular values of how a matrix differs fall about as 1 / k, its norm as before.
+    """
     specs = {key: Spec(weight.shape, torch.float32) for key, weight in Models(arch).weights.items()}
+
+    def noise(path: Path, key: str, size: float) -> Tensor:
+        shape, draw = specs[key].shape, generator("bench", path.stem, key)
+        if not decaying or len(shape) != 2 or path.stem == "base":
+            return size * torch.randn(shape, generator=draw)
+        rank = min(shape)
+        falling = 1 / torch.arange(1, rank + 1)
+        left, right = torch.randn(shape[0], rank, generator=draw), torch.randn(rank, shape[1], generator=draw)
+        return size / falling.norm() * (left * falling) @ right
+
     for path in inputs(folder):
         if path.exists():
             continue
         base, size = (None, 0.02) if path.stem == "base" else (SafetensorsFile(inputs(folder)[0]), 0.002)
-        noise = ((key, size * torch.randn(spec.shape, generator=generator("bench", path.stem, key)))
-                 for key, spec in specs.items())  # fmt: skip
-        tensors = ((key, change if base is None else base.tensor(key) + change) for key, change in noise)
+        changes = ((key, noise(path, key, size)) for key in specs)
+        tensors = ((key, change if base is None else base.tensor(key) + change) for key, change in changes)
         write_safetensors(path, specs, tensors, {})
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from launchers.bench import TABLES, factor, gpu, merge, pairs
 from launchers.bench.__main__ import main
@@ -33,6 +34,22 @@ def test_floor_and_methods_are_measured_and_printed(tmp_path, monkeypatch, capsy
     assert all(0 <= float(row[2]) <= float(row[1]) and float(row[3]) >= 0 for row in lines)
     assert lines[0][3] == "1.00"
     assert not list(tmp_path.rglob("merged*"))
+
+
+def test_fusion_bench_is_measured_beside_ours_on_experts_of_falling_spectra(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    python = tmp_path / "python"  # what has fusion-bench: NAME OUTPUT BASE EXPERT ... after the script's own path
+    python.write_text('#!/bin/sh\ncp "$4" "$3"; echo working; echo "$2" >> asked; echo 0.5')
+    python.chmod(0o755)
+    main(["merge", *TINY, "--methods", "Ties", "TsvM", "--decaying", "--fusion-bench", str(python)])
+    lines, text = printed(capsys, "merge")
+    assert lines[-1][0] == "FusionBench: TsvM" and lines[-1][2] == "0.50" and "falling as 1 / k" in text
+    assert (tmp_path / "asked").read_text() == "TsvM\n"
+    base, expert = (load_file(next(tmp_path.rglob(f"decaying/{name}.safetensors"))) for name in ("base", "expert3"))
+    key = next(key for key, weight in base.items() if weight.ndim == 2 and min(weight.shape) >= 16)
+    change = expert[key] - base[key]
+    values = torch.linalg.svdvals(change)
+    assert values[0] > 4 * values[7] and change.square().mean().sqrt() == pytest.approx(0.002, rel=0.3)
 
 
 def test_every_method_that_needs_weights_alone_is_measured(tmp_path):
