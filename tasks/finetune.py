@@ -141,9 +141,9 @@ def _make(
     facts = code(CODE, libraries), base.id, backbone.identity()
     jobs = []
     for task, split in zip(tasks, each(lambda task: task.split("train"), tasks), strict=True):
-        head = head_id(task) if recipe.head_lr is None else "trained"
-        key = key_of("expert", *facts, task.name, split.id, head, asdict(recipe), seed, precision)
-        jobs.append(Job(state, backbone, task, recipe, seed, split, key, precision))
+        head, own = head_id(task) if recipe.head_lr is None else "trained", recipe.for_samples(len(split))
+        key = key_of("expert", *facts, task.name, split.id, head, asdict(own), seed, precision)
+        jobs.append(Job(state, backbone, task, own, seed, split, key, precision))
     if missing := [job for job in jobs if cache.get(job.key) is None]:
         _train_all(missing, cache, min(workers or len(os.sched_getaffinity(0)), len(missing)) if _may_spawn() else 1)
     made = [cache.tensors(job.key, lambda job=job: train_expert(job)) for job in jobs]
@@ -157,9 +157,9 @@ def _may_spawn() -> bool:
 
 
 def _train_all(jobs: Sequence[Job], cache: Cache, workers: int) -> None:
-    names, steps = [job.task.name for job in jobs], jobs[0].recipe.steps
+    names, steps = [job.task.name for job in jobs], sum(job.recipe.steps for job in jobs)
     what = "one model on all tasks" if isinstance(jobs[0].task, Together) else f"{len(jobs)} experts"
-    with Progress(f"fine-tuning {what}", steps * len(jobs), ", ".join(names)) as progress:
+    with Progress(f"fine-tuning {what}", steps, ", ".join(names)) as progress:
         if workers == 1:
             for job in jobs:
                 cache.tensors(job.key, lambda job=job: train_expert(job, progress.advance))

@@ -105,6 +105,13 @@ def test_a_new_task_or_recipe_trains_only_what_is_new(cache, trained):
     assert trained == ["hues", "tints", "hues"]
 
 
+def test_epochs_are_passes_over_the_samples_of_a_task(cache, monkeypatch):
+    steps = []
+    monkeypatch.setattr(finetune, "train_expert", lambda job, *rest: steps.append(job.recipe.steps) or job.base)
+    small.experts(cache, ["hues"], Recipe(epochs=2.0, batch=8, warmup=1))
+    assert steps == [6]  # of 24 samples
+
+
 def test_a_damaged_expert_is_trained_again(cache, trained):
     first = states(small.experts(cache))
     path = max(stored(cache.folder))
