@@ -21,7 +21,10 @@ class Karcher(Options):
     `multislerp`, whose own step is zero because it starts from that mean. origin: of the sphere, "zero" (of weights) or
     "base" (of task vectors). Each parameter has a mean of its own. Parameters of zeros have no direction and count by
     their length; a direction opposite to the mean has no logarithm and is left out of a step. Where directions cancel
-    the experts are averaged (mergekit: of two alone, for more `multislerp` fails). There is no coefficient.
+    the experts are averaged (mergekit: of two alone, for more `multislerp` fails). There is no coefficient. Of models
+    of one task trained on shares of its data (suite=shares) `multislerp` is the merge of BOOM, bagging-based model
+    merging (hengran/Bagging-Based-Model-Merging); its authors do not say around which origin: `boom` is around zero,
+    `multi_slerp` around the base.
     """
 
     iterations: Index = 10

@@ -54,8 +54,6 @@ prompts alone (`lm_eval`) run no method that learns from predictions or labels. 
 """
 MISSING_METHODS = """## Not built
 
-- BOOM (models of one task trained on shares of its data, then merged): the merge is `multi_slerp`; no suite here has
-  such models, and an expert belongs to a task.
 - FlexSwitch: the schedule of its temperature, its penalties, rates and the loss of its metric are not public. T-Switch
   and Auto-Switch are here.
 - MERGE (modules of attention and FFN recombined by a search, then a router over tasks): its group merge "BC", the range
