@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from merging.deltas.base import Delta, Whole, identity, repeated
+from merging.deltas.coded import Coded
 from merging.deltas.dense import Dense, OnDemand, Sparse
+from merging.deltas.grouped import Grouped
 from merging.deltas.low_rank import LowRank
 from merging.deltas.masked import Masked, Ternary
 from merging.deltas.positions import Positions
@@ -19,14 +21,16 @@ from merging.deltas.rows import Rows
 from merging.deltas.tucker import Tucker
 
 __all__ = [
-    "Delta", "Dense", "LowRank", "Masked", "OnDemand", "Positions", "Rows", "Sparse", "Ternary", "Tucker", "Whole",
-    "below", "identity", "rebuild", "repeated",
+    "Coded", "Delta", "Dense", "Grouped", "LowRank", "Masked", "OnDemand", "Positions", "Rows", "Sparse", "Ternary",
+    "Tucker", "Whole", "below", "identity", "rebuild", "repeated",
 ]  # fmt: skip
 
 KINDS = {
-    kind.__name__: kind for kind in (Dense, LowRank, Masked, Positions, Sparse, Ternary, Tucker)
+    kind.__name__: kind for kind in (Coded, Dense, LowRank, Masked, Positions, Sparse, Ternary, Tucker)
 }  # that a file holds
-COUNTED = ("LowRank", "Sparse")  # whose tensors do not say how many changes they hold
+TOLD = {  # facts beside the shape that those take whose tensors do not say all
+    "LowRank": ("parts", "ranks"), "Sparse": ("parts",), "Coded": ("bits", "group", "transposed"),
+}  # fmt: skip
 
 
 def rebuild(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Delta:
@@ -35,7 +39,9 @@ def rebuild(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Delta:
         name = "blocks" if "blocks" in facts else "banks"  # as formats 1 and 2 have it
         blocks = [rebuild(block, below(tensors, f"{name}.{i}.")) for i, block in enumerate(facts[name])]
         return Rows(blocks, facts.get("axis", 0))
-    extra = {name: facts[name] for name in ("parts", "ranks") if name in facts and facts["kind"] in COUNTED}
+    if facts["kind"] == "Grouped":
+        return Grouped(rebuild(facts["members"], below(tensors, "members.")), facts["of"])
+    extra = {name: facts[name] for name in TOLD.get(facts["kind"], ()) if name in facts}
     delta = KINDS[facts["kind"]](**tensors, **extra, shape=torch.Size(facts["shape"]))
     return delta.opened() if isinstance(delta, Sparse) else delta
 

@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from merging.deltas import Dense, LowRank, Masked, OnDemand, Positions, Rows, Ternary, Tucker, rebuild
+from merging.deltas import Coded, Dense, Grouped, LowRank, Masked, OnDemand, Positions, Rows, Ternary, Tucker, rebuild
+from merging.packed import Grid
 
 M, N, T = 12, 7, 3
-KINDS = ("Dense", "LowRank", "Ragged", "Tucker", "Masked", "Ternary", "Positions", "Rows", "Columns", "OnDemand")
+KINDS = (
+    *("Dense", "LowRank", "Ragged", "Tucker", "Masked", "Ternary", "Positions", "Coded", "Turned", "Grouped"),
+    *("Rows", "Columns", "OnDemand"),
+)
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -43,6 +47,15 @@ def delta(kind, parts=T, m=M, n=N, dtype=torch.float64, seed=0):
         rows = means[..., None] + torch.einsum("irp,ipt->irt", bases, weights)
         changes = torch.einsum("irt,jrt->tij", rows[:m], rows[m:])
         return Positions(means, bases, weights, torch.Size((m, n))), changes
+    if kind in ("Coded", "Turned"):  # of matrices as they are applied, and stored the other way round
+        sides, turned = (n, m) if kind == "Turned" else (m, n), kind == "Turned"
+        rounded = Grid(bits=8, group=3, symmetric=not turned)
+        packed = [rounded.nearest(change.float(), (m, n), turned) for change in draw(parts, *sides, index=7)]
+        return Coded.of(packed), torch.stack([change.opened() for change in packed]).to(dtype)
+    if kind == "Grouped":  # the last part shares the change of the first
+        of = [min(part, parts - 1) % max(1, parts - 1) for part in range(parts)]
+        inner, changes = delta("Tucker", max(of) + 1, m, n, dtype, seed + 1)
+        return Grouped(inner, of), changes[of]
     if kind == "Rows":
         pieces = [delta(each, parts, m // 3, n, dtype, i + 1) for i, each in enumerate(("LowRank", "Dense", "Tucker"))]
         return Rows([piece for piece, _ in pieces]), torch.cat([changes for _, changes in pieces], 1)
@@ -256,3 +269,13 @@ class TestStorage:
         sparse[:, 0] = 1
         assert Dense(sparse).bytes == 4 * 40 + 50  # 40 values and 400 bits
         assert Dense(torch.ones(4, 10, 10)).bytes == 1600
+        coded, shared = delta("Coded", m=10, n=9)[0], Grouped(Dense(torch.ones(2, 10, 10)), [0, 1, 1, 0, 1])
+        assert coded.bytes == T * (90 + 3 * 20) and coded.params == -(-coded.bytes // 4)  # three steps a row, in bf16
+        assert (shared.parts, shared.bytes, shared.params) == (5, 800, 200)
+        assert shared.macs(3) == shared.macs(3, used=4) == 200 and shared.macs(3, used=1) == 100
+
+
+def test_a_change_of_no_group_is_refused():
+    for of in ([0, 0, 0], [0, 2, 1]):
+        with pytest.raises(ValueError, match="do not share 2 changes"):
+            Grouped(Dense(normal(2, M, N)), of)
