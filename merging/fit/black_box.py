@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -39,6 +39,13 @@ class Axis(NamedTuple):
         if self.log:
             return math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
         return self.low + share * (self.high - self.low)
+
+
+class Tried(NamedTuple):
+    """A point and its values, one a goal."""
+
+    point: dict[str, float]
+    values: tuple[float, ...]
 
 
 class Best(NamedTuple):
@@ -80,18 +87,11 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class BlackBox(Options, prefix="a search's "):
-    """Optuna's search for the numbers of the highest value; the first trial is the start.
-
-    trials: points that are tried. sampler: "tpe", Bayesian optimisation by tree-structured Parzen estimators, the first
-    ten at random; "cma_es", the covariance matrix adaptation of Hansen, in generations of 4 + 3 log(numbers); or
-    "random". sigma: of cma_es, the first deviation from the start, as a share of every axis. Seeded by the context:
-    the same values lead to the same points.
-    """
+class Trials(Options, prefix="a search's "):
+    """What all searches by Optuna share. trials: points that are tried. Seeded by the context: the same values lead to
+    the same points."""
 
     trials: int = 60
-    sampler: Literal["tpe", "cma_es", "random"] = "tpe"
-    sigma: Annotated[float, Within(0.0, 1.0, open_low=True)] = 0.2
     needs: ClassVar[str] = "labels"  # of validation
     splits: ClassVar[tuple[str, ...]] = ("val",)
 
@@ -100,34 +100,101 @@ class BlackBox(Options, prefix="a search's "):
         if not isinstance(self.trials, int) or self.trials < 1:
             raise UserError(f"a search's trials={self.trials} asks for no trial. Give 1, the start alone, or more.")
 
+    def _tried(
+        self,
+        sampler: Callable[[Any], Any],
+        values: Callable[[Point], Sequence[float]],
+        axes: Mapping[str, Axis],
+        starts: Sequence[Point],
+        directions: Sequence[str],
+        told: Callable[[list[Tried]], object],
+    ) -> list[Tried]:
+        """All trials, first those at `starts`; axes are seen in the order of their names. sampler: of the module
+        optuna. told: hears of the trials so far behind each. Raises UserError without Optuna."""
+        ordered, tried = sorted(axes), list[Tried]()
+        with _quiet() as optuna:
+            study = optuna.create_study(sampler=sampler(optuna.samplers), directions=directions)
+            for start in starts:
+                study.enqueue_trial({axis: axes[axis].share(start[axis]) for axis in ordered})
+            for _ in range(self.trials):
+                trial = study.ask()
+                point = {axis: axes[axis].at(trial.suggest_float(axis, 0.0, 1.0)) for axis in ordered}
+                tried.append(Tried(point, tuple(values(point))))
+                study.tell(trial, tried[-1].values)
+                told(tried)
+        return tried
+
+
+@dataclass(frozen=True)
+class BlackBox(Trials, prefix="a search's "):
+    """Optuna's search for the numbers of the highest value; the first trial is the start.
+
+    sampler: "tpe", Bayesian optimisation by tree-structured Parzen estimators, the first ten at random; "cma_es", the
+    covariance matrix adaptation of Hansen, in generations of 4 + 3 log(numbers); or "random". sigma: of cma_es, the
+    first deviation from the start, as a share of every axis.
+    """
+
+    sampler: Literal["tpe", "cma_es", "random"] = "tpe"
+    sigma: Annotated[float, Within(0.0, 1.0, open_low=True)] = 0.2
+
     def best(
         self, value: Callable[[Point], float], axes: Mapping[str, Axis], context: Context, name: str = "search"
     ) -> Best:
-        """Where `value` was highest, the first of equals; axes are seen in the order of their names.
+        """Where `value` was highest, the first of equals.
 
-        The context's log gets the value of every trial and the best so far, as `name/value` and `name/best`. Raises
-        UserError without Optuna.
+        The context's log gets the value of every trial and the best so far, as `name/value` and `name/best`.
         """
-        ordered, tried = sorted(axes), list[tuple[float, dict[str, float]]]()
-        with _quiet() as optuna:
-            study = optuna.create_study(sampler=self._sampler(optuna, axes, context.seed), direction="maximize")
-            study.enqueue_trial({axis: axes[axis].share(axes[axis].start) for axis in ordered})
-            for number in range(self.trials):
-                trial = study.ask()
-                point = {axis: axes[axis].at(trial.suggest_float(axis, 0.0, 1.0)) for axis in ordered}
-                tried.append((value(point), point))
-                study.tell(trial, tried[-1][0])
-                best = max(tried, key=lambda pair: pair[0])
-                context.log({f"{name}/value": tried[-1][0], f"{name}/best": best[0]}, number)
-        return Best(best[1], best[0], tried[0][0])
+        start = {axis: axes[axis].start for axis in axes}
 
-    def _sampler(self, optuna: Any, axes: Mapping[str, Axis], seed: int) -> Any:
-        samplers = optuna.samplers
+        def told(tried: list[Tried]) -> None:
+            best = max(trial.values[0] for trial in tried)
+            context.log({f"{name}/value": tried[-1].values[0], f"{name}/best": best}, len(tried) - 1)
+
+        sampler = lambda samplers: self._sampler(samplers, axes, context.seed)  # noqa: E731
+        tried = self._tried(sampler, lambda point: [value(point)], axes, [start], ["maximize"], told)
+        best = max(tried, key=lambda trial: trial.values[0])
+        return Best(best.point, best.values[0], tried[0].values[0])
+
+    def _sampler(self, samplers: Any, axes: Mapping[str, Axis], seed: int) -> Any:
         if self.sampler != "cma_es":
             return {"tpe": samplers.TPESampler, "random": samplers.RandomSampler}[self.sampler](seed=seed)
         start = {name: axis.share(axis.start) for name, axis in axes.items()}
         return samplers.CmaEsSampler(x0=start, sigma0=self.sigma, seed=seed, warn_independent_sampling=False,
                                      independent_sampler=samplers.RandomSampler(seed=seed))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evolution(Trials, prefix="a search's "):
+    """Optuna's NSGA-II (Deb et al., 2002) for points of which no other is better in one value and in none worse.
+
+    population: points of a generation; those tried first are the first one.
+    """
+
+    trials: int = 300
+    population: Annotated[int, Within(2, 10**6)] = 20
+
+    def tried(
+        self,
+        values: Callable[[Point], Sequence[float]],
+        goals: Mapping[str, Literal["maximize", "minimize"]],
+        axes: Mapping[str, Axis],
+        starts: Sequence[Point],
+        context: Context,
+        name: str = "search",
+    ) -> list[Tried]:
+        """All points with their values, in the order of the goals; the first ones are `starts`.
+
+        The context's log gets the values of every trial, as `name/<goal>`.
+        """
+
+        def told(tried: list[Tried]) -> None:
+            last = zip(goals, tried[-1].values, strict=True)
+            context.log({f"{name}/{goal}": value for goal, value in last}, len(tried) - 1)
+
+        def sampler(samplers: Any) -> Any:
+            return samplers.NSGAIISampler(population_size=self.population, seed=context.seed)
+
+        return self._tried(sampler, values, axes, starts, list(goals.values()), told)
 
 
 def signed(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from samples import Made, context, family, opened
 
 from merging import Cache, UserError
 from merging.context import ALONE, Context, Opened
-from merging.fit.black_box import Axis, BlackBox, Validation, mean, signed
+from merging.fit.black_box import Axis, BlackBox, Evolution, Validation, mean, signed
 from merging.methods import EvoMerging, TaskArithmetic
 from merging.methods.method import call
 from tasks.score import Score
@@ -55,6 +55,33 @@ def test_the_first_of_equals_is_taken_and_one_trial_is_the_start():
     assert (
         seen(BlackBox(12), lambda point: 1.0)[0].point == seen(BlackBox(1))[0].point == {"a": 0.9, "b": 1.0, "c": 0.1}
     )
+
+
+def hills(point):
+    """One top at a = 0.2 and another at 0.8, where b is 0.1: a front between them."""
+    away = (AXES["b"].share(point["b"]) - AXES["b"].share(0.1)) ** 2
+    return -((point["a"] - 0.2) ** 2) - away, (point["a"] - 0.8) ** 2 + away
+
+
+def evolved(search=Evolution(200, 10), axes=AXES, seed=3):  # noqa: B008
+    starts, told = [{"a": 0.9, "b": 1.0, "c": 0.1}, {"a": 0.0, "b": 1.0, "c": 0.0}], []
+    asked = Context(seed=seed, log=lambda values, step: told.append((step, values)))
+    goals = {"left": "maximize", "right": "minimize"}
+    return search.tried(hills, goals, axes, starts, asked, "both"), told
+
+
+def test_evolution_starts_at_the_starts_and_comes_nearer_to_the_front():
+    tried, told = evolved()
+    assert [trial.point for trial in tried[:2]] == [{"a": 0.9, "b": 1.0, "c": 0.1}, {"a": 0.0, "b": 1.0, "c": 0.0}]
+    assert len(tried) == 200 and all(trial.values == hills(trial.point) for trial in tried)
+    assert told[-1] == (199, {"both/left": tried[-1].values[0], "both/right": tried[-1].values[1]})
+    distance = lambda some: sum((AXES["b"].share(trial.point["b"]) - 1 / 3) ** 2 for trial in some)  # noqa: E731
+    assert distance(tried[-50:]) < distance(tried[:50])
+
+
+def test_the_seed_decides_evolution_and_the_order_of_axes_does_not():
+    first, turned, other = (evolved(**more)[0] for more in ({}, {"axes": dict(reversed(AXES.items()))}, {"seed": 4}))
+    assert first == turned and first[:2] == other[:2] and first[2:] != other[2:]
 
 
 class Counted:
