@@ -56,8 +56,6 @@ MISSING_METHODS = """## Not built
 
 - FlexSwitch: the schedule of its temperature, its penalties, rates and the loss of its metric are not public. T-Switch
   and Auto-Switch are here.
-- MERGE (modules of attention and FFN recombined by a search, then a router over tasks): its group merge "BC", the range
-  of its 8-bit values and its search are known second-hand only.
 """
 
 

@@ -36,3 +36,34 @@ def map_score(coefficients, factors, bounded):
         index += 1
     total += factors[index]
     return 1 / (1 + math.exp(-total)) if bounded else total
+
+
+def recombined(base, experts, components, genome):
+    """MERGE as it is described: {component: [keys]} and {component: {task: number of its group}}, by averaging.
+
+    The model of every task, the library's modules {(component, tasks): {key: tensor}}, and the storage: numbers of all
+    modules over those of the experts.
+    """
+    library, kept, whole = {}, 0, 0
+    for component, keys in components.items():
+        for number in genome[component].values():
+            members = tuple(task for task in genome[component] if genome[component][task] == number)
+            if (component, members) not in library:
+                module = {}
+                for key in keys:
+                    module[key] = torch.zeros_like(base[key], dtype=torch.float64)
+                    for task in members:
+                        module[key] += experts[task][key].double() / len(members)
+                    kept += base[key].numel()
+                library[component, members] = module
+        whole += len(experts) * sum(base[key].numel() for key in keys)
+    routed = {key for keys in components.values() for key in keys}
+    models = {}
+    for task in experts:
+        model = {key: sum(expert[key].double() for expert in experts.values()) / len(experts)
+                 for key in base if key not in routed}  # fmt: skip
+        for (_, members), module in library.items():
+            if task in members:
+                model.update(module)
+        models[task] = model
+    return models, library, kept / whole

@@ -3,6 +3,7 @@
 import math
 from dataclasses import fields, replace
 from functools import cache
+from itertools import cycle
 from zlib import crc32
 
 import pytest
@@ -13,7 +14,7 @@ from merging import Experts, UserError, methods
 from merging.backbones.open_clip import OpenClip
 from merging.calibration import Calibration
 from merging.context import Context
-from merging.fit.black_box import BlackBox
+from merging.fit.black_box import Trials
 from merging.methods.method import call
 from tasks.heads.head import ZeroShot
 from tasks.score import Score
@@ -121,9 +122,11 @@ class Noise:
 
     def validate(self, merged):
         """Of every task a smooth function of all weights and its name."""
-        mean = sum(float(weight.double().sum()) / max(weight.numel(), 1) for _, weight in merged.state())
-        phase = {name: crc32(name.encode()) % 100 / 100 for name in self.experts.tasks}
-        return {name: Score("noise", 0.5 + math.atan(mean + more) / math.pi, 9, 0.1) for name, more in phase.items()}
+        means = [sum(float(weight.double().sum()) / max(weight.numel(), 1) for weight in model.values())
+                 for model in models(merged)]  # fmt: skip
+        tasks = zip(self.experts.tasks, cycle(means))
+        values = {name: 0.5 + math.atan(mean + crc32(name.encode()) % 100 / 100) / math.pi for name, mean in tasks}
+        return {name: Score("noise", value, 9, 0.1) for name, value in values.items()}
 
     def multitask(self):
         return self.experts.origin
@@ -177,9 +180,11 @@ def equal(first, second):
 
 
 def quick(method):
-    """A method of that class with its defaults, but for the length of a descent, of a group and of a front."""
+    """A method of that class with its defaults, but for the length of a descent, of a group and of a front, and for
+    what it may store."""
     made = lasting(method(), 2)
-    return replace(made, **{name: size for name, size in {"group": 8, "front": 2}.items() if hasattr(made, name)})
+    sizes = {"group": 8, "front": 2, "storage": 1.0}
+    return replace(made, **{name: size for name, size in sizes.items() if hasattr(made, name)})
 
 
 def lasting(made, steps):
@@ -188,7 +193,7 @@ def lasting(made, steps):
         once = {"rounds": 1} if hasattr(made, "rounds") else {}  # the last bits of long descents depend on threads
         return replace(made, train=replace(made.train, steps=steps), **once)
     searches = {option.name: getattr(made, option.name) for option in fields(made)}
-    short = {name: replace(inner, trials=steps) for name, inner in searches.items() if isinstance(inner, BlackBox)}
+    short = {name: replace(inner, trials=steps) for name, inner in searches.items() if isinstance(inner, Trials)}
     return replace(made, **short, **({"steps": steps} if hasattr(made, "steps") else {}))
 
 

@@ -225,7 +225,7 @@ INSIDE = [
 @pytest.mark.parametrize(("method", "option"), INSIDE)
 def test_says_what_the_method_inside_it_says(method, option):
     """Such as that its descent is suspected of collapse."""
-    assert merged_of(replace(method, **{option: Remarking()}), *family(2, tower())).remarks == ("heard",)
+    assert merged_of(replace(method, **{option: Remarking()}), *family(2, tower())).remarks.count("heard") == 1
 
 
 def test_methods_are_found():

@@ -227,7 +227,7 @@ ELSEWHERE = {  # of static methods, by the file that compares them
     "test_spheres": "Karcher",
     "test_surgery": "Surgery",
     "test_switch_methods": "LocalizeAndStitch",
-    "test_evo_merging and other files of methods that search": "EvoMerging Map",
+    "test_evo_merging and other files of methods that search": "EvoMerging Map Recombination",
     "test_wudi and other files of methods of matrices": "Aswudi DcMerge Doge Opcm OptMerge Swudi Wudi",
 }
 
