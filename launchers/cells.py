@@ -240,6 +240,7 @@ class Cell:
         used = "nothing" if adapted == "none" else "inputs"
         similarity = cosines(self.setup.experts).tolist() if isinstance(self.method, Expert) else []
         weights = {"unseen": unseen.weights} if unseen.weights else {}
+        front: Any = merged.provenance.get("front", ())
         return {
             "needs": declared if declared == "labels" else used,
             "opened": opened,
@@ -251,6 +252,7 @@ class Cell:
             "macs": macs(merged, self.setup.grid.backbone),
             "routing": {} if routed is None else routed._asdict() | weights,
             "energy": {key: [round(share, 5) for share in shares] for key, shares in merged.energy.items()},
+            "front": [{name: point[name] for name in point.keys() & {"scores", "storage"}} for point in front],
             "similarity": [[round(cosine, 5) for cosine in line] for line in similarity],
         }
 

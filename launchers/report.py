@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launchers import motivation
 from launchers.results.command import one_paragraph, parser_of
-from launchers.results.curves import front_figure, level_figure
+from launchers.results.curves import front_figure, level_figure, search_figures
 from launchers.results.frame import Summary, rows_of, summarise
 from launchers.results.heat import energy_map, routed, routing_map, score_map, similarity_map
 from launchers.results.motivation_figures import drawings_of, title_of
@@ -55,7 +55,7 @@ def sections(summaries: Sequence[Summary]) -> list[Section]:
 def _figures(summary: Summary) -> dict[str, list[Drawn]]:
     figures = {
         "Methods and tasks": [score_map([summary]), similarity_map(summary)],
-        "Trade-offs": [front_figure(summary), level_figure(summary)],
+        "Trade-offs": [front_figure(summary), level_figure(summary), *search_figures(summary)],
         "Where the gates send samples": [routing_map([pair]) for pair in routed(summary)],
         "What the routed parts hold": [energy_map(summary)],
     }

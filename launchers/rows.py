@@ -49,6 +49,16 @@ class Searched(TypedDict, total=False):
     scored: Whole
 
 
+class _Scored(TypedDict):
+    scores: dict[str, float]  # on validation, task -> measured or predicted, higher is better
+
+
+class Point(_Scored, total=False):
+    """One of the front that a method found. storage: the share of all experts' modules that it keeps."""
+
+    storage: Fraction
+
+
 @dataclass(frozen=True)
 class Row:
     """One method on one suite, with everything needed to trust, repeat or compare the numbers."""
@@ -87,6 +97,7 @@ class Row:
     collapsed: list[str] = field(default_factory=list)  # tasks that the collapse guard suspects
     remarks: list[str] = field(default_factory=list)  # what a table with these experts must say
     search: Searched = field(default_factory=Searched)  # empty where no scale was searched
+    front: list[Point] = field(default_factory=list)  # that the method searched; empty where it did not
     contents: dict[str, dict[str, str]] = field(default_factory=dict)  # task -> "head" or split that is read -> id
     similarity: list[list[Cosine]] = field(default_factory=list)  # of an expert row: between the task vectors
     unseen: dict[str, Score | None] = field(default_factory=dict)  # held-out task -> score; None: no expert for it

@@ -1,6 +1,7 @@
 """Figures with axes: scores against a number, bars of what a word chose, scores against costs."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from itertools import cycle
 from textwrap import fill, shorten
@@ -13,6 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from launchers.results.frame import MERGES, Summary
 from launchers.results.style import (
+    COLOURS,
     COLUMN,
     INK,
     KIND_COLOURS,
@@ -26,6 +28,7 @@ from launchers.results.style import (
     named,
     styled,
 )
+from launchers.rows import Row
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -131,6 +134,36 @@ def level_figure(summary: Summary) -> Drawn | None:
     figure = bars([("", lines.assign(name=list(map(named, lines.itertuples()))))], [measure])
     caption = f"Mean and standard deviation over up to {lines['n'].max()} seeds."
     return Drawn("levels", "Lines with their deviation over seeds", figure, caption)
+
+
+def search_figures(summary: Summary) -> list[Drawn]:
+    """A figure for every line whose method searched a front: of its first seed that has one."""
+    firsts = [(line, next((row for row in line.rows if len(row.front) > 1), None))
+              for line in summary.scored.itertuples()]  # fmt: skip
+    return [_search_figure(line, row) for line, row in firsts if row is not None]
+
+
+@styled
+def _search_figure(line: Any, row: Row) -> Drawn:
+    """Mean scores against what is stored, or without it the scores of every task, a curve a point of the front."""
+    figure, points = Figure(figsize=(COLUMN, 2.4), layout="constrained"), row.front
+    ax, means = figure.subplots(), [100 * statistics.fmean(point["scores"].values()) for point in points]
+    kept = [100 * point["storage"] for point in points if "storage" in point]
+    if len(kept) == len(points):
+        ax.step(kept, means, where="post", color=INK, lw=0.9, zorder=1)
+        ax.plot(kept, means, "o", color=OKABE_ITO[0], ms=3.5)
+        ax.set(xlabel="modules kept, % of those of the experts", ylabel="mean validation score, %")
+        caption = "Of all scored merges those that no other beats in one without being worse in the other."
+    else:
+        low, high = min(means), max(means)
+        for point, mean in sorted(zip(points, means, strict=True), key=lambda pair: pair[1]):
+            shade = COLOURS((mean - low) / (high - low) if high > low else 1.0)
+            ax.plot(row.tasks, [100 * point["scores"][task] for task in row.tasks], color=shade, lw=0.9)
+        ax.tick_params(axis="x", rotation=45)
+        ax.set(ylabel="predicted validation score, %")
+        caption = f"A curve a point: the lighter, the higher its mean, {low:.1f} to {high:.1f} %."
+    ax.grid(True)
+    return Drawn(f"front-{line.Index}", f"The front that {named(line)} found: {len(points)} points", figure, caption)
 
 
 class Cost(NamedTuple):

@@ -26,8 +26,8 @@ class Map(Options):
     preference: weights of the tasks, null the same for all; taken is the point of the front where the weighted sum of
     predicted scores is highest. verify: where a scored merge has a higher sum than that point turns out to have, it is
     taken instead, ours (false: as published); few points leave a surrogate that promises too much, at eight tasks above
-    all. The front is kept with a saved merge. Ours: points are drawn uniformly (theirs on a
-    grid, which has two values at eight tasks), the fit starts from the logits (theirs from ones), the front is of
+    all. The front, of predicted scores, is kept with a saved merge and drawn. Ours: points are drawn uniformly (theirs
+    on a grid, which has two values at eight tasks), the fit starts from the logits (theirs from ones), the front is of
     `front` weighted sums, so that of a concave part nothing is seen (theirs by NSGA-III), and what is not scored is not
     looked at (theirs searches within [-3, 3]). Left out: nested MAP, which merges pair by pair, and Bayesian sampling.
     """
@@ -55,7 +55,7 @@ class Map(Options):
         points = np.stack([chosen, *others])
         predicted = np.stack([fit(points) for fit in fits], 1)
         on_front = undominated(predicted.round(9))
-        front = [{"coefficients": told(names, points[row]), "predicted": told(names, predicted[row])}
+        front = [{"coefficients": told(names, points[row]), "scores": told(names, predicted[row])}
                  for row in on_front]  # fmt: skip
         point, scored = dict(zip(names, chosen.tolist(), strict=True)), [*zip(tried.tolist(), seen, strict=True)]
         worth = lambda scores: float(weights @ [scores[task] for task in names])  # noqa: E731

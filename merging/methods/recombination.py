@@ -27,13 +27,14 @@ class Recombination(Grid, prefix="recombination: "):
     After arXiv 2602.06552 (2026), known by its abstract and second-hand. A module is the attention or the FFN of a
     block for a group of tasks, merged by `then`, for one task its expert's; a router weighs the tasks, and a group
     takes their sum. The search is for a high mean validation score and few modules; its front is kept with a saved
-    merge. storage: the share of all experts' modules that may be kept; the best of those scored merges is taken (one
-    group for all, 1 / T, always may be). Ours: NSGA-II with its 300 scored merges and population of 20, where the paper
-    lets it search on a random forest; it starts from both families merged, both apart, and one of them apart. then: the
-    paper has averaging (ours), Task Arithmetic, TIES and "BC"; it merges all other parameters too. coded: modules in
-    `bits`, of groups of inputs; what is coded is the change of the base, whose range is small (ours: how the paper
-    shrinks the range of the values is not known). One group for all is folded into the weights as it is. Their router
-    is a classifier of three layers; here any will do, and router.gate.top_k=1 is as strict as theirs.
+    merge and drawn. storage: the share of all experts' modules that may be kept; the best of those scored merges is
+    taken (one group for all, 1 / T, always may be). Ours: NSGA-II with its 300 scored merges and population of 20,
+    where the paper lets it search on a random forest; it starts from both families merged, both apart, and one of
+    them apart. then: the paper has averaging (ours), Task Arithmetic, TIES and "BC"; it merges all other parameters
+    too. coded: modules in `bits`, of groups of inputs; what is coded is the change of the base, whose range is
+    small (ours: how the paper shrinks the range of the values is not known). One group for all is folded into the
+    weights as it is. Their router is a classifier of three layers; here any will do, and router.gate.top_k=1 is as
+    strict as theirs.
     """
 
     storage: Share = 0.5

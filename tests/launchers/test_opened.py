@@ -21,8 +21,9 @@ from merging.backbones.open_clip import OpenClip
 from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
+from merging.fit.black_box import Evolution
 from merging.fit.gates import Learned, Oracle, TaskId
-from merging.methods import Duet, NeuronMask, TaskArithmetic, Twin
+from merging.methods import Duet, Map, NeuronMask, Recombination, TaskArithmetic, Twin
 from merging.routing.gates import GateShape
 from tasks.data import SuiteData
 from tasks.evaluate import Grid
@@ -123,6 +124,16 @@ def test_of_several_splits_the_test_split_counts(setup):
     assert row.opened == {"calibration": ["method=mine"], "test": ["method=mine"]} and row.adaptation == "test"
     row = computed(setup, Duet(rest=TaskArithmetic()), learned("test"))
     assert row.opened == {"calibration": ["method=mine"], "test": ["router=task_id"]} and row.adaptation == "test"
+
+
+def test_the_front_of_a_search_is_in_the_row(setup, tmp_path):
+    for method in (Map(front=3), Recombination(group=8, search=Evolution(6, 4))):
+        row = computed(setup, method)
+        (again,) = rows.read(rows.write(row, tmp_path))
+        assert row.front == again.front and all({*point["scores"]} == {"one", "three"} for point in row.front)
+        assert all(("storage" in point) == isinstance(method, Recombination) for point in row.front) and row.front
+        assert row.opened["val"] == ["method=mine with labels"]
+    assert computed(setup, TaskArithmetic()).front == []
 
 
 def test_an_opening_that_is_not_declared_is_refused(setup):

@@ -1,5 +1,6 @@
 """The two objectives of a search, and the Pareto front."""
 
+import numpy as np
 import pytest
 from cells import failed_row, make_row, routed_row
 from matplotlib.image import imread
@@ -7,9 +8,13 @@ from pandas import DataFrame
 
 from launchers import rows
 from launchers.pareto import Point, main, objectives
+from launchers.report import sections
+from launchers.results.curves import search_figures
 from launchers.results.frame import pareto, summarise
 from launchers.results.plot import declared, drawings
 from launchers.table import main as table
+
+TASKS = ["cars", "signs"]
 
 
 def test_the_objectives_are_those_of_the_first_file(tmp_path):
@@ -106,3 +111,24 @@ def test_many_methods_have_the_colours_of_their_kinds():
     names = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
     assert names == ["Pareto front", "static", "routed"]
     assert [text.get_text() for text in drawing.figure.axes[0].texts][:2] == ["m0", "m1"]
+
+
+def test_the_front_that_a_method_searched_is_drawn():
+    scores = [dict(zip(TASKS, (0.4 + step, 0.9 - step / 2), strict=True)) for step in (0.0, 0.1, 0.3)]
+    stored = [{"scores": some, "storage": share} for some, share in zip(scores, (0.5, 0.6, 1.0), strict=True)]
+    made = [
+        make_row("recombination", 0.7, TASKS, front=stored),
+        make_row("map", 0.6, TASKS, front=[{"scores": some} for some in scores]),
+        make_row("ties", 0.5, TASKS),
+        make_row("single", 0.4, TASKS, front=stored[:1]),
+    ]
+    (summary,) = summarise(made)
+    by_tasks, by_storage = search_figures(summary)
+    assert "map found: 3 points" in by_tasks.title and "recombination found: 3 points" in by_storage.title
+    (ax,) = by_storage.figure.axes
+    assert ax.lines[-1].get_xydata().tolist() == pytest.approx(np.array([[50, 65.0], [60, 67.5], [100, 72.5]]))
+    curves = [line.get_ydata().tolist() for line in by_tasks.figure.axes[0].lines]
+    assert curves == pytest.approx(np.array([[40, 90], [50, 85], [70, 75]]))
+    (section,) = sections([summary])
+    names = [drawing.name for drawing in section.figures["Trade-offs"]]
+    assert {by_tasks.name, by_storage.name} <= {*names} and len({*names}) == len(names)
