@@ -3,11 +3,13 @@
 from dataclasses import replace
 from functools import partial
 
+import architectures
 import published_quantised
 import published_search as published
 import pytest
 import torch
-from samples import applied, equal, family, models, opened, tower
+from samples import applied, drawn, equal, family, models, opened, tower
+from torch.func import functional_call
 
 from merging import Cache, UserError, open_merged
 from merging.context import Context
@@ -15,8 +17,10 @@ from merging.deltas import Coded, Grouped, Rows
 from merging.fit.black_box import Evolution
 from merging.methods import Average, Emr, Quantised, Recombination, RegMean, TaskArithmetic
 from merging.methods.method import call, static
+from merging.methods.quantised import quantisable
 from merging.packed import Grid
 from merging.recombined import Library
+from merging.routing.install import install
 from tasks.score import Score
 
 TASKS = ("red", "green", "blue", "grey")
@@ -122,6 +126,33 @@ def test_matrices_that_are_stored_transposed_are_coded_as_they_are_applied():
         change = (model["h.0.mlp.c_fc.weight"] - base["h.0.mlp.c_fc.weight"]).double()
         assert torch.allclose(change, published_quantised.nearest(tau.T, 8, 8, True).T, atol=1e-5)
         assert torch.equal(model["h.0.mlp.c_fc.bias"], expert["h.0.mlp.c_fc.bias"])
+
+
+@pytest.mark.parametrize("name", ["open_clip", "ViT", "BERT", "GPT-2", "T5", "Llama"])
+@torch.no_grad()
+def test_a_model_of_every_architecture_answers_as_with_folded_weights(name):
+    """Random groups in codes; every sample mixes its tasks in its own way."""
+    module, kwargs = architectures.model(name), architectures.inputs(name)
+    base = {key: value.detach() for key, value in module.named_parameters()}
+    experts = [
+        {key: value + 0.1 * drawn(*value.shape, seed=1000 * task + index)
+         for index, (key, value) in enumerate(base.items())} for task in (1, 2, 3)
+    ]  # fmt: skip
+    found = opened(base, experts, TASKS[:3])
+    made = library(found, coded=frozenset(quantisable(Grid(bits=8, group=8), found)))
+    numbers = [(0, 1, 1), (1, 0, 1), (0, 1, 2), (1, 1, 0)]
+    merged = made.merged(made.groups({f"{component}/{task}": numbers[index % 4][place]
+                                      for index, component in enumerate(made.components)
+                                      for place, task in enumerate(found.tasks)}))  # fmt: skip
+    assert len(made.components) >= 4 and {type(delta) for delta in merged.deltas.values()} == {Grouped}
+    w = torch.rand(architectures.BATCH, 3, generator=torch.Generator().manual_seed(0))
+    answers = architectures.output(install(module, merged)(**kwargs, w=w))
+    for row in range(architectures.BATCH):
+        alone = {key: value[row : row + 1] for key, value in kwargs.items()}
+        expected = architectures.output(
+            functional_call(module, dict(merged.state(w[row])), (), alone, tie_weights=True)
+        )
+        assert torch.allclose(answers[row : row + 1], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())), row
 
 
 class Near:
