@@ -6,7 +6,7 @@ import published_pleas as published
 import pytest
 import torch
 from published_regression import loaded
-from samples import Made, context, drawn, models, opened
+from samples import BACKBONE, Made, context, drawn, models, opened
 from test_regression import assert_near
 from tiny_models import backbone
 
@@ -15,9 +15,10 @@ from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.methods import Pleas
 from merging.methods.method import call
-from merging.permutations import axes, matched
+from merging.permutations import Couple, axes, matched, turned
 
 TASKS, IMAGES = ("red", "green"), 16
+HEADS, SIZE = 2, 4  # of tiny models
 TOWER, BARE = backbone("CLIPVisionModelWithProjection"), backbone("CLIPVisionModel")
 
 
@@ -56,23 +57,31 @@ def features(state):
 
 
 def permuted(state, seed=0):
-    """The same function with features and hidden neurons in other orders."""
+    """The same function with features, hidden neurons, heads and what lies in them in other orders."""
     rng = torch.Generator().manual_seed(seed)
     sizes = [w.shape[0] for key, w in state.items() if key.endswith("fc1.weight")]
     orders = [torch.randperm(size, generator=rng).tolist() for size in (state_width(state), *sizes)]
-    return published.reordered(state, orders[0], orders[1:])
+    return published.reordered(state, orders[0], orders[1:], [(in_heads(rng), in_heads(rng)) for _ in sizes])
+
+
+def in_heads(rng, size=SIZE):
+    """Both heads exchanged, and what lies in each of them in another order."""
+    return [size * head + i for head in (1, 0) for i in torch.randperm(size, generator=rng).tolist()]
 
 
 def state_width(state):
     return len(next(w for key, w in state.items() if key.endswith("layer_norm1.weight")))
 
 
-@pytest.mark.parametrize(("ratio", "stream", "ridge"), [(1.0, True, 1e-3), (0.6, True, 0.1), (0.3, False, 1e-3)])
-def test_equals_the_published_steps(ratio, stream, ridge):
-    """Of two initialisations; but for the authors' wider layers and their descent, which is solved."""
-    states = drawn_state(1), drawn_state(2)
-    expected = published.pleas(TOWER.build, states, pictures().flatten(0, 1), ratio, stream, ridge)
-    assert_near(merged(Pleas(ratio, stream, ridge, IMAGES), states), expected, 2e-4)
+@pytest.mark.parametrize(("ratio", "stream", "heads", "solve", "ridge"), [
+    (1.0, True, True, True, 1e-3), (0.6, True, False, True, 0.1), (0.3, False, True, True, 1e-3),
+    (1.0, True, True, False, 1e-3),
+])  # fmt: skip
+def test_equals_the_published_steps(ratio, stream, heads, solve, ridge):
+    """Of two initialisations; but for heads, the authors' wider layers and their descent, which is solved."""
+    states, images = (drawn_state(1), drawn_state(2)), pictures().flatten(0, 1)
+    expected = published.pleas(TOWER.build, states, images, ratio, stream, ridge, HEADS if heads else None, solve)
+    assert_near(merged(Pleas(ratio, stream, heads, solve, ridge, IMAGES), states), expected, 2e-4)
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
@@ -97,6 +106,34 @@ def test_which_expert_is_the_first_does_not_matter_to_the_function():
     states = drawn_state(1), drawn_state(2)
     one, other = (features(merged(Pleas(samples=IMAGES), pair)) for pair in (states, states[::-1]))
     assert torch.allclose(one, other, atol=1e-3) and not torch.allclose(one, features(states[0]), atol=0.1)
+
+
+@pytest.mark.parametrize(("kind", "size"), [
+    (BACKBONE, 8), (backbone("ViTModel"), SIZE), (backbone("BertForSequenceClassification"), SIZE),
+    (backbone("GPT2ForSequenceClassification", "last"), SIZE),
+])  # fmt: skip
+def test_heads_in_another_order_change_nothing(kind, size):
+    """Of fused and of separate matrices, stored as they are applied or turned."""
+    state = drawn_state(3, kind.build)
+    experts, inputs = opened(state, [state]), kind.prepare(kind.example(2))
+    rng, orders = torch.Generator().manual_seed(0), {}
+    for block in sorted({experts.param(key).block or "" for key in experts.specs()} - {""}):
+        v, q = (torch.tensor(in_heads(rng, size)) for _ in range(2))
+        orders |= {f"{block} v": v, f"{block} q": q, f"{block} qkv": torch.cat([q, len(q) + q, 2 * len(q) + v])}
+    other = turned(experts, {key: state[key] for key in experts.specs()}, orders, width=0)
+    with torch.no_grad():
+        before, after = (kind.features(loaded(kind.build, state | weights), inputs) for weights in ({}, other))
+    changed = {experts.param(key).family for key in other if not torch.equal(other[key], state[key])}
+    assert torch.allclose(before, after, atol=1e-4) and changed == {"attention"}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("CLIPVisionModel", 2), ("T5EncoderModel", None), ("LlamaForCausalLM", None)]
+)
+def test_heads_are_counted_where_attention_says_how_many_it_has(name, count):
+    module = backbone(name).build()
+    block = next(key for key, _ in module.named_modules() if key.endswith(("layers.0", "block.0")))
+    assert Couple(None, 1, module, module).heads(block) == count  # type: ignore[arg-type]
 
 
 def test_axes_of_matrices_that_are_stored_turned():
@@ -135,3 +172,5 @@ class TestBadInput:
         for wrong in ({"ratio": 0.0}, {"ridge": 0.0}, {"samples": 0}):
             with pytest.raises(UserError, match=r"pleas: .* out of range"):
                 Pleas(**wrong)
+        with pytest.raises(UserError, match=r"pleas: solve=false averages all neurons"):
+            Pleas(ratio=0.5, solve=False)
