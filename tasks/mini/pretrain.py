@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from open_clip.model import CLIP
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from merging.ops import generator
 from tasks.mini.generate import CLASSES, render
-from tasks.mini.model import BASE, TEMPLATES, build, prepare, tokenize
+from tasks.mini.model import BASE, TEMPLATES, build, load_base, prepare, tokenize
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Recipe:
     beta2: float = 0.98
     clip: float = 1.0
     max_scale: float = 50.0
+    text: Literal["trained", "shipped"] = "trained"  # shipped: the base's text tower, as it is, for another image tower
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then cosine to zero."""
@@ -84,11 +86,22 @@ def batches(recipe: Recipe):
         number += 1
 
 
+def keep_text(model: CLIP) -> None:
+    """Give a model the text tower and the temperature of the shipped base, which are then not trained."""
+    shipped = load_base().state_dict()
+    for name, parameter in model.named_parameters():
+        if not name.startswith("visual."):
+            parameter.requires_grad_(False).copy_(shipped[name])
+
+
 def train(recipe: Recipe, stop_after: int | None = None) -> tuple[CLIP, list[float]]:
     """The model and the loss of every step; `stop_after` cuts the run short without changing its schedule."""
     torch.manual_seed(recipe.seed)
     model, losses = build(), []
-    groups = [{"params": [p for p in model.parameters() if (p.ndim >= 2) == matrix], "weight_decay": decay}
+    if recipe.text == "shipped":
+        keep_text(model)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in learned if (p.ndim >= 2) == matrix], "weight_decay": decay}
               for matrix, decay in ((True, recipe.weight_decay), (False, 0.0))]  # fmt: skip
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2))
     for step, batch in zip(range(recipe.steps if stop_after is None else stop_after), batches(recipe), strict=False):
