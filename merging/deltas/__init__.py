@@ -18,15 +18,16 @@ from merging.deltas.low_rank import LowRank
 from merging.deltas.masked import Masked, Ternary
 from merging.deltas.positions import Positions
 from merging.deltas.rows import Rows
+from merging.deltas.scattered import Scattered
 from merging.deltas.tucker import Tucker
 
 __all__ = [
-    "Coded", "Delta", "Dense", "Grouped", "LowRank", "Masked", "OnDemand", "Positions", "Rows", "Sparse", "Ternary",
-    "Tucker", "Whole", "below", "identity", "rebuild", "repeated",
+    "Coded", "Delta", "Dense", "Grouped", "LowRank", "Masked", "OnDemand", "Positions", "Rows", "Scattered", "Sparse",
+    "Ternary", "Tucker", "Whole", "below", "identity", "rebuild", "repeated",
 ]  # fmt: skip
 
 KINDS = {
-    kind.__name__: kind for kind in (Coded, Dense, LowRank, Masked, Positions, Sparse, Ternary, Tucker)
+    kind.__name__: kind for kind in (Coded, Dense, LowRank, Masked, Positions, Scattered, Sparse, Ternary, Tucker)
 }  # that a file holds
 TOLD = {  # facts beside the shape that those take whose tensors do not say all
     "LowRank": ("parts", "ranks"), "Sparse": ("parts",), "Coded": ("bits", "group", "transposed"),

@@ -5,12 +5,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from merging.deltas import Coded, Dense, Grouped, LowRank, Masked, OnDemand, Positions, Rows, Ternary, Tucker, rebuild
+from merging.deltas.scattered import Scattered
 from merging.packed import Grid
 
 M, N, T = 12, 7, 3
 KINDS = (
     *("Dense", "LowRank", "Ragged", "Tucker", "Masked", "Ternary", "Positions", "Coded", "Turned", "Grouped"),
-    *("Rows", "Columns", "OnDemand"),
+    *("Rows", "Columns", "OnDemand", "Scattered"),
 )
 
 
@@ -42,6 +43,8 @@ def delta(kind, parts=T, m=M, n=N, dtype=torch.float64, seed=0):
         signs, scales = draw(parts, m, n, index=7).clamp(-1.5, 1.5).round().sign(), draw(parts, index=9)
         masks = torch.stack([signs > 0, signs < 0], 1).flatten(0, 1)
         return Ternary.of(masks, scales), scales.view(parts, 1, 1) * signs
+    if kind == "Scattered":
+        return scattered(draw, parts, m, n, dtype)
     if kind == "Positions":
         means, bases, weights = draw(m + n, 3, index=7), draw(m + n, 3, 2, index=8), draw(m + n, 2, parts, index=9)
         rows = means[..., None] + torch.einsum("irp,ipt->irt", bases, weights)
@@ -63,6 +66,18 @@ def delta(kind, parts=T, m=M, n=N, dtype=torch.float64, seed=0):
     return (Dense(changes) if kind == "Dense" else OnDemand(changes.unbind().__getitem__, changes.shape[1:], parts)), (
         changes
     )
+
+
+def scattered(draw, parts, m, n, dtype):
+    """With codes of 1, 2 and 4 bits, and few, some and most of the entries kept."""
+    places = [(draw(m * n, index=t) > 1 - t).nonzero()[:, 0] for t in range(parts)]
+    codes = [(draw(len(kept), index=t) * 9).long() % 2**2**t for t, kept in enumerate(places)]
+    levels, changes = draw(parts, 2, index=9), torch.zeros(parts, m * n, dtype=dtype)
+    for t, (low, step) in enumerate(levels):
+        for place, code in zip(places[t].tolist(), codes[t].tolist(), strict=True):
+            changes[t, place] = (low + step * (code // 2)) * (-1) ** code
+    delta = Scattered.of(places, codes, [2**t for t in range(parts)], levels, torch.Size((m, n)))
+    return delta, changes.view(parts, m, n)
 
 
 def weights_of(axes, batch=4, tokens=5, parts=T):
