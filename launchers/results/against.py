@@ -169,7 +169,7 @@ def routed_by(row: Row) -> str:
     if str(train["_target_"]).endswith(("TaskId", "Discriminant")):
         return "task_id"
     if str(train["_target_"]).endswith("Retrieval"):
-        return "retrieval"
+        return "retrieval + metric" if train.get("rank") else "retrieval"
     terms = ["task_id"] if train.get("warm_up") else []
     return " + ".join([*terms, *(name for name, term in (train.get("objectives") or {}).items() if term["weight"])])
 

@@ -15,6 +15,7 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.fit.descent import Descent, cosine, descend, seeded
 from merging.fit.discriminant import calibrated
+from merging.fit.metric import learned_metric
 from merging.merged import Merged, Routing
 from merging.ops import generator
 from merging.options import Count, Options, Rate, Within
@@ -110,12 +111,15 @@ class Discriminant(Options, prefix="router.train."):
 
 @dataclass(frozen=True)
 class Retrieval(Options, prefix="router.train."):
-    """Nothing is trained: gates with `neighbours` keep what they are shown of samples, and the tasks of these.
+    """Nothing is trained but a metric: gates with `neighbours` keep what they see of samples, and the tasks of these.
 
-    Auto-Switch (Qi et al., 2025, arXiv 2412.00054). samples: of each task the first so many, null for all.
+    Auto-Switch (Qi et al., 2025, arXiv 2412.00054). samples: of each task the first so many, null for all. rank: null,
+    Euclidean distances; a number, those of so many directions learned from the samples, the idea of Auto-FlexSwitch
+    (arXiv 2604.28109, about 32) by a loss of ours: see merging.fit.metric.
     """
 
     samples: Count | None = 100
+    rank: Count | None = None
 
     def train(self, model: "Gates", experts: Experts, context: Context, split: str) -> list[str]:
         """Fill the gates in place; the context's log gets the share of other tasks among each one's neighbours."""
@@ -126,9 +130,20 @@ class Retrieval(Options, prefix="router.train."):
         some = torch.cat([(tasks == task).nonzero()[: self.samples, 0] for task in range(count)])
         samples, labels = (features[some] - gate.mean) / gate.std, tasks[some]
         own = functional.one_hot(labels, count).to(samples.dtype)
-        gate.net[-1].keep(samples, own.repeat_interleave(gate.parts // count, 1))  # type: ignore[operator]
+        metric = None if self.rank is None else learned_metric(samples, labels, self._checked(samples.shape[1]))
+        gate.net[-1].keep(samples, own.repeat_interleave(gate.parts // count, 1), metric)  # type: ignore[operator]
         shares = gate.logits(features[some]).unflatten(1, (count, -1))[..., 0]
         return 1 - (shares * own).sum(1).mean().item()
+
+    def _checked(self, width: int) -> int:
+        """The rank. Raises UserError where features have fewer numbers."""
+        assert self.rank is not None
+        if self.rank > width:
+            raise UserError(
+                f"router.train.rank={self.rank} directions are more than the {width} numbers that the gate sees of a "
+                f"sample. Set router.train.rank={width} or less, or null for Euclidean distances."
+            )
+        return self.rank
 
 
 def by_task(model: "Gates", context: Context, fit: Callable[[Gate, Tensor, Tensor, int], float]) -> list[str]:

@@ -143,7 +143,8 @@ def test_the_rank_one_gate_is_the_published_one_with_what_its_file_says():
     ("entropy", "entropy"), ("entropy_transductive", "entropy"), ("rank_one", "entropy"), ("entropy_global",
     "entropy + marginal"), ("distillation", "distillation"), ("task_id_entropy", "task_id + entropy"),
     ("task_id", "task_id"), ("twin", "task_id"), ("retrieval", "retrieval"),
+    ("retrieval router.train.rank=32", "retrieval + metric"),
 ])  # fmt: skip
 def test_what_gates_learn_from_is_read_off_their_configuration(router, kind):
-    config: Any = OmegaConf.to_container(composed(f"router={router}"), resolve=False)
+    config: Any = OmegaConf.to_container(composed(*f"router={router}".split()), resolve=False)
     assert routed_by(replace(make_row(), router=router, config=config)) == kind
