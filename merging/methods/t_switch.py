@@ -24,8 +24,7 @@ class TSwitch(Options):
     whose factors the authors binarise one by one (here their product). routed: a router weighs the tasks' changes in
     place of the true task; with router=retrieval that is Auto-Switch, which needs no training.
 
-    Stored in two bits an entry; the authors' groups of four take 1.5 at density 0.4. FlexSwitch (arXiv 2604.28109),
-    which learns thresholds, bit widths and scales, is not here.
+    Stored in two bits an entry; the authors' groups of four take 1.5 at density 0.4. FlexSwitch learns what stays.
     """
 
     density: Fraction = 0.4

@@ -52,11 +52,6 @@ WHOLE = """## All in one table
 and seconds of merging; `python -m launchers.table --sort needs` prints it by what methods need. Suites that give
 prompts alone (`lm_eval`) run no method that learns from predictions or labels. What each field leaves out:
 """
-MISSING_METHODS = """## Not built
-
-- FlexSwitch: the schedule of its temperature, its penalties, rates and the loss of its metric are not public. T-Switch
-  and Auto-Switch are here.
-"""
 
 
 @dataclass(frozen=True)
@@ -238,7 +233,7 @@ def page() -> str:
     for needs, title in NEEDS.items():
         group = sorted((line for line in lines if line.needs == needs), key=lambda line: line.name)
         text += [f"## {title}\n", row(COLUMNS), row(["---"] * len(COLUMNS)), *(row(line.cells) for line in group), ""]
-    return "\n".join([*text, WHOLE, *field(), "", MISSING_METHODS])
+    return "\n".join([*text, WHOLE, *field(), ""])
 
 
 def row(cells) -> str:

@@ -6,13 +6,26 @@ import published_switch as published
 import pytest
 import torch
 from coloured import NAMES, PARTS, PASS, coloured, fitted
-from samples import BACKBONE, SHAPES, applied, drawn, equal, family, merged_of, models, opened, task_vectors, tower
+from samples import (
+    BACKBONE,
+    SHAPES,
+    applied,
+    drawn,
+    equal,
+    family,
+    lasting,
+    merged_of,
+    models,
+    opened,
+    task_vectors,
+    tower,
+)
 
 from merging import UserError, merge, open_merged
 from merging.accounting import macs
 from merging.deltas import Dense, Ternary
 from merging.fit.gates import Discriminant, Learned, Retrieval
-from merging.methods import Emr, LocalizeAndStitch, RankOneMoe, TallMask, TSwitch
+from merging.methods import Emr, FlexSwitch, LocalizeAndStitch, RankOneMoe, TallMask, TSwitch
 from merging.routing.gates import GateShape
 from merging.routing.install import install
 from merging.routing.neighbours import Neighbours
@@ -20,7 +33,7 @@ from merging.routing.neighbours import Neighbours
 ROUNDING = 4e-6  # as in test_mask_methods
 NEAREST = replace(PASS, features="cls", activation="none", standardise=False, neighbours=5)
 FEW = Retrieval(samples=9)
-ROUTED = [TSwitch(routed=True), Emr(routed=True), TallMask(0.6, routed=True)]
+ROUTED = [TSwitch(routed=True), Emr(routed=True), TallMask(0.6, routed=True), lasting(FlexSwitch(routed=True), 2)]
 IDS = {"ids": lambda method: type(method).__name__}
 IMAGES = torch.cat([coloured(task, seed=1) for task in range(PARTS)])
 TASKS = torch.arange(PARTS).repeat_interleave(len(IMAGES) // PARTS)

@@ -1,0 +1,149 @@
+"""Switches of a single expert: a threshold, a scale and a choice of bits for every parameter, learned together."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from merging.calibration import Calibration
+from merging.deltas.scattered import Form
+from merging.experts import Experts
+from merging.fit.folded import Folded
+
+WIDTHS = (1, 2, 4, 8)  # bits of an entry that is kept, its sign included
+START = 1.0  # by how much the width to start with is ahead of the others, in logits
+LEAST = 1e-30
+
+
+def switchable(tau: Tensor) -> bool:
+    """Whether task vectors [T, *shape] are switched: those of a single number, or of none, are kept as they are."""
+    return tau.ndim > 1 and tau.numel() > 0
+
+
+def start(change: Tensor, density: float, bits: int) -> Tensor:
+    """What is free of a parameter, [2 + len(WIDTHS)]: threshold, scale, and a logit of every width.
+
+    The threshold is in units of the root mean square of the change [*shape]; it starts where `density` of the entries
+    are kept.
+    """
+    sizes = relative(change).flatten()
+    kept = max(1, round(density * len(sizes)))
+    threshold = sizes.kthvalue(len(sizes) - kept + 1).values
+    logits = [START * (width == bits) for width in WIDTHS]
+    return torch.tensor([float(threshold), 1.0, *logits])
+
+
+def relative(change: Tensor) -> Tensor:
+    """Magnitudes in units of their root mean square."""
+    return change.abs() / change.square().mean().sqrt().clamp_min(LEAST)
+
+
+def kept(change: Tensor, free: Tensor) -> Tensor:
+    """Where entries of a change [*shape] reach the threshold, boolean."""
+    return (relative(change) >= free[0]) & (change != 0)
+
+
+def width(free: Tensor) -> int:
+    """The bits that are chosen."""
+    return WIDTHS[int(free[2:].argmax())]
+
+
+def coded(sizes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Codes of magnitudes [k], whole numbers, and levels [2], the value of code 0 and a step.
+
+    The 2^(bits - 1) levels are the middles of equal parts of the range of the magnitudes, times a number that gives
+    them the norm of these: one bit, which is the sign, is T-Switch's.
+    """
+    if not len(sizes):
+        return sizes, sizes.new_zeros(2)
+    (low, high), count = sizes.aminmax(), 2 ** (bits - 1)
+    step = (high - low) / count
+    codes = ((sizes - low) / step.clamp_min(LEAST)).floor_().clamp_(0, count - 1)
+    levels = torch.stack([low + step / 2, step])
+    norm = torch.linalg.vector_norm(valued(codes, levels)).clamp_min(LEAST)
+    return codes, levels * (torch.linalg.vector_norm(sizes) / norm)
+
+
+def valued(codes: Tensor, levels: Tensor) -> Tensor:
+    """The magnitudes that codes stand for."""
+    return levels[0] + levels[1] * codes
+
+
+def switched(change: Tensor, free: Tensor) -> Tensor:
+    """What the switches make of a change, [*shape]."""
+    where = kept(change, free)
+    entries = change[where]
+    value = torch.zeros_like(change)
+    value[where] = free[1] * entries.sign() * valued(*coded(entries.abs(), width(free)))
+    return value
+
+
+def slopes(change: Tensor, free: Tensor, gradient: Tensor, temperature: float, price: float) -> Tensor:
+    """The gradient of what is free, by that of `switched`, plus that of `price` times the bits that are stored.
+
+    It is that of gates sigmoid((magnitude - threshold) / temperature), whose value below the threshold is the least of
+    the levels, and of a softmax over the widths, while both are taken as they are (straight through); levels and the
+    size of groups stay.
+    """
+    where, along = kept(change, free), gradient * change.sign()
+    sizes, pulls = change[where].abs(), along[where]
+    values = [(valued(codes, levels), levels) for codes, levels in (coded(sizes, bits) for bits in WIDTHS)]
+    chosen, shares = int(free[2:].argmax()), free[2:].softmax(0)
+    inner = torch.stack([pulls @ value for value, _ in values])
+    by_width = free[1] * inner + price * len(sizes) * torch.tensor(WIDTHS).to(inner)
+    value, levels = values[chosen]
+    by_gate = torch.zeros_like(change).add_(levels[0]).masked_scatter_(where, value).mul_(along * free[1])
+    by_gate += price * (Form.cheapest(change.numel(), len(sizes), WIDTHS[chosen]).places + WIDTHS[chosen])
+    soft = ((relative(change) - free[0]) / temperature).sigmoid_()
+    threshold = -(by_gate * (soft - soft.square())).sum() / temperature
+    return torch.cat([threshold[None], inner[chosen, None], shares * (by_width - shares @ by_width)])
+
+
+class Switches(Folded):
+    """Learnable (merging.fit): W_0 + the switched changes of a single expert; tied names share the switches.
+
+    With the gradient of the loss goes that of `penalty` times the bits in which the change is stored, per entry.
+    """
+
+    def __init__(
+        self, alone: Experts, data: Calibration, density: float, bits: int, temperature: float, penalty: float
+    ):
+        super().__init__(alone, data, alone.stream)
+        begun: dict[str, Tensor] = {}
+        entries = 0
+        for key, tau in alone.stream():
+            if switchable(tau) and self.first(key) not in begun:
+                begun[self.first(key)] = start(tau[0], density, bits)
+                entries += tau.numel()
+        self.row = {key: index for index, key in enumerate(begun)}
+        self.free = torch.stack([*begun.values()]).to(data.device).requires_grad_()
+        self.temperature, self.price = temperature, penalty / entries
+        self._gradient = torch.zeros_like(self.free)
+
+    def parameters(self) -> list[Tensor]:
+        return [self.free]
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        self.free[:, 0].clamp_(min=0)
+        super().fold()
+
+    def change(self, key: str, tau: Tensor) -> Tensor:
+        return switched(tau[0], self.free[self.row[self.first(key)]]) if switchable(tau) else tau[0]
+
+    def pull(self, key: str, tau: Tensor, gradient: Tensor) -> None:
+        if switchable(tau):
+            row = self.row[self.first(key)]
+            slope = slopes(tau[0], self.free.detach()[row], gradient, self.temperature, self.price)
+            self._gradient[row] += slope
+
+    def after(self) -> None:
+        self._gradient = torch.zeros_like(self.free)
+        super().after()
+        self.free.grad = self._gradient
+
+    def learned(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        """What was free of each of these parameters that are switched, on the CPU."""
+        free = self.free.detach().cpu()
+        free[:, 0].clamp_(min=0)
+        return {key: free[self.row[self.first(key)]] for key in keys if self.first(key) in self.row}
