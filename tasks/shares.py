@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
+from merging.errors import UserError
 from merging.ops import generator
 from merging.preflight import check_range
 from tasks.split import Split
@@ -42,6 +44,21 @@ class Share:
         return getattr(self.whole, name)
 
 
+@dataclass(frozen=True)
+class HeadOf:
+    """The head of a task, for those that are shares of it under names of their own."""
+
+    source: Any  # tasks.heads.head.HeadSource
+    task: str
+
+    def open(self, task: str, classes: Sequence[str]) -> nn.Module:
+        return self.source.open(self.task, classes)
+
+    def content(self, task: str, classes: Sequence[str]) -> str:
+        """Id of a head that need not be opened, where the source has one."""
+        return self.source.content(self.task, classes)
+
+
 def build(name: str, whole: Suite, task: str, shares: Sequence[int], seed: int = 0) -> Suite:
     """A suite of tasks `<task>_<percent>`: the same classes, head, validation and test samples, shares of train.
 
@@ -51,5 +68,9 @@ def build(name: str, whole: Suite, task: str, shares: Sequence[int], seed: int =
     chosen: Any = tasks[known(task, tuple(tasks), whole.name)]
     for percent in shares:
         check_range("suite: shares", percent, 1, 100)
-    made = (replace(chosen, name=f"{task}_{percent}", data=Share(chosen.data, percent, seed)) for percent in shares)
-    return Suite(name, tuple(made))
+    source = getattr(chosen, "heads", None)
+    heads = {} if source is None else {"heads": HeadOf(source, task)}
+    data = {f"{task}_{percent}": Share(chosen.data, percent, seed) for percent in shares}
+    if len(data) < len(shares):
+        raise UserError(f"suite: shares={list(shares)} lists one twice.")
+    return Suite(name, tuple(replace(chosen, name=share, data=cut, **heads) for share, cut in data.items()))

@@ -41,15 +41,13 @@ class Drawn:
 
 @dataclass(frozen=True)
 class BaseText:
-    """The zero-shot head [classes, 128] of a task by the text tower of the shipped base, times its logit scale."""
-
-    of: str  # the task, whatever it is called where it stands in several
+    """Zero-shot heads [classes, 128] by the text tower of the shipped base, times its logit scale."""
 
     def open(self, task: str, classes: Sequence[str]) -> ZeroShot:
-        return ZeroShot(head(self.of))
+        return ZeroShot(head(task))
 
     def content(self, task: str, classes: Sequence[str]) -> str:
-        return _id(self.of, "head")
+        return _id(task, "head")
 
 
 def _id(*facts: object) -> str:
@@ -75,5 +73,5 @@ def build(
     Raises UserError for an unknown or repeated task, where none is left to merge, and for sizes below 1.
     """
     chosen = sized(name, sizes)
-    make = lambda task: LabelledTask(task, Drawn(known(task, tuple(CLASSES), name), chosen, seed), BaseText(task))  # noqa: E731
+    make = lambda task: LabelledTask(task, Drawn(known(task, tuple(CLASSES), name), chosen, seed), BaseText())  # noqa: E731
     return divided(name, [make(task) for task in tasks], held_out)
