@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for number, (summary, figure) in enumerate(drawn, 1):
             print(figure.write(path if number == 1 else path.with_stem(f"{path.stem}-{number}"), dpi=200))
             for line in summary.front().itertuples():
-                score = getattr(line, summary.level)
+                score = getattr(line, summary.merges_level)
                 print(f"{summary.suite}  {score:5.1f} %  {line.stored_bytes / 1e6:8.1f} MB  {line.label}")
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from launchers.results.frame import MERGES, Summary
 from launchers.results.style import (
@@ -86,7 +87,7 @@ def scale(ax: Axes, values: Sequence[float]) -> None:
     if low > 0 and high / low >= FAR:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
-        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         ax.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -179,7 +180,7 @@ class Cost(NamedTuple):
 COSTS = {
     "bytes": Cost("stored_bytes", 1e6, "{:.1f} MB", "stored, MB (base included)", "stored bytes"),
     "macs": Cost("macs", 1e6, "{:.1f} M", "multiply-accumulates per sample, millions", "multiply-accumulates"),
-    "seconds": Cost("merge_seconds", 1, "{:.2f} s", "merging, seconds", "seconds of merging"),
+    "seconds": Cost("ready_seconds", 1, "{:.2f} s", "merging and training gates, seconds", "seconds of merging"),
 }
 
 
@@ -189,7 +190,7 @@ def front_figure(summary: Summary, against: str = "bytes") -> Drawn | None:
 
     A colour and marker a method, hollow for oracles; where methods are many, a kind, and the front is labelled.
     """
-    cost, measure, scored = COSTS[against], summary.level, summary.scored
+    cost, measure, scored = COSTS[against], summary.merges_level, summary.scored
     lines = scored[(scored[cost.column] > 0) & scored[measure].notna()]
     if len(lines) < 2 or (against != "bytes" and lines[cost.column].nunique() < 2):
         return None
@@ -213,7 +214,8 @@ def front_figure(summary: Summary, against: str = "bytes") -> Drawn | None:
         ax.step(front[cost.column] / cost.unit, front[measure], where="post", color=INK, lw=0.9, zorder=1,
                 label="Pareto front")  # fmt: skip
     for _, line in front.iterrows() if by_kind else ():
-        ax.annotate(line["label"], (line[cost.column] / cost.unit, line[measure]), (3, 4), textcoords="offset points")
+        ax.annotate(line["label"], (line[cost.column] / cost.unit, line[measure]), (3, 4), textcoords="offset points",
+                    path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
     scale(ax, lines[cost.column] / cost.unit)
     ax.set(xlabel=cost.axis, ylabel=MEASURES[measure])
     ax.grid(True)

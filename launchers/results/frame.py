@@ -75,13 +75,23 @@ class Summary:
     @property
     def level(self) -> str:
         """The score that lines are compared by: "norm" where every line has one, else "mean"."""
-        return "norm" if len(self.scored) and self.scored["norm"].notna().all() else "mean"
+        return level_of(self.scored)
+
+    @property
+    def merges_level(self) -> str:
+        """The score that merges are compared by, whatever the lines beside them have."""
+        return level_of(self.scored[self.scored["kind"].isin(MERGES)])
 
     def front(self, cost: str = "stored_bytes") -> "DataFrame":
         """The fair merges that no other beats in score and a cost, a column of `_costs`, by rising cost."""
         lines = self.scored
-        known = (lines[cost] > 0) & lines[self.level].notna()
-        return pareto(lines[lines["kind"].isin(COMPETE) & lines["fair"] & known], cost, self.level)
+        known = (lines[cost] > 0) & lines[self.merges_level].notna()
+        return pareto(lines[lines["kind"].isin(COMPETE) & lines["fair"] & known], cost, self.merges_level)
+
+
+def level_of(lines: "DataFrame") -> str:
+    """ "norm" where every line has one, else "mean"."""
+    return "norm" if len(lines) and lines["norm"].notna().all() else "mean"
 
 
 def pareto(frame: "DataFrame", cost: str, gain: str) -> "DataFrame":
@@ -222,6 +232,7 @@ def _costs(rows: Sequence[Row], line_of: Any) -> "DataFrame":
         "backbone": str(row.config.get("backbone")),
         "static": row.macs if row.router in ("none", "oracle") and row.macs else math.nan,
         **{f"{phase}_seconds": row.seconds.get(phase, math.nan) for phase in ("merge", "router")},
+        "ready_seconds": row.seconds.get("merge", math.nan) + row.seconds.get("router", 0.0),
         "seconds": sum(row.seconds.values()),
     } for row in rows]).set_index("run_id")  # fmt: skip
     costs["work"] = costs["macs"] / costs.groupby("backbone")["static"].transform("min")

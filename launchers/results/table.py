@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 FIRST = ("suite", "label", "status", "n")  # columns of CSV
-INSIDE = ("method", "kind", "rows", "transductive", "by_batch", "fair", "scale_range", "work", "seconds", "unseen",
-          "unseen sd")  # fmt: skip
+INSIDE = ("method", "kind", "rows", "transductive", "by_batch", "fair", "scale_range", "work", "seconds",
+          "ready_seconds", "unseen", "unseen sd")  # fmt: skip
 
 
 class Fact(NamedTuple):

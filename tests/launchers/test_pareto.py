@@ -99,10 +99,25 @@ def test_scores_are_drawn_against_every_cost():
     drawn = drawings(plot, "field", [summary])
     assert [figure.name for figure in drawn] == ["bytes", "macs", "seconds"]
     assert ["seconds" in figure.figure.axes[0].get_xlabel() for figure in drawn] == [False, False, True]
-    assert [list(summary.front(cost)["label"]) for cost in ("stored_bytes", "macs", "merge_seconds")] == [
-        ["average", "smile"], ["average", "smile"], ["smile"],
+    assert [list(summary.front(cost)["label"]) for cost in ("stored_bytes", "macs", "ready_seconds")] == [
+        ["average", "smile"], ["average", "smile"], ["ties", "average", "smile"],
     ]  # fmt: skip
     assert [figure.name for figure in drawings(plot, "field", summarise(FIELD[:5]))] == ["bytes", "seconds"]
+
+
+def test_gates_are_trained_before_a_merge_is_ready():
+    gated = routed_row("duet", 0.7, seconds={"merge": 1.0, "router": 3.0, "score": 9.0})
+    lines = summarise([gated, make_row("ties", 0.5, seconds={"merge": 2.0, "search": 5.0})])[0].lines
+    assert dict(zip(lines["label"], lines["ready_seconds"], strict=True)) == {"ties": 2.0, "duet": 4.0}
+
+
+def test_merges_are_drawn_by_norm_beside_a_line_that_has_none():
+    probe = make_row("linear_probe", 0.9, checkpoints={"base": "other"})
+    made = [*FIELD, probe]
+    (summary,) = summarise(made)
+    assert summary.level == "mean" and summary.merges_level == "norm"
+    (drawing,) = drawings(declared({"kind": "pareto"}, "here"), "field", [summary])
+    assert drawing.figure.axes[0].get_ylabel().startswith("norm")
 
 
 def test_many_methods_have_the_colours_of_their_kinds():
