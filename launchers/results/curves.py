@@ -213,8 +213,11 @@ def front_figure(summary: Summary, against: str = "bytes") -> Drawn | None:
     if len(front) > 1:
         ax.step(front[cost.column] / cost.unit, front[measure], where="post", color=INK, lw=0.9, zorder=1,
                 label="Pareto front")  # fmt: skip
-    for _, line in front.iterrows() if by_kind else ():
-        ax.annotate(line["label"], (line[cost.column] / cost.unit, line[measure]), (3, 4), textcoords="offset points",
+    before, above = 0.0, 4
+    for _, line in front.iterrows() if by_kind else ():  # to the left, where nothing is better and cheaper
+        x = line[cost.column] / cost.unit
+        before, above = x, above + 8 if x < 1.2 * before else 4  # over the label of a close neighbour
+        ax.annotate(line["label"], (x, line[measure]), (-3, above), ha="right", textcoords="offset points",
                     path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
     scale(ax, lines[cost.column] / cost.unit)
     ax.set(xlabel=cost.axis, ylabel=MEASURES[measure])
