@@ -10,6 +10,7 @@ from torch import nn
 from merging.errors import UserError
 from merging.ops import generator
 from merging.preflight import check_range
+from tasks.heads.text import TextHead
 from tasks.split import Split
 from tasks.suite import Suite, known
 
@@ -69,7 +70,8 @@ def build(name: str, whole: Suite, task: str, shares: Sequence[int], seed: int =
     for percent in shares:
         check_range("suite: shares", percent, 1, 100)
     source = getattr(chosen, "heads", None)
-    heads = {} if source is None else {"heads": HeadOf(source, task)}
+    unnamed = source is None or isinstance(source, TextHead)  # which is made of the names of classes alone
+    heads = {} if unnamed else {"heads": HeadOf(source, task)}
     data = {f"{task}_{percent}": Share(chosen.data, percent, seed) for percent in shares}
     if len(data) < len(shares):
         raise UserError(f"suite: shares={list(shares)} lists one twice.")
