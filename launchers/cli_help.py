@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 import conf
-from launchers.sweeps.axes import composed, parsed, values_of
+from launchers.sweeps.axes import composed, is_group, parsed, values_of
 from merging.errors import UserError
 
 EXTRAS = {
@@ -56,6 +56,22 @@ def hint(arguments: Sequence[str]) -> str | None:
     except HydraException:  # Hydra's own message says what it cannot read
         pass
     return None
+
+
+def reaching(arguments: Sequence[str]) -> list[str]:
+    """The command line, its options of a choice that is swept (method=ties,sce method.density=0.5) with ++ in front.
+
+    Hydra looks for an option in the default choice first, which may not have it.
+    """
+    words = [*arguments]
+    try:
+        overrides = {word: parsed([word])[0] for word in words if not word.startswith("-")}
+    except HydraException:  # Hydra says what it cannot read
+        return words
+    keys = {word: override.get_key_element() for word, override in overrides.items() if override.is_sweep_override()}
+    swept = tuple(f"{key}." for key in keys.values() if is_group(key))
+    inside = {word for word in overrides if word not in keys and word.startswith(swept)}
+    return words if not inside or hint(words) is not None else [f"++{w}" if w in inside else w for w in words]
 
 
 def spelled(arguments: Sequence[str], program: str = "duet") -> str | None:

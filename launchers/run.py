@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from launchers.cli_help import hint, missing
+from launchers.cli_help import hint, missing, reaching
 from launchers.found import found_rows
 from launchers.live import watch
 from launchers.pareto import Point, objectives
@@ -72,6 +72,7 @@ def job(config: DictConfig) -> Point | None:
 def main() -> None:
     """The console script."""
     logging.raiseExceptions = False  # a full disk is told once, not again for every line of run.log
+    sys.argv[1:] = reaching(sys.argv[1:])
     if (wrong := missing(sys.argv[1:]) or problem(sys.argv[1:])) is not None:
         sys.exit(wrong)
     try:

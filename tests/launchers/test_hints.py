@@ -2,7 +2,7 @@
 
 import pytest
 
-from launchers.cli_help import hint
+from launchers.cli_help import hint, reaching
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,17 @@ def test_the_nearest_name_is_told_with_all_there_are(arguments, answer):
 )
 def test_what_exists_needs_no_hint(arguments):
     assert hint(arguments) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reached"),
+    [
+        ("-m method=ties,sce method.density=0.5 seed=0,1", "-m method=ties,sce ++method.density=0.5 seed=0,1"),
+        ("-m method=ties,sce method.density=0.5,0.6", "-m method=ties,sce method.density=0.5,0.6"),
+        ("-m method=ties,sce method.densty=0.5", "-m method=ties,sce method.densty=0.5"),  # which Hydra refuses
+        ("method=ties method.density=0.5", "method=ties method.density=0.5"),
+        ("-m router=oracle,task_id router.x=[1", "-m router=oracle,task_id router.x=[1"),
+    ],
+)
+def test_options_reach_the_methods_of_a_sweep(arguments, reached):
+    assert " ".join(reaching(arguments.split())) == reached
