@@ -216,7 +216,7 @@ def front_figure(summary: Summary, against: str = "bytes") -> Drawn | None:
     before, above = 0.0, 4
     for _, line in front.iterrows() if by_kind else ():  # to the left, where nothing is better and cheaper
         x = line[cost.column] / cost.unit
-        before, above = x, above + 8 if x < 1.5 * before else 4  # over the label of a close neighbour
+        before, above = x, above + 8 if x < 1.35 * before else 4  # over the label of a close neighbour
         ax.annotate(line["label"], (x, line[measure]), (-3, above), ha="right", textcoords="offset points",
                     path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
     scale(ax, lines[cost.column] / cost.unit)
