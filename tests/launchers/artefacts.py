@@ -23,6 +23,7 @@ from tasks.heads import text as heads
 from tasks.heads import text_towers
 from tasks.heads.head import Given, ZeroShot
 from tasks.heads.probe import Probe
+from tasks.mini import experts as mini
 from tasks.recipes import Recipe
 from tasks.score import accuracy
 from tasks.split import Split
@@ -205,6 +206,15 @@ def file_id(cache, patch, content=1.0, folder="one"):
 
 
 DECOMPOSITION = ("merging.decompose.svd",)
+
+
+def second_base(cache, monkeypatch, **recipe):
+    """The base that a run pretrains beside the shipped one."""
+    model = SimpleNamespace(state_dict=lambda: {"visual.proj": torch.ones(2)})
+    monkeypatch.setattr(mini.pretrain, "train", lambda _: (model, []))
+    mini.FromTwo(other=replace(mini.OTHER, **recipe)).other_base(cache)
+
+
 ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients with other values; the code behind it
     "svd": (svd, {"matrix": 2.0}, DECOMPOSITION),
     "tucker": (tucker, {"stack": 2.0, "ranks": (1, 2, 3), "engine": "hosvd"},
@@ -217,6 +227,8 @@ ARTEFACTS = {  # what makes the key, by the name in the key; its ingredients wit
     "similarity": (similarity, {"base": 3, "expert": 2, "only": frozenset(KEYS[:1])}, ("merging.similarity",)),
     "expert": (expert, {"base": 1, "task": "tints", "images": 1, "head": 2.0, "recipe": Recipe(steps=3), "seed": 1,
                         **OTHER}, ("tasks.training", "tasks.recipes")),
+    "pretrained base": (second_base, {"seed": 2, "steps": 3, "lr": 1.0, "text": "trained"},
+                        ("tasks.mini.pretrain", "tasks.mini.generate")),
     "zero-shot head": (head, {"text": 1.0, "classes": ("a", "c"), "templates": ("a {}",), "quick_gelu": False},
                        ("tasks.heads.text",)),
     "tuned text": (tuned_text, {"base": 2.0, "expert": 2.0}, ("tasks.heads.text_towers",)),

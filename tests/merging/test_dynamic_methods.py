@@ -24,7 +24,20 @@ from torch.nn import functional
 from merging import UserError
 from merging.decompose.ranks import Ranks
 from merging.fit.gates import Learned, TaskId
-from merging.methods import Concrete, Dare, Della, Duet, Expert, FfnOracle, Lot, RankOneMoe, Smile, Twin, Wemoe
+from merging.methods import (
+    Concrete,
+    Dare,
+    Della,
+    Duet,
+    Expert,
+    FfnOracle,
+    Lot,
+    RankOneMoe,
+    Recombination,
+    Smile,
+    Twin,
+    Wemoe,
+)
 from merging.routing.gates import Gate, GateShape
 from merging.routing.install import install
 
@@ -91,13 +104,18 @@ BY_POSITION = Dare, Della, Concrete  # they draw a random number for every posit
 FOLLOWING = [pytest.param(quick(each), id=each.__name__) for each in every_method() if each not in BY_POSITION]
 
 
+def uncoded(method):
+    """Without codes, whose groups are of neighbours."""
+    return replace(method, coded=False) if isinstance(method, Recombination) else method
+
+
 @pytest.mark.parametrize("method", FOLLOWING)
 def test_follows_a_permutation_of_hidden_neurons(method):
     """Of all methods but those that draw by position.
 
     LOT's default counts eigenvalues as inverses that are small enough to make fifth digits of the rounding of fp32.
     """
-    method = replace(method, cutoff=1e-2) if isinstance(method, Lot) else method
+    method = replace(method, cutoff=1e-2) if isinstance(method, Lot) else uncoded(method)
     base, experts = towers()
     first = models(merged_of(method, base, experts))
     second = models(merged_of(method, permuted(base), [permuted(expert) for expert in experts]))
@@ -109,7 +127,7 @@ def test_follows_a_permutation_of_hidden_neurons(method):
 
 @pytest.mark.parametrize("method", GATED)
 def test_a_permutation_of_hidden_neurons_leaves_the_function_alone(method):
-    base, experts = towers()
+    method, (base, experts) = uncoded(method), towers()
     turned = permuted(base), [permuted(expert) for expert in experts]
     pair = [install(BACKBONE.build(), merged_of(method, *each)) for each in ((base, experts), turned)]
     weights = {} if isinstance(method, Smile) else {"w": drawn(6, merged_of(method, *turned).parts)}
