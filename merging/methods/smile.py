@@ -8,7 +8,7 @@ from merging.errors import UserError
 from merging.experts import Experts
 from merging.merged import Merged, Routing
 from merging.options import Count, Options
-from merging.qkv import cut
+from merging.qkv import cut, fused_name
 from merging.residual import energy_kept
 
 
@@ -39,12 +39,15 @@ class Smile(Options):
             )
 
     def __call__(self, experts: Experts) -> Merged:
-        def decomposed(key: str) -> tuple[Delta, list[float] | None]:
+        def decomposed(key: str) -> tuple[Delta, list[float] | None, bool]:
             tau = experts.tau(key)
             delta = self._delta(experts, key, tau)
-            return delta, energy_kept(tau, delta) if tau.ndim == 3 else None
+            return delta, energy_kept(tau, delta) if tau.ndim == 3 else None, bool(tau.any())
 
-        parts = experts.in_threads(decomposed, sorted(experts.keys("attention") + experts.keys("ffn")))
+        found = experts.in_threads(decomposed, sorted(experts.keys("attention") + experts.keys("ffn")))
+        # what no expert changed, as adapters leave most, tells no token; query, key and value stay together
+        moved = {fused_name(key) for key, (_, _, changed) in found.items() if changed}
+        parts = {key: (delta, shares) for key, (delta, shares, _) in found.items() if fused_name(key) in moved}
         deltas = {key: delta for key, (delta, _) in parts.items()}
         energy = {key: shares for key, (_, shares) in parts.items() if shares is not None}
         routing = Routing("subspace", granularity="token", gate_rank=self.gate_rank, top_k=self.top_k)

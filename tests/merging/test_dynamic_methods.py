@@ -238,3 +238,10 @@ def test_rank_one_gates_have_the_published_size():
     """Official code, ViT-B/32, eight tasks, rank 32: twelve linear gates."""
     gate = Gate(768, 8 * 32, GateShape(depth=1, features="mean"))
     assert 12 * sum(parameter.numel() for parameter in gate.parameters()) == 2_362_368
+
+
+def test_smile_stores_nothing_for_what_no_expert_changed():
+    base, experts = towers()
+    tuned = [{key: base[key] if ".attn." in key else weight for key, weight in expert.items()} for expert in experts]
+    deltas = merged_of(quick(Smile), base, tuned).deltas
+    assert deltas and not any(".attn." in key for key in deltas)
