@@ -252,7 +252,7 @@ class Cell:
             "macs": macs(merged, self.setup.grid.backbone),
             "routing": {} if routed is None else routed._asdict() | weights,
             "energy": {key: [round(share, 5) for share in shares] for key, shares in merged.energy.items()},
-            "front": [{name: point[name] for name in point.keys() & {"scores", "storage"}} for point in front],
+            "front": [{name: point[name] for name in ("scores", "storage") if name in point} for point in front],
             "similarity": [[round(cosine, 5) for cosine in line] for line in similarity],
         }
 

@@ -12,11 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 WUDI_STEPS = 2  # of 300, which are hours on two cores; every step takes as long as the next
-STEPS = {
-    "IsoC": "",
-    "TsvM": "",
-    "Wudi": f", {WUDI_STEPS} of 300 steps",
-}  # what can be asked, by the names of our classes
+TITLES = {"IsoC": "IsoC", "TsvM": "TsvM", "Wudi": f"Wudi, {WUDI_STEPS} of 300 steps"}  # by the names of our classes
 
 
 def function(name: str) -> Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]:

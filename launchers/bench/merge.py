@@ -29,6 +29,7 @@ DECOMPOSING = ("IsoC", "IsoCts", "TsvM")  # these have a cold and a warm row
 STREAMING = ("TaskArithmetic", "Ties")  # these have one of files whose content ids are not known, too
 VARIANTS: Mapping[str, tuple[str, Mapping[str, str]]] = {"BayesianDataFree": ("Bayesian", {"gram": "task_vectors"})}
 LEFT_OUT = ("Base", "Expert", "Single")  # references
+OUTPUT = "merged-by-bench.safetensors"
 ADAPTERS = ("AsAdapter", "Cat", "DoMerging", "Knots")  # methods made for LoRA experts
 
 
@@ -56,7 +57,7 @@ def rows_of(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:
 
     def theirs(title: str, name: str) -> Process:
         warm(folder)
-        output = folder / "merged-by-bench.safetensors"
+        output = folder / OUTPUT
         cost = measured(title, [options.fusion_bench, fusion.__file__, name, str(output), *map(str, inputs(folder))])
         output.unlink()
         return cost._replace(output=float(cost.output.splitlines()[-1]))
@@ -71,8 +72,8 @@ def rows_of(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:
             rows.append((f"{name}, warm", partial(process, name=name, start=scratch)))
         if name in STREAMING:
             rows.append((f"{name}, of new files", partial(process, name=name)))
-        if name in fusion.STEPS and options.fusion_bench:
-            rows.append((f"FusionBench: {name}{fusion.STEPS[name]}", partial(theirs, name=name)))
+        if name in fusion.TITLES and options.fusion_bench:
+            rows.append((f"FusionBench: {fusion.TITLES[name]}", partial(theirs, name=name)))
     for title, run in rows:
         yield title, min(run(title) for _ in range(options.repeat))
     shutil.rmtree(scratch, ignore_errors=True)
@@ -111,7 +112,7 @@ def made(name: str) -> Method:
 
 def job(name: str, folder: str, cache_folder: str, arch: str) -> float:
     """Runs in the measured process: a merge, or "inputs", "floor" or "ids". Returns seconds, imports left out."""
-    cache, output = Cache(Path(cache_folder)), Path(folder) / "merged-by-bench.safetensors"
+    cache, output = Cache(Path(cache_folder)), Path(folder) / OUTPUT
     base, *experts = inputs(Path(folder))
     runs = {
         "inputs": lambda: write_inputs(Path(folder), arch),
