@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ROW = 0.2  # inches a line is high
 WIDEST, SMALLEST = 0.55, 4.4  # inches a square cell is wide at most; points that a number must have
 BROADEST = 1.0  # inches that one of a line is wide at most
+TALL = 30  # lines above which the columns are named at the top
 ENERGIES = 24  # columns of the map of energies at most
 OTHER = "other"  # column of what lies in no layer
 
@@ -56,7 +57,11 @@ def paint(ax: Axes, panel: Panel, scale: Scale, digits: int | None, size: float 
         ink = contrast(COLOURS((value - low) / (high - low)))
         ax.text(column + 0.5, row + 0.5, text, color=ink, ha="center", va="center", size=size, in_layout=False)
     names = [f"{name:g}" if isinstance(name, float) else str(name) for name in panel.cells]
-    slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(max(names, key=len)) > 5 else {}
+    if tall := len(cells) > TALL:
+        ax.xaxis.tick_top()
+        ax.xaxis.set_label_position("top")
+    slant = {"rotation": 40, "ha": "left" if tall else "right", "rotation_mode": "anchor"}
+    slanted = slant if len(max(names, key=len)) > 5 else {}
     ax.set_xticks(np.arange(len(names)) + 0.5, names, **slanted)
     ax.set_yticks(np.arange(len(cells)) + 0.5, map(str, panel.cells.index))
     ax.set_ylim(len(cells), 0)

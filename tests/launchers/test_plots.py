@@ -45,6 +45,12 @@ def test_cells_fill_the_figure_beside_the_names_of_lines():
     assert ax.get_xlim() == (0, len(tasks) + 1) and ours.x1 > 0.98 and drawing.width <= PAGE
 
 
+def test_a_tall_map_names_its_tasks_where_reading_starts():
+    for lines, place in ((30, "bottom"), (31, "top")):
+        _, ax, _ = drawn([make_row(f"method_{line}") for line in range(lines)])
+        assert len(ax.get_yticks()) == lines and ax.xaxis.get_ticks_position() == place
+
+
 def test_the_files_are_whole_pictures(tmp_path):
     many = [*MERGED, EXPERT, make_row(suite="other", tasks=["cars"]), *map(routed_row, ("duet", "twin", "wemoe"))]
     files = draw(many, tmp_path / "new")
