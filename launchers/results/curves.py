@@ -40,6 +40,7 @@ TICKS = 8  # at most, of an axis that names its values
 BAR = 0.17  # inches a bar is high
 TOLD_APART = 24  # methods at most with a colour and marker each
 LINES = 40  # of a table at most whose deviations are drawn
+ABOVE = (4, 12)  # points above a point where its name stands
 
 
 @styled
@@ -213,17 +214,30 @@ def front_figure(summary: Summary, against: str = "bytes") -> Drawn | None:
     if len(front) > 1:
         ax.step(front[cost.column] / cost.unit, front[measure], where="post", color=INK, lw=0.9, zorder=1,
                 label="Pareto front")  # fmt: skip
-    before, above = 0.0, 4
-    for _, line in front.iterrows() if by_kind else ():  # to the left, where nothing is better and cheaper
-        x = line[cost.column] / cost.unit
-        before, above = x, above + 8 if x < 1.35 * before else 4  # over the label of a close neighbour
-        ax.annotate(line["label"], (x, line[measure]), (-3, above), ha="right", textcoords="offset points",
-                    path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
     scale(ax, lines[cost.column] / cost.unit)
     ax.set(xlabel=cost.axis, ylabel=MEASURES[measure])
     ax.grid(True)
     figure.legend(loc="outside right upper")
+    if by_kind:
+        _name(ax, [(line["label"], line[cost.column] / cost.unit, line[measure]) for _, line in front[::-1].iterrows()])
     caption = f"Front: {', '.join(map(named, front.itertuples())) or 'no fair line'}."
     caption += " Bars: standard deviation over seeds." if lines[f"{measure} sd"].notna().any() else ""
     title = f"Score against {cost.title}: {lines['kind'].isin(MERGES).sum()} merges, {len(summary.tasks)} tasks"
     return Drawn(against, title, figure, caption, tips)
+
+
+def _name(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Names (text, x, y) to the left of points, where nothing is better and cheaper, while there is room."""
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    taken: list[Any] = []
+    for text, x, y in points:
+        note = ax.annotate(text, (x, y), (0, 0), ha="right", textcoords="offset points",
+                           path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+        for above in ABOVE:
+            note.set_position((-3, above))
+            box = note.get_window_extent()
+            if not any(map(box.overlaps, taken)):
+                taken.append(box)
+                break
+        else:
+            note.remove()
