@@ -1,5 +1,7 @@
 """The figures are whole pictures of the numbers they were given."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from cells import TASKS, failed_row, make_row, routed_row
@@ -7,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from launchers.callback import draw
+from launchers.results.curves import TOLD_APART, front_figure
 from launchers.results.frame import summarise
 from launchers.results.heat import WEIGHTS as SPAN
 from launchers.results.heat import Panel, paint, routed, routing_map, score_map, weights
@@ -49,6 +52,16 @@ def test_a_tall_map_names_its_tasks_where_reading_starts():
     for lines, place in ((30, "bottom"), (31, "top")):
         _, ax, _ = drawn([make_row(f"method_{line}") for line in range(lines)])
         assert len(ax.get_yticks()) == lines and ax.xaxis.get_ticks_position() == place
+
+
+def test_names_on_a_crowded_front_leave_each_other_room():
+    near = [make_row(f"method_{n}", level=0.3 + n / 100, stored_bytes=10**7 + 10**4 * n) for n in range(TOLD_APART + 6)]
+    figure = front_figure(summarise(near)[0]).figure
+    figure.draw_without_rendering()
+    names = figure.axes[0].texts
+    boxes = [name.get_window_extent() for name in names]
+    assert names[0].get_text() == f"method_{TOLD_APART + 5}" and 2 <= len(names) < len(near), "the best is named"
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 def test_the_files_are_whole_pictures(tmp_path):
