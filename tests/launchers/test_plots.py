@@ -56,9 +56,10 @@ def test_a_tall_map_names_its_tasks_where_reading_starts():
 
 def test_names_on_a_crowded_front_leave_each_other_room():
     near = [make_row(f"method_{n}", level=0.3 + n / 100, stored_bytes=10**7 + 10**4 * n) for n in range(TOLD_APART + 6)]
-    figure = front_figure(summarise(near)[0]).figure
-    figure.draw_without_rendering()
-    names = figure.axes[0].texts
+    drawing = front_figure(summarise(near)[0])
+    assert drawing is not None
+    drawing.figure.draw_without_rendering()
+    names = drawing.figure.axes[0].texts
     boxes = [name.get_window_extent() for name in names]
     assert names[0].get_text() == f"method_{TOLD_APART + 5}" and 2 <= len(names) < len(near), "the best is named"
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
