@@ -219,16 +219,21 @@ def front_figure(summary: Summary, against: str = "bytes") -> Drawn | None:
     ax.grid(True)
     figure.legend(loc="outside right upper")
     if by_kind:
-        _name(ax, [(line["label"], line[cost.column] / cost.unit, line[measure]) for _, line in front[::-1].iterrows()])
+        best = front[::-1]
+        _name(figure, [*zip(best["label"], best[cost.column] / cost.unit, best[measure], strict=True)])
     caption = f"Front: {', '.join(map(named, front.itertuples())) or 'no fair line'}."
     caption += " Bars: standard deviation over seeds." if lines[f"{measure} sd"].notna().any() else ""
     title = f"Score against {cost.title}: {lines['kind'].isin(MERGES).sum()} merges, {len(summary.tasks)} tasks"
     return Drawn(against, title, figure, caption, tips)
 
 
-def _name(ax: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Names (text, x, y) to the left of points, where nothing is better and cheaper, while there is room."""
-    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+def _name(figure: Figure, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write names (text, x, y) to the left of points, where nothing is better and cheaper, those first that come first.
+
+    One that would lie on another is left out.
+    """
+    figure.draw_without_rendering()  # so that texts have a size
+    (ax,) = figure.axes
     taken: list[Any] = []
     for text, x, y in points:
         note = ax.annotate(text, (x, y), (0, 0), ha="right", textcoords="offset points",
