@@ -1,12 +1,12 @@
 """What every task-specific delta can do: T changes of one parameter, stored in some way, mixed by gating weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from merging.deltas.products import add_product, in_use, over_tokens
+from merging.deltas.products import add_product, alike, in_use, over_tokens
 
 
 class Delta(nn.Module):
@@ -19,6 +19,10 @@ class Delta(nn.Module):
     def mix(self, weights: Tensor) -> Tensor:
         """sum_g weights[..., g] delta_g as dense tensors [..., *shape]."""
         raise NotImplementedError
+
+    def mixes(self, weights: Tensor, samples: int) -> Iterator[Tensor]:
+        """`mix` of weights [B, G], `samples` rows at a time."""
+        return map(self.mix, weights.split(samples))
 
     def forward(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
         """onto [B, N, m] plus the mixed change applied to x [B, N, n], a new tensor."""
@@ -80,6 +84,12 @@ class Whole(Delta):
             share = weights[..., index].view((*weights.shape[:-1], *[1] * len(self.shape)))
             total = total + share * self.part(index)
         return total
+
+    def mixes(self, weights: Tensor, samples: int) -> Iterator[Tensor]:
+        """A change is unpacked once for all rows."""
+        used = in_use(weights) or [0]
+        weights, changes = alike(weights[:, used], torch.stack([self.part(index).flatten() for index in used]))
+        return ((some @ changes).view(-1, *self.shape) for some in weights.split(samples))
 
     def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
         for index in in_use(weights):  # one change at a time: no matrix per sample, and none of all changes

@@ -26,6 +26,8 @@ class Dense(Whole):
         weights, flat = alike(weights, self.changes.reshape(self.parts, self.shape.numel()))
         return (weights @ flat).view((*weights.shape[:-1], *self.shape))
 
+    mixes = Delta.mixes
+
     def transposed(self) -> "Dense":
         return Dense(self.changes.view(self.parts, *self.shape).mT.contiguous())
 

@@ -1,6 +1,6 @@
 """Changes that several parts share, each held once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ class Grouped(Delta):
 
     def mix(self, weights: Tensor) -> Tensor:
         return self.members.mix(self._summed(weights))
+
+    def mixes(self, weights: Tensor, samples: int) -> Iterator[Tensor]:
+        return self.members.mixes(self._summed(weights), samples)
 
     def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
         return self.members.add_(x, self._summed(weights), onto)

@@ -41,6 +41,10 @@ class Rows(Delta):
     def mix(self, weights: Tensor) -> Tensor:
         return torch.cat([block.mix(weights) for block in self.members()], weights.ndim - 1 + self.axis)
 
+    def mixes(self, weights: Tensor, samples: int) -> Iterator[Tensor]:
+        blocks = zip(*(block.mixes(weights, samples) for block in self.members()), strict=True)
+        return (torch.cat(some, 1 + self.axis) for some in blocks)
+
     def add_(self, x: Tensor, weights: Tensor, onto: Tensor) -> Tensor:
         for block, start, size in self.placed():
             if self.axis == 0:

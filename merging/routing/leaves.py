@@ -111,9 +111,9 @@ class Linear(nn.Module):
         """The samples' outputs, a chunk at a time."""
         step, bias = max(1, CHUNK.get(x.device.type, 1 << 26) // self.matrix.numel()), self._bias(w)
         several = bias is not None and bias.ndim == 3
-        for start in range(0, len(w), step):
-            some = slice(start, start + step)
-            weight = (delta.mix(w[some]).flatten(2) + self.matrix).mT
+        for number, change in enumerate(delta.mixes(w, step)):
+            some = slice(number * step, (number + 1) * step)
+            weight = (change.flatten(2) + self.matrix).mT
             if bias is None:
                 yield x[some] @ weight
             else:
