@@ -71,6 +71,8 @@ def compare(rows: Iterable[Row]) -> list[Comparison]:
 
 def _by_backbone(suite: Summary) -> list[Summary]:
     backbones = dict.fromkeys(map(backbone_of, suite.rows))
+    if len(backbones) == 1:
+        return [suite]
     return [
         summary for name in backbones for summary in summarise(row for row in suite.rows if backbone_of(row) == name)
     ]

@@ -34,14 +34,22 @@ def test_a_repetition_is_within_and_a_worse_one_is_outside(there):
     assert exact.published.printed == there.printed and exact.reasons == () and exact.within
     assert exact.gaps["mean"] == pytest.approx(0, abs=1e-9)
 
-    for off in (0.9, -0.9):
-        assert compared(there, measured(there, off * there.tolerance)).within
-    for off in (1.1, -1.1):
-        worse = compared(there, measured(there, off * there.tolerance))
-        assert not worse.reasons and not worse.within
-        assert worse.gaps["mean"] == pytest.approx(off * there.tolerance) and len(worse.published.accuracy) == len(
-            there.accuracy
-        )
+    assert len(exact.published.accuracy) == len(there.accuracy)
+    limit = there.tolerance
+    assert all(replace(exact, measured=moved(exact, off * limit)).within for off in (0.9, -0.9))
+    assert not any(replace(exact, measured=moved(exact, off * limit)).within for off in (1.1, -1.1))
+
+
+def moved(exact, points):
+    """What the comparison measured, `points` higher."""
+    return {name: value + points for name, value in exact.measured.items()}
+
+
+def test_measured_scores_move_a_comparison_by_as_much():
+    worse = compared(TA, measured(TA, 1.1 * TA.tolerance))
+    assert not worse.reasons and not worse.within and len(worse.published.accuracy) == len(TA.accuracy)
+    assert worse.gaps["mean"] == pytest.approx(1.1 * TA.tolerance)
+    assert compared(TA, measured(TA, 0.9 * TA.tolerance)).within
 
 
 TA = published_row("RankOne-MoE logs", "task_arithmetic")
