@@ -1,6 +1,7 @@
 """Switches of a single expert: a threshold, a scale and a choice of bits for every parameter, learned together."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from merging.fit.folded import Folded
 WIDTHS = (1, 2, 4, 8)  # bits of an entry that is kept, its sign included
 START = 1.0  # by how much the width to start with is ahead of the others, in logits
 LEAST = 1e-30
+TINY = torch.finfo(torch.float32).tiny
 
 
 def switchable(tau: Tensor) -> bool:
@@ -40,7 +42,7 @@ def relative(change: Tensor) -> Tensor:
 
 def kept(change: Tensor, free: Tensor) -> Tensor:
     """Where entries of a change [*shape] reach the threshold, boolean."""
-    return (relative(change) >= free[0]) & (change != 0)
+    return relative(change) >= free[0].clamp_min(TINY)  # what is zero is not kept
 
 
 def width(free: Tensor) -> int:
@@ -48,34 +50,48 @@ def width(free: Tensor) -> int:
     return WIDTHS[int(free[2:].argmax())]
 
 
-def coded(sizes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Codes of magnitudes [k], whole numbers, and levels [2], the value of code 0 and a step.
+class Range(NamedTuple):
+    """The magnitudes [*shape] of `count` entries that are kept: from low to low + span, of a norm.
 
-    The 2^(bits - 1) levels are the middles of equal parts of the range of the magnitudes, times a number that gives
-    them the norm of these: one bit, which is the sign, is T-Switch's.
+    held: 1 of what is kept, else 0. places: where in the range it lies, 0 to 1; 0 of the rest.
     """
-    if not len(sizes):
-        return sizes, sizes.new_zeros(2)
-    (low, high), count = sizes.aminmax(), 2 ** (bits - 1)
-    step = (high - low) / count
-    codes = ((sizes - low) / step.clamp_min(LEAST)).floor_().clamp_(0, count - 1)
-    levels = torch.stack([low + step / 2, step])
-    norm = torch.linalg.vector_norm(valued(codes, levels)).clamp_min(LEAST)
-    return codes, levels * (torch.linalg.vector_norm(sizes) / norm)
 
+    held: Tensor
+    places: Tensor
+    low: Tensor
+    span: Tensor
+    count: Tensor
+    norm: Tensor
 
-def valued(codes: Tensor, levels: Tensor) -> Tensor:
-    """The magnitudes that codes stand for."""
-    return levels[0] + levels[1] * codes
+    @classmethod
+    def of(cls, sizes: Tensor, where: Tensor) -> "Range":
+        held = where.to(sizes.dtype)  # products of numbers with booleans are slow
+        inside = sizes * held
+        high = inside.max()
+        span = (high * held - inside).max()
+        places = (inside - (high - span)).div_(span.clamp_min(LEAST)).clamp_(min=0)
+        return cls(held, places, high - span, span, held.sum(), torch.linalg.vector_norm(inside))
+
+    def coded(self, bits: int) -> tuple[Tensor, Tensor]:
+        """Codes [*shape], whole numbers, 0 of what is not kept; and levels [2], the value of code 0 and a step.
+
+        The 2^(bits - 1) levels are the middles of equal parts of the range, times a number that gives what is kept its
+        norm: one bit, which is the sign, is T-Switch's.
+        """
+        parts = 2 ** (bits - 1)
+        codes, step = (self.places * parts).floor_().clamp_(max=parts - 1), self.span / parts
+        low, flat = self.low + step / 2, codes.flatten()
+        square = self.count * low.square() + 2 * low * step * flat.sum() + step.square() * (flat @ flat)
+        return codes, torch.stack([low, step]) * (self.norm / square.sqrt().clamp_min(LEAST))
 
 
 def switched(change: Tensor, free: Tensor) -> Tensor:
     """What the switches make of a change, [*shape]."""
-    where = kept(change, free)
-    entries = change[where]
-    value = torch.zeros_like(change)
-    value[where] = free[1] * entries.sign() * valued(*coded(entries.abs(), width(free)))
-    return value
+    if not change.any():
+        return torch.zeros_like(change)
+    sizes = Range.of(change.abs(), kept(change, free))
+    codes, levels = sizes.coded(width(free))
+    return codes.mul_(levels[1]).add_(levels[0]).mul_(sizes.held).copysign_(change).mul_(free[1])
 
 
 def slopes(change: Tensor, free: Tensor, gradient: Tensor, temperature: float, price: float) -> Tensor:
@@ -83,19 +99,20 @@ def slopes(change: Tensor, free: Tensor, gradient: Tensor, temperature: float, p
 
     It is that of gates sigmoid((magnitude - threshold) / temperature), whose value below the threshold is the least of
     the levels, and of a softmax over the widths, while both are taken as they are (straight through); levels and the
-    size of groups stay.
+    size of groups stay. Nothing pulls at the switches of a change of zeros.
     """
-    where, along = kept(change, free), gradient * change.sign()
-    sizes, pulls = change[where].abs(), along[where]
-    values = [(valued(codes, levels), levels) for codes, levels in (coded(sizes, bits) for bits in WIDTHS)]
+    if not change.any():
+        return torch.zeros_like(free)
+    sizes, along = Range.of(change.abs(), kept(change, free)), gradient * change.sign()
+    values, count, pulls = [sizes.coded(bits) for bits in WIDTHS], int(sizes.count), (along * sizes.held).flatten()
     chosen, shares = int(free[2:].argmax()), free[2:].softmax(0)
-    inner = torch.stack([pulls @ value for value, _ in values])
-    by_width = free[1] * inner + price * len(sizes) * torch.tensor(WIDTHS).to(inner)
-    value, levels = values[chosen]
-    by_gate = torch.zeros_like(change).add_(levels[0]).masked_scatter_(where, value).mul_(along * free[1])
-    by_gate += price * (Form.cheapest(change.numel(), len(sizes), WIDTHS[chosen]).places + WIDTHS[chosen])
-    soft = ((relative(change) - free[0]) / temperature).sigmoid_()
-    threshold = -(by_gate * (soft - soft.square())).sum() / temperature
+    inner = torch.stack([levels[0] * pulls.sum() + levels[1] * (pulls @ codes.flatten()) for codes, levels in values])
+    by_width = free[1] * inner + price * count * torch.tensor(WIDTHS).to(inner)
+    codes, levels = values[chosen]
+    by_gate = codes.mul_(levels[1]).add_(levels[0]).mul_(along).mul_(free[1])
+    by_gate += price * (Form.cheapest(change.numel(), count, WIDTHS[chosen]).places + WIDTHS[chosen])
+    soft = relative(change).sub_(free[0]).div_(temperature).sigmoid_()
+    threshold = -by_gate.flatten() @ (soft - soft.square()).flatten() / temperature
     return torch.cat([threshold[None], inner[chosen, None], shares * (by_width - shares @ by_width)])
 
 

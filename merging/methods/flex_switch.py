@@ -13,7 +13,7 @@ from merging.fit.coefficients import Learning
 from merging.fit.descent import Descent, descend, seeded, suspicion
 from merging.fit.objectives import LogitDistillation
 from merging.fit.samples import Samples, opened
-from merging.fit.switches import Switches, coded, kept, switchable, width
+from merging.fit.switches import Range, Switches, kept, switchable, width
 from merging.merged import Merged, Routing
 from merging.options import Count, Fraction, Within
 from merging.residual import energy_kept
@@ -80,9 +80,8 @@ def stored(tau: Tensor, learned: list[Tensor]) -> Scattered:
     places, codes, levels = [], [], []
     for change, free in zip(tau, learned, strict=True):
         where = kept(change, free)
-        entries = change[where]
-        sizes, steps = coded(entries.abs(), width(free))
+        sizes, steps = Range.of(change.abs(), where).coded(width(free))
         places.append(where.flatten().nonzero()[:, 0])
-        codes.append(2 * sizes.long() + (entries < 0))
+        codes.append(2 * sizes[where].long() + (change[where] < 0))
         levels.append(free[1] * steps)
     return Scattered.of(places, codes, list(map(width, learned)), torch.stack(levels), tau.shape[1:])
