@@ -113,7 +113,7 @@ class Linear(nn.Module):
         several = bias is not None and bias.ndim == 3
         for number, change in enumerate(delta.mixes(w, step)):
             some = slice(number * step, (number + 1) * step)
-            weight = (change.flatten(2) + self.matrix).mT
+            weight = change.flatten(2).add_(self.matrix).mT
             if bias is None:
                 yield x[some] @ weight
             else:
