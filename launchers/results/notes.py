@@ -29,8 +29,8 @@ def notes(summary: Summary, best: str = "bold") -> list[str]:
     return _lines(
         "notes.txt", summary=summary, scored=summary.scored, runs=runs, splits=_splits(summary), twice=twice,
         what="Accuracy" if plain else f"Scores ({metrics})", unit="accuracy" if plain else "score",
-        undefined=_undefined(summary), scales=scales, adapted=sorted(adapted.items()), origins=_origins(summary),
-        first_line=first_line, best=best,
+        undefined=_undefined(summary), scales=scales, at_end=[label for label, row in scored if at_end(row)],
+        adapted=sorted(adapted.items()), origins=_origins(summary), first_line=first_line, best=best,
     )  # fmt: skip
 
 
@@ -83,6 +83,12 @@ def scale_source(row: Row) -> str:
     """Where the scale of a row comes from, in words; "-" for a method without one."""
     kind, _, split = row.scale_source.partition(":")
     return f"picked by {kind} on the {split} split{_searched(row.search)}" if split else kind
+
+
+def at_end(row: Row) -> bool:
+    """Whether the best of several scales was the least or the greatest, so that a better one may lie beyond."""
+    scales = row.search.get("scales", ())
+    return len(scales) > 1 and row.scale in (min(scales), max(scales))
 
 
 def _searched(search: Mapping[str, Any]) -> str:

@@ -46,6 +46,8 @@ def test_a_row_says_what_was_searched(setup, monkeypatch):  # noqa: F811
     assert row.search == {"criterion": "norm", "scales": scales, "scored": 3}
     text = "picked by search on the val split (best norm of 3 scales from 0.1 to 0.9) for mine"
     assert any(text in note for note in notes(summarise([row])[0]))
+    said = ["\n".join(notes(summarise([replace(row, scale=scale)])[0])) for scale in scales]
+    assert ["may lie beyond (scale.scales): mine." in note for note in said] == [True, False, True]
     monkeypatch.setattr("tasks.scales.seconds", lambda grid, merged, split: 100.0)
     many = [round(0.1 * step, 1) for step in range(1, 31)]
     cell = Cell(
