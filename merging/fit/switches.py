@@ -70,7 +70,7 @@ class Range(NamedTuple):
         high = inside.max()
         span = (high * held - inside).max()
         places = (inside - (high - span)).div_(span.clamp_min(LEAST)).clamp_(min=0)
-        return cls(held, places, high - span, span, held.sum(), torch.linalg.vector_norm(inside))
+        return cls(held, places, high - span, span, where.count_nonzero(), torch.linalg.vector_norm(inside))
 
     def coded(self, bits: int) -> tuple[Tensor, Tensor]:
         """Codes [*shape], whole numbers, 0 of what is not kept; and levels [2], the value of code 0 and a step.
