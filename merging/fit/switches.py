@@ -87,8 +87,6 @@ class Range(NamedTuple):
 
 def switched(change: Tensor, free: Tensor) -> Tensor:
     """What the switches make of a change, [*shape]."""
-    if not change.any():
-        return torch.zeros_like(change)
     sizes = Range.of(change.abs(), kept(change, free))
     codes, levels = sizes.coded(width(free))
     return codes.mul_(levels[1]).add_(levels[0]).mul_(sizes.held).copysign_(change).mul_(free[1])
@@ -99,10 +97,8 @@ def slopes(change: Tensor, free: Tensor, gradient: Tensor, temperature: float, p
 
     It is that of gates sigmoid((magnitude - threshold) / temperature), whose value below the threshold is the least of
     the levels, and of a softmax over the widths, while both are taken as they are (straight through); levels and the
-    size of groups stay. Nothing pulls at the switches of a change of zeros.
+    size of groups stay.
     """
-    if not change.any():
-        return torch.zeros_like(free)
     sizes, along = Range.of(change.abs(), kept(change, free)), gradient * change.sign()
     values, count, pulls = [sizes.coded(bits) for bits in WIDTHS], int(sizes.count), (along * sizes.held).flatten()
     chosen, shares = int(free[2:].argmax()), free[2:].softmax(0)
@@ -127,11 +123,13 @@ class Switches(Folded):
     ):
         super().__init__(alone, data, alone.stream)
         begun: dict[str, Tensor] = {}
-        entries = 0
+        self.moved, entries = set[str](), 0  # parameters whose change is not all zeros: the others stay
         for key, tau in alone.stream():
             if switchable(tau) and self.first(key) not in begun:
                 begun[self.first(key)] = start(tau[0], density, bits)
                 entries += tau.numel()
+                if tau.any():
+                    self.moved.add(self.first(key))
         self.row = {key: index for index, key in enumerate(begun)}
         self.free = torch.stack([*begun.values()]).to(data.device).requires_grad_()
         self.temperature, self.price = temperature, penalty / entries
@@ -146,11 +144,12 @@ class Switches(Folded):
         super().fold()
 
     def change(self, key: str, tau: Tensor) -> Tensor:
-        return switched(tau[0], self.free[self.row[self.first(key)]]) if switchable(tau) else tau[0]
+        first = self.first(key)
+        return switched(tau[0], self.free[self.row[first]]) if first in self.moved else tau[0]
 
     def pull(self, key: str, tau: Tensor, gradient: Tensor) -> None:
-        if switchable(tau):
-            row = self.row[self.first(key)]
+        if (first := self.first(key)) in self.moved:
+            row = self.row[first]
             slope = slopes(tau[0], self.free.detach()[row], gradient, self.temperature, self.price)
             self._gradient[row] += slope
 
