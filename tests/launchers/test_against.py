@@ -35,14 +35,17 @@ def test_a_repetition_is_within_and_a_worse_one_is_outside(there):
     assert exact.gaps["mean"] == pytest.approx(0, abs=1e-9)
 
     assert len(exact.published.accuracy) == len(there.accuracy)
-    limit = there.tolerance
-    assert all(replace(exact, measured=moved(exact, off * limit)).within for off in (0.9, -0.9))
-    assert not any(replace(exact, measured=moved(exact, off * limit)).within for off in (1.1, -1.1))
+    for off in (0.9, -0.9):
+        assert moved(exact, off * there.tolerance).within
+    for off in (1.1, -1.1):
+        worse = moved(exact, off * there.tolerance)
+        assert not worse.reasons and not worse.within
+        assert worse.gaps["mean"] == pytest.approx(off * there.tolerance)
 
 
 def moved(exact, points):
-    """What the comparison measured, `points` higher."""
-    return {name: value + points for name, value in exact.measured.items()}
+    """The comparison of a line that is `points` better on every task."""
+    return replace(exact, measured={name: value + points for name, value in exact.measured.items()})
 
 
 def test_measured_scores_move_a_comparison_by_as_much():
