@@ -29,7 +29,7 @@ def notes(summary: Summary, best: str = "bold") -> list[str]:
     return _lines(
         "notes.txt", summary=summary, scored=summary.scored, runs=runs, splits=_splits(summary), twice=twice,
         what="Accuracy" if plain else f"Scores ({metrics})", unit="accuracy" if plain else "score",
-        undefined=_undefined(summary), scales=scales, at_end=[label for label, row in scored if at_end(row)],
+        undefined=_undefined(summary), scales=scales, at_end=[label for label, row in scored if _at_end(row)],
         adapted=sorted(adapted.items()), origins=_origins(summary), first_line=first_line, best=best,
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ def scale_source(row: Row) -> str:
     return f"picked by {kind} on the {split} split{_searched(row.search)}" if split else kind
 
 
-def at_end(row: Row) -> bool:
+def _at_end(row: Row) -> bool:
     """Whether the best of several scales was the least or the greatest, so that a better one may lie beyond."""
     scales = row.search.get("scales", ())
     return len(scales) > 1 and row.scale in (min(scales), max(scales))

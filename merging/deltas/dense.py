@@ -26,7 +26,7 @@ class Dense(Whole):
         weights, flat = alike(weights, self.changes.reshape(self.parts, self.shape.numel()))
         return (weights @ flat).view((*weights.shape[:-1], *self.shape))
 
-    mixes = Delta.mixes
+    mixes = Delta.mixes  # there is nothing to unpack
 
     def transposed(self) -> "Dense":
         return Dense(self.changes.view(self.parts, *self.shape).mT.contiguous())
