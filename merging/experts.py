@@ -111,10 +111,15 @@ class Experts(Owned):
         """Base and experts as methods see them."""
         return tuple(separated(stored) if self.separate_qkv else stored for stored in (self.origin, *self.checkpoints))
 
-    def specs(self) -> dict[str, Spec]:
+    def specs(self) -> Mapping[str, Spec]:
         """Shape and widest dtype of every parameter that is merged, keys sorted."""
-        return {key: spec for key, spec in self._stored().items() if not self.is_owned(key)}
+        return self._specs
 
+    @cached_property
+    def _specs(self) -> dict[str, Spec]:
+        return {key: spec for key, spec in self._stored.items() if not self.is_owned(key)}
+
+    @cached_property
     def _stored(self) -> dict[str, Spec]:
         """As `specs`, with the parameters that belong to tasks."""
         base, *experts = (checkpoint.specs() for checkpoint in self._seen)
@@ -276,9 +281,9 @@ class Experts(Owned):
         """The result of a method: changes of the base for every input, and deltas for those that depend on it."""
         more = {"owned": self.kept} | more
         if not self.separate_qkv:
-            return Merged(self.origin, self.tasks, self._stored(), shared, deltas or {}, routing, scale, **more)
+            return Merged(self.origin, self.tasks, self._stored, shared, deltas or {}, routing, scale, **more)
         only = None if self.only is None else frozenset(map(fused_name, self.only))
-        specs = replace(self, separate_qkv=False, only=only)._stored()
+        specs = replace(self, separate_qkv=False, only=only)._stored
         return Joined(self.origin, self.tasks, specs, shared, join_deltas(deltas or {}), routing, scale, **more)
 
     @cached_property

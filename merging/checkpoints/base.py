@@ -169,9 +169,10 @@ class StateDict(Checkpoint):
                     f"{key} of {name} is {reason}. A state dict maps names to dense tensors: give module.state_dict()."
                 )
         self._tensors, self.name = {key: tensor.detach() for key, tensor in tensors.items()}, name
+        self._specs = {key: Spec(tensor.shape, tensor.dtype) for key, tensor in self._tensors.items()}
 
     def specs(self) -> Mapping[str, Spec]:
-        return {key: Spec(tensor.shape, tensor.dtype) for key, tensor in self._tensors.items()}
+        return self._specs
 
     def tensor(self, key: str) -> Tensor:
         if (tensor := self._tensors[key]).is_meta:

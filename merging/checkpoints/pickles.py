@@ -50,9 +50,10 @@ class PickleFile(OneFile):
             raise Unsupported("it holds no tensors with names")
         for tensor in self._tensors.values():
             tensor.check()
+        self._specs = {key: Spec(torch.Size(item.shape), item.storage.dtype) for key, item in self._tensors.items()}
 
     def specs(self) -> Mapping[str, Spec]:
-        return {key: Spec(torch.Size(item.shape), item.storage.dtype) for key, item in self._tensors.items()}
+        return self._specs
 
     def tensor(self, key: str) -> Tensor:
         """The tensor as stored; a copy where the file does not align it."""

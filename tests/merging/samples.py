@@ -149,13 +149,15 @@ def applied(method, experts):
     return call(method, experts, context(experts))
 
 
-def asks(method):
-    """Whether a method asks what a parameter is: it refuses names that no table has."""
-    try:
-        applied(method, opened(*family(2, plain())))
-    except UserError as error:
-        return "is not in the table" in str(error) or "base and experts lack" in str(error)
-    return False
+def asks(method, known={}):  # noqa: B006
+    """Whether a method asks what a parameter is: it refuses names that no table has. Tried once for every method."""
+    if (told := repr(method)) not in known:
+        try:
+            applied(method, opened(*family(2, plain())))
+            known[told] = False
+        except UserError as error:
+            known[told] = "is not in the table" in str(error) or "base and experts lack" in str(error)
+    return known[told]
 
 
 def suited(method, shapes=mixed):
