@@ -121,7 +121,7 @@ class Cell:
     def row(self, chosen_on: Sequence[str] = ()) -> Row:
         """The row before any result: everything that is known without computing, and what was chosen on which split."""
         grid, experts = self.setup.grid, self.setup.experts
-        of_merge = [f"experts: {experts.remark}"] if experts.differing else []
+        of_merge = [f"experts: {experts.differing}"] if experts.differing else []
         if dtype := self.config.get("save_dtype"):
             of_merge.append(f"{self.label}: what all inputs share is scored and saved as {dtype}")
         if unheard := without_entropy(grid.suite, self.method, self.router):

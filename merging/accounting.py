@@ -36,7 +36,7 @@ def delta_macs(key: str, delta: Delta, backbone: Backbone, routing: Routing) -> 
         return delta.mix_macs() * min(tokens, rows) // rows
     tokens -= patches
     if routing.router == "subspace":
-        return subspace_macs(delta, tokens, routing)
+        return subspace_macs(delta.transposed() if info.transposed else delta, tokens, routing)
     used = routing.gate.used(delta.parts) if routing.gate is not None else None
     if len(delta.shape) == 1:
         return delta.macs(1, used=used) * (tokens if by_token else 1)

@@ -53,7 +53,7 @@ def merged_from(
 ) -> Merged:
     """`merge` of experts that are open."""
     if opened.differing:
-        log.warning("%s", opened.remark)
+        log.warning("%s", opened.differing)
     if opened.remarks:
         log.info("%s", "; ".join(opened.remarks))
     identify_ahead((opened.origin, *opened.checkpoints))  # saving asks for the ids

@@ -92,14 +92,10 @@ class Experts(Owned):
         return tuple(f"{', '.join(names)}: {remark}" for remark, names in of.items())
 
     @cached_property
-    def differing(self) -> tuple[str, ...]:
-        """Keys of counters and positions, which are not merged, that differ: the base's are kept. See preflight."""
-        return differing(self.origin, self.checkpoints)
-
-    @property
-    def remark(self) -> str:
-        """What a person should know of `differing`."""
-        return f"not merged, the base's is kept although the experts' differ: {some(self.differing)}"
+    def differing(self) -> str:
+        """What to say of counters and positions that differ, which are not merged; empty if none do. See preflight."""
+        keys = differing(self.origin, self.checkpoints)
+        return f"not merged, the base's is kept although the experts' differ: {some(keys)}" if keys else ""
 
     @property
     def inputs(self) -> tuple[Checkpoint | Known, ...]:
@@ -117,9 +113,8 @@ class Experts(Owned):
 
     @cached_property
     def _specs(self) -> dict[str, Spec]:
-        return {key: spec for key, spec in self._stored.items() if not self.is_owned(key)}
+        return {key: spec for key, spec in self._stored().items() if not self.is_owned(key)}
 
-    @cached_property
     def _stored(self) -> dict[str, Spec]:
         """As `specs`, with the parameters that belong to tasks."""
         base, *experts = (checkpoint.specs() for checkpoint in self._seen)
@@ -281,9 +276,9 @@ class Experts(Owned):
         """The result of a method: changes of the base for every input, and deltas for those that depend on it."""
         more = {"owned": self.kept} | more
         if not self.separate_qkv:
-            return Merged(self.origin, self.tasks, self._stored, shared, deltas or {}, routing, scale, **more)
+            return Merged(self.origin, self.tasks, self._stored(), shared, deltas or {}, routing, scale, **more)
         only = None if self.only is None else frozenset(map(fused_name, self.only))
-        specs = replace(self, separate_qkv=False, only=only)._stored
+        specs = replace(self, separate_qkv=False, only=only)._stored()
         return Joined(self.origin, self.tasks, specs, shared, join_deltas(deltas or {}), routing, scale, **more)
 
     @cached_property

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from merging.applied import turned
 from merging.context import ALONE, Context
 from merging.decompose.svd import leading_vectors
 from merging.experts import Experts
@@ -149,7 +150,7 @@ def by_matrix(
     matrices: Matrices = "linear",
     rest: Rest = "base",
 ) -> dict[str, Tensor]:
-    """What `solve(key, tau [T, m, n])` makes of every matrix that some task changes, on the context's device.
+    """What `solve(key, tau [T, out, in])` makes of every matrix that some task changes, on the context's device.
 
     matrices: "linear", those of attention and FFNs, or "all". rest: no change for all else ("base"), or the mean.
     """
@@ -157,7 +158,8 @@ def by_matrix(
     def merge(key: str, tau: Tensor) -> Tensor:
         chosen = tau.ndim == 3 and bool(tau.any())
         if chosen and (matrices == "all" or experts.param(key).family in ("ffn", "attention")):
-            return solve(key, tau.to(context.device)).float().cpu()
+            solved = solve(key, turned(experts, key, tau).to(context.device)).float().cpu()
+            return turned(experts, key, solved)
         return tau.mean(0) if rest == "mean" else torch.zeros(tau.shape[1:])
 
     return experts.map(merge, heavy=context.device.type == "cpu")

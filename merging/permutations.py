@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from merging.applied import as_applied
 from merging.backbones.base import ParamInfo
 from merging.calibration import Calibration
 from merging.errors import UserError
 from merging.experts import Experts
-from merging.regression import as_applied
 from merging.statistics import gram_sums, paired
 
 READERS = ("attention_q", "attention_k", "attention_v", "attention_qkv", "ffn_in", "ffn_gate", "ffn_up", "projection")

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from merging.applied import as_applied
 from merging.backbones.base import FAMILIES
 from merging.combined import Changes, total
 from merging.deltas import Coded, Delta, Dense, Grouped
@@ -14,7 +15,7 @@ from merging.experts import Experts
 from merging.fit.black_box import Point
 from merging.merged import Merged, Routing
 from merging.packed import Grid
-from merging.regression import as_applied, shared
+from merging.regression import shared
 
 Groups = Mapping[str, Sequence[Sequence[str]]]  # component, the attention or FFN of a block -> its tasks in groups
 

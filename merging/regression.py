@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from merging.applied import as_applied
 from merging.calibration import Calibration
 from merging.experts import Experts
 from merging.interference import Quadratic
@@ -102,19 +103,6 @@ def mean(experts: Experts, key: str) -> Tensor:
     """The mean task vector of a matrix as it is applied, fp64."""
     taus = (experts.task_vector(key, task) for task in range(len(experts.tasks)))
     return sum((as_applied(experts, key, tau).double() / len(experts.tasks) for tau in taus), ZERO)
-
-
-def as_applied(experts: Experts, key: str, tensor: Tensor) -> Tensor:
-    """A matrix as it is stored, as [out, in]; a convolution by its flattened patches; a vector as it is."""
-    matrix = tensor.flatten(1) if tensor.ndim > 2 else tensor
-    return matrix.T.contiguous() if experts.param(key).transposed else matrix
-
-
-def as_stored(experts: Experts, key: str, matrix: Tensor) -> Tensor:
-    """The inverse of `as_applied`, in fp32."""
-    matrix = matrix.float()
-    stored = matrix.T.contiguous() if experts.param(key).transposed else matrix
-    return stored.view(experts.specs()[key].shape)
 
 
 def change_of(merged: Merged, key: str) -> Tensor:

@@ -226,24 +226,28 @@ def table_for(name: str | None, keys: Sequence[str]) -> Table:
     Raises UserError where there is none, naming the nearest and a key that it lacks, and where there are several that
     say different things.
     """
-    return _table_of(tuple(keys)) if name is None else table(name)
+    found = _table_of(tuple(keys)) if name is None else table(name)
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
 
 
 @lru_cache(maxsize=64)
-def _table_of(keys: tuple[str, ...]) -> Table:
+def _table_of(keys: tuple[str, ...]) -> Table | str:
+    """The table that has all these keys, or why there is none."""
     missing = {name: [key for key in keys if known.find(key) is None] for name, known in tables().items()}
     fitting = [name for name, lacking in missing.items() if not lacking]
     if not fitting:
         nearest = min(missing, key=lambda name: len(missing[name]))
         others = ", ".join(name for name in missing if name != nearest)
-        raise UserError(
+        return (
             f"{missing[nearest][0]} is not in the table {nearest}, nor does another ({others}) have all names of these "
             f"checkpoints, {CONSEQUENCE}"
         )
     first = tables()[fitting[0]]
     for name in fitting[1:]:
         if differing := [key for key in keys if tables()[name].find(key) != first.find(key)]:
-            raise UserError(
+            return (
                 f"The names of these checkpoints are in the tables {first.name} and {name}, which differ about "
                 f"{differing[0]}. Name the one that is meant: Experts.open(..., table={first.name!r})."
             )

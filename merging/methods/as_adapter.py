@@ -41,7 +41,7 @@ class AsAdapter(Options):
             factors, mix = experts.factors(key), mix_of(changes, key)
             rank = self.rank or (factors.rank if factors is not None else None)
             shape = experts.specs()[key].shape
-            if rank is None or (factors is not None and factors.rank >= min(shape, default=0)):  # trained in full
+            if rank is None or (factors is not None and (len(shape) != 2 or in_full(factors))):
                 return terms(changes)[key] if rank is None or changes[key].any() else None
             if mix is not None:
                 return _least(mix, rank)
@@ -55,6 +55,13 @@ class AsAdapter(Options):
 
         found = experts.in_threads(one, list(changes))
         return Combined({key: term for key, term in found.items() if term is not None})
+
+
+def in_full(factors: LowRank) -> bool:
+    """Whether an expert has a matrix that was trained in full beside its adapters: one of its factors is the identity,
+    see checkpoints.lora."""
+    members = (factor for task in range(factors.parts) for factor in factors.factors(task))
+    return any(len(each) == each.shape[1] and torch.equal(each, torch.eye(len(each))) for each in members)
 
 
 def _least(mix: Mix, rank: int) -> Mix:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
+from merging.applied import as_applied, as_stored
 from merging.combined import Changes
 from merging.context import ALONE, Context
 from merging.experts import Experts
@@ -17,16 +18,7 @@ from merging.methods.reg_mean import KINDS
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.options import Count, Within
 from merging.preflight import check_range
-from merging.regression import (
-    Normaliser,
-    as_applied,
-    as_stored,
-    by_block,
-    change_of,
-    equations,
-    matrices,
-    of_experts,
-)
+from merging.regression import Normaliser, by_block, change_of, equations, matrices, of_experts
 
 LIMITS = 1e-9, 1e12
 SPREAD = 1000.0  # how far a search goes from the given rho, as a factor
@@ -36,15 +28,17 @@ SPREAD = 1000.0  # how far a search goes from the given rho, as a factor
 class Bayesian(ByKind, prefix="bayesian: "):
     """Bayesian Model Merging: every matrix by regression, with another merge as the mean of its prior, in closed form.
 
-    After arXiv 2605.12843 (2026), known by its abstract and digests. Of every matrix W = (sum_t W_t G_t + rho W_anchor)
-    (sum_t G_t + rho)^-1, solved as a change of the base. gram: "inputs", G_t of all tokens that go into the matrix in
-    expert t; "task_vectors", the data-free variant, G_t = tau_t^T tau_t. anchor: the merge of the prior, whose other
-    parameters stay. rho: for all kinds of matrices but those that `rhos` names (ffn, attention, projection, or finer).
-    scale, kinds: of the change. search: the paper's outer loop, Bayesian optimisation of rho and scale of every family
-    of matrices on validation, from those given; null takes them as they are. Its kernel, trials and ranges are unknown:
-    Optuna's Parzen estimators, rho up to a thousand times larger or smaller and scales of 0 to 2 are ours. normaliser:
-    of each G_t; it and the defaults are ours (FeatCal's), no published values are known, and this is no reproduction.
-    samples: per task. by_block: as RegMean's; a search keeps the eigenvectors of all matrices in memory.
+    After arXiv 2605.12843 (2026), known by its abstract and digests. Of every matrix W = (sum_t W_t G_t + rho
+    W_anchor) (sum_t G_t + rho)^-1, solved as a change of the base. gram: "inputs", G_t of all tokens that go into
+    the matrix in expert t; "task_vectors", the data-free variant, G_t = tau_t^T tau_t, with a fused query, key and
+    value as one matrix even where methods see three. anchor: the merge of the prior, whose other parameters stay.
+    rho: for all kinds of matrices but those that `rhos` names (ffn, attention, projection, or finer). scale, kinds:
+    of the change. search: the paper's outer loop, Bayesian optimisation of rho and scale of every family of
+    matrices on validation, from those given; null takes them as they are. Its kernel, trials and ranges are
+    unknown: Optuna's Parzen estimators, rho up to a thousand times larger or smaller and scales of 0 to 2 are ours.
+    normaliser: of each G_t; it and the defaults are ours (FeatCal's), no published values are known, and this is no
+    reproduction. samples: per task. by_block: as RegMean's; a search keeps the eigenvectors of all matrices in
+    memory.
     """
 
     rho: Annotated[float, Within(*LIMITS)] = 0.05
@@ -74,7 +68,7 @@ class Bayesian(ByKind, prefix="bayesian: "):
     def __call__(self, experts: Experts, context: Context = ALONE) -> Merged:
         """Raises UserError without inputs, for names that no table has, and for an anchor that needs the input."""
         start = static(self.anchor, experts, context, "What is the prior's mean")
-        experts = replace(experts, separate_qkv=False)  # rows are solved one by one: it makes no difference
+        experts = replace(experts, separate_qkv=False)  # the same for inputs, as rows are solved one by one
         changes = {key: change_of(start, key) for key in experts.specs()}
         keys = matrices(experts, KINDS)
         if self.gram == "inputs":

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from merging.applied import is_turned, turned
 from merging.combined import Combined, Mix
 from merging.context import ALONE, Context
 from merging.deltas import LowRank
@@ -43,11 +44,13 @@ class DoMerging(Options):
             if (low_rank := experts.low_rank(key)) is not None:
                 if not low_rank.rank:
                     return None
-                apart = self._apart(low_rank, context.device)
-                return Mix(apart, torch.full((apart.parts,), weight))
-            tau = experts.tau(key)
+                turn = is_turned(experts, key)
+                apart = self._apart(low_rank.transposed() if turn else low_rank, context.device)
+                return Mix(apart.transposed() if turn else apart, torch.full((apart.parts,), weight))
+            tau = turned(experts, key, experts.tau(key))
             lengths = tau.norm(dim=1)
-            return weight * lengths.sum(0) * sum(tau * directions(lengths)[:, None], torch.zeros(()))
+            moved = weight * lengths.sum(0) * sum(tau * directions(lengths)[:, None], torch.zeros(()))
+            return turned(experts, key, moved)
 
         found = experts.in_threads(merge, keys)
         changes = Combined({key: change for key, change in found.items() if change is not None})

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from merging.applied import as_applied, as_stored
 from merging.context import Context
 from merging.experts import Experts
 from merging.merged import Merged
@@ -13,7 +14,7 @@ from merging.methods.quantised import KINDS, quantisable
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.options import Count, Share, Within
 from merging.packed import Grid, Packed
-from merging.regression import Equations, Normaliser, as_applied, as_stored, change_of, equations, matrices
+from merging.regression import Equations, Normaliser, change_of, equations, matrices
 from merging.resumed import Streams, calibrated
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from merging.affine import Gain, Layer, Terms
+from merging.applied import as_applied, as_stored
 from merging.calibration import Calibration
 from merging.context import Context
 from merging.experts import Experts
@@ -13,7 +14,7 @@ from merging.merged import Merged
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.options import Count, Options, Share, Within
-from merging.regression import Normaliser, as_applied, as_stored, change_of
+from merging.regression import Normaliser, change_of
 from merging.resumed import Streams, calibrated
 
 

@@ -1,5 +1,5 @@
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -41,7 +41,7 @@ class Fisher(Options):
 
     def __call__(self, experts: Experts, context: Context) -> Merged:
         """Raises UserError without inputs, and for a model with parameters that base and experts lack."""
-        data = context.unlabelled()
+        data, experts = context.unlabelled(), replace(experts, separate_qkv=False)  # by the model's own names
         weights_of(experts, data.tower())
         total = {key: torch.zeros(spec.shape) for key, spec in experts.specs().items()}
         moved = {key: torch.zeros(spec.shape) for key, spec in experts.specs().items()}

@@ -4,6 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from merging.applied import turned
 from merging.decompose.svd import SVD
 from merging.experts import Experts
 from merging.merged import Merged
@@ -27,6 +28,9 @@ class IsoCts(Options):
         def merge(key: str, tau: Tensor) -> Tensor:
             if tau.ndim != 3:
                 return tau.mean(0)
+            return turned(experts, key, isotropic(turned(experts, key, tau)))
+
+        def isotropic(tau: Tensor) -> Tensor:
             tasks, full = len(tau), min(tau.shape[1:])
             specific = min(round((full - int(full * self.common)) / tasks), full // tasks)  # directions per task
             ((u, s, vh),) = experts.svd(tau.sum(0, keepdim=True))

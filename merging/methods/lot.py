@@ -4,12 +4,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from merging.applied import as_stored
 from merging.context import Context
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.methods.reg_mean import averaged
 from merging.options import Count, Options, Share
-from merging.regression import Equations, as_stored, equations, matrices, of_experts
+from merging.regression import Equations, equations, matrices, of_experts
 
 
 @dataclass(frozen=True)

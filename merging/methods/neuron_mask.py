@@ -41,6 +41,11 @@ class NeuronMask:
             axis, block = experts.param(key).stored_axis, experts.param(key).block
             if axis is None or block is None or block not in masks:
                 return tau
+            if task not in row:
+                raise UserError(
+                    f"neuron_mask: then={type(self.then).__name__} merges {task}, no expert whose neurons were looked "
+                    f"at. Choose a method that merges the experts, such as task_arithmetic or ties."
+                )
             return self.neurons.apply(tau[None], masks[block][row[task], None], axis)[0]
 
         return call(self.then, experts.sparsified(keep), context)

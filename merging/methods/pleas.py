@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from merging.applied import as_applied, as_stored
 from merging.context import Context
 from merging.errors import UserError
 from merging.experts import Experts
@@ -12,17 +13,7 @@ from merging.merged import Merged
 from merging.methods.feat_cal import bias_of
 from merging.options import Count, Fraction, Options, Within
 from merging.permutations import STREAM, Couple, Moments, matched, orders_of_heads, turned
-from merging.regression import (
-    TINY,
-    Equations,
-    as_applied,
-    as_stored,
-    by_block,
-    expert_model,
-    expert_weight,
-    matrices,
-    put,
-)
+from merging.regression import TINY, Equations, by_block, expert_model, expert_weight, matrices, put
 
 KINDS = ("ffn", "attention", "projection")
 READ = ("attention_q", "attention_qkv", "ffn_in", "ffn_gate")  # one of all that read the same features

@@ -2,13 +2,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from merging.applied import as_applied
 from merging.context import ALONE, Context
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.methods.method import Method, static
 from merging.methods.task_arithmetic import TaskArithmetic
 from merging.packed import Grid, Packed
-from merging.regression import as_applied, matrices
+from merging.regression import matrices
 
 KINDS = ("ffn", "attention")
 

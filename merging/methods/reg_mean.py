@@ -5,12 +5,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from merging.applied import as_stored
 from merging.context import Context
 from merging.entries import entrywise
 from merging.experts import Experts
 from merging.merged import Merged
 from merging.options import Count, Options, Share
-from merging.regression import Equations, Measure, as_stored, by_block, equations, matrices, mean, of_experts
+from merging.regression import Equations, Measure, by_block, equations, matrices, mean, of_experts
 
 RIDGE = 1e-7  # of the mean diagonal: where hardly any input lies the mean stays, instead of a number without bound
 KINDS = ("ffn", "attention", "projection")

@@ -3,6 +3,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from merging.applied import is_turned, turned
 from merging.deltas import Delta, Dense, LowRank, Rows
 from merging.errors import UserError
 from merging.experts import Experts
@@ -57,10 +58,14 @@ class Smile(Options):
         if tau.ndim != 3:
             return Dense(tau)
         if self.split_qkv and (blocks := cut(key, tau)):
-            return Rows([self._low_rank(experts, block) for block in blocks[0]], blocks[1])
-        return self._low_rank(experts, tau)
+            return Rows([self._low_rank(experts, key, block) for block in blocks[0]], blocks[1])
+        return self._low_rank(experts, key, tau)
 
-    def _low_rank(self, experts: Experts, tau: Tensor) -> LowRank:
-        """U S and V^T of each task: the rows of V^T are orthonormal, so that the gate measures lengths with them."""
-        parts = experts.svd(tau, min(self.rank, *tau.shape[1:]))
-        return LowRank.of((part.u * part.s for part in parts), (part.vh for part in parts))
+    def _low_rank(self, experts: Experts, key: str, tau: Tensor) -> LowRank:
+        """U S and V^T of each task, of matrices [out, in], as they are stored.
+
+        The rows of V^T are orthonormal, so that the gate measures lengths with them.
+        """
+        parts = experts.svd(turned(experts, key, tau), min(self.rank, *tau.shape[1:]))
+        delta = LowRank.of((part.u * part.s for part in parts), (part.vh for part in parts))
+        return delta.transposed() if is_turned(experts, key) else delta

@@ -93,7 +93,7 @@ class TestDtypes:
             "not merged, the base's is kept although the experts' differ: bn.num_batches_tracked"
         ]
         assert load_file(merged.save(tmp_path / "merged.safetensors"))["bn.num_batches_tracked"] == 3
-        assert Experts.open(base, [base]).differing == ()
+        assert Experts.open(base, [base]).differing == ""
 
 
 class TestWhatIsNoTensor:

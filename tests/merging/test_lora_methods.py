@@ -9,7 +9,7 @@ from merging import Experts, UserError, merge
 from merging.checkpoints import StateDict
 from merging.checkpoints.lora import Lora, LoraConfig
 from merging.combined import mix_of
-from merging.methods import AsAdapter, Average, Cat, Dare, DoMerging, Emr, Knots, TaskArithmetic, Ties
+from merging.methods import AsAdapter, Average, Cat, Dare, DoMerging, Emr, Knots, RegMean, TaskArithmetic, Ties
 from merging.saving_adapter import check_adapters
 
 SHAPES = {"a.weight": (8, 20), "b.weight": (24, 9), "c.bias": (7,)}
@@ -155,3 +155,17 @@ def test_as_adapter_is_the_nearest_of_its_rank(then, rank):
                 kept = rank or (max(RANKS) if experts.low_rank(key) is not None else len(s))
                 expected = (u[:, :kept] * s[:kept]) @ vh[:kept]
             assert torch.allclose(merged.weight(key), expected, atol=FACTORS), key
+
+
+def test_as_adapter_keeps_its_rank_where_adapters_are_as_wide_as_the_matrix():
+    base = StateDict({"a.weight": torch.zeros(4, 100)})
+    factors = ({"a.lora_A.weight": drawn(8, 100, seed=t), "a.lora_B.weight": drawn(4, 8, seed=t + 9)} for t in (1, 2))
+    named = ({f"base_model.model.{name}": tensor for name, tensor in each.items()} for each in factors)
+    experts = Experts.open(base, [Lora(base, StateDict(each), LoraConfig(8, 8)) for each in named])
+    ranks = [torch.linalg.matrix_rank(AsAdapter(rank=rank)(experts).weight("a.weight")) for rank in (1, 2, None)]
+    assert ranks == [1, 2, 4]
+
+
+def test_what_runs_inputs_through_a_model_cannot_merge_coordinates():
+    with pytest.raises(UserError, match="knots: then=RegMean looks at data"):
+        Knots(then=RegMean())(adapted()[0])

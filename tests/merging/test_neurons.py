@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from ffns import close, small_towers
-from samples import Made, context, drawn, family, opened
+from samples import Made, applied, context, drawn, family, opened, tower
 from torch import nn
 
 from merging import Cache, Experts, UserError
 from merging import neurons as module
 from merging.calibration import Calibration
 from merging.context import ALONE, Context
+from merging.methods import Multitask, NeuronMask
 from merging.neurons import Neurons, chance, jaccard, largest_mass, largest_share, selected
 
 TASKS, HIDDEN = 3, 6
@@ -225,3 +226,8 @@ def test_unknown_names(knobs, message):
 def test_no_images_no_masks():
     with pytest.raises(UserError, match="uses unlabelled calibration inputs"):
         Neurons().masks(Experts.open(*family(1)), ALONE)
+
+
+def test_no_masks_for_a_model_that_is_none_of_the_experts():
+    with pytest.raises(UserError, match="neuron_mask: then=Multitask merges all tasks, no expert"):
+        applied(NeuronMask(then=Multitask()), opened(*family(2, tower())))

@@ -17,6 +17,7 @@ from merging.methods import (
     Duet,
     Emr,
     Expert,
+    Fisher,
     IsoC,
     NeuronMask,
     Single,
@@ -98,11 +99,8 @@ class TestView:
         for letter in "qkv":
             for kind in ("weight", "bias"):
                 key = f"{BLOCK}{letter}_proj_{kind}"
-                assert (
-                    BACKBONE.param(key).family == "attention"
-                    and BACKBONE.param(key).depth == 1
-                    and not BACKBONE.param(key).after
-                )
+                info = BACKBONE.param(key)
+                assert info.family == "attention" and info.depth == 1 and not info.after
                 assert key in seen.keys("attention")
 
     def test_the_numbers_of_the_fused_one(self):
@@ -129,7 +127,9 @@ class TestView:
 
 class TestStatic:
     @pytest.mark.parametrize(
-        "method", [Average(), TaskArithmetic(), TaskArithmetic(kinds={"attention": 0.7}), Ties(), Single()], **IDS
+        "method",
+        [Average(), TaskArithmetic(), TaskArithmetic(kinds={"attention": 0.7}), Ties(), Single(), Fisher(samples=4)],
+        **IDS,
     )
     def test_methods_that_work_entry_by_entry_give_the_same_bits(self, method):
         assert all(map(equal, dense(method), dense(method, False)))
