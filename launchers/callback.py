@@ -49,12 +49,12 @@ class Report(Callback):
 
     @one_paragraph()
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        check_output(Path(config.output))
+        check_output(config)
         plot_of(config)
 
     @one_paragraph()
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        check_output(Path(config.output))
+        check_output(config)
         check_saves(config)
         plot_of(config)
         if self.live:
@@ -66,7 +66,7 @@ class Report(Callback):
             with contextlib.suppress(OSError):  # where the disk is full the job's own error says so
                 (Path(config.hydra.runtime.output_dir) / ENDED).touch()
             if config.hydra.launcher._target_.endswith(".BasicLauncher"):
-                check_output(Path(config.output))  # Hydra's own files of the next job would end in a traceback
+                check_output(config)  # Hydra's own files of the next job would end in a traceback
 
     @one_paragraph()
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
@@ -78,9 +78,12 @@ class Report(Callback):
         show(Path(config.hydra.sweep.dir), plot_of(config))
 
 
-def check_output(folder: Path) -> None:
-    """Raises UserError unless files can be made in `folder` and its results, which may be a disk of its own."""
-    check_writable("output", folder)
+def check_output(config: DictConfig) -> None:
+    """Raises UserError unless `output` names a folder, and files can be made there and in its results, which may be a
+    disk of its own."""
+    if not isinstance(config.output, str) or not config.output:
+        raise UserError(f"output={config.output or ''} names no folder. Write output=<folder>, such as output=outputs.")
+    check_writable("output", folder := Path(config.output))
     if (results := folder / "results").exists():
         check_writable("output", results)
 

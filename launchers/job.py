@@ -33,7 +33,7 @@ from merging.experts import Experts
 from merging.files import write_text
 from merging.fit.gates import Oracle, Router
 from merging.methods import Base, Expert, Multitask
-from merging.methods.method import Method
+from merging.methods.method import Method, check_count
 from merging.owned import check_shared
 from tasks.data import SuiteData
 from tasks.evaluate import Grid
@@ -69,7 +69,11 @@ def run(config: DictConfig) -> list[str]:
         tracker.start(chosen.config, chosen.run_id, title, group_of(HydraConfig.get()))
         beside = list(reference_rows(references, folder, tracker))
         save = save or wanted_by(tracker, chosen, folder, config.redo)
-        row = finish(chosen, folder, tracker.log_task, config.redo, save, log_step=tracker.log)
+        try:
+            row = finish(chosen, folder, tracker.log_task, config.redo, save, log_step=tracker.log)
+        except Taken as taken:  # between the look and the claim
+            log.info(BUSY, chosen.label, taken)
+            return files
         shown = sorted([row, *beside], key=lambda row: row.created)
         tracker.finish(row, shown, draw(shown, output_dir) if tracker.pictures else {}, save and save.path)
     return files
@@ -223,6 +227,7 @@ def setup_of(
     known = _SETUPS.get(key)
     suite = instantiate(config.suite) if known is None else known.grid.suite
     check_learning(suite, method, router)
+    check_count(method, len(suite.names))
     if known is None:
         store = cache_of(config)
         files = state(config)

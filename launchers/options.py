@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError
 
 from launchers.sweeps.axes import GROUPS, names, parsed, unknown
 from launchers.sweeps.check import PARTS
@@ -28,9 +28,9 @@ BY_TASK = ("experts.paths", "suite.sources")  # mappings from tasks
 
 
 RUN: dict[str, Any] = {  # options that belong to no group -> their type; see conf/config.yaml
-    "seed": int, "split": Literal["test", "val"], "redo": bool, "output": str, "save": str | None,
-    "save_adapter": bool, "shard_gb": float, "push": str | None,
-    "save_dtype": Literal["fp32", "bf16", "fp16"] | None, "cache_gb": float, "plot": Mapping[str, Any] | None,
+    "seed": Annotated[int, Field(ge=0, lt=2**63)], "split": Literal["test", "val"], "probe": bool, "redo": bool,
+    "output": str, "save": str | None, "save_adapter": bool, "shard_gb": PositiveFloat, "push": str | None,
+    "save_dtype": Literal["fp32", "bf16", "fp16"] | None, "cache_gb": PositiveFloat, "plot": Mapping[str, Any] | None,
 }  # fmt: skip
 FINETUNE = RUN | {"folder": str, "every": float, "multitask": bool}  # conf/finetune.yaml
 MOTIVATION = RUN | {"mass": float}  # conf/motivation.yaml
@@ -127,9 +127,12 @@ def check_value(path: str, value: Any, annotation: Any) -> None:
     except ValidationError as error:
         errors = error.errors()
         null = ["null"] if NoneType in get_args(annotation) else []
-        if errors[0]["loc"] and get_origin(annotation) not in (Union, UnionType):  # a union's are its alternatives
-            path, value = ".".join([path, *map(str, errors[0]["loc"])]), errors[0]["input"]
-            errors, null = errors[:1], []
+        steps: Any = errors[0]["loc"]  # into mappings and lists, and then into the alternatives of a union
+        for step in steps:
+            if not isinstance(value, list | dict) or (isinstance(value, dict) and step not in value):
+                break
+            errors = [problem for problem in errors if step in problem["loc"]]
+            path, value, null = f"{path}.{step}", value[step], []
         messages = [problem["msg"].removeprefix("Input should be ") for problem in errors]
         right = list(dict.fromkeys([*messages, *null]))
         forms = [SPELLED[word] for word in right if word in SPELLED and not isinstance(value, list | dict)]

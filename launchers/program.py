@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from hydra.errors import CompactHydraException, InstantiationException
 
-from launchers.claims import Taken
 from launchers.cli_help import spelled
 from merging.errors import UserError
 
@@ -33,9 +32,6 @@ class Program:
         """
         try:
             return job()
-        except Taken as taken:  # between the look and the claim
-            log.info("being computed by %s; run the same command again for its row", taken)
-            return None
         except Exception as error:
             cause = error.__cause__ if isinstance(error, InstantiationException) else error
             readable = isinstance(cause, UserError)
@@ -50,6 +46,9 @@ class Program:
         self.process, self.failed = os.getpid(), 0
         try:
             command()
+        except BrokenPipeError:  # whoever read the output, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except KeyboardInterrupt:
             print(f"\nInterrupted. {self.resumes}", file=sys.stderr)
             return 130

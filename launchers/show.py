@@ -33,7 +33,7 @@ def pick(rows: Sequence[Row], prefix: str, where: str = RESULTS) -> Row:
         return next(iter(matching.values()))
     if matching:
         listed = "; ".join(f"{row.run_id} {row.method} seed {row.seed}" for row in [*matching.values()][:8])
-        raise UserError(f"{len(matching)} runs in {where} begin with {prefix}: {listed}. Give more digits.")
+        raise UserError(f"{len(matching)} runs in {where} begin with {prefix!r}: {listed}. Give more digits.")
     near = difflib.get_close_matches(prefix, [row.run_id for row in rows], 1, 0.5)
     guess = f"Did you mean {near[0]}?" if near else f"The newest is {rows[-1].run_id} ({rows[-1].method})."
     raise UserError(

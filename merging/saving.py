@@ -62,8 +62,10 @@ def rounded(key: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
 def is_folder(path: str | Path) -> bool:
     """Whether a path is to become a folder: it ends in / or is one. `*.safetensors` is a file.
 
-    Raises UserError for a new path that may be meant as either.
+    Raises UserError for a new path that may be meant as either, and for none.
     """
+    if not str(path):
+        raise UserError("There is no path to save to. Name a file, <name>.safetensors, or a folder, <name>/.")
     if str(path).endswith(("/", os.sep)) or Path(path).is_dir():
         return True
     if Path(path).suffix != ".safetensors" and not Path(path).exists():

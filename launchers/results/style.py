@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
+from merging.errors import UserError
 from merging.files import write_atomically
 
 PAGE, COLUMN = 6.75, 3.25  # inches: the text width of a paper in two columns, and one column
@@ -50,7 +51,9 @@ class Drawn:
 
     @styled
     def write(self, path: Path, dpi: int = 300) -> Path:
-        """Write it in the format that the path ends with."""
+        """Write it in the format that the path ends with. Raises UserError for one that there is not."""
+        if path.suffix[1:] not in (known := self.figure.canvas.get_supported_filetypes()):
+            raise UserError(f"{path} names no format of a picture. End it in one of .{', .'.join(sorted(known))}.")
         settle(self.figure)
         stamp = {"CreationDate": None} if path.suffix == ".pdf" else {}
         save = self.figure.savefig

@@ -111,7 +111,9 @@ def unknown(path: Sequence[str], known: Sequence[str], written: str | None = Non
     near = difflib.get_close_matches(path[-1], known, 1)
     guess = f" Did you mean {near[0]}?" if near else ""
     where = ".".join(path[:-1]) or "The configuration"
-    return f"There is no {written or '.'.join(path)}.{guess} {where} has: {', '.join(known)}."
+    return (
+        f"There is no {written or '.'.join(path)}.{guess} {where} has{': ' + ', '.join(known) if known else ' none'}."
+    )
 
 
 def names(keys: Iterable[Any]) -> list[str]:

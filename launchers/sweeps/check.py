@@ -21,7 +21,9 @@ ELSEWHERE = ("--config", "-c")  # flags that bring in folders which are not look
 
 
 def problem(arguments: Sequence[str]) -> str | None:
-    """What is wrong with the experiment of a command line, in one paragraph; None also where there is none to check."""
+    """What is wrong with the choices of a command line, in one paragraph, its experiment's too; None for nothing."""
+    if lacking := next(filter(None, map(_lacking, arguments)), None):
+        return lacking
     if any(argument.startswith(ELSEWHERE) for argument in arguments):
         return None
     if not any(re.match("experiment=(?!null$)", argument) for argument in arguments):
@@ -33,6 +35,19 @@ def problem(arguments: Sequence[str]) -> str | None:
     except HydraException:  # Hydra says what it cannot read
         pass
     return None
+
+
+def _lacking(argument: str) -> str | None:
+    """That an override leaves a part of the configuration out which every run needs."""
+    try:
+        override = parsed([argument])[0]
+    except HydraException:  # a flag, or Hydra says what it cannot read
+        return None
+    group = override.get_key_element().lstrip("~")
+    empty = override.is_delete() or (not override.is_sweep_override() and override.value() is None)
+    return (
+        f"There is no {group}, which every run needs. Choose one: {group}=<name>." if empty and group in PARTS else None
+    )
 
 
 def check(sweep: Sweep) -> int:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 from torch import Tensor
 
 from merging.decompose.tucker import Triple, Tucker, check, spectrum, stored
 from merging.errors import UserError
+from merging.preflight import check_range
 
 
 @dataclass(frozen=True)
@@ -28,30 +29,40 @@ class Ranks:
     in_value: float | None = None
     task: int | float | Literal["full"] = "full"
 
+    def __post_init__(self) -> None:
+        """Raises UserError for what makes no sense whatever is decomposed."""
+        if self.mode not in get_args(modes := get_type_hints(Ranks)["mode"]):
+            raise UserError(f"ranks: mode={self.mode!r} is unknown. Choose one of {', '.join(get_args(modes))}.")
+        if self.in_value is not None and self.mode in ("budget", "match_svd"):
+            raise UserError(f"ranks: mode={self.mode} takes one value for both sides. Leave in_value out.")
+        for name in ("value", "in_value", "task"):
+            size = getattr(self, name)
+            if size in (None, "full"):
+                continue
+            if isinstance(size, float) if name == "task" else self.mode in ("fraction", "energy"):
+                check_range(f"ranks: {name}", size, 0.0, 1.0)
+            elif size < 1 or size != int(size):
+                raise UserError(f"ranks: {name}={size} is out of range: it must be a whole number from 1.")
+
     def resolve(self, source: Tensor | Tucker) -> Triple:
         """(r_t, r_o, r_i) for a stack [T, m, n], or for one known by a decomposition that loses nothing of it.
 
         Energy and budget need all eigenvalues of Gram matrices: seconds for a stack with a side of thousands.
-        Raises UserError for values that make no sense, ranks above the full ones and budgets below ranks of one.
+        Raises UserError for ranks above the full ones and budgets below ranks of one.
         """
         tensor, (tasks, m, n) = (source.core, source.shape) if isinstance(source, Tucker) else (source, source.shape)
         limits, pair = check(source), (self.value, self.value if self.in_value is None else self.in_value)
-        shares = pair if self.mode in ("fraction", "energy") else ()
-        if not all(0 <= share <= 1 for share in (*shares, *([self.task] if isinstance(self.task, float) else []))):
-            raise UserError(f"Shares of ranks and of energy lie from 0 to 1; {self} has another.")
         if isinstance(self.task, float):
             first = max(1, _energy_rank(tensor, 0, self.task))
         else:
             first = limits[0] if self.task == "full" else self.task
         check(source, (first, *(pair if self.mode == "absolute" else (1, 1))))
         if self.mode in ("absolute", "fraction"):
-            ranks = [round(value * (min(m, n) if shares else 1)) for value in pair]
+            ranks = [round(value * (min(m, n) if self.mode == "fraction" else 1)) for value in pair]
         elif self.mode == "energy":
             ranks = [_energy_rank(tensor, mode, value) for mode, value in enumerate(pair, 1)]
-        elif self.mode in ("budget", "match_svd") and self.in_value is None:
-            ranks = self._afford((tasks, m, n), first, tensor)
         else:
-            raise UserError(f"Rank mode {self.mode!r} is unknown, or takes one value for both sides.")
+            ranks = self._afford((tasks, m, n), first, tensor)
         out, in_ = (max(1, min(rank, limit)) for rank, limit in zip(ranks, limits[1:], strict=True))
         return first, out, in_
 

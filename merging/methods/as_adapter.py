@@ -48,7 +48,7 @@ class AsAdapter(Options):
             change = changes[key]
             if factors is not None and not change.any():
                 return None
-            if change.ndim != 2 or rank >= min(change.shape):
+            if change.ndim != 2 or (factors is None and rank >= min(change.shape)):
                 return change
             u, s, vh = svd(change.to(experts.device), rank)
             return Mix(LowRank.of([(u * s).cpu()], [vh.cpu()]), torch.ones(1))

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from inspect import signature
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
-from merging.context import ALONE, Context
+from merging.context import ALONE, Context, nested
 from merging.errors import UserError
 from merging.experts import Experts, Sparsifier
 from merging.merged import Merged
+from merging.options import snake_case
 
 
 class Method(Protocol):
@@ -17,7 +18,8 @@ class Method(Protocol):
 
     A method that opens another split than calibration lists them as `splits`; one that makes an adapter of adapters, by
     adding task vectors or as products of its own, says `additive = True`, and one that keeps no changes of a large
-    model in memory says `streams = True`, with those inside it.
+    model in memory says `streams = True`, with those inside it. One that merges not any number of experts says how
+    many, as a range: `takes`.
     """
 
     needs: ClassVar[str]
@@ -40,8 +42,9 @@ def static(method: Method, experts: Experts, context: Context, role: str) -> Mer
 def call(method: Callable[..., Merged], experts: Experts, context: Context = ALONE) -> Merged:
     """`method(experts, context)`, or `method(experts)` where it takes one argument.
 
-    Raises UserError where no Merged comes back.
+    Raises UserError for more or fewer experts than it takes, and where no Merged comes back.
     """
+    check_count(method, len(experts.tasks))
     kinds = [parameter.kind.name for parameter in signature(method).parameters.values()]
     several = "VAR_POSITIONAL" in kinds or sum(kind.startswith("POSITIONAL") for kind in kinds) > 1
     with torch.inference_mode(False):  # a result is used outside of it too, and threads are not in it
@@ -52,6 +55,18 @@ def call(method: Callable[..., Merged], experts: Experts, context: Context = ALO
             f"experts.merged(...)."
         )
     return merged
+
+
+def check_count(method: Any, count: int) -> None:
+    """Raises UserError where a method, or one inside it, cannot merge that many experts."""
+    for part in nested(method):
+        takes = getattr(part, "takes", None)
+        if takes is not None and count not in takes:
+            most = takes.start if len(takes) == 1 else f"{takes.start} or more"
+            raise UserError(
+                f"{snake_case(type(part).__name__)} merges {most} experts, and here are {count}. Give as many, or "
+                f"choose a method that takes any number, such as average or karcher."
+            )
 
 
 class InFront:

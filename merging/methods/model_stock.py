@@ -4,7 +4,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from merging.errors import UserError
 from merging.experts import Experts
 from merging.inner_products import combined_by, products
 from merging.merged import Merged
@@ -27,8 +26,6 @@ class ModelStock(Options):
     takes: ClassVar[range] = range(2, 1 << 20)  # experts
 
     def __call__(self, experts: Experts) -> Merged:
-        if len(experts.tasks) not in self.takes:
-            raise UserError("model_stock: one expert has an angle to none. Give two or more, or choose another method.")
         gram = products(experts, by_row=self.unit == "row")
         return experts.merged(combined_by(experts, {key: self._coefficients(rows) for key, rows in gram.items()}))
 

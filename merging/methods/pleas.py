@@ -51,9 +51,7 @@ class Pleas(Options):
             raise UserError("pleas: solve=false averages all neurons. Leave ratio at 1.")
 
     def __call__(self, experts: Experts, context: Context) -> Merged:
-        """Raises UserError for another number of experts, and where features cannot be put in another order."""
-        if len(experts.tasks) not in self.takes:
-            raise UserError(f"pleas: two models are matched, and there are {len(experts.tasks)}. Give two experts.")
+        """Raises UserError where features cannot be put in another order."""
         experts, data = replace(experts, separate_qkv=False), context.unlabelled()
         couple = Couple(data, self.samples, *(expert_model(experts, data, task) for task in (0, 1)))
         first, second = ({key: expert_weight(experts, key, task) for key in experts.specs()} for task in (0, 1))

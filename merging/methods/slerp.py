@@ -4,7 +4,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from merging.errors import UserError
 from merging.experts import Experts
 from merging.inner_products import on_sphere
 from merging.merged import Merged
@@ -29,11 +28,6 @@ class Slerp(Options):
     takes: ClassVar[range] = range(2, 3)  # experts
 
     def __call__(self, experts: Experts) -> Merged:
-        if len(experts.tasks) not in self.takes:
-            raise UserError(
-                f"slerp: the arc is between two experts, and here are {len(experts.tasks)}. Choose two, or "
-                f"method=karcher, which takes any number."
-            )
         return experts.merged(on_sphere(experts, self.origin, self._between))
 
     def _between(self, gram: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ import re
 import console
 import pytest
 
+from launchers import job
+from launchers.claims import Taken
+
 MISTAKES = {
     "group": (["method=tise"], r"(?s)tise.*average.*ties.*tsv_m"),
     "key": (["method=ties", "method.densty=0.1"], r"There is no method\.densty\. Did you mean density\? method has: "),
@@ -40,6 +43,19 @@ MISTAKES = {
         r"plot of this command cannot be drawn: kind: .* Write e\.g\. \{kind: curve, x: ",
     ),
     "plot of nothing": (["plot=curve"], r"plot of this command cannot be drawn: curve is no mapping\."),
+    "no limit": (["cache_gb=-1"], r"cache_gb=-1 cannot be used: it must be greater than 0\."),
+    "seed": (["seed=99999999999999999999"], r"seed=9+ cannot be used: it must be less than 9223372036854775808\."),
+    "probe": (["probe=banana"], r"probe=banana cannot be used: it must be a valid boolean\."),
+    "ranks": (["method=duet", "method.ranks.value=-1"], r"ranks: value=-1 is out of range: it must lie in \[0"),
+    "number of experts": (["method=slerp", "suite.tasks=[cars]"], r"slerp merges 2 experts, and here are 1\."),
+    "nothing to choose": (["suite=null"], r"There is no suite, which every run needs\. Choose one: suite=<name>\."),
+    "nothing chosen": (["~method"], r"There is no method, which every run needs\. Choose one: method=<name>\."),
+    "value in a mapping": (
+        ["method.kinds.norm=abc"],
+        r"method\.kinds\.norm=abc cannot be used: it must be a valid num",
+    ),
+    "nowhere": (["save="], r"There is no path to save to\. Name a file, <name>\.safetensors, or a folder, <name>/\."),
+    "option of nothing": (["tracker.x=1"], r"There is no tracker\.x\. tracker has none\."),
     "environment": (["save=${oc.env:NOT_THERE}"], r"save has no value: .*variable 'NOT_THERE' not found"),
 }
 
@@ -65,6 +81,23 @@ def test_an_output_folder_that_cannot_be_written(duet_here, unwritable):
         code, _, errors = duet_here(unwritable, *mode)
         assert code == 1 and "Traceback" not in errors
         assert re.search(rf"Cannot write to output={unwritable}: Not a directory", errors), errors
+
+
+@pytest.mark.parametrize("named", ["", "null"])
+def test_an_output_that_names_no_folder(duet_here, tmp_path, monkeypatch, named):
+    for mode in ([], ["-m"]):
+        code, _, errors = duet_here(named, *mode)
+        assert code == 1 and errors == "output= names no folder. Write output=<folder>, such as output=outputs."
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_that_another_process_has_taken_since_is_no_failure(duet_here, output, monkeypatch):
+    def finish(cell, *_, **__):
+        raise Taken("node7, process 4711")
+
+    monkeypatch.setattr(job, "finish", finish)
+    code, _, errors = duet_here(output, "method=average")
+    assert code == 0 and "average: being computed by node7, process 4711; run the same command again" in errors
 
 
 def test_a_sweep_that_would_overwrite_its_own_models(duet_here, tmp_path):

@@ -20,7 +20,7 @@ from launchers.cli_help import hint, reaching
             ["method=dare", "method@method.then=ties", "method.then.merg=1"],
             "There is no method.then.merg. Did you mean merge?",
         ),
-        (["scale=fixed", "scale.scales=[1]"], "There is no scale.scales. scale has: "),
+        (["scale=fixed", "scale.scales=[1]"], "There is no scale.scales. scale has none."),
         (["method=ties,tsv_m", "method.densty=0.1"], "There is no method.densty. Did you mean density?"),
         (["router.gate.sess=early"], "There is no router.gate.sess. Did you mean sees? router.gate has: "),
         (["router=oracle", "router.gate.sees=early"], "There is no router.gate. router has: "),

@@ -1,12 +1,11 @@
 """A failed job fails the command, and the others go on."""
 
-import logging
+import subprocess
 import sys
 
 import pytest
 from hydra.errors import CompactHydraException
 
-from launchers.claims import Taken
 from launchers.program import Program
 from merging.errors import UserError
 
@@ -31,11 +30,13 @@ def test_failures_are_counted_and_told_as_one_paragraph(caplog):
     assert readable.getMessage() == "No such file. Name one." and not readable.exc_info and unreadable.exc_info
 
 
-def test_what_another_process_computes_is_no_failure(caplog):
-    caplog.set_level(logging.INFO)
-    program = Program("duet")
-    assert program.run(lambda: program.attempt(raising(Taken("node7, process 4711")))) == 0
-    assert "being computed by node7, process 4711" in caplog.text
+def test_a_reader_that_has_enough_is_no_failure():
+    script = "import os; from launchers.program import Program; p = Program('duet')\n" \
+             "raise SystemExit(p.run(lambda: [print('x' * 80) for _ in range(10_000)]))"  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (0, b"")
 
 
 def test_a_job_in_another_process_raises_its_failure_again():

@@ -238,7 +238,7 @@ def test_a_setting_may_be_scored_on_validation(output, duet_here):
     status, page, _ = duet_here(output, "method=average", "split=val")
     row = by_method(output)["average"]
     assert status == 0 and "mini8 (val split)" in page
-    assert {(split["name"], split["size"]) for split in row.splits.values()} == {("val", 20), ("val", 160)}
+    assert {(split["name"], split["size"]) for split in row.splits.values()} == {("val", 12), ("val", 160)}
     status, _, errors = duet_here(output, "method=average", "split=train")
     assert status == 1 and "split=train cannot be used: it must be 'test' or 'val'" in errors
 

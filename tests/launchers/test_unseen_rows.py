@@ -38,7 +38,7 @@ def test_a_command_leaves_unseen_tasks_out_and_scores_them(output, duet_here):
         assert (
             row.tasks == ["cars", "digits"] and set(row.accuracy) == {"cars", "digits"} and set(row.unseen) == {"signs"}
         )
-        assert row.splits["signs"]["size"] == 40
+        assert row.splits["signs"]["size"] == 25
     assert len(written["twin"].routing["unseen"]["signs"]) == 2 and "signs" not in written["twin"].routing["accuracy"]
 
     duet_here(output, "suite.tasks=[signs]", "method=base")

@@ -159,7 +159,7 @@ class TestBadInput:
     def test_more_or_fewer_models_than_two(self):
         for count in (1, 3):
             experts = opened(drawn_state(1), [drawn_state(1)] * count)
-            with pytest.raises(UserError, match=rf"two models are matched, and there are {count}"):
+            with pytest.raises(UserError, match=rf"pleas merges 2 experts, and here are {count}"):
                 call(Pleas(), experts)
 
     def test_heads_that_read_the_features_themselves(self):

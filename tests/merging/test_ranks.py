@@ -69,11 +69,20 @@ def test_ranks_of_a_stack_known_by_its_factors():
         assert ranks.resolve(known) == ranks.resolve(stack)
 
 
-SENSELESS = [Ranks("energy", 1.5), Ranks("fraction", -0.1), Ranks("best"), Ranks("budget", 99, 3)]
-SENSELESS += [Ranks("match_svd", 0), Ranks(value=0), Ranks(value=2.5), Ranks(value=1, task=2.0), Ranks(value=1, task=0)]
-
-
-@pytest.mark.parametrize("ranks", SENSELESS, ids=str)
-def test_choices_without_sense_are_refused(ranks):
-    with pytest.raises(UserError):
-        ranks.resolve(gaussian(3, 20, 10))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("energy", 1.5), r"ranks: value=1\.5 is out of range: it must lie in \[0\.0, 1\.0\]"),
+        (("fraction", -0.1), r"ranks: value=-0\.1 is out of range"),
+        (("fraction", 0.5, 2), r"ranks: in_value=2 is out of range"),
+        (("best",), r"ranks: mode='best' is unknown\. Choose one of absolute, fraction, energy, budget, match_svd"),
+        (("budget", 99, 3), r"ranks: mode=budget takes one value for both sides"),
+        (("match_svd", 0), r"ranks: value=0 is out of range: it must be a whole number from 1"),
+        (("absolute", 2.5), r"ranks: value=2\.5 is out of range: it must be a whole number from 1"),
+        (("absolute", 1, None, 2.0), r"ranks: task=2\.0 is out of range: it must lie in \[0\.0, 1\.0\]"),
+        (("absolute", 1, None, 0), r"ranks: task=0 is out of range: it must be a whole number from 1"),
+    ],
+)
+def test_choices_without_sense_are_refused_before_anything_is_decomposed(options, message):
+    with pytest.raises(UserError, match=message):
+        Ranks(*options)
