@@ -71,6 +71,10 @@ def test_the_picture_and_the_list_leave_out_what_is_told_the_true_task(tmp_path,
         main([str(tmp_path / "failed"), "--file", str(picture)])
     with pytest.raises(SystemExit, match="No result rows"):
         main([str(tmp_path)])
+    with pytest.raises(
+        SystemExit, match=r"front\.xyz names no format of a picture\. End it in one of .*\.png, .*\.svg"
+    ):
+        main([str(tmp_path / "results"), "--file", "front.xyz"])
 
 
 FIELD = [

@@ -98,11 +98,11 @@ def test_optuna_is_told_both_objectives_and_its_failures(output):
     needs("optuna")
     keys = ["experiment=pareto", "hydra.sweeper.n_trials=4", "method.routes=ffn", "method.unit=matrix",
             "method@method.rest=task_arithmetic", "router=oracle", "method.ranks.in_value=null"]  # fmt: skip
-    process = console.duet(output, *keys, "method.ranks.value=choice(0.125,7)")
-    assert process.returncode == 1 and "Failed experiment" in process.stderr, process.stderr  # shares lie from 0 to 1
+    process = console.duet(output, *keys, "method.ranks.mode=budget", "method.ranks.value=choice(100000,1)")
+    assert process.returncode == 1 and "Failed experiment" in process.stderr, process.stderr  # 1 number is no budget
     (folder,) = (output / "runs").iterdir()
     found = OmegaConf.load(folder / "optimization_results.yaml").solutions
-    made = {row.method: row for row in rows.read(output / "results") if row.status == "ok"}  # 7 leaves its error
+    made = {row.method: row for row in rows.read(output / "results") if row.status == "ok"}  # 1 leaves its error
     duet, expert = made["duet"], made["expert"]
     norm = sum(duet.accuracy[task] / expert.accuracy[task] for task in duet.tasks) / len(duet.tasks)
     (values,) = {tuple(solution["values"]) for solution in found}
