@@ -34,6 +34,7 @@ PASSING = (408, 429, 500, 502, 503, 504)  # HTTP statuses worth another attempt
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # what the client raises: errors of its HTTP library, of which its own are a kind, and OSError
 ERRORS = (*(base for base in errors.HfHubHTTPError.__bases__ if issubclass(base, Exception)), OSError)
+_KNOWN: dict[tuple[Any, ...], Path] = {}  # what this process has asked for
 log = logging.getLogger(__name__)
 
 
@@ -95,6 +96,7 @@ class Missing(UserError):
 def fetch(file: HubFile, cache: Cache | None = None) -> Path:
     """The path of a file in the local cache of the hub, downloaded now if it is not there.
 
+    The hub is asked once by a process: what it has meanwhile under the same name would be another file in one table.
     A file kept in LFS must have the sha256 that its name in the cache says: a download is checked always, an older one
     if `cache` is given, which remembers it. What does not pass is removed and fetched again, ATTEMPTS times in all.
     Raises UserError: no connection, no such file (Missing), no access, disk full, or still damaged.
@@ -119,7 +121,9 @@ def check_room(downloads: Sequence[Download]) -> None:
 
 
 def _fetched(file: HubFile, cache: Cache | None) -> Path:
-    problem = ""
+    problem, asked = "", (file, constants.ENDPOINT, _folder())
+    if (known := _KNOWN.get(asked)) is not None and known.exists() and (cache is None or _is_whole(known, cache)):
+        return known
     for attempt in range(ATTEMPTS):
         before = file.cached
         if before is None:
@@ -134,6 +138,7 @@ def _fetched(file: HubFile, cache: Cache | None) -> Path:
             time.sleep(2**attempt)
             continue
         if (path == before and cache is None) or _is_whole(path, cache):
+            _KNOWN[asked] = path
             return path
         problem = "what came has another sha256 than the hub announces"
         path.resolve().unlink(missing_ok=True)

@@ -1,12 +1,15 @@
 """Fixtures of the tests of launchers/."""
 
+import json
 import os
+import shutil
 import sys
 from types import SimpleNamespace
 
 import console
 import pytest
 from console import by_method
+from filelock import FileLock
 
 from launchers import job, run
 
@@ -22,10 +25,21 @@ def nobody_is_logged_in(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def first_run(tmp_path_factory):
-    """The first run of all, which trains the experts: its process, output folder and rows by method."""
-    output = tmp_path_factory.mktemp("first") / "outputs"
-    process = console.duet(output, "scale=search", "scale.scales=[0.3,1.0]")
-    assert process.returncode == 0, process.stderr
+    """The first run of all, which trains the experts: what it printed, its output folder and rows by method.
+
+    One of the processes that share the tests makes it, and all work on copies.
+    """
+    shared, output = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("first") / "outputs"
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    made, printed = shared / "first_of_all", shared / "first_of_all.json"
+    with FileLock(shared / "first_of_all.lock"):
+        if not printed.exists():
+            made.mkdir()
+            process = console.duet(made / "outputs", "scale=search", "scale.scales=[0.3,1.0]")
+            assert process.returncode == 0, process.stderr
+            printed.write_text(json.dumps({"stdout": process.stdout, "stderr": process.stderr}))
+    shutil.copytree(made, output.parent, dirs_exist_ok=True)
+    process = SimpleNamespace(**json.loads(printed.read_text()))
     return SimpleNamespace(process=process, output=output, rows=by_method(output))
 
 

@@ -23,28 +23,22 @@ def printed(capsys, name):
     return lines[2:], text
 
 
-def test_floor_and_methods_are_measured_and_printed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    main(["merge", *TINY, "--methods", "Ties", "TsvM"])
-    lines, _ = printed(capsys, "merge")
-    titles = ["floor: read all, write one", "content ids, once per file", "Ties", "Ties, of new files"]
-    titles += ["TsvM, cold", "TsvM, warm"]
-    assert [row[0] for row in lines] == titles
-    assert all(float(row[index]) > 0 for row in lines for index in (1, 4, 5))
-    assert all(0 <= float(row[2]) <= float(row[1]) and float(row[3]) >= 0 for row in lines)
-    assert lines[0][3] == "1.00"
-    assert not list(tmp_path.rglob("merged*"))
-
-
-def test_fusion_bench_is_measured_beside_ours_on_experts_of_falling_spectra(tmp_path, monkeypatch, capsys):
+def test_what_is_measured_is_printed_with_fusion_bench_beside_ours(tmp_path, monkeypatch, capsys):
+    """On experts of falling spectra."""
     monkeypatch.chdir(tmp_path)
     python = tmp_path / "python"  # what has fusion-bench: NAME OUTPUT BASE EXPERT ... after the script's own path
     python.write_text('#!/bin/sh\ncp "$4" "$3"; echo working; echo "$2" >> asked; echo 0.5')
     python.chmod(0o755)
     main(["merge", *TINY, "--methods", "Ties", "TsvM", "--decaying", "--fusion-bench", str(python)])
     lines, text = printed(capsys, "merge")
-    assert lines[-1][0] == "FusionBench: TsvM" and lines[-1][2] == "0.50" and "falling as 1 / k" in text
-    assert (tmp_path / "asked").read_text() == "TsvM\n"
+    titles = ["floor: read all, write one", "content ids, once per file", "Ties", "Ties, of new files"]
+    titles += ["TsvM, cold", "TsvM, warm", "FusionBench: TsvM"]
+    assert [row[0] for row in lines] == titles
+    *ours, theirs = lines
+    assert all(float(row[index]) > 0 for row in ours for index in (1, 4, 5))
+    assert all(0 <= float(row[2]) <= float(row[1]) and float(row[3]) >= 0 for row in ours)
+    assert lines[0][3] == "1.00" and theirs[2] == "0.50" and "falling as 1 / k" in text
+    assert (tmp_path / "asked").read_text() == "TsvM\n" and not list(tmp_path.rglob("merged*"))
     base, expert = (load_file(next(tmp_path.rglob(f"decaying/{name}.safetensors"))) for name in ("base", "expert3"))
     key = next(key for key, weight in base.items() if weight.ndim == 2 and min(weight.shape) >= 16)
     change = expert[key] - base[key]

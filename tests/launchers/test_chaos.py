@@ -30,7 +30,7 @@ TINY = [
     "engine.batch=8",
 ]
 METHODS = "method=average,duet"
-KILLS = 30
+KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_the_undisturbed_sweep_tells_seeds_and_methods_apart(chaos):
 def test_killed_between_changes_to_files(chaos, name, seeds, kinds, farthest):
     """Just before a random one of the next changes: claims without rows, rows with claims, half-written files."""
     output = chaos.folder / f"{name}0"
-    for number in range(8):
+    for number in range(6):
         deadly = chaos.chance.randint(1, farthest)
         if not chaos.note(output, chaos.ended(chaos.started(output, seeds, deadly, kinds))):
             chaos.check(output, seeds)
@@ -139,7 +139,7 @@ def test_killed_between_changes_to_files(chaos, name, seeds, kinds, farthest):
 @pytest.mark.parametrize("seeds", ["0", "1"])
 def test_killed_at_random_moments(chaos, seeds):
     output, longest, before = chaos.folder / f"moments{seeds}", chaos.seconds / 2, chaos.killed
-    while chaos.killed < before + 4:
+    while chaos.killed < before + 3:
         child = chaos.started(output, seeds)
         time.sleep(chaos.chance.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_killed_at_random_moments(chaos, seeds):
 def test_one_of_two_is_killed(chaos):
     """The other one goes on and never waits for the dead; what the dead had claimed is done by the next command."""
     for number in itertools.count():
-        if chaos.killed >= KILLS and number >= 3:
+        if chaos.killed >= KILLS and number >= 2:
             break
         output, seeds = chaos.folder / f"beside{number}", "01"[number % 2]
         worker = chaos.started(output, seeds, chaos.chance.randint(1, chaos.changes // 3))
@@ -182,7 +182,7 @@ def test_two_sweeps_write_to_one_folder(chaos):
 def test_the_kills_met_every_phase(chaos):
     """Not processes that had not begun, or had ended."""
     assert chaos.killed >= KILLS
-    few = {"experts": 3, "claim": 8, "gates or scores": 3, "half a file": 3, "between rows": 8}
+    few = {"experts": 2, "claim": 5, "gates or scores": 2, "half a file": 2, "between rows": 5}
     assert {name: chaos.met[name] for name, least in few.items() if chaos.met[name] < least} == {}
 
 

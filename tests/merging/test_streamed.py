@@ -94,9 +94,9 @@ def test_coefficients_by_kind(streaming, tmp_path):
     ids=str,
 )  # fmt: skip
 def test_memory_does_not_grow_with_the_model(method, streaming, tmp_path):
-    """A matrix a hundred times larger takes a few of its blocks; TIES, left out, keeps 64 MB more."""
+    """A matrix thirty times larger takes a few of its blocks; TIES, left out, keeps 64 MB more."""
     peaks = []
-    for rows in (8, 800):
+    for rows in (8, 240):
         shapes = {"h.0.attn.c_attn.weight": (rows, 24), "h.1.mlp.c_fc.weight": (rows, 24), "h.0.ln_1.weight": (8,)}
         base, tuned = family(3, shapes)
         (folder := tmp_path / str(rows)).mkdir()
@@ -105,7 +105,7 @@ def test_memory_does_not_grow_with_the_model(method, streaming, tmp_path):
         streaming()
         run = lambda: merge(method, paths[0], paths[1:]).save(folder / "merged.safetensors")  # noqa: B023, E731
         peaks.append(tensor_bytes(run)[0])
-    assert peaks[1] < 4 * 800 * 24 and peaks[1] < 3 * peaks[0] + 4096  # less than one matrix in fp32
+    assert peaks[1] < 4 * 240 * 24 and peaks[1] < 3 * peaks[0] + 4096  # less than one matrix in fp32
 
 
 def test_what_lies_in_memory_is_merged_at_once(streaming):
