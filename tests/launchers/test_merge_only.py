@@ -118,7 +118,7 @@ REFUSED = {
     ),
     "a model of the Hub": ({"experts.base": "some/llama"}, r"There is no .*folder of.* hf download some/llama --local"),
     "no base": ({"experts.base": "???"}, r"experts\.base has no value\. Set it: experts\.base="),
-    "no size": ({"shard_gb": "0"}, r"shard_gb=0 is out of range"),
+    "no size": ({"shard_gb": "0"}, r"shard_gb=0 cannot be used: it must be greater than 0"),
     "no paths": ({"experts.paths": "[]"}, r"There is no task to merge"),
 }
 
